@@ -1,0 +1,77 @@
+"""Checks that every selection method shares: its request before the work, its result after."""
+
+import numpy as np
+import torch
+
+from data_selection.errors import UserError
+
+
+def check_request(features, budget, labelled=(), excluded=()):
+    """Check a selection's request.
+
+    features: (N, D) float tensor or NumPy array. budget: int. labelled, excluded: pool indices.
+    Returns (labelled, candidates): two ascending int64 tensors on the CPU; candidates are the indices that may be
+    chosen. Raises UserError where the shape, the budget or an id is wrong. Values are not read here (a memory map may
+    be larger than memory): methods call check_finite on the blocks they read anyway.
+    """
+    if features.ndim != 2 or min(features.shape) < 1:
+        raise UserError(f"features have shape {tuple(features.shape)}; a non-empty (images, dimensions) table is needed")
+    if not (features.is_floating_point() if torch.is_tensor(features) else np.issubdtype(features.dtype, np.floating)):
+        raise UserError(f"features have type {features.dtype}; a float type is needed")
+    n = len(features)
+    labelled, excluded = check_ids(labelled, n, "labelled"), check_ids(excluded, n, "excluded")
+    free = torch.ones(n, dtype=torch.bool)
+    free[labelled] = False
+    free[excluded] = False
+    candidates = free.nonzero()[:, 0]
+    if isinstance(budget, bool) or not isinstance(budget, (int, np.integer)):
+        raise UserError(f"budget {budget!r} is not a whole number of images")
+    if not 1 <= budget <= len(candidates):
+        taken = n - len(candidates)
+        where = f"{n} images" + (f", {taken} of them labelled or excluded" if taken else "")
+        raise UserError(f"budget {budget} is outside 1..{len(candidates)} (pool: {where}): choose another budget")
+    return labelled.sort().values, candidates
+
+
+def check_ids(ids, pool_size, what):
+    """Pool indices as an int64 tensor on the CPU, order kept. Raises UserError where one repeats or is out of range."""
+    values = torch.as_tensor(ids if torch.is_tensor(ids) else list(ids)).cpu()
+    if values.numel() == 0:
+        return torch.empty(0, dtype=torch.int64)
+    if values.ndim != 1 or values.is_floating_point() or values.dtype == torch.bool:
+        raise UserError(f"{what} ids must be a flat list of whole numbers, not {values.dtype} of shape {list(values.shape)}")
+    values = values.to(torch.int64)
+    low, high = values.min().item(), values.max().item()
+    if low < 0 or high >= pool_size:
+        bad = low if low < 0 else high
+        raise UserError(f"{what} id {bad} is outside the pool's 0..{pool_size - 1}: were the ids made from another pool?")
+    distinct, counts = values.unique(return_counts=True)
+    if len(distinct) < len(values):
+        raise UserError(
+            f"{what} ids hold {len(values)} entries but only {len(distinct)} distinct ones; "
+            f"id {distinct[counts > 1][0].item()} is repeated: remove the repeats"
+        )
+    return values
+
+
+def check_finite(block, first_row=0):
+    """Raise UserError naming the first row of block (rows, D) that holds NaN or infinity."""
+    if not torch.isfinite(block.sum()):  # one pass; the sum is not finite whenever a value is not
+        bad = (~torch.isfinite(block).all(dim=1)).nonzero()
+        if len(bad):  # else the sum of finite values overflowed
+            raise UserError(f"features hold NaN or infinity, first in row {first_row + bad[0].item()}: extract them again")
+
+
+def check_selection(ids, budget, pool_size, labelled=(), excluded=()):
+    """The last line of every method: (budget,) distinct int64 ids, none labelled or excluded. Returns ids on the CPU.
+
+    A failure here is a bug of the method, not the user's mistake: RuntimeError.
+    """
+    ids = torch.as_tensor(ids).to("cpu", torch.int64)
+    barred = set(torch.as_tensor(labelled).tolist()) | set(torch.as_tensor(excluded).tolist())
+    chosen = ids.tolist()
+    if len(chosen) != budget or len(set(chosen)) != budget or not barred.isdisjoint(chosen):
+        raise RuntimeError(f"asked for {budget} ids, got {len(chosen)} with {len(set(chosen) - barred)} admissible ones")
+    if min(chosen) < 0 or max(chosen) >= pool_size:
+        raise RuntimeError(f"ids {min(chosen)}..{max(chosen)} leave the pool of {pool_size}")
+    return ids

@@ -1,0 +1,91 @@
+"""Start-up under a launcher (torchrun, python -m torch.distributed.launch) or without one; the device is chosen here."""
+
+import contextlib
+import datetime
+import os
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+from data_selection.errors import UserError
+
+TIMEOUT = datetime.timedelta(minutes=30)  # ranks wait for each other while rank 0 downloads weights or data
+
+
+@dataclass(frozen=True)
+class World:
+    """Who this process is: rank 0..size-1, its device, and whether it may write files and print."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def is_main(self):
+        return self.rank == 0
+
+    def sum_(self, tensor):
+        """Add a tensor up over the ranks, in place; returns it."""
+        if self.size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def barrier(self):
+        """Wait for every rank."""
+        if self.size > 1:
+            dist.barrier()
+
+    def broadcast_object(self, value):
+        """Rank 0's (picklable) value, on every rank."""
+        box = [value]
+        if self.size > 1:
+            dist.broadcast_object_list(box, src=0, device=self.device)
+        return box[0]
+
+
+def pick_device(name, local_rank=0):
+    """torch.device of `auto`, `cpu`, `cuda` or `cuda:N`; a process of a launcher takes its own GPU.
+
+    Raises UserError for an unknown name or a CUDA device that is not there.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"unknown device {name!r}: use auto, cpu, cuda or cuda:N") from None
+    if device.type == "cuda":
+        count = torch.cuda.device_count()
+        index = local_rank if device.index is None else device.index
+        if index >= count:
+            raise UserError(f"device {name!r} (GPU {index}) asked for, {count} CUDA GPUs are visible: try --device cpu")
+        return torch.device("cuda", index)
+    return device
+
+
+@contextlib.contextmanager
+def start(device="auto"):
+    """The World of this process; the process group (nccl on CUDA, gloo on CPU) ends with the block.
+
+    A launcher's environment (RANK, WORLD_SIZE, LOCAL_RANK) makes a group, also of one process; without it there is
+    none. A SLURM variable alone changes nothing (the released trainer took any srun shell for a launcher).
+    """
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
+        yield World(0, 1, pick_device(device))
+        return
+    try:
+        rank, size, local_rank = (int(os.environ.get(name, 0)) for name in names)
+    except ValueError:
+        values = {name: os.environ.get(name) for name in names}
+        raise UserError(f"launcher variables {values} are not whole numbers: start with torchrun") from None
+    device = pick_device(device, local_rank)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, rank=rank, world_size=size, timeout=TIMEOUT)
+    try:
+        yield World(rank, size, device)
+    finally:
+        dist.destroy_process_group()

@@ -1,0 +1,30 @@
+"""A user's mistake ends in one clear line and exit status 2; everything else keeps its traceback."""
+
+import os
+import sys
+
+
+class UserError(ValueError):
+    """A mistake the user can mend. Its text names the value, what is allowed and the next step."""
+
+
+def run(main, argv=None):
+    """Call main(argv) and return the exit status: 0, 2 for a user's mistake (one line on stderr), 130 for Ctrl-C."""
+    try:
+        main(argv)
+        sys.stdout.flush()
+    except UserError as error:
+        return _say(f"error: {error}", 2)
+    except (FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError) as error:
+        return _say(f"error: {error.strerror}: {error.filename}", 2)
+    except KeyboardInterrupt:
+        return _say("interrupted", 130)
+    except BrokenPipeError:  # `... | head`: nobody reads on, and Python's own flush at exit would complain again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return 0
+
+
+def _say(line, status):
+    print(line, file=sys.stderr)
+    return status

@@ -1,0 +1,130 @@
+"""Subset lists: budgets, reading, checking, default names, writing with provenance."""
+
+import json
+import platform
+import subprocess
+import sys
+from decimal import Decimal, InvalidOperation
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from data_selection.checks import check_ids
+from data_selection.errors import UserError
+from data_selection.feature_table import read_json, sidecar, write_sidecar
+from data_selection.files import atomic_write, sha256
+
+ROOT = Path(__file__).resolve().parents[1]
+SUBSETS = ROOT / "subsets"
+
+
+def budget_from_percent(pool_size, percent):
+    """Images that `percent` (0-100; number or text) of a pool makes, rounded down exactly: 0.29 % of 50,000 is 145.
+
+    The released programs compute in binary floating point and lose one image at some percents.
+    """
+    try:
+        exact = Decimal(str(percent))
+    except InvalidOperation:
+        raise UserError(f"percent {percent!r} is not a number") from None
+    budget = int(exact * pool_size / 100) if exact.is_finite() else 0
+    if not 1 <= budget <= pool_size:
+        raise UserError(
+            f"{percent} % of {pool_size} images is a budget of {budget}; allowed: 1..{pool_size} images, "
+            f"so at least {100 / pool_size:.6g} % and at most 100 %"
+        )
+    return budget
+
+
+def load_subset(path, pool_size):
+    """The ids of a subset file: an int64 tensor in file order, each in 0..pool_size-1, none repeated.
+
+    Raises UserError where the file is missing, no JSON list of whole numbers, empty, out of range or repeating.
+    """
+    values = read_json(path)
+    if not isinstance(values, list) or not values or not all(type(value) is int for value in values):
+        raise UserError(f"subset file {path} must be a non-empty JSON list of whole numbers")
+    return check_ids(values, pool_size, f"subset file {path}:")
+
+
+def save_subset(path, ids, provenance=None, *, order="given"):
+    """Write ids as the released programs do, a bare JSON array; order: `given` (BiLAF) or `sorted` (ActiveFT).
+
+    The provenance (a dictionary) goes to X.provenance.json beside it, written first: a subset without its provenance
+    never appears. Returns the path.
+    """
+    values = torch.as_tensor(ids).tolist()
+    if order == "sorted":
+        values.sort()
+    write_sidecar(path, "provenance", provenance)
+    with atomic_write(path, "w") as handle:
+        json.dump(values, handle)
+    return Path(path)
+
+
+def activeft_name(stem, config, count, seed=0):
+    """The released default name of an ActiveFT subset, plus `_seed_S` where the seed is not 0.
+
+    config needs temperature, lr, scheduler, balance, max_iter and distance.
+    """
+    balance = "" if config.balance == 1 else f"_br_{config.balance:.2f}"
+    return (
+        f"{stem}_ActiveFT_{config.distance}_temp_{config.temperature:.2f}_lr_{config.lr:.6f}"
+        f"_scheduler_{config.scheduler}{balance}_iter_{config.max_iter}_sampleNum_{count}{seed_suffix(seed)}.json"
+    )
+
+
+def bilaf_name(budget, cores, seed=0):
+    """The released default name of a BiLAF subset, plus `_seed_S` where the seed is not 0."""
+    return f"Density_{budget}_from_ActiveFT{cores}{seed_suffix(seed)}.json"
+
+
+def method_name(stem, method, count, seed=0):
+    """The default name of a subset of any other method."""
+    return f"{stem}_{method}_sampleNum_{count}{seed_suffix(seed)}.json"
+
+
+def seed_suffix(seed):
+    return "" if seed == 0 else f"_seed_{seed}"
+
+
+def describe(table, *, method, config, seed, budget, command=None):
+    """The provenance of a selection: method, config, seed, budget, feature file, backbone, versions, command.
+
+    table: the FeatureTable selected from. config: a dictionary.
+    """
+    source = sidecar(table.path, "provenance") if table.path else None
+    return {
+        "method": method,
+        "config": config,
+        "seed": seed,
+        "budget": budget,
+        "features": {
+            "file": Path(table.path).name if table.path else None,
+            "shape": list(table.features.shape),
+            "sha256": sha256(table.path) if table.path else None,
+            "provenance": read_json(source) if source and source.exists() else None,
+        },
+        "versions": versions(),
+        "command": command if command is not None else [Path(sys.argv[0]).name, *sys.argv[1:]],
+    }
+
+
+def versions():
+    """Versions that a result may depend on, and this project's commit where it is a checkout."""
+    return {
+        "python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__, "commit": commit(),
+    }  # fmt: skip
+
+
+def commit():
+    """The checkout's commit, with -dirty where files differ from it, or None outside a checkout."""
+    try:
+        done = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
+            cwd=ROOT, capture_output=True, text=True, timeout=10, check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
