@@ -1,7 +1,227 @@
+"""Build a backbone by name and load its weights strictly: every difference is declared by the caller or an error."""
+
+import argparse
+import difflib
+import pickle
+from fnmatch import fnmatchcase
 from pathlib import Path
-from timm.models.vision_transformer import VisionTransformer
+from typing import NamedTuple
+
+import torch
+
+from data_selection.downloads import fetch_weights
+from data_selection.errors import UserError
+
 DEMO_WEIGHTS = Path(__file__).parent / "demo" / "demo_vit.safetensors"
-def build_model(name, num_classes=0, drop_path_rate=0.0):
-    return VisionTransformer(img_size=28, patch_size=7, in_chans=3, embed_dim=192, depth=DEPTH, num_heads=3, num_classes=num_classes, drop_path_rate=drop_path_rate, dynamic_img_size=True)
-import os
-DEPTH=int(os.environ.get("DEPTH","4"))
+WIDTHS = {"vit_tiny": (192, 3), "vit_small": (384, 6), "vit_base": (768, 12)}  # embedding, heads; as in DINO and DeiT
+DINO = "https://dl.fbaipublicfiles.com/dino/"
+DINO_WEIGHTS = {
+    (arch, patch): f"{DINO}{stem}/{stem}.pth"
+    for arch, patch, stem in (
+        ("vit_small", 16, "dino_deitsmall16_pretrain"),
+        ("vit_small", 8, "dino_deitsmall8_pretrain"),
+        ("vit_base", 16, "dino_vitbase16_pretrain"),
+        ("vit_base", 8, "dino_vitbase8_pretrain"),
+    )
+}
+DINO_HEAD = ("head.mlp.*", "head.last_layer.*")  # the projection head of a full DINO checkpoint: no part of a backbone
+WRAPPINGS = ("model", "state_dict", "teacher", "student")  # entries of a checkpoint that may hold the weights
+PREFIXES = ("module.", "backbone.", "_orig_mod.")  # left by DistributedDataParallel, DINO and torch.compile
+
+
+class Loaded(NamedTuple):
+    """What load_weights did: the local file, and the declared differences (names of tensors)."""
+
+    path: Path
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
+
+
+def build_model(name, num_classes=0, drop_rate=0.0, drop_path_rate=0.0, *, patch_size=16):
+    """A timm model with fresh weights; num_classes=0 gives features instead of logits.
+
+    name: `demo_vit` (28 x 28 images, 4 blocks), `vit_tiny` / `vit_small` / `vit_base` (224 x 224 images; DINO's and
+    DeiT's ViTs, LayerNorm eps 1e-6; patch_size is for these), or any name of timm, with or without `timm:` before it.
+    Raises UserError for an unknown name.
+    """
+    import timm  # slow to import: --help must not wait for it
+    from timm.models.vision_transformer import VisionTransformer
+
+    rates = {"num_classes": num_classes, "drop_rate": drop_rate, "drop_path_rate": drop_path_rate}
+    if name == "demo_vit":
+        return VisionTransformer(
+            img_size=28, patch_size=7, embed_dim=192, depth=4, num_heads=3, dynamic_img_size=True, **rates
+        )
+    if name in WIDTHS:
+        width, heads = WIDTHS[name]
+        return VisionTransformer(
+            img_size=224, patch_size=patch_size, embed_dim=width, depth=12, num_heads=heads, **rates
+        )
+    timm_name = name.removeprefix("timm:")
+    if not timm.is_model(timm_name):
+        known = ["demo_vit", *WIDTHS, *timm.list_models()]
+        close = difflib.get_close_matches(timm_name, known, 3, 0.6)
+        raise UserError(
+            f"unknown backbone {name!r}: use demo_vit, {', '.join(WIDTHS)} or a timm name"
+            + (f" (close: {', '.join(close)})" if close else "")
+        )
+    # timm drops None; some families do not take drop_path_rate at all
+    return timm.create_model(timm_name, pretrained=False, **rates | {"drop_path_rate": drop_path_rate or None})
+
+
+def default_weights(name, patch_size=16):
+    """Where the pretrained weights of a backbone come from: a path or a URL. Raises UserError where none are known."""
+    if name == "demo_vit":
+        return DEMO_WEIGHTS
+    if (name, patch_size) in DINO_WEIGHTS:
+        return DINO_WEIGHTS[name, patch_size]
+    known = ", ".join(f"{arch}/{patch}" for arch, patch in DINO_WEIGHTS)
+    raise UserError(
+        f"no pretrained weights are known for {name} with patch size {patch_size} (known: demo_vit, {known}): give a file"
+    )
+
+
+def load_weights(
+    model, source, *, checkpoint_key="teacher", allow_missing=(), allow_unexpected=(), resize_pos_embed=False, log=print
+):
+    """Load pretrained weights into model, in place; float16 ones are cast. Returns Loaded.
+
+    source: a .pth / .pt / .safetensors file or an https address (fetched into torch.hub's cache); a path that does
+    not exist is an error, never a download. Entries `checkpoint_key`, model, state_dict, teacher, student and the
+    prefixes module., backbone., _orig_mod. are unwrapped. allow_missing, allow_unexpected: patterns (fnmatch) of tensor
+    names that the file may lack, or hold in another shape, and that it may hold in excess. resize_pos_embed: resample
+    `pos_embed` (bicubic) where the model's patch grid differs. log: called with one line per declared difference.
+    Raises UserError, listing both sides, where anything else differs; the model is then unchanged.
+
+    Deviation from the released code, which ignored missing tensors, and downloaded other weights for a mistyped path.
+    """
+    path = _local_file(source)
+    own = model.state_dict()
+    given = strip_prefixes(unwrap(read_checkpoint(path), checkpoint_key, path), own, path)
+    if resize_pos_embed and "pos_embed" in given and "pos_embed" in own:
+        given["pos_embed"] = _resample(given["pos_embed"], model, own["pos_embed"], log)
+
+    def differs(key):
+        return given[key].shape != own[key].shape
+
+    missing = [key for key in own if key not in given or (differs(key) and _declared(key, allow_missing))]
+    unexpected = [key for key in given if key not in own]
+    shapes = [key for key in own if key in given and differs(key) and key not in missing]
+    undeclared = [key for key in missing if not _declared(key, allow_missing)]
+    excess = [key for key in unexpected if not _declared(key, allow_unexpected)]
+    if undeclared or excess or shapes:
+        raise UserError(_difference(path, model, own, given, undeclared, excess, shapes))
+    if len(missing) == len(own):
+        raise UserError(f"weights {path} hold no tensor of {type(model).__name__}: give the weights of this backbone")
+    for keys, what in ((missing, "keep their fresh values, not in"), (unexpected, "are ignored, only in")):
+        if keys:
+            log(f"{len(keys)} tensors {what} {path.name}: {_some(keys)}")
+    kept = {key: given[key].to(own[key].dtype) if key not in missing else own[key] for key in own}
+    model.load_state_dict(kept, strict=True)
+    return Loaded(path, tuple(missing), tuple(unexpected))
+
+
+def _local_file(source):
+    if str(source).startswith(("https://", "http://")):
+        return fetch_weights(str(source))
+    path = Path(source)
+    if not path.is_file():
+        hint = ": make it with scripts/make_demo_backbone.py" if path == DEMO_WEIGHTS else ": check the path"
+        raise UserError(f"weights file {path} does not exist{hint}")
+    return path
+
+
+def read_checkpoint(path):
+    """The content of a .safetensors file, or of a torch file read without running code from it.
+
+    argparse.Namespace is let through: full DINO and DeiT checkpoints carry their arguments. Raises UserError where the
+    file is damaged or holds other objects.
+    """
+    path = Path(path)
+    if path.suffix == ".safetensors":
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            return load_file(path)
+        except SafetensorError as error:
+            raise UserError(
+                f"weights {path} are truncated or no safetensors file ({error}): fetch them again"
+            ) from None
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        reason = str(error).split("\n")[0].strip()
+        raise UserError(
+            f"weights {path} are damaged, or hold Python objects besides tensors, which are not loaded because that may "
+            f"run code ({reason}): save the state_dict alone, best as .safetensors"
+        ) from None
+    except (RuntimeError, EOFError, ValueError, KeyError) as error:
+        reason = str(error).split("\n")[0]
+        raise UserError(f"weights {path} are truncated or no torch file ({reason}): fetch them again") from None
+
+
+def unwrap(content, checkpoint_key, path):
+    """The dictionary of tensors within a checkpoint's wrappings."""
+    while isinstance(content, dict):
+        inner = next((key for key in (checkpoint_key, *WRAPPINGS) if isinstance(content.get(key), dict)), None)
+        if inner is None:
+            tensors = {key: value for key, value in content.items() if torch.is_tensor(value)}
+            if tensors and len(tensors) == len(content):
+                return tensors
+            break
+        content = content[inner]
+    held = f"entries {_some(list(content))}" if isinstance(content, dict) else f"a {type(content).__name__}"
+    raise UserError(
+        f"weights {path} hold {held}, no tensors by name: name the entry that holds them with --checkpoint_key"
+    )
+
+
+def strip_prefixes(tensors, own, path):
+    """Names as the model has them: wrapping prefixes go, unless the model's own names start that way."""
+    stripped = {}
+    for key, tensor in tensors.items():
+        while key not in own and key.startswith(PREFIXES):
+            key = key.split(".", 1)[1]
+        if key in stripped:
+            raise UserError(f"weights {path} hold {key} twice under different prefixes: give a file with one backbone")
+        stripped[key] = tensor
+    return stripped
+
+
+def _resample(given, model, own, log):
+    """pos_embed (1, tokens, D) on the model's patch grid."""
+    extra = getattr(model, "num_prefix_tokens", 1)
+    old, new = given.shape[1] - extra, own.shape[1] - extra
+    if given.shape == own.shape or round(old**0.5) ** 2 != old:
+        return given  # equal, or no square grid: then the shapes are compared and reported
+    from timm.layers import resample_abs_pos_embed
+
+    size = list(getattr(getattr(model, "patch_embed", None), "grid_size", None) or [round(new**0.5)] * 2)
+    log(f"position embedding resampled from {round(old**0.5)} x {round(old**0.5)} to {size[0]} x {size[1]} patches")
+    return resample_abs_pos_embed(given.float(), new_size=size, num_prefix_tokens=extra)
+
+
+def _declared(key, patterns):
+    return any(fnmatchcase(key, pattern) for pattern in patterns)
+
+
+def _some(keys, count=6):
+    return ", ".join(keys[:count]) + (f" and {len(keys) - count} more" if len(keys) > count else "")
+
+
+def _difference(path, model, own, given, missing, unexpected, shapes):
+    """One line that lists both sides of a difference and says what to do."""
+    sides = [
+        f"missing in the file ({len(missing)}): {_some(missing)}" if missing else "",
+        f"only in the file ({len(unexpected)}): {_some(unexpected)}" if unexpected else "",
+        f"of another shape ({len(shapes)}): "
+        + _some([f"{key} {list(given[key].shape)} instead of {list(own[key].shape)}" for key in shapes])
+        if shapes
+        else "",
+    ]
+    return (
+        f"weights {path} do not fit {type(model).__name__}: {'; '.join(side for side in sides if side)}. "
+        "Choose the backbone and patch size that the file was made for, or another file"
+    )

@@ -1,27 +1,308 @@
-"""stub for first launch"""
+"""Image pools by name, folder or list: item i is (transform(RGB image), label, i), and i is what subset files hold."""
+
+import csv
+import difflib
 import gzip
+import os
+import struct
+import zlib
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
+from torch.utils.data import Dataset
 
+from data_selection.errors import UserError
+
+DATA = Path(__file__).parent / "data"  # where the released programs look, and where torchvision downloads to
 DEMO_FILE = Path(__file__).parent / "demo" / "fashion_mnist_12k.npz"
-FASHION_MEAN, FASHION_STD = 0.2860, 0.3530
+FASHION_MEAN, FASHION_STD = 0.2860, 0.3530  # of the 60,000 training images, scaled to 0..1
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+SPLITS = ("train", "test", "val")  # test and val both mean the held-out part
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".pgm", ".ppm", ".tif", ".tiff", ".webp")
+UNKNOWN = -1  # the label of an image without one
+
+
+class Pool(Dataset):
+    """A pool of images; item i is (transform(PIL image in RGB), label or -1, i).
+
+    arrays: (N, H, W) or (N, H, W, 3) uint8 where the pool is held in memory, else None; then paths has the N files.
+    labels: N ints, -1 where unknown, or None where no image has one. classes: their number, or None.
+    names: N names (folders and lists), or None. class_names: one per class, or None.
+    Reading an image raises UserError, naming the file, where it cannot be decoded.
+    """
+
+    def __init__(self, *, arrays=None, paths=None, labels=None, classes=None, names=None, class_names=None):
+        self.arrays, self.paths, self.transform = arrays, paths, None
+        self.labels = None if labels is None else [int(label) for label in labels]
+        self.classes = classes
+        self.names = None if names is None else tuple(names)
+        self.class_names = None if class_names is None else tuple(class_names)
+
+    def __len__(self):
+        return len(self.paths if self.arrays is None else self.arrays)
+
+    def __getitem__(self, i):
+        image = self.image(i)
+        return image if self.transform is None else self.transform(image), self.label(i), i
+
+    def image(self, i):
+        """Image i as a PIL image in RGB."""
+        return read_image(self.paths[i]) if self.arrays is None else Image.fromarray(self.arrays[i]).convert("RGB")
+
+    def label(self, i):
+        return UNKNOWN if self.labels is None else self.labels[i]
+
+
+@dataclass(frozen=True)
+class PoolKind:
+    """A row of POOLS. build(root, train) -> Pool; backbone: what embeds it by default; root: where it is by default."""
+
+    classes: int
+    build: Callable
+    backbone: str = "vit_small"
+    root: Path | None = DATA
+
+
+def open_pool(name, split="train", root=None, transform=None):
+    """The pool of a name of POOLS, of a folder (recursive, sorted by path) or of a list file (text or CSV).
+
+    split: `train`, or `test` / `val` for the held-out part; a folder or a list has one part, whatever the word.
+    root: where the pool's files are (default: data_selection/data); for a list, what its relative paths start from
+    (default: the list's folder). Names win over folders: write ./CIFAR10 for a folder that is called like a pool.
+    Raises UserError for an unknown name or split, missing files, or a folder or list without images.
+    """
+    if name in POOLS:
+        if split not in SPLITS:
+            raise UserError(f"unknown split {split!r} of {name}: use train, or test (the same as val)")
+        kind = POOLS[name]
+        pool = kind.build(Path(kind.root if root is None else root) if kind.root else None, split == "train")
+    elif Path(name).is_dir():
+        pool = folder_pool(Path(name))
+    elif Path(name).is_file():
+        pool = list_pool(Path(name), Path(name).parent if root is None else Path(root))
+    else:
+        raise UserError(_unknown(name))
+    pool.transform = transform
+    return pool
+
+
+def _unknown(name):
+    lowered = {known.lower(): known for known in POOLS}
+    close = difflib.get_close_matches(str(name).lower().replace("-", "").replace("_", ""), lowered, 1, 0.7)
+    hint = f" Did you mean {lowered[close[0]]}?" if close else ""
+    return (
+        f"{str(name)!r} is neither a known data set ({', '.join(POOLS)}) nor a folder of images "
+        f"nor a list file (text or CSV) that exists.{hint}"
+    )
+
+
+def read_image(path):
+    """An image file in RGB: the first frame of an animation, 16-bit grey scaled to 8, transparency dropped.
+
+    Raises UserError, naming the file, where it is missing or cannot be decoded.
+    """
+    try:
+        with Image.open(path) as image:
+            if image.mode.startswith("I"):  # convert() would clip 16-bit grey at 255
+                grey = np.asarray(image).astype(np.float64)
+                return Image.fromarray((grey / 257).round().clip(0, 255).astype(np.uint8)).convert("RGB")
+            if image.mode == "P" and "transparency" in image.info:  # the direct way warns and drops it just the same
+                return image.convert("RGBA").convert("RGB")
+            return image.convert("RGB")
+    # Decoders report a damaged file by many kinds of exception; whichever it is, the file can't be read.
+    except (
+        OSError,
+        ValueError,
+        SyntaxError,
+        EOFError,
+        IndexError,
+        struct.error,
+        Image.DecompressionBombError,
+    ) as error:
+        raise UserError(f"image {path} cannot be read ({type(error).__name__}: {error})") from None
+
+
+def folder_pool(folder):
+    """Every image below a folder, sorted by relative path; the paths are the names. Hidden files are left out."""
+    names, seen = [], set()
+    for parent, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(parent)
+        if real in seen:  # a link that leads back up
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(entry for entry in folders if not entry.startswith("."))
+        images = (entry for entry in files if entry.lower().endswith(EXTENSIONS) and not entry.startswith("."))
+        names += [Path(parent, entry).relative_to(folder).as_posix() for entry in images]
+    if not names:
+        raise UserError(f"folder {folder} holds no images ({', '.join(EXTENSIONS)}): check the path")
+    names.sort()
+    return Pool(paths=[os.path.join(folder, name) for name in names], names=names)
+
+
+def list_pool(path, root):
+    """The images a file lists, in its order: text with a path a line, or a .csv of path and (optional) label.
+
+    A CSV may start with a header (`file,label`). Labels are whole numbers, or words, which are numbered in sorted
+    order; an empty one is unknown. Relative paths start from root. The names are the paths as written.
+    """
+    names, labels = _read_list(path)
+    if not names:
+        raise UserError(f"list {path} names no images")
+    repeated = len(names) - len(set(names))
+    if repeated:
+        twice = Counter(names).most_common(1)[0][0]
+        raise UserError(f"list {path} names {twice!r} more than once ({repeated} repeats): remove the repeats")
+    paths = [os.path.join(root, name) for name in names]
+    missing = [file for file in paths if not os.path.isfile(file)]
+    if missing:
+        raise UserError(
+            f"list {path}: {len(missing)} of {len(paths)} files are missing, first {missing[0]}; "
+            f"relative paths start from {root} (--data_path sets another folder)"
+        )
+    numbers, class_names = _number_labels(labels, path)
+    known = [] if numbers is None else numbers
+    classes = len(class_names) if class_names else max(known, default=-1) + 1 or None
+    return Pool(paths=paths, labels=numbers if classes else None, classes=classes, names=names, class_names=class_names)
+
+
+def _read_list(path):
+    """(names, labels as text) of a list file."""
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as handle:
+            if path.suffix.lower() != ".csv":
+                names = [line.rstrip("\r\n") for line in handle if line.strip()]
+                return names, [""] * len(names)
+            rows = [[cell.strip() for cell in row] for row in csv.reader(handle) if any(cell.strip() for cell in row)]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path} is no list of image paths ({error}): give a folder, a text file or a CSV") from None
+    if rows and rows[0][0].lower() in ("file", "filename", "file_name", "image", "name", "path"):
+        rows = rows[1:]
+    wide = next((row for row in rows if len(row) > 2), None)
+    if wide:
+        raise UserError(f"list {path}: the row {','.join(wide)!r} has {len(wide)} columns; path and label are allowed")
+    return [row[0] for row in rows], [row[1] if len(row) > 1 else "" for row in rows]
+
+
+def _number_labels(labels, path):
+    """(labels as ints with -1 for none, class names or None) of labels as text."""
+    given = {label for label in labels if label}
+    if not given:
+        return None, None
+    try:
+        numbers = [int(label) if label else UNKNOWN for label in labels]
+    except ValueError:
+        class_names = sorted(given)
+        index = {name: i for i, name in enumerate(class_names)} | {"": UNKNOWN}
+        return [index[label] for label in labels], class_names
+    if min(numbers) < UNKNOWN:
+        raise UserError(f"list {path} holds the label {min(numbers)}: labels count from 0 (-1 or nothing: unknown)")
+    return numbers, None
 
 
 def find_idx(folder, name):
+    """The idx file `name` or `name.gz` in a folder. Raises UserError where neither is there."""
     for path in (Path(folder) / name, Path(folder) / f"{name}.gz"):
-        if path.exists():
+        if path.is_file():
             return path
-    raise FileNotFoundError(name)
+    raise UserError(f"neither {name} nor {name}.gz is in {folder}: give the folder with the original idx files")
 
 
 def read_idx(path):
-    data = (gzip.open if str(path).endswith(".gz") else open)(path, "rb").read()
-    ndim = data[3]
-    shape = np.frombuffer(data, ">u4", ndim, 4).astype(int)
-    return np.frombuffer(data, np.uint8, offset=4 + 4 * ndim).reshape(shape).copy()
+    """An idx file (MNIST's format, .gz or not) as a uint8 array of its own shape.
+
+    Raises UserError where it is missing, truncated or no idx file of bytes.
+    """
+    try:
+        with (gzip.open if str(path).endswith(".gz") else open)(path, "rb") as handle:
+            data = handle.read()
+    except FileNotFoundError:
+        raise UserError(f"idx file {path} does not exist") from None
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise UserError(f"{path} is truncated or no gzip file ({error}): fetch it again") from None
+    if len(data) < 4 or data[:3] != b"\x00\x00\x08":
+        raise UserError(f"{path} is no idx file of bytes: it starts with {data[:4].hex()!r}, 000008 is needed")
+    dimensions = data[3]
+    start = 4 + 4 * dimensions
+    shape = [int.from_bytes(data[at : at + 4], "big") for at in range(4, start, 4)]
+    if len(data) != start + int(np.prod(shape)):
+        raise UserError(f"{path} holds {len(data)} bytes, {start + int(np.prod(shape))} are needed: fetch it again")
+    return np.frombuffer(data, np.uint8, offset=start).reshape(shape).copy()
 
 
 def load_demo():
+    """The demo pool: {train,test}_images (N, 28, 28), _labels, _index (rows of Fashion-MNIST); 10,000 and 2,000."""
+    if not DEMO_FILE.is_file():
+        raise UserError(f"the demo pool {DEMO_FILE} is missing: make it with scripts/make_demo_data.py")
     with np.load(DEMO_FILE, allow_pickle=False) as arrays:
         return dict(arrays)
+
+
+def _build_demo(root, train):
+    arrays, split = load_demo(), "train" if train else "test"
+    return Pool(arrays=arrays[f"{split}_images"], labels=arrays[f"{split}_labels"], classes=10)
+
+
+def _build_fashion(root, train):
+    for folder in (root / "FashionMNIST" / "raw", root):
+        if any(folder.glob("*-ubyte*")):
+            break
+    else:
+        from torchvision.datasets import FashionMNIST
+
+        _download(FashionMNIST, root, train)
+        folder = root / "FashionMNIST" / "raw"
+    part = "train" if train else "t10k"
+    images = read_idx(find_idx(folder, f"{part}-images-idx3-ubyte"))
+    return Pool(arrays=images, labels=read_idx(find_idx(folder, f"{part}-labels-idx1-ubyte")), classes=10)
+
+
+def _build_cifar(name, root, train):
+    from torchvision import datasets  # slow to import, and half the users of this module never need it
+
+    source = _download(getattr(datasets, name), root, train)
+    return Pool(arrays=source.data, labels=source.targets, classes=len(source.classes), class_names=source.classes)
+
+
+def _download(kind, root, train):
+    """A torchvision data set from root, downloaded where it is not there yet."""
+    try:
+        try:
+            return kind(root, train=train, download=False)
+        except RuntimeError:  # torchvision's word for: not there, or not whole
+            return kind(root, train=train, download=True)
+    except (OSError, RuntimeError) as error:
+        sources = getattr(kind, "url", None) or f"{kind.mirrors[0]} ({', '.join(name for name, _ in kind.resources)})"
+        target = root if hasattr(kind, "url") else root / kind.__name__ / "raw"
+        raise UserError(
+            f"{kind.__name__} is not in {root} and cannot be downloaded ({error}): fetch {sources} "
+            f"on another machine and put it into {target}, or give its folder with --data_path"
+        ) from None
+
+
+def _build_imagenet(root, train):
+    from torchvision.datasets import ImageFolder
+
+    folder = root / "ImageNet" / ("train" if train else "val")
+    try:
+        source = ImageFolder(str(folder))
+    except FileNotFoundError as error:
+        raise UserError(
+            f"ImageNet is needed as class folders in {folder}: link it there, or give with --data_path the folder "
+            f"that holds ImageNet/train and ImageNet/val ({error})"
+        ) from None
+    paths, labels = zip(*source.samples, strict=True)
+    return Pool(paths=list(paths), labels=labels, classes=len(source.classes), class_names=source.classes)
+
+
+POOLS = {
+    "DEMO": PoolKind(10, _build_demo, backbone="demo_vit", root=None),
+    "CIFAR10": PoolKind(10, lambda root, train: _build_cifar("CIFAR10", root, train)),
+    "CIFAR100": PoolKind(100, lambda root, train: _build_cifar("CIFAR100", root, train)),
+    "ImageNet": PoolKind(1000, _build_imagenet),
+    "FashionMNIST": PoolKind(10, _build_fashion),
+}

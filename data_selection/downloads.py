@@ -1,0 +1,95 @@
+"""Fetch a file of weights: whole, verified and resumable, or a clear error that says what to fetch and where to put it."""
+
+import fcntl
+import http.client
+import os
+import re
+import urllib.error
+import urllib.parse
+import urllib.request
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from data_selection.errors import UserError
+from data_selection.files import sha256
+
+BLOCK = 1 << 20  # bytes
+TIMEOUT = 30  # seconds without a byte
+
+
+def cache_folder():
+    """Where weights are kept: torch.hub's folder (TORCH_HOME moves it), so that its downloads are found too."""
+    return Path(torch.hub.get_dir()) / "checkpoints"
+
+
+def fetch_weights(url, folder=None, *, digest=None, progress=True):
+    """The local copy of `url`, downloaded on the first call. Returns its path.
+
+    folder: default cache_folder(). digest: start of the file's SHA-256, where known; a name like model-cd65a155.pth
+    carries its own, as in torch.hub. An interrupted download goes on where it stopped; the file gets its name only
+    when its size (and digest) are right. Concurrent calls wait for each other.
+    Raises UserError where the file cannot be fetched or is not what it should be.
+    """
+    name = Path(urllib.parse.urlparse(url).path).name
+    if not name:
+        raise UserError(f"{url} names no file: give the address of a .pth or .safetensors file")
+    target = Path(folder or cache_folder()) / name
+    if target.is_file():
+        return target
+    in_name = re.search(r"-([0-9a-f]{8,})\.", name)
+    digest = digest or (in_name and in_name[1])
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f"{name}.partial")
+    with open(partial, "ab") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        if target.is_file():  # another process fetched it while this one waited
+            partial.unlink(missing_ok=True)
+            return target
+        try:
+            _receive(url, handle, target, progress)
+        except (OSError, http.client.HTTPException) as error:
+            reason = getattr(error, "reason", None) or error
+            raise UserError(f"{_cannot(url, target)} ({reason})") from None
+        handle.flush()
+        os.fsync(handle.fileno())
+        if digest and not sha256(partial).startswith(digest):
+            partial.unlink()
+            raise UserError(f"{_cannot(url, target)} (the file that came has another digest than {digest})")
+        os.replace(partial, target)
+    return target
+
+
+def _cannot(url, target):
+    return f"cannot fetch {url}: start again, or fetch it on another machine and put it at {target}"
+
+
+def _receive(url, handle, target, progress):
+    """Append what is missing to handle, and check the size."""
+    have = handle.tell()
+    request = urllib.request.Request(url, headers={"User-Agent": "active-finetuning"})
+    if have:
+        request.add_header("Range", f"bytes={have}-")
+    try:
+        response = urllib.request.urlopen(request, timeout=TIMEOUT)
+    except urllib.error.HTTPError as error:
+        if error.code != 416 or not have:  # 416: the partial file is not a beginning of this one
+            raise
+        handle.truncate(0)
+        return _receive(url, handle, target, progress)
+    with response:
+        if have and response.status != 206:  # the server knows no ranges: from the start
+            handle.truncate(0)
+            have = 0
+        length = response.headers.get("Content-Length")
+        total = have + int(length) if length else None
+        with tqdm(
+            total=total, initial=have, unit="B", unit_scale=True, desc=target.name, disable=None if progress else True
+        ) as bar:
+            while block := response.read(BLOCK):
+                handle.write(block)
+                bar.update(len(block))
+        got = handle.seek(0, os.SEEK_END)
+    if total is not None and got != total:
+        raise UserError(f"{_cannot(url, target)} (the connection ended after {got} of {total} bytes)")
