@@ -77,7 +77,8 @@ def default_weights(name, patch_size=16):
         return DINO_WEIGHTS[name, patch_size]
     known = ", ".join(f"{arch}/{patch}" for arch, patch in DINO_WEIGHTS)
     raise UserError(
-        f"no pretrained weights are known for {name} with patch size {patch_size} (known: demo_vit, {known}): give a file"
+        f"no pretrained weights are known for {name} with patch size {patch_size} "
+        f"(known: demo_vit, {known}): give a file"
     )
 
 
@@ -154,8 +155,8 @@ def read_checkpoint(path):
     except pickle.UnpicklingError as error:
         reason = str(error).split("\n")[0].strip()
         raise UserError(
-            f"weights {path} are damaged, or hold Python objects besides tensors, which are not loaded because that may "
-            f"run code ({reason}): save the state_dict alone, best as .safetensors"
+            f"weights {path} are damaged, or hold Python objects besides tensors, which are not loaded because "
+            f"that may run code ({reason}): save the state_dict alone, best as .safetensors"
         ) from None
     except (RuntimeError, EOFError, ValueError, KeyError) as error:
         reason = str(error).split("\n")[0]

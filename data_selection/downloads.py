@@ -1,4 +1,4 @@
-"""Fetch a file of weights: whole, verified and resumable, or a clear error that says what to fetch and where to put it."""
+"""Fetch a file of weights: whole, verified and resumable, or an error that says what to fetch and where to put it."""
 
 import fcntl
 import http.client
@@ -55,7 +55,7 @@ def fetch_weights(url, folder=None, *, digest=None, progress=True):
         handle.flush()
         os.fsync(handle.fileno())
         if digest and not sha256(partial).startswith(digest):
-            partial.unlink()
+            handle.truncate(0)  # the next call starts again
             raise UserError(f"{_cannot(url, target)} (the file that came has another digest than {digest})")
         os.replace(partial, target)
     return target
@@ -67,7 +67,7 @@ def _cannot(url, target):
 
 def _receive(url, handle, target, progress):
     """Append what is missing to handle, and check the size."""
-    have = handle.tell()
+    have = handle.seek(0, os.SEEK_END)
     request = urllib.request.Request(url, headers={"User-Agent": "active-finetuning"})
     if have:
         request.add_header("Range", f"bytes={have}-")

@@ -23,6 +23,8 @@ FASHION_MEAN, FASHION_STD = 0.2860, 0.3530  # of the 60,000 training images, sca
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SPLITS = ("train", "test", "val")  # test and val both mean the held-out part
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".pgm", ".ppm", ".tif", ".tiff", ".webp")
+# What PIL's decoders raise for a damaged file
+DAMAGED = (OSError, ValueError, SyntaxError, EOFError, IndexError, struct.error, Image.DecompressionBombError)
 UNKNOWN = -1  # the label of an image without one
 
 
@@ -113,16 +115,7 @@ def read_image(path):
             if image.mode == "P" and "transparency" in image.info:  # the direct way warns and drops it just the same
                 return image.convert("RGBA").convert("RGB")
             return image.convert("RGB")
-    # Decoders report a damaged file by many kinds of exception; whichever it is, the file can't be read.
-    except (
-        OSError,
-        ValueError,
-        SyntaxError,
-        EOFError,
-        IndexError,
-        struct.error,
-        Image.DecompressionBombError,
-    ) as error:
+    except DAMAGED as error:
         raise UserError(f"image {path} cannot be read ({type(error).__name__}: {error})") from None
 
 
