@@ -15,7 +15,9 @@ def check_request(features, budget, labelled=(), excluded=()):
     be larger than memory): methods call check_finite on the blocks they read anyway.
     """
     if features.ndim != 2 or min(features.shape) < 1:
-        raise UserError(f"features have shape {tuple(features.shape)}; a non-empty (images, dimensions) table is needed")
+        raise UserError(
+            f"features have shape {tuple(features.shape)}; a non-empty (images, dimensions) table is needed"
+        )
     if not (features.is_floating_point() if torch.is_tensor(features) else np.issubdtype(features.dtype, np.floating)):
         raise UserError(f"features have type {features.dtype}; a float type is needed")
     n = len(features)
@@ -39,12 +41,16 @@ def check_ids(ids, pool_size, what):
     if values.numel() == 0:
         return torch.empty(0, dtype=torch.int64)
     if values.ndim != 1 or values.is_floating_point() or values.dtype == torch.bool:
-        raise UserError(f"{what} ids must be a flat list of whole numbers, not {values.dtype} of shape {list(values.shape)}")
+        raise UserError(
+            f"{what} ids must be a flat list of whole numbers, not {values.dtype} of shape {list(values.shape)}"
+        )
     values = values.to(torch.int64)
     low, high = values.min().item(), values.max().item()
     if low < 0 or high >= pool_size:
         bad = low if low < 0 else high
-        raise UserError(f"{what} id {bad} is outside the pool's 0..{pool_size - 1}: were the ids made from another pool?")
+        raise UserError(
+            f"{what} id {bad} is outside the pool's 0..{pool_size - 1}: were the ids made from another pool?"
+        )
     distinct, counts = values.unique(return_counts=True)
     if len(distinct) < len(values):
         raise UserError(
@@ -59,7 +65,9 @@ def check_finite(block, first_row=0):
     if not torch.isfinite(block.sum()):  # one pass; the sum is not finite whenever a value is not
         bad = (~torch.isfinite(block).all(dim=1)).nonzero()
         if len(bad):  # else the sum of finite values overflowed
-            raise UserError(f"features hold NaN or infinity, first in row {first_row + bad[0].item()}: extract them again")
+            raise UserError(
+                f"features hold NaN or infinity, first in row {first_row + bad[0].item()}: extract them again"
+            )
 
 
 def check_selection(ids, budget, pool_size, labelled=(), excluded=()):
@@ -71,7 +79,9 @@ def check_selection(ids, budget, pool_size, labelled=(), excluded=()):
     barred = set(torch.as_tensor(labelled).tolist()) | set(torch.as_tensor(excluded).tolist())
     chosen = ids.tolist()
     if len(chosen) != budget or len(set(chosen)) != budget or not barred.isdisjoint(chosen):
-        raise RuntimeError(f"asked for {budget} ids, got {len(chosen)} with {len(set(chosen) - barred)} admissible ones")
+        raise RuntimeError(
+            f"asked for {budget} ids, got {len(chosen)} with {len(set(chosen) - barred)} admissible ones"
+        )
     if min(chosen) < 0 or max(chosen) >= pool_size:
         raise RuntimeError(f"ids {min(chosen)}..{max(chosen)} leave the pool of {pool_size}")
     return ids

@@ -28,7 +28,9 @@ def add_seed(parser):
 
 def add_label_column(parser):
     parser.add_argument(
-        "--no_label_column", action="store_true", help="the feature file has no label in its last column (ADE20K layout)"
+        "--no_label_column",
+        action="store_true",
+        help="the feature file has no label in its last column (ADE20K layout)",
     )
 
 

@@ -15,7 +15,7 @@ def run(main, argv=None):
         sys.stdout.flush()
     except UserError as error:
         return _say(f"error: {error}", 2)
-    except (FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError) as error:
+    except (FileNotFoundError, FileExistsError, PermissionError, NotADirectoryError, IsADirectoryError) as error:
         return _say(f"error: {error.strerror}: {error.filename}", 2)
     except KeyboardInterrupt:
         return _say("interrupted", 130)

@@ -63,7 +63,9 @@ def probe_accuracy(train_features, train_labels, test_features, test_labels, *, 
     _check_labels(train_labels, "training")
     _check_labels(test_labels, "test")
     if train_labels.min() == train_labels.max():
-        raise UserError(f"the subset's {len(train_labels)} images are all of class {train_labels[0]}: a probe needs two")
+        raise UserError(
+            f"the subset's {len(train_labels)} images are all of class {train_labels[0]}: a probe needs two"
+        )
     probe = LogisticRegression(C=c, max_iter=2000, tol=1e-4)
     probe.fit(normalise(train_features).cpu().numpy(), train_labels.cpu().numpy())
     predicted = torch.from_numpy(probe.predict(normalise(test_features).cpu().numpy()))

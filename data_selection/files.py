@@ -49,3 +49,16 @@ def _digest(handle):
     for block in iter(lambda: handle.read(1 << 20), b""):
         digest.update(block)
     return digest.hexdigest()
+
+
+def check_writable(path):
+    """Make the folder of an output file and check, before the work, that the file can be written. Returns the path.
+
+    Raises OSError (PermissionError, NotADirectoryError, ...) where it can't; a folder of that name counts too.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_dir():
+        raise IsADirectoryError(21, "is a folder, not a file to write", str(path))
+    with tempfile.TemporaryFile(dir=path.parent):
+        return path

@@ -85,6 +85,13 @@ def method_name(stem, method, count, seed=0):
     return f"{stem}_{method}_sampleNum_{count}{seed_suffix(seed)}.json"
 
 
+def default_folder(feature_path):
+    """subsets/<POOL> of a feature file: CIFAR10_train.npy -> subsets/CIFAR10."""
+    stem = Path(feature_path).stem
+    pool = next((stem.removesuffix(end) for end in ("_train", "_test", "_val") if stem.endswith(end)), stem)
+    return SUBSETS / pool
+
+
 def seed_suffix(seed):
     return "" if seed == 0 else f"_seed_{seed}"
 

@@ -1,0 +1,86 @@
+"""Pictures and tables of selections."""
+
+import math
+
+import numpy as np
+import torch
+
+from data_selection.files import atomic_write
+from data_selection.similarity import normalise
+
+SHOWN = 3_000  # pool points in the picture: more are ink, not information
+
+
+def project_2d(features, keep=(), *, seed=0, shown=SHOWN):
+    """t-SNE of a random sample of the pool together with the images that must be in the picture.
+
+    features: (N, D) array or memory map. keep: pool indices that must be shown. Returns (rows, points): int64 (S,)
+    pool indices, ascending, and float32 (S, 2).
+    """
+    from sklearn.manifold import TSNE
+
+    generator = torch.Generator().manual_seed(seed)
+    sample = torch.randperm(len(features), generator=generator)[: min(shown, len(features))]
+    rows = torch.cat([sample, torch.as_tensor(list(keep), dtype=torch.int64)]).unique()
+    if len(rows) < 3:
+        raise ValueError(f"{len(rows)} images are too few for a map: 3 are needed")
+    vectors = normalise(torch.as_tensor(np.array(features[rows.numpy()], dtype=np.float32)))
+    perplexity = min(30.0, (len(rows) - 1) / 3)
+    points = TSNE(init="pca", perplexity=perplexity, random_state=seed, max_iter=500).fit_transform(vectors.numpy())
+    return rows, points
+
+
+def draw_selections(path, features, selections, image_of, *, labels=None, captions=None, title="", seed=0):
+    """Write a PNG: for each method the pool in 2-D with its images marked, and below it a sheet of those images.
+
+    features: (N, D). selections: {method: pool indices}. image_of(i): the image i as a (H, W[, 3]) uint8 array.
+    labels: (N,) class numbers to colour the pool by, or None. captions: {method: line under its name}.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    keep = sorted({int(i) for ids in selections.values() for i in ids})
+    rows, points = project_2d(features, keep, seed=seed)
+    place = {row: index for index, row in enumerate(rows.tolist())}
+    colour = "#b5bcc6" if labels is None else np.asarray(labels)[rows.numpy()]
+    figure, axes = plt.subplots(2, len(selections), figsize=(4.6 * len(selections), 9.4), squeeze=False, dpi=110)
+    for (method, ids), (above, below) in zip(selections.items(), axes.T):
+        above.scatter(*points.T, c=colour, cmap="tab10", s=5, alpha=0.35, linewidths=0)
+        chosen = points[[place[int(i)] for i in ids]]
+        above.scatter(*chosen.T, s=26, facecolors="white", edgecolors="black", linewidths=1.0)
+        above.set_title(method + (f"\n{captions[method]}" if captions else ""), fontsize=12)
+        below.imshow(contact_sheet([image_of(int(i)) for i in ids]), cmap="gray", interpolation="nearest")
+        for axis in (above, below):
+            axis.set_xticks([])
+            axis.set_yticks([])
+            for spine in axis.spines.values():
+                spine.set_color("#d0d4da")
+    figure.suptitle(title, fontsize=13)
+    figure.tight_layout()
+    with atomic_write(path) as handle:
+        figure.savefig(handle, format="png")
+    plt.close(figure)
+
+
+def contact_sheet(images, gap=2):
+    """Images (H, W[, 3]) of one size as a near-square grid, white between them, in the given order."""
+    columns = math.ceil(math.sqrt(len(images)))
+    height, width = images[0].shape[:2]
+    depth = images[0].shape[2:]
+    count = math.ceil(len(images) / columns)
+    sheet = np.full(((height + gap) * count - gap, (width + gap) * columns - gap, *depth), 255, dtype=np.uint8)
+    for i, image in enumerate(images):
+        top, left = (i // columns) * (height + gap), (i % columns) * (width + gap)
+        sheet[top : top + height, left : left + width] = image
+    return sheet
+
+
+def markdown_table(header, rows):
+    """A Markdown table with aligned columns: header is a list of strings, rows are lists of the same length."""
+    cells = [[str(cell) for cell in row] for row in [header, *rows]]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
+    lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths)) + " |" for row in cells]
+    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
+    return "\n".join(lines)
