@@ -1,0 +1,155 @@
+"""The whole main job on the embedded data: embed, choose 100 of 10,000 images, judge, finetune, show.
+
+./scripts/quickstart.sh sets up the environment and calls this; everything is written to outputs/quickstart.
+"""
+
+import dataclasses
+import json
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+if not __package__:
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from data_selection.cli import add_device, bar_factory, make_parser
+from data_selection.distributed import start
+from data_selection.errors import UserError, run
+from data_selection.evaluation import judge_subset, mean_sd
+from data_selection.feature_table import load_features, read_json
+from data_selection.files import atomic_write
+from data_selection.methods import METHODS
+from data_selection.pools import load_demo
+from data_selection.progress import open_bar
+from data_selection.report import draw_selections, markdown_table
+from data_selection.subset_files import ROOT, describe, save_subset, versions
+
+CORES = 50
+METHOD_NAMES = ("random", "activeft", "bilaf")
+
+
+def command(*arguments):
+    """Show a command as the user would type it, run it from the repository root, stop where it fails."""
+    words = [str(word) for word in arguments]
+    shown = " ".join(str(Path(word).relative_to(ROOT)) if word.startswith(f"{ROOT}/") else word for word in words)
+    print(f"\n$ python {shown}", flush=True)
+    done = subprocess.run([sys.executable, *words], cwd=ROOT)
+    if done.returncode:
+        raise UserError(f"the command above ended with status {done.returncode}")
+
+
+def free_port():
+    """A TCP port nobody listens on, so that two quickstarts do not meet."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def choose(table, budget, seeds, world, folder):
+    """Choose with each method and seed; the lists are written to folder. Returns {method: [ids of each seed]}."""
+    chosen = {}
+    with open_bar(bar_factory(world), len(METHOD_NAMES) * len(seeds), "choosing", "subset") as bar:
+        for method in METHOD_NAMES:
+            select, config = METHODS[method].select, METHODS[method].config()
+            if method == "bilaf":
+                config = dataclasses.replace(config, core_number=CORES)
+            chosen[method] = []
+            for seed in seeds:
+                ids = select(table.features, budget, config=config, seed=seed, device=world.device)
+                record = describe(table, method=method, config=dataclasses.asdict(config), seed=seed, budget=budget)
+                save_subset(folder / f"{method}_{budget}_seed_{seed}.json", ids, record)
+                chosen[method].append(ids)
+                bar.update(1)
+    return chosen
+
+
+def judge(train, test, chosen, world):
+    """{method: (k-NN MeanSd, probe MeanSd)} over the seeds of chosen, percent."""
+    scores = {}
+    with open_bar(bar_factory(world), sum(map(len, chosen.values())), "judging", "subset") as bar:
+        for method, subsets in chosen.items():
+            pairs = []
+            for ids in subsets:
+                pairs.append(judge_subset(ids, train, test, k=5))
+                bar.update(1)
+            scores[method] = tuple(mean_sd(values) for values in zip(*pairs))
+    return scores
+
+
+def finetune(subset, folder, epochs, device):
+    """Finetune the demo backbone on a subset with two processes; returns the content of result.json."""
+    command(
+        "-m", "torch.distributed.launch", "--nproc_per_node=2", f"--master_port={free_port()}", "--use_env",
+        "deit/main.py", "--data-set", "DEMOSUBSET", "--subset_ids", subset, "--epochs", epochs, "--eval_interval", epochs,
+        "--clip-grad", "2.0", "--device", device, "--output_dir", folder,
+    )  # fmt: skip
+    return read_json(folder / "result.json")
+
+
+def build_parser():
+    parser = make_parser("Run the main job on the embedded Fashion-MNIST pool and show what it gives.")
+    parser.add_argument("--budget", type=int, default=100, help="images to annotate, of 10,000")
+    parser.add_argument("--seeds", type=int, default=5, help="selections per method")
+    parser.add_argument("--epochs", type=int, default=50, help="of the finetuning run")
+    parser.add_argument("--output_dir", type=Path, default=ROOT / "outputs" / "quickstart", help="where results go")
+    add_device(parser)
+    return parser
+
+
+def main(argv=None):
+    args = build_parser().parse_args(argv)
+    folder = args.output_dir.absolute()
+    began = time.monotonic()
+    if args.seeds < 1:
+        raise UserError(f"--seeds {args.seeds}: at least 1 is needed")
+    if args.budget <= CORES:
+        raise UserError(f"--budget {args.budget} must exceed BiLAF's {CORES} cores")
+    for split in ("train", "test"):
+        command(
+            "data_selection/extract_feature.py", "--dataset", "DEMO", "--split", split,
+            "--output_dir", folder, "--device", args.device,
+        )  # fmt: skip
+    with start(args.device) as world:
+        train, test = (load_features(folder / f"DEMO_{split}.npy") for split in ("train", "test"))
+        print(f"\nchoosing {args.budget} of {len(train)} images: {', '.join(METHOD_NAMES)}; {args.seeds} seeds each")
+        chosen = choose(train, args.budget, range(args.seeds), world, folder)
+        scores = judge(train, test, chosen, world)
+        names = {"random": "random", "activeft": "ActiveFT", "bilaf": f"BiLAF ({CORES} cores)"}
+        print("\ndrawing the pool and the chosen images", flush=True)
+        draw_selections(
+            folder / "chosen.png",
+            train.features,
+            {names[method]: subsets[0].tolist() for method, subsets in chosen.items()},
+            load_demo()["train_images"].__getitem__,
+            labels=train.labels,
+            captions={names[method]: f"linear probe {probe} %" for method, (_, probe) in scores.items()},
+            title=f"{args.budget} of {len(train):,} Fashion-MNIST images chosen without labels "
+            f"(mean ± sd over {args.seeds} seeds; pictures: seed 0)",
+        )
+    result = finetune(folder / f"activeft_{args.budget}_seed_0.json", folder / "finetune", args.epochs, args.device)
+    table = markdown_table(
+        ["chosen by", "linear probe, %", "5-NN, %"],
+        [[names[method], probe, knn] for method, (knn, probe) in scores.items()],
+    )
+    summary = (
+        f"Accuracy on {len(test):,} test images with {args.budget} labels, mean ± sd over {args.seeds} seeds:\n\n{table}\n\n"
+        f"Finetuning the whole backbone on ActiveFT's list (seed 0, {args.epochs} epochs, two processes): "
+        f"{result['last']['test_acc1']:.2f} % at the last epoch."
+    )
+    with atomic_write(folder / "result.md", "w") as handle:
+        handle.write(f"{summary}\n\n{json.dumps(versions())}\n")
+    print(f"\n{summary}\n")
+    print(f"pictures in {folder / 'chosen.png'}, lists and table beside it; {time.monotonic() - began:.0f} s")
+    print(
+        "\nThe same on your own images (class folders in /data/pets/train and /data/pets/val):\n"
+        "  python data_selection/extract_feature.py --dataset /data/pets/train\n"
+        "  python scripts/select_subset.py --features data_selection/features/train_train.npy --budget 100\n"
+        "  python deit/main.py --data-set FOLDERSUBSET --data-path /data/pets --finetune dino_deitsmall16_pretrain.pth \\\n"
+        "      --subset_ids subsets/train/train_train_activeft_sampleNum_100.json --output_dir outputs/pets"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))

@@ -1,0 +1,92 @@
+"""Requests are refused with one clear line; results are asserted."""
+
+import pytest
+import torch
+
+from data_selection.checks import check_finite, check_ids, check_request, check_selection
+from data_selection.errors import UserError, run
+
+FEATURES = torch.ones(10, 3)
+
+
+def test_request_returns_labelled_sorted_and_the_candidates():
+    labelled, candidates = check_request(FEATURES, 3, labelled=[7, 2], excluded=[0])
+    assert labelled.tolist() == [2, 7]
+    assert candidates.tolist() == [1, 3, 4, 5, 6, 8, 9]
+
+
+@pytest.mark.parametrize("budget", [0, -1, 11])
+def test_budget_outside_the_pool_names_the_range(budget):
+    with pytest.raises(UserError, match=rf"budget {budget} is outside 1\.\.10"):
+        check_request(FEATURES, budget)
+
+
+def test_budget_counts_only_free_images():
+    check_request(FEATURES, 7, labelled=[1, 2], excluded=[3])
+    with pytest.raises(UserError, match=r"outside 1\.\.7 .*3 of them labelled or excluded"):
+        check_request(FEATURES, 8, labelled=[1, 2], excluded=[3])
+
+
+@pytest.mark.parametrize("budget", [2.0, "3", True, None])
+def test_budget_must_be_a_whole_number(budget):
+    with pytest.raises(UserError, match="not a whole number"):
+        check_request(FEATURES, budget)
+
+
+@pytest.mark.parametrize("features", [torch.ones(3), torch.ones(2, 2, 2), torch.ones(0, 4), torch.ones(4, 0)])
+def test_features_must_be_a_non_empty_table(features):
+    with pytest.raises(UserError, match="shape"):
+        check_request(features, 1)
+
+
+def test_integer_features_are_refused():
+    with pytest.raises(UserError, match="float type"):
+        check_request(torch.ones(4, 2, dtype=torch.int64), 1)
+
+
+def test_ids_out_of_range_name_the_id_and_the_range():
+    with pytest.raises(UserError, match=r"core id 10 is outside the pool's 0\.\.9"):
+        check_ids([1, 10], 10, "core")
+    with pytest.raises(UserError, match="core id -1"):
+        check_ids([-1], 10, "core")
+
+
+def test_repeated_ids_name_one_of_them():
+    with pytest.raises(UserError, match="4 entries but only 3 distinct ones; id 5 is repeated"):
+        check_ids([1, 5, 5, 2], 10, "subset")
+
+
+def test_ids_keep_their_order():
+    assert check_ids([5, 1, 3], 10, "core").tolist() == [5, 1, 3]
+
+
+def test_nan_names_its_row():
+    block = torch.ones(4, 3)
+    block[2, 1] = float("nan")
+    with pytest.raises(UserError, match="row 102"):
+        check_finite(block, first_row=100)
+
+
+def test_large_finite_values_pass():
+    check_finite(torch.full((4, 3), 3e38))
+
+
+@pytest.mark.parametrize("ids", [[1, 2], [1, 1, 2], [1, 2, 12], [1, 2, 7], [-1, 2, 3]])
+def test_a_wrong_selection_is_a_bug(ids):
+    with pytest.raises(RuntimeError):
+        check_selection(torch.tensor(ids), 3, 10, labelled=[7])
+
+
+def test_run_turns_mistakes_into_one_line_and_status_2(capsys, tmp_path):
+    def wrong(argv):
+        raise UserError("budget 0 is too small")
+
+    assert run(wrong) == 2
+    assert capsys.readouterr().err == "error: budget 0 is too small\n"
+    assert run(lambda argv: open(tmp_path / "none")) == 2
+    assert "No such file or directory" in capsys.readouterr().err
+
+
+def test_run_keeps_the_traceback_of_a_bug():
+    with pytest.raises(ZeroDivisionError):
+        run(lambda argv: 1 / 0)

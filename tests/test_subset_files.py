@@ -1,0 +1,107 @@
+"""Budgets, names, and files that are checked when read and whole when written."""
+
+import json
+
+import pytest
+
+from data_selection.activeft import ActiveFTConfig
+from data_selection.errors import UserError
+from data_selection.feature_table import load_features, save_features, sidecar
+from data_selection.files import atomic_write, check_writable
+from data_selection.subset_files import (
+    activeft_name,
+    bilaf_name,
+    budget_from_percent,
+    default_folder,
+    describe,
+    load_subset,
+    save_subset,
+)
+
+
+@pytest.mark.parametrize(
+    ("pool_size", "percent", "budget"),
+    # the first three are those where the released programs' floating point loses one
+    [(50_000, 0.29, 145), (50_000, 0.57, 285), (50_000, 2.01, 1005), (50_000, "2", 1000), (50_000, 100, 50_000),
+     (1_281_167, 0.5, 6405), (1_281_167, 1, 12_811), (1_281_167, 2, 25_623), (1_281_167, 5, 64_058)],
+)  # fmt: skip
+def test_percent_is_exact(pool_size, percent, budget):
+    assert budget_from_percent(pool_size, percent) == budget
+
+
+@pytest.mark.parametrize("percent", [0, -1, 100.01, 0.0001, "nan", "inf"])
+def test_percent_that_makes_no_budget_is_refused(percent):
+    with pytest.raises(UserError, match="at least 0.1 % and at most 100 %"):
+        budget_from_percent(1000, percent)
+
+
+def test_percent_must_be_a_number():
+    with pytest.raises(UserError, match="'two' is not a number"):
+        budget_from_percent(1000, "two")
+
+
+def test_subset_round_trip_is_the_released_format(tmp_path):
+    path = tmp_path / "new" / "s.json"
+    save_subset(path, [5, 1, 3], {"method": "x"})
+    assert path.read_text() == "[5, 1, 3]"
+    assert load_subset(path, 6).tolist() == [5, 1, 3]
+    assert json.loads(sidecar(path, "provenance").read_text()) == {"method": "x"}
+    save_subset(path, [5, 1, 3], order="sorted")
+    assert path.read_text() == "[1, 3, 5]"
+    assert not sidecar(path, "provenance").exists()  # one of an older list would lie
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [("[1, 2", "no valid JSON"), ("{}", "JSON list"), ("[]", "non-empty"), ("[1.5]", "whole numbers"),
+     ("[true]", "whole numbers"), ("[1, 1]", "repeated"), ("[10]", r"outside the pool's 0\.\.9"), ("[-1]", "id -1")],
+)  # fmt: skip
+def test_bad_subset_files_are_refused(tmp_path, text, match):
+    path = tmp_path / "s.json"
+    path.write_text(text)
+    with pytest.raises(UserError, match=match):
+        load_subset(path, 10)
+
+
+def test_missing_subset_file(tmp_path):
+    with pytest.raises(UserError, match="does not exist"):
+        load_subset(tmp_path / "s.json", 10)
+
+
+def test_default_names():
+    name = "P_train_ActiveFT_euclidean_temp_0.07_lr_0.001000_scheduler_none{}_iter_300_sampleNum_30{}.json"
+    assert activeft_name("P_train", ActiveFTConfig(), 30) == name.format("", "")
+    assert activeft_name("P_train", ActiveFTConfig(balance=0.5), 30, seed=4) == name.format("_br_0.50", "_seed_4")
+    assert bilaf_name(1000, 250) == "Density_1000_from_ActiveFT250.json"
+    assert bilaf_name(1000, 250, 2) == "Density_1000_from_ActiveFT250_seed_2.json"
+    assert default_folder("features/CIFAR10_train.npy").parts[-2:] == ("subsets", "CIFAR10")
+    assert default_folder("x/mine.npy").parts[-2:] == ("subsets", "mine")
+
+
+def test_provenance_names_the_feature_file(tmp_path):
+    path = tmp_path / "P_train.npy"
+    save_features(path, [[1.0, 2.0], [3.0, 4.0]], provenance={"backbone": "b"})
+    record = describe(load_features(path), method="m", config={"a": 1}, seed=3, budget=1, command=["c"])
+    assert record["features"]["shape"] == [2, 2]
+    assert record["features"]["provenance"] == {"backbone": "b"}
+    assert len(record["features"]["sha256"]) == 64
+    assert record["seed"] == 3
+    assert set(record["versions"]) == {"python", "torch", "numpy", "commit"}
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_rubbish(tmp_path):
+    path = tmp_path / "s.json"
+    path.write_text("old")
+    with pytest.raises(KeyboardInterrupt), atomic_write(path, "w") as handle:
+        handle.write("half")
+        raise KeyboardInterrupt
+    assert path.read_text() == "old"
+    assert [file.name for file in tmp_path.iterdir()] == ["s.json"]
+
+
+def test_output_that_is_a_folder_is_refused(tmp_path):
+    with pytest.raises(IsADirectoryError):
+        check_writable(tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="file"):
+        check_writable(tmp_path / "file" / "s.json")
