@@ -1,0 +1,177 @@
+"""The command extract_feature.py: flags of the released program, its defaults and file names."""
+
+import argparse
+import functools
+import os
+import sys
+from pathlib import Path
+
+import torch
+
+from data_selection.backbones import DINO_HEAD, WIDTHS, build_model, default_weights, load_weights
+from data_selection.cli import DATA_SELECTION, add_device, bar_factory, make_parser
+from data_selection.distributed import start
+from data_selection.errors import UserError
+from data_selection.extraction import DEMO_PREPROCESS, DINO_PREPROCESS, class_tokens, extract
+from data_selection.files import sha256
+from data_selection.pools import POOLS, SPLITS, open_pool
+from data_selection.subset_files import versions
+from data_selection.table_writer import on_main
+
+AMP = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def on_off(word):
+    """The released program's Boolean words."""
+    words = {"on": True, "true": True, "1": True, "off": False, "false": False, "0": False}
+    if word.lower() not in words:
+        raise argparse.ArgumentTypeError(f"{word!r} is none of {', '.join(words)}")
+    return words[word.lower()]
+
+
+def at_least(low):
+    def whole(text):
+        value = int(text)
+        if value < low:
+            raise argparse.ArgumentTypeError(f"{value} is below {low}")
+        return value
+
+    whole.__name__ = "whole number"  # argparse names the type in its message
+    return whole
+
+
+def build_parser():
+    parser = make_parser("Embed every image of a pool with a pretrained backbone.")
+    add = parser.add_argument
+    add(
+        "--dataset", default="CIFAR10", help=f"{', '.join(POOLS)}, a folder of images, or a list of paths (text or CSV)"
+    )
+    add("--data_path", type=Path, help="folder with the data set's files (list: where relative paths start; default: "
+        "data_selection/data, or the list's folder)")  # fmt: skip
+    add(
+        "--split", default="train", help=f"{', '.join(SPLITS)} (test and val: the held-out part); part of the file name"
+    )
+    add("--arch", default="auto", help="demo_vit, vit_tiny, vit_small, vit_base or a timm name; auto: demo_vit for "
+        "DEMO, vit_small otherwise")  # fmt: skip
+    add("--patch_size", type=int, default=16, help="patch side of vit_tiny, vit_small and vit_base, pixels")
+    add("--pretrained_weights", default="", help="checkpoint (.pth, .pt, .safetensors) or https address; empty: DINO's")
+    add("--checkpoint_key", default="teacher", help="entry of the checkpoint that holds the weights, where it has one")
+    add("--n_last_blocks", type=at_least(1), default=1, help="class tokens of this many last blocks, concatenated")
+    add("--avgpool_patchtokens", type=on_off, default=False, metavar="on|off",
+        help="interleave the class token with the mean patch token")  # fmt: skip
+    add("--batch_size_per_gpu", type=at_least(1), default=128, help="images per forward pass and process")
+    add("--num_workers", type=at_least(0), default=16, help="processes that decode image files, at most one per core")
+    add(
+        "--output_dir",
+        type=Path,
+        default=DATA_SELECTION / "features",
+        help="folder of the feature file, made if needed",
+    )
+    add("--extra_name", default="_", help="between data set and split in the file name")
+    add(
+        "--amp",
+        default="auto",
+        choices=["auto", *AMP],
+        help="mixed precision; auto: bf16 on a GPU that has it, else off",
+    )
+    add("--dtype", default="float32", choices=["float32", "float16", "float64"], help="float type of the file")
+    add("--on_error", default="stop", choices=["stop", "skip"],
+        help="an image that cannot be read: stop, or leave it out and list it in X.skipped.txt")  # fmt: skip
+    add_device(parser)
+    return parser
+
+
+def main_extract(argv=None):
+    args = build_parser().parse_args(argv)
+    with start(args.device) as world:
+        run_extract(args, world, say=print if world.is_main else _silent)
+
+
+def _silent(*_):
+    """Ranks other than 0 say nothing."""
+
+
+def run_extract(args, world, say):
+    """Check everything that can be checked, then extract."""
+    kind = POOLS.get(args.dataset)
+    arch = args.arch if args.arch != "auto" else kind.backbone if kind else "vit_small"
+    preprocess = check_arch(arch, args.patch_size)
+    for flag in ("extra_name", "split"):
+        if os.sep in getattr(args, flag):
+            raise UserError(f"--{flag} {getattr(args, flag)!r} is part of a file name and cannot hold {os.sep}")
+    path = args.output_dir / f"{pool_name(args.dataset)}{args.extra_name}{args.split}.npy"
+    make_folder(args.output_dir)
+    pool = on_main_first(world, lambda: open_pool(args.dataset, args.split, args.data_path))
+    model = build_model(arch, patch_size=args.patch_size)
+    source = args.pretrained_weights or default_weights(arch, args.patch_size)
+    load = functools.partial(load_weights, model, source, checkpoint_key=args.checkpoint_key, log=say)
+    loaded = on_main_first(world, lambda: load(allow_unexpected=(*DINO_HEAD, "head.weight", "head.bias")))
+    if path.exists():
+        say(f"{path} exists and will be replaced when the new file is whole")
+    amp = pick_amp(args.amp, world.device)
+    backbone = {
+        "arch": arch, "patch_size": args.patch_size if arch in WIDTHS else None, "n_last_blocks": args.n_last_blocks,
+        "avgpool_patchtokens": args.avgpool_patchtokens, "weights": loaded.path.name,
+        "weights_sha256": sha256(loaded.path),
+    }  # fmt: skip
+    data = {"name": pool_name(args.dataset), "split": args.split, "images": len(pool), "classes": pool.classes}
+    provenance = {
+        "pool": data, "backbone": backbone, "preprocess": vars(preprocess), "amp": str(amp), "dtype": args.dtype,
+        "device": world.device.type, "versions": versions(), "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+    }  # fmt: skip
+    embed = functools.partial(
+        class_tokens, n_last_blocks=args.n_last_blocks, avgpool_patchtokens=args.avgpool_patchtokens
+    )
+    stats = extract(
+        pool, model, path, world=world, preprocess=preprocess, embed=embed, batch_size=args.batch_size_per_gpu,
+        num_workers=min(args.num_workers, len(os.sched_getaffinity(0))), amp_dtype=amp, dtype=args.dtype,
+        on_error=args.on_error, request={"pool": data, "backbone": backbone}, provenance=provenance,
+        progress=bar_factory(world), log=say,
+    )  # fmt: skip
+    say(summary(stats, path))
+
+
+def pool_name(dataset):
+    """The data set's part of the file name: its name, a folder's name, or a list's name without its ending."""
+    path = Path(dataset)
+    return dataset if dataset in POOLS else path.stem if path.is_file() else path.resolve().name
+
+
+def check_arch(arch, patch_size):
+    """The preprocessing of a backbone. Raises UserError where the patch size has no meaning for it."""
+    if arch in WIDTHS:
+        return DINO_PREPROCESS
+    if patch_size != 16:
+        raise UserError(f"--patch_size is for {', '.join(WIDTHS)}; {arch} has its own: leave the flag out")
+    return DEMO_PREPROCESS if arch == "demo_vit" else DINO_PREPROCESS
+
+
+def make_folder(folder):
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make the output folder {folder} ({error.strerror}): choose another") from None
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"cannot write into the output folder {folder}: choose another --output_dir")
+
+
+def on_main_first(world, function):
+    """function() on rank 0, which may download, then on the others, which find the file."""
+    result = on_main(world, lambda: (function(),) if world.is_main else None)
+    return result[0] if world.is_main else function()
+
+
+def pick_amp(word, device):
+    """The torch type of --amp, or None for float32."""
+    if word == "auto":
+        return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else None
+    return AMP[word]
+
+
+def summary(stats, path):
+    share = 100 * stats.loading / stats.seconds if stats.seconds else 0.0
+    bound = "loading" if share > 50 else "model"
+    return (
+        f"{stats.rows} rows in {path}: {stats.images} images in {stats.seconds:.1f} s, "
+        f"{stats.images / max(stats.seconds, 1e-9):.0f} images/s, bound by the {bound} (loading: {share:.0f} %)"
+    )

@@ -1,0 +1,270 @@
+"""Pool + backbone -> feature file: batches prepared ahead, sharded over ranks, written as they arrive, resumable."""
+
+import contextlib
+import functools
+import time
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+
+from data_selection.errors import UserError
+from data_selection.pools import FASHION_MEAN, FASHION_STD, IMAGENET_MEAN, IMAGENET_STD
+from data_selection.progress import open_bar
+from data_selection.table_writer import MISSING, TableWriter
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """Resize to size x size pixels (bicubic, aspect ratio not kept), scale to 0..1, normalise per channel."""
+
+    size: int
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+
+
+PIL_ONE = 2**22  # PIL's fixed-point 1
+
+DINO_PREPROCESS = Preprocess(224)  # the released extraction
+DEMO_PREPROCESS = Preprocess(28, (FASHION_MEAN,) * 3, (FASHION_STD,) * 3)
+
+
+@dataclass(frozen=True)
+class Stats:
+    """What an extraction did.
+
+    images: embedded by all ranks. seconds, loading: of this rank, in all and waiting for images. rows: in the file.
+    resumed: rows that an earlier start had written.
+    """
+
+    images: int
+    seconds: float
+    loading: float
+    rows: int
+    resumed: int
+
+
+def class_tokens(model, images, n_last_blocks=1, avgpool_patchtokens=False):
+    """ViT features of images (B, 3, H, W): (B, n_last_blocks * D), or (B, 2 * D) with the mean patch token.
+
+    The class tokens of the last n blocks, each after the final norm, the oldest first. With avgpool_patchtokens the
+    class token and the mean of the last block's normed patch tokens are interleaved element by element (cls0, avg0,
+    cls1, avg1, ...), as in the released code, which crashes with n_last_blocks > 1; here that is a UserError.
+    """
+    if n_last_blocks < 1 or n_last_blocks > len(model.blocks):
+        raise UserError(f"n_last_blocks {n_last_blocks} is outside 1..{len(model.blocks)}, the blocks of this backbone")
+    if avgpool_patchtokens and n_last_blocks > 1:
+        raise UserError(f"avgpool_patchtokens goes with n_last_blocks 1, not {n_last_blocks}: choose one of the two")
+    if n_last_blocks > 1:
+        blocks = model.get_intermediate_layers(images, n=n_last_blocks, return_prefix_tokens=True, norm=True)
+        return torch.cat([prefix[:, 0] for _, prefix in blocks], dim=-1)  # (B, n * D)
+    tokens = model.forward_features(images)  # (B, prefix + patches, D), after the final norm
+    if not avgpool_patchtokens:
+        return tokens[:, 0]
+    return torch.stack([tokens[:, 0], tokens[:, model.num_prefix_tokens :].mean(dim=1)], dim=-1).flatten(1)
+
+
+def pooled(model, images):
+    """Features (B, D) of a timm model without classifier: its own pooling."""
+    return model(images)
+
+
+def to_input(images, preprocess, device):
+    """Model input (B, 3, size, size) float32 on device, of uint8 images (B, H, W), (B, H, W, 3) or (B, 3, H, W)."""
+    images = images.to(device, non_blocking=True)
+    if images.ndim == 3:
+        images = images[:, None]  # (B, 1, H, W): grey is resized once, then repeated
+    elif images.shape[-1] == 3:
+        images = images.permute(0, 3, 1, 2)
+    images = resize(images, preprocess.size)
+    mean, std = (torch.tensor(v, device=device).view(1, 3, 1, 1) for v in (preprocess.mean, preprocess.std))
+    return (images.float() / 255 - mean) / std
+
+
+def resize(images, size):
+    """uint8 images (B, C, S, S) -> (B, C, size, size) uint8, bit-equal to PIL's bicubic resize of square images.
+
+    PIL filters rows, rounds to grey levels, then filters columns, with weights rounded to 22 bits; products of such
+    weights and grey levels are whole numbers that float64 holds exactly, on any device.
+    """
+    if images.shape[-1] == size:
+        return images
+    weights = bicubic_weights(images.shape[-1], size).to(images.device)  # (size, S)
+    x = images.double()
+    for right in (True, False):
+        x = x @ weights.T if right else weights @ x
+        x = ((x + PIL_ONE / 2) / PIL_ONE).floor().clamp(0, 255)
+    return x.to(torch.uint8)
+
+
+@functools.lru_cache(maxsize=8)
+def bicubic_weights(old, new):
+    """PIL's filter as a (new, old) float64 matrix, in units of 1 / PIL_ONE."""
+    eye = torch.eye(old, dtype=torch.float64)[None, None]
+    # antialias selects PIL's kernel (a = -0.5, wider when shrinking); the other axis keeps its size, so it is untouched
+    return (F.interpolate(eye, (new, old), mode="bicubic", antialias=True)[0, 0] * PIL_ONE).round()
+
+
+class Decoded(Dataset):
+    """Image i as (tensor, "") or (None, error text): an error that crosses processes as an exception loses its form."""
+
+    def __init__(self, pool, prepare):
+        self.pool, self.prepare = pool, prepare
+
+    def __len__(self):
+        return len(self.pool)
+
+    def __getitem__(self, i):
+        try:
+            return self.prepare(self.pool.image(i)), ""
+        except UserError as error:
+            return None, str(error)
+
+
+@dataclass(frozen=True)
+class ResizePIL:
+    """PIL image -> (3, size, size) uint8 tensor."""
+
+    size: int
+
+    def __call__(self, image):
+        if image.size != (self.size, self.size):
+            image = image.resize((self.size, self.size), Image.Resampling.BICUBIC)
+        return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+
+
+def collate(items):
+    """(tensor of the images that could be read or None, error texts: "" where it could)."""
+    images = [image for image, _ in items if image is not None]
+    return torch.stack(images) if images else None, [text for _, text in items]
+
+
+def batches(pool, ranges, preprocess, transform, num_workers, device):
+    """Yield (images, error texts) for each range of rows; images are uint8, or transform's floats."""
+    if pool.arrays is not None and transform is None and pool.arrays.shape[1] == pool.arrays.shape[2]:
+        for rows in ranges:
+            images = torch.from_numpy(pool.arrays[rows.start : rows.stop])
+            yield images.pin_memory() if device.type == "cuda" else images, [""] * len(rows)
+        return
+    loader = DataLoader(
+        Decoded(pool, transform or ResizePIL(preprocess.size)), batch_sampler=ranges, collate_fn=collate,
+        num_workers=num_workers, pin_memory=device.type == "cuda", prefetch_factor=4 if num_workers else None,
+    )  # fmt: skip
+    try:
+        yield from loader
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise UserError(
+            f"a loading process died ({str(error).splitlines()[0]}): the rows so far are kept; if memory ran out, "
+            "start again with fewer --num_workers or a smaller --batch_size_per_gpu"
+        ) from None
+
+
+def extract(
+    pool, model, path, *, world, preprocess=DINO_PREPROCESS, transform=None, embed=class_tokens, batch_size=128,
+    num_workers=0, amp_dtype=None, dtype="float32", on_error="stop", request=None, provenance=None, progress=None,
+    log=print,
+):  # fmt: skip
+    """Embed every image of pool and write the feature file `path` (released layout: D columns, then the label or -1).
+
+    embed(model, images) -> (B, D). transform: of a PIL image to a float tensor, instead of preprocess. amp_dtype:
+    None, torch.bfloat16 or torch.float16. on_error: `stop`, or `skip` to leave out images that cannot be read (listed
+    in X.skipped.txt; rows then count the kept images, X.names.json says which). request: what else the values depend on
+    (weights, ...), compared before an interrupted extraction goes on. Batch k is rows k * batch_size onwards, whatever
+    the number of ranks: every rank fills its own batches of the same file. Returns Stats.
+    Raises UserError where an image cannot be read, features are not finite, or the file cannot be written.
+    """
+    model = model.eval().to(world.device)
+    autocast = torch.autocast(world.device.type, amp_dtype) if amp_dtype else contextlib.nullcontext()
+
+    @torch.inference_mode()
+    def run(images):
+        if images.dtype == torch.uint8:
+            images = to_input(images, preprocess, world.device)
+        with autocast:
+            return embed(model, images.to(world.device, non_blocking=True)).float()
+
+    first = torch.zeros(1, 3, preprocess.size, preprocess.size) if transform is None else transform(pool.image(0))[None]
+    shape = (len(pool), run(first).shape[1] + 1)
+    check_labels(pool.labels, dtype)
+    prepared = asdict(preprocess) if transform is None else str(transform)
+    request = (request or {}) | {"preprocess": prepared, "amp": str(amp_dtype), "on_error": on_error}
+    labels = np.full(len(pool), -1.0) if pool.labels is None else np.asarray(pool.labels, dtype=np.float64)
+    with TableWriter(path, shape, dtype, request, world) as writer:
+        if writer.resumed:
+            log(f"going on: {writer.resumed} of {len(pool)} rows are in {writer.folder}")
+        missing = writer.flags() == MISSING
+        world.barrier()  # every rank has read the flags before one changes them
+        ranges = [range(at, min(at + batch_size, len(pool))) for at in range(0, len(pool), batch_size)]
+        ranges = [rows for rows in ranges if missing[rows.start : rows.stop].any()]
+        images, ranges = sum(map(len, ranges)), ranges[world.rank :: world.size]
+        source = batches(pool, ranges, preprocess, transform, num_workers, world.device)
+        started = time.monotonic()
+        with open_bar(progress, sum(map(len, ranges)), "extract", "image") as bar:
+            loading = _fill(writer, source, ranges, run, labels, on_error, bar, log)
+        seconds = time.monotonic() - started
+        rows = writer.finish(pool.names, provenance, files=pool.paths)
+    return Stats(images, seconds, loading, rows, writer.resumed)
+
+
+def _fill(writer, source, ranges, run, labels, on_error, bar, log):
+    """Embed and write the batches of source. Returns the seconds spent waiting for images."""
+    loading, pending = 0.0, None
+    source = iter(source)
+    for rows in ranges:
+        before = time.monotonic()
+        images, errors = next(source)
+        loading += time.monotonic() - before
+        bad = [(row, text) for row, text in zip(rows, errors) if text]
+        if bad and on_error == "stop":
+            raise UserError(f"{bad[0][1]}: mend or remove it, or leave such images out with --on_error skip")
+        for _, text in bad:
+            log(f"left out: {text}")
+        embedded = None if images is None else _to_host(run(images))
+        if pending:  # written while the device works on the next batch
+            _write(writer, labels, *pending)
+        pending = (rows, [row for row, _ in bad], embedded)
+        bar.update(len(rows))
+    if pending:
+        _write(writer, labels, *pending)
+    return loading
+
+
+def _to_host(features):
+    """(features on the CPU, event that says when they are there); the copy does not wait."""
+    if features.device.type == "cpu":
+        return features, None
+    copy = features.to("cpu", non_blocking=True)
+    event = torch.cuda.Event()
+    event.record()
+    return copy, event
+
+
+def _write(writer, labels, rows, bad, embedded):
+    block = np.zeros((len(rows), writer.shape[1]), dtype=writer.dtype)
+    block[:, -1] = labels[rows.start : rows.stop]
+    if embedded is not None:
+        features, event = embedded
+        if event is not None:
+            event.synchronize()
+        good = [row - rows.start for row in rows if row not in bad]
+        with np.errstate(over="ignore"):  # reported below
+            block[good, :-1] = features.numpy()
+    finite = np.isfinite(block).all(axis=1)
+    if not finite.all():
+        raise UserError(
+            f"the features of image {rows[int(np.argmin(finite))]} are not finite in {writer.dtype.name}: "
+            "try --amp off and --dtype float32, or check the weights"
+        )
+    writer.write(rows.start, block, bad)
+
+
+def check_labels(labels, dtype):
+    """Raise UserError where the labels do not fit the file's float type: float16 is exact up to 2,048 only."""
+    largest = max(labels or [0])
+    if int(np.dtype(dtype).type(largest)) != largest:
+        raise UserError(f"labels up to {largest} do not fit {dtype} exactly: use --dtype float32")

@@ -1,0 +1,196 @@
+"""Write a feature file from any number of processes: it goes on after a kill, and appears only when whole."""
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import time
+from pathlib import Path
+
+import numpy as np
+
+from data_selection.errors import UserError
+from data_selection.feature_table import read_json, write_sidecar
+from data_selection.files import atomic_write
+
+MISSING, WRITTEN, SKIPPED = 0, 1, 2  # what the file `done` says of each row
+SAVE_SECONDS = 10.0  # at most this much work is lost with the machine; a killed process loses less
+COPY_ROWS = 4096
+
+
+class TableWriter:
+    """The unfinished feature file X.npy, kept in the folder X.partial beside it: table.npy, done, request.json.
+
+    Any process writes any rows, at their index; a row counts as done once it is on the disk. finish() proves that
+    every row is done, and renames. A second start with an equal request finds the rows that are done.
+    """
+
+    def __init__(self, path, shape, dtype, request, world):
+        """path: X.npy. shape: (N, columns). request: a JSON dictionary of all that the values depend on.
+
+        Raises UserError where the folder cannot be written, the disk is too full, an unfinished file comes from
+        another request (the differences are named), or another process writes it.
+        """
+        self.path, self.world = Path(path), world
+        self.folder = self.path.with_suffix(".partial")
+        self.shape, self.dtype = tuple(shape), np.dtype(dtype)
+        self.row_bytes = self.shape[1] * self.dtype.itemsize
+        self.unsaved, self.saved_at, self.descriptors = [], time.monotonic(), []
+        self.resumed = on_main(world, lambda: self._prepare(request))
+        self.table, self.done = (self._open(name) for name in ("table.npy", "done"))
+        self.start = os.fstat(self.table).st_size - self.shape[0] * self.row_bytes
+
+    def _open(self, name):
+        self.descriptors.append(os.open(self.folder / name, os.O_RDWR | os.O_CREAT, 0o666))
+        return self.descriptors[-1]
+
+    def _prepare(self, request):
+        """Make the folder, or check the one that is there. Returns the number of rows done."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            fcntl.flock(self._open("lock"), fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"another process is writing {self.path}: wait for it, or choose another name") from None
+        request = json.loads(json.dumps(request | {"shape": self.shape, "dtype": self.dtype.name}))
+        if (self.folder / "request.json").exists():
+            self._compare(request, read_json(self.folder / "request.json"))
+            return int(np.count_nonzero(self.flags()))
+        size = self.shape[0] * self.row_bytes
+        free = shutil.disk_usage(self.folder).free
+        if free < size:
+            raise UserError(
+                f"{self.path} needs {size / 1e9:.2f} GB, {free / 1e9:.2f} GB are free in {self.path.parent}"
+            )
+        with open(self.folder / "table.npy", "wb") as handle:
+            header = {"descr": np.lib.format.dtype_to_descr(self.dtype), "fortran_order": False, "shape": self.shape}
+            np.lib.format.write_array_header_1_0(handle, header)
+            handle.truncate(handle.tell() + size)
+        (self.folder / "done").write_bytes(bytes(self.shape[0]))
+        with atomic_write(self.folder / "request.json", "w") as handle:  # last: without it, all is made anew
+            json.dump(request, handle, indent=1)
+        return 0
+
+    def _compare(self, request, before):
+        keys = [key for key in before | request if before.get(key) != request.get(key)]
+        if keys:
+            differences = "; ".join(f"{key} was {before.get(key)}, now {request.get(key)}" for key in keys)
+            raise UserError(
+                f"{self.folder} holds an unfinished extraction by another command ({differences}): "
+                "start that command again, remove the folder, or choose another --extra_name"
+            )
+
+    def flags(self):
+        """(N,) uint8: MISSING, WRITTEN or SKIPPED for each row, as saved by all processes."""
+        return np.fromfile(self.folder / "done", dtype=np.uint8)
+
+    def write(self, first, block, skipped=()):
+        """Write block (rows, columns) at row `first`; skipped: indices of the pool within it that have no values."""
+        block = np.ascontiguousarray(block, dtype=self.dtype)
+        flags = np.full(len(block), WRITTEN, dtype=np.uint8)
+        flags[[row - first for row in skipped]] = SKIPPED
+        self._put(self.table, block.tobytes(), self.start + first * self.row_bytes)
+        self.unsaved.append((first, flags))
+        if time.monotonic() - self.saved_at > SAVE_SECONDS:
+            self.save()
+
+    def save(self):
+        """Bring this process's rows to the disk, then mark them as done: in this order, so that a mark never lies."""
+        with self._disk():
+            os.fsync(self.table)
+        for first, flags in self.unsaved:
+            self._put(self.done, flags.tobytes(), first)
+        self.unsaved, self.saved_at = [], time.monotonic()
+
+    def _put(self, descriptor, data, offset):
+        view = memoryview(data)
+        with self._disk():
+            while view:
+                count = os.pwrite(descriptor, view, offset)
+                view, offset = view[count:], offset + count
+
+    @contextlib.contextmanager
+    def _disk(self):
+        try:
+            yield
+        except OSError as error:
+            raise UserError(
+                f"cannot write {self.path} ({error.strerror}): the rows so far are kept in {self.folder}; "
+                "mend the cause and start the same command again"
+            ) from None
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, trace):
+        if kind is not None:  # interrupted, or failed: what is there is kept for the next start
+            with contextlib.suppress(UserError):  # the first error matters
+                self.save()
+        for descriptor in self.descriptors:  # the lock among them
+            os.close(descriptor)
+
+    def finish(self, names=None, provenance=None, files=None):
+        """Prove that every row is done, write the files beside X.npy, and give X.npy its name. Every rank calls it.
+
+        names: N strings for X.names.json, or None. files: N strings, the names where rows were skipped and names is
+        None. Returns the rows kept.
+        """
+        self.save()
+        self.world.barrier()
+        return on_main(self.world, lambda: self._publish(names, provenance, files))
+
+    def _publish(self, names, provenance, files):
+        flags = self.flags()
+        if len(flags) != self.shape[0] or (flags == MISSING).any():
+            raise RuntimeError(f"{np.count_nonzero(flags == MISSING)} rows of {self.path} were never written")
+        os.fsync(self.done)
+        kept = np.flatnonzero(flags == WRITTEN)
+        if len(kept) == 0:
+            raise UserError(f"none of the {len(flags)} images could be read: nothing to write")
+        finished, listed = self.folder / "table.npy", self.path.with_name(f"{self.path.stem}.skipped.txt")
+        if len(kept) < len(flags):
+            names = names or files
+            left_out = [names[i] for i in np.flatnonzero(flags == SKIPPED)]
+            names = [names[i] for i in kept]
+            finished = self._compact(kept)
+            with atomic_write(listed, "w") as handle:
+                handle.write("".join(f"{name}\n" for name in left_out))
+        else:
+            listed.unlink(missing_ok=True)
+        write_sidecar(self.path, "names", None if names is None else list(names))
+        write_sidecar(self.path, "provenance", provenance)
+        os.replace(finished, self.path)
+        shutil.rmtree(self.folder)
+        return len(kept)
+
+    def _compact(self, kept):
+        """A copy of the table without the skipped rows."""
+        target = self.folder / "kept.npy"
+        source = np.load(self.folder / "table.npy", mmap_mode="r")
+        with self._disk(), open(target, "wb") as handle:
+            header = {"descr": np.lib.format.dtype_to_descr(self.dtype), "fortran_order": False}
+            np.lib.format.write_array_header_1_0(handle, header | {"shape": (len(kept), self.shape[1])})
+            for at in range(0, len(kept), COPY_ROWS):
+                handle.write(source[kept[at : at + COPY_ROWS]].tobytes())
+            handle.flush()
+            os.fsync(handle.fileno())
+        return target
+
+
+def on_main(world, function):
+    """function() on rank 0; its result on every rank.
+
+    Where it fails, rank 0 raises and the others leave quietly, with exit status 2: one error, not one per process.
+    """
+    result = error = None
+    if world.is_main:
+        try:
+            result = function()
+        except Exception as caught:
+            error = caught
+    failed, result = world.broadcast_object((error is not None, result))
+    if error is not None:
+        raise error
+    if failed:
+        raise SystemExit(2)
+    return result
