@@ -1,0 +1,1 @@
+"""Finetune an image classifier on a chosen subset."""

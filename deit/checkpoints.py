@@ -1,0 +1,123 @@
+"""Pretrained weights, checkpoints and exact continuation."""
+
+import io
+import tempfile
+from pathlib import Path
+
+import torch
+
+from data_selection.backbones import DINO_HEAD, load_weights, read_checkpoint
+from data_selection.errors import UserError
+from data_selection.files import atomic_write
+
+STATE = ("model", "optimizer", "epoch")  # the entries that make a checkpoint one to continue from
+# The recipe: a continued run must have the same, or its result would be that of neither command
+RECIPE = (
+    "data_set", "model", "input_size", "epochs", "cooldown_epochs", "global_batch_size", "seed", "opt", "lr",
+    "weight_decay", "momentum", "opt_eps", "opt_betas", "clip_grad", "layer_decay", "sched", "warmup_epochs",
+    "warmup_lr", "min_lr", "decay_epochs", "decay_rate", "lr_noise", "lr_noise_pct", "lr_noise_std", "drop",
+    "drop_path", "model_ema_decay", "color_jitter", "aa", "train_interpolation", "repeated_aug", "reprob", "remode",
+    "recount", "smoothing", "mixup", "cutmix", "cutmix_minmax", "mixup_prob", "mixup_switch_prob", "mixup_mode",
+    "distillation_type", "distillation_alpha", "distillation_tau", "teacher_model", "train_ids",
+)  # fmt: skip
+
+
+def check_folder(folder):
+    """Create the output folder. Raises UserError where it cannot be written."""
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise UserError(f"--output_dir {folder} cannot be written ({error.strerror}): choose another folder") from None
+
+
+def classifier_names(model):
+    """Patterns of the tensors of the model's classifier, and of a distilled model's second one."""
+    heads = model.get_classifier()
+    heads = heads if isinstance(heads, (tuple, list)) else (heads,)
+    names = [name for name, layer in model.named_modules() if any(layer is head for head in heads)]
+    return tuple(f"{name}.*" for name in names)
+
+
+def load_pretrained(model, source, log):
+    """Load a backbone's weights: strictly but for the classifier, position embedding resized. See load_weights."""
+    heads = classifier_names(model)
+    extra = ("head.*", "head_dist.*", "fc.*", "classifier.*", *DINO_HEAD)
+    return load_weights(
+        model, source, allow_missing=heads, allow_unexpected=(*heads, *extra), resize_pos_embed=True, log=log
+    )
+
+
+def training_state(source):
+    """The content of a checkpoint with training state, or None where a file (or address) has none."""
+    path = Path(source)
+    if str(source).startswith(("http://", "https://")):
+        return None
+    if not path.is_file():
+        raise UserError(f"--resume {source} does not exist: check the path")
+    content = read_checkpoint(path)
+    return content if all(isinstance(content, dict) and key in content for key in STATE) else None
+
+
+def check_same_recipe(saved, args, source):
+    """Raise UserError where a checkpoint's arguments differ from the command's in what decides the result."""
+    saved = saved if isinstance(saved, dict) else vars(saved)
+    differing = [
+        f"--{name.replace('_', '-')} {args[name]} (was {saved[name]})"
+        for name in RECIPE
+        if name in saved and name in args and plain(saved[name]) != plain(args[name])
+    ]
+    if differing:
+        raise UserError(
+            f"{source} was made with another recipe: {', '.join(differing)}. Give the same flags to continue it, or "
+            f"start a new run from its weights with --finetune {source}"
+        )
+
+
+def plain(value):
+    return list(value) if isinstance(value, (tuple, list)) else value
+
+
+def restore(learner, state, source, log):
+    """Put a checkpoint's training state into the learner. Returns (epochs done, best): best as (top-1, epoch) or None."""
+    try:
+        learner.model.load_state_dict(state["model"], strict=True)
+        learner.optimizer.load_state_dict(state["optimizer"])
+    except (RuntimeError, ValueError) as error:
+        raise UserError(f"{source} does not fit this model or optimiser ({str(error).splitlines()[0]})") from None
+    if state.get("scaler"):
+        learner.scaler.load_state_dict(state["scaler"])
+    if learner.ema is not None:
+        if state.get("model_ema"):
+            learner.ema.module.load_state_dict(state["model_ema"], strict=True)
+        else:
+            log(f"{source} holds no EMA: it starts from the checkpoint's weights")
+            learner.ema.set(learner.model)
+    epoch = state["epoch"]
+    if learner.scheduler is not None:  # a function of the epoch alone
+        learner.scheduler.step(epoch)
+    best = state.get("best")
+    return epoch, tuple(best) if best else None
+
+
+def save(paths, learner, epoch, best, args):
+    """Write the training state after `epoch` to each path, whole or not at all.
+
+    Entries and names as in the released trainer: model, optimizer, lr_scheduler, epoch, model_ema, scaler, args; and
+    best, (top-1 in percent, epoch). args is a plain dictionary, so that weights_only=True reads the file.
+    """
+    content = {
+        "model": learner.model.state_dict(),
+        "optimizer": learner.optimizer.state_dict(),
+        "lr_scheduler": learner.scheduler.state_dict() if learner.scheduler is not None else {},
+        "epoch": epoch,
+        "model_ema": learner.ema.module.state_dict() if learner.ema is not None else None,
+        "scaler": learner.scaler.state_dict(),
+        "args": args,
+        "best": list(best) if best else None,
+    }
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    for path in paths:
+        with atomic_write(path) as handle:
+            handle.write(buffer.getbuffer())

@@ -1,0 +1,136 @@
+"""Random numbers as functions of (seed, purpose, epoch, place): the same on any number of processes and workers.
+
+A counter-based hash (the finaliser of SplitMix64) turns whole numbers into whole numbers. Nothing here has a state, so
+no process has to draw what another one needs, and a resumed run draws what the unbroken one would have drawn.
+"""
+
+import contextlib
+import random
+
+import numpy as np
+import torch
+from timm.layers import DropPath
+from torch import nn
+
+ORDER, AUGMENT, DROP, MIX, INIT = range(5)  # the purposes; each has its own stream
+
+GOLDEN, FIRST, SECOND = (c - (1 << 64) for c in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
+
+
+def hashed(*keys):
+    """Whole numbers and int64 tensors (they broadcast) -> an int64 tensor of hashes, 64 random bits each."""
+    h = torch.zeros((), dtype=torch.int64)
+    for key in keys:
+        h = (h + key + 1) * GOLDEN  # int64 products wrap, as SplitMix64 wants
+        h = (h ^ ((h >> 30) & (1 << 34) - 1)) * FIRST  # the masks make the arithmetic shifts logical ones
+        h = (h ^ ((h >> 27) & (1 << 37) - 1)) * SECOND
+        h = h ^ ((h >> 31) & (1 << 33) - 1)
+    return h
+
+
+def uniform(*keys):
+    """The hashes of `keys` as float32 numbers in [0, 1), 24 bits each."""
+    return ((hashed(*keys) >> 40) & (1 << 24) - 1).float() / (1 << 24)
+
+
+def seed_of(*keys):
+    """One hash of whole numbers as a seed in 0..2**63-1."""
+    return hashed(*keys).item() & (1 << 63) - 1
+
+
+@contextlib.contextmanager
+def seeded(seed):
+    """Seed the global generators of torch (CPU), Python and NumPy inside the block and give them back as they were.
+
+    For code that offers no generator of its own: model initialisation, and torchvision's and timm's transforms.
+    """
+    states = torch.get_rng_state(), random.getstate(), np.random.get_state()
+    try:
+        torch.random.default_generator.manual_seed(seed)  # torch.manual_seed would reseed the GPUs too
+        random.seed(seed)
+        np.random.seed(seed & 0xFFFFFFFF)
+        yield
+    finally:
+        torch.set_rng_state(states[0])
+        random.setstate(states[1])
+        np.random.set_state(states[2])
+
+
+class DropDraws:
+    """What the model's drop-path and dropout layers share: who the rows of the current batch are.
+
+    begin() is called before each forward pass; then the k-th layer call of the pass takes row k of `table`.
+    """
+
+    def __init__(self, seed, layers):
+        self.seed, self.calls = seed, 2 * layers  # some families call one layer twice per pass
+        self.table, self.next = None, 0
+
+    def begin(self, epoch, step, rows, device):
+        """epoch, step: whole numbers. rows (R,): int64, the places of this batch's images in the global batch."""
+        calls = torch.arange(self.calls)[:, None]
+        self.table = hashed(self.seed, DROP, epoch, step, calls, rows[None]).to(device, non_blocking=True)  # (calls, R)
+        self.next = 0
+
+    def take(self, x):
+        """The hashes (R,) of this layer call for x (R, ...)."""
+        row = self.table[self.next]
+        if len(row) != len(x):
+            raise RuntimeError(f"a drop layer sees {len(x)} rows in a batch of {len(row)}: set --drop-path 0 --drop 0")
+        self.next += 1
+        return row
+
+
+class SeededDropPath(nn.Module):
+    """Stochastic depth whose mask depends on the image's place in the global batch, not on the process.
+
+    Same distribution as timm's DropPath: a row is kept with probability 1 - rate and then divided by it.
+    """
+
+    def __init__(self, rate, draws):
+        super().__init__()
+        self.rate, self.draws = rate, draws
+
+    def forward(self, x):
+        if not self.training or self.rate == 0:
+            return x
+        keep = 1 - self.rate
+        kept = ((self.draws.take(x) >> 40) & (1 << 24) - 1) < keep * (1 << 24)  # (R,)
+        return x * (kept.to(x.dtype) / keep).view(-1, *[1] * (x.ndim - 1))
+
+
+class SeededDropout(SeededDropPath):
+    """Dropout of single values, the mask a hash of the image's place in the global batch and the value's place in it."""
+
+    def forward(self, x):
+        if not self.training or self.rate == 0:
+            return x
+        keep = 1 - self.rate
+        places = torch.arange(x[0].numel(), device=x.device)
+        bits = hashed_on(self.draws.take(x)[:, None], places[None])  # (R, values)
+        kept = ((bits >> 40) & (1 << 24) - 1) < keep * (1 << 24)
+        return x * (kept.view_as(x).to(x.dtype) / keep)
+
+
+def hashed_on(h, key):
+    """One more round of `hashed` on tensors of any device."""
+    return hashed(h, key)
+
+
+def seed_drop_layers(model, seed):
+    """Replace the model's drop-path and dropout layers by seeded ones, in place. Returns their DropDraws.
+
+    Drop layers inside a fused attention call (timm's attn_drop_rate) are not reached; no flag sets them.
+    """
+    names = [
+        name for name, layer in model.named_modules()
+        if (isinstance(layer, DropPath) and layer.drop_prob) or (type(layer) is nn.Dropout and layer.p)
+    ]  # fmt: skip
+    draws = DropDraws(seed, len(names))
+    for name in names:
+        layer = model.get_submodule(name)
+        path = isinstance(layer, DropPath)
+        new = SeededDropPath(layer.drop_prob, draws) if path else SeededDropout(layer.p, draws)
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, new)
+    return draws

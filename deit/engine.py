@@ -1,0 +1,130 @@
+"""One epoch of training, and evaluation: the same numbers on any number of processes, to rounding."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from data_selection.distributed import World
+from data_selection.errors import UserError
+from deit.draws import DropDraws
+from deit.losses import Criterion
+from deit.mixing import Mixing, mix
+
+
+class FlatGradients:
+    """All gradients as views of one buffer: zeroed, summed over the processes and clipped in one operation each."""
+
+    def __init__(self, parameters):
+        self.parameters = [parameter for parameter in parameters if parameter.requires_grad]
+        first = self.parameters[0]
+        total = sum(parameter.numel() for parameter in self.parameters)
+        self.buffer = torch.zeros(total, dtype=first.dtype, device=first.device)
+        views = self.buffer.split([parameter.numel() for parameter in self.parameters])
+        for parameter, view in zip(self.parameters, views, strict=True):
+            parameter.grad = view.view_as(parameter)
+
+    def clip(self, limit):
+        """Scale the gradients down to a norm of at most `limit`, without reading the norm back."""
+        norm = torch.linalg.vector_norm(self.buffer)
+        self.buffer.mul_((limit / (norm + 1e-6)).clamp(max=1.0))
+
+
+@dataclass
+class Learner:
+    """What training moves, and what it needs to do so."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    scheduler: Any  # timm's, or None for a constant rate
+    scaler: torch.amp.GradScaler
+    ema: Any  # timm's ModelEmaV3, or None
+    draws: DropDraws
+    gradients: FlatGradients
+    criterion: Criterion
+    amp: torch.dtype | None  # of autocast; None: full precision
+    world: World
+
+    def autocast(self):
+        return autocast(self.world.device, self.amp)
+
+
+def autocast(device, dtype):
+    return torch.autocast(device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None)
+
+
+def train_one_epoch(learner, data, steps, epoch, *, classes, seed, mixing=None, clip_grad=None, on_step=None):
+    """Train on the samplers.Steps of one epoch. Returns the mean training loss per image, over all processes.
+
+    data: has augmented(parts, epoch). The loss of a step is the mean over its global batch, so gradients are summed,
+    not averaged, over parts and processes. Raises UserError on every process where the loss is not finite.
+    """
+    model, world, mixing = learner.model, learner.world, mixing or Mixing()
+    model.train()
+    device = world.device
+    losses = torch.zeros(len(steps), device=device)  # read once, after the epoch
+    batches = data.augmented([part for step in steps for part in step.parts], epoch)
+    for number, step in enumerate(steps):
+        learner.gradients.buffer.zero_()
+        for part, (images, targets) in zip(step.parts, batches):
+            if mixing.on:
+                images, targets = mix(
+                    images, targets, classes, part.rows, step.size, mixing, seed=seed, epoch=epoch, step=number
+                )  # fmt: skip
+            learner.draws.begin(epoch, number, part.rows, device)
+            with learner.autocast():
+                loss = learner.criterion(images, model(images), targets) / step.size
+            learner.scaler.scale(loss).backward()
+            losses[number] += loss.detach()
+        world.sum_(learner.gradients.buffer)
+        learner.scaler.unscale_(learner.optimizer)
+        if clip_grad is not None:
+            learner.gradients.clip(clip_grad)
+        learner.scaler.step(learner.optimizer)
+        learner.scaler.update()
+        if learner.ema is not None:
+            learner.ema.update(model)
+        if on_step is not None:
+            on_step()
+    average_buffers(model, world)
+    losses = world.sum_(losses).double().cpu()
+    if not losses.isfinite().all():
+        first = (~losses.isfinite()).nonzero()[0].item()
+        raise UserError(
+            f"the loss is {losses[first].item()} at epoch {epoch}, step {first + 1} of {len(steps)}: nothing of this "
+            "epoch is saved; try a smaller --lr, --clip-grad 2.0, or --amp off"
+        )
+    sizes = torch.tensor([step.size for step in steps], dtype=torch.float64)
+    return (losses @ sizes / sizes.sum()).item()
+
+
+@torch.no_grad()
+def average_buffers(model, world):
+    """Average floating-point buffers (batch norm's statistics) over the processes; models without them: nothing."""
+    if world.size > 1:
+        for buffer in model.buffers():
+            if buffer.is_floating_point():
+                world.sum_(buffer).div_(world.size)
+
+
+@torch.inference_mode()
+def evaluate(model, data, world, *, batch, amp=None, sharded=True):
+    """Loss, top-1 and top-5 accuracy (percent) of a model on data; every image counts once.
+
+    data: has plain(indices, batch). sharded: each process takes its share; else each evaluates everything.
+    """
+    model.eval()
+    rank, size = (world.rank, world.size) if sharded else (0, 1)
+    totals = torch.zeros(4, dtype=torch.float64, device=world.device)  # loss, top-1, top-5, images
+    for images, labels in data.plain(range(rank, len(data), size), batch):
+        with autocast(world.device, amp):
+            logits = model(images)
+        logits = logits.float()  # (B, C)
+        loss = nn.functional.cross_entropy(logits, labels, reduction="sum")
+        best = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]  # (B, up to 5)
+        totals += torch.stack([loss, best[:, 0].sum(), best.sum(), torch.tensor(len(labels), device=loss.device)])
+    if sharded:
+        world.sum_(totals)
+    loss, first, fifth, count = totals.tolist()
+    return {"loss": loss / count, "acc1": 100 * first / count, "acc5": 100 * fifth / count}

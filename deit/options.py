@@ -1,0 +1,249 @@
+"""The trainer's flags: the released ones with BiLAF's defaults, and what was added. Imports nothing slow."""
+
+import argparse
+import difflib
+from pathlib import Path
+
+import yaml
+
+from data_selection.errors import UserError
+
+DATA_SETS = ("CIFAR10", "CIFAR100", "IMNET", "FASHIONMNIST", "FOLDER", "DEMO")
+DATA_SETS += tuple(f"{name}SUBSET" for name in DATA_SETS)
+NOT_YET = ("INAT", "INAT19", "CUB2011", "CUB2011SUBSET", "IMNETSUBSET_Generate")
+SCHEDULES = ("cosine", "tanh", "step", "constant", "multistep", "poly", "wsd", "rsqrt", "none")
+
+
+class Refused(argparse.Action):
+    """A released flag that would do nothing here: giving it is an error that says why."""
+
+    def __init__(self, option_strings, dest, reason, **settings):
+        self.reason = reason
+        hidden = {"help": argparse.SUPPRESS, "default": argparse.SUPPRESS}
+        super().__init__(option_strings, dest, nargs="*", **settings | hidden)
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        raise UserError(f"{option_string} is not available: {self.reason}")
+
+
+def build_parser():
+    """The ArgumentParser. Every flag of several words is understood with dashes and with underscores."""
+    parser = argparse.ArgumentParser(
+        prog="main.py", description="Finetune an image classifier on a chosen subset.", allow_abbrev=False,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )  # fmt: skip
+
+    def group(title):
+        part = parser.add_argument_group(title)
+
+        def add(name, *aliases, **settings):
+            spellings = dict.fromkeys((name, f"--{name[2:].replace('-', '_')}", f"--{name[2:].replace('_', '-')}"))
+            settings.setdefault("help", " ")  # the formatter adds the default to a help text only
+            part.add_argument(*spellings, *aliases, **settings)
+
+        def switch(name, default, help):
+            add(name, action=argparse.BooleanOptionalAction, default=default, help=help)
+
+        return add, switch
+
+    _add_data(*group("data"))
+    _add_model(*group("model and weights"))
+    _add_optimisation(*group("optimisation"))
+    _add_augmentation(*group("augmentation and loss"))
+    _add_run(*group("run"))
+    return parser
+
+
+def _add_data(add, switch):
+    add("--data-set", default="CIFAR10", metavar="NAME", help=f"one of {', '.join(DATA_SETS)}")
+    add("--data-path", metavar="DIR", help="where the data is; default: data in the working folder, else deit/data")
+    add("--subset_ids", metavar="FILE", help="JSON list of training-set indices, for the SUBSET data sets")
+    add("--input-size", type=int, help="side of the images in pixels; default by data set: DEMO 28, others 224")
+    add("--num_workers", type=int, help="processes per rank that load images; default by cores, none for small images")
+    add("--cache", choices=("auto", "ram", "none"), default="auto", help="keep decoded images; auto: up to 2 GiB per rank")
+    switch("--pin-mem", True, "page-locked memory for copies to a GPU")
+    add("--data_Gen_path", action=Refused, reason="generated images (IMNETSUBSET_Generate) are not read")
+    add("--inat-category", action=Refused, reason="iNaturalist's files are not read; use class folders and FOLDER")
+
+
+def _add_model(add, switch):
+    add("--model", metavar="NAME", help="a timm name; default by data set: DEMO demo_vit, others deit_small_patch16_224")
+    add("--finetune", default="", metavar="FILE", help="pretrained weights, a file or https address; `none`: random ones")
+    add("--resume", default="", metavar="FILE", help="checkpoint to continue; a file of weights alone acts as --finetune")
+    switch("--auto-resume", False, "continue from output_dir/checkpoint.pth where there is one")
+    add("--drop", type=float, default=0.0, metavar="RATE", help="dropout")
+    add("--drop-path", type=float, default=0.1, metavar="RATE", help="stochastic depth")
+    switch("--model-ema", True, "keep a moving average of the weights, evaluated after the last epoch")
+    add("--model-ema-decay", type=float, default=0.99996)
+    add("--model-ema-force-cpu", action="store_true", help="keep it in main memory")
+
+
+def _add_optimisation(add, switch):
+    add("--batch-size", type=int, default=256, help="images per process and pass")
+    add("--global-batch-size", type=int, help="images per step over all processes; default: batch size x processes")
+    add("--epochs", type=int, default=1000)
+    add("--start_epoch", type=int, default=1, help="first epoch, counted from 1")
+    add("--opt", default="SGD", help="a timm optimiser; SGD has Nesterov momentum")
+    add("--opt-eps", type=float, default=1e-8, help="for the optimisers that have one (SGD has none)")
+    add("--opt-betas", type=float, nargs="+", help="default: the optimiser's own")
+    add("--clip-grad", type=float, metavar="NORM", help="largest gradient norm")
+    add("--momentum", type=float, default=0.9)
+    add("--weight-decay", type=float, default=1e-4, help="not applied to biases, norms and embeddings of tokens")
+    add("--layer-decay", type=float, help="learning-rate factor per layer from the head down")
+    add("--lr", type=float, default=3e-3, help="learning rate of 512 images per step; scaled by the global batch")
+    add("--sched", default="cosine", metavar="NAME", help=f"one of {', '.join(SCHEDULES)}")
+    add("--lr-noise", type=float, nargs="+", help="where the rate is noisy, as fractions of the epochs")
+    add("--lr-noise-pct", type=float, default=0.67, help="bound of the noise")
+    add("--lr-noise-std", type=float, default=1.0)
+    add("--warmup-lr", type=float, default=1e-6, help="rate of the first epoch, not scaled")
+    add("--min-lr", type=float, default=1e-5, help="floor, not scaled")
+    add("--decay-epochs", type=float, default=30, help="of the step schedule")
+    add("--decay-rate", "--dr", type=float, default=0.1, help="factor of the step schedule")
+    add("--warmup-epochs", type=int, default=5)
+    add("--cooldown-epochs", type=int, default=0, help="epochs at the floor after the schedule")
+    add("--patience-epochs", action=Refused, reason="it belongs to the plateau schedule, which cannot be resumed exactly")
+
+
+def _add_augmentation(add, switch):
+    add("--color-jitter", type=float, default=0.0, help="strength; absent under --aa")
+    add("--aa", metavar="POLICY", help="AutoAugment or RandAugment, such as rand-m9-mstd0.5-inc1")
+    add("--train-interpolation", choices=("random", "bilinear", "bicubic"), default="bicubic")
+    switch("--repeated-aug", True, "each image three times in a row, a third of a large subset per epoch")
+    add("--reprob", type=float, default=0.0, help="chance of random erasing")
+    add("--remode", default="pixel", choices=("const", "rand", "pixel"), help="fill of random erasing")
+    add("--recount", type=int, default=1, help="boxes of random erasing")
+    add("--resplit", action=Refused, reason="it did nothing in the released trainer either")
+    add("--smoothing", type=float, default=0.1, help="label smoothing")
+    add("--mixup", type=float, default=0.0, help="alpha; 0: off")
+    add("--cutmix", type=float, default=0.0, help="alpha; 0: off")
+    add("--cutmix-minmax", type=float, nargs=2, metavar=("LOW", "HIGH"), help="range of the box's side; enables CutMix")
+    add("--mixup-prob", type=float, default=0.0, help="chance to mix a batch; needed with --mixup or --cutmix")
+    add("--mixup-switch-prob", type=float, default=0.5, help="chance of CutMix where both are on")
+    add("--mixup-mode", choices=("batch", "pair", "elem"), default="batch")
+    add("--distillation-type", choices=("none", "soft", "hard"), default="none")
+    add("--distillation-alpha", type=float, default=0.5)
+    add("--distillation-tau", type=float, default=1.0)
+    add("--teacher-model", default="regnety_160", metavar="NAME")
+    add("--teacher-path", default="", metavar="FILE")
+
+
+def _add_run(add, switch):
+    add("--output_dir", default="", metavar="DIR", help="default: nothing is saved")
+    add("--config", metavar="FILE", help="YAML of flags; the command line wins")
+    add("--eval", action="store_true", help="evaluate the weights of --resume or --finetune and exit")
+    add("--eval_interval", type=int, default=1, help="epochs between evaluations; the last epoch always has one")
+    add("--save-interval", type=int, help="epochs between checkpoints, the last always saved; default: --eval_interval")
+    switch("--dist-eval", True, "share the evaluation among the processes; every image counts once either way")
+    add("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    add("--amp", choices=("auto", "off", "bf16", "fp16"), default="auto", help="auto: bf16 or fp16 on a GPU, off on a CPU")
+    add("--seed", type=int, default=0)
+    add("--world_size", action=Refused, reason="the launcher (torchrun --nproc_per_node) sets the number of processes")
+    add("--dist_url", action=Refused, reason="the launcher's environment (MASTER_ADDR, MASTER_PORT) says where to meet")
+    add("--local-rank", type=int, default=argparse.SUPPRESS, help=argparse.SUPPRESS)  # from old launchers; in LOCAL_RANK too
+
+
+def parse(argv=None):
+    """argparse.Namespace of a command line (a list, default sys.argv), --config merged in, checked."""
+    parser = build_parser()
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    early.add_argument("--config")
+    config, rest = early.parse_known_args(argv)
+    from_file = config_tokens(config.config, parser) if config.config else []
+    args = parser.parse_args(from_file + rest)
+    args.config = config.config
+    vars(args).pop("local_rank", None)
+    check(args)
+    return args
+
+
+def config_tokens(path, parser):
+    """A YAML file of flags as command-line words, so that types and choices are checked as if typed."""
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"--config {path} cannot be read ({error})") from None
+    if not isinstance(values, dict):
+        raise UserError(f"--config {path} must hold lines `flag: value`")
+    flags = {action.dest: action for action in parser._actions if action.dest != "help"}
+    words = []
+    for key, value in values.items():
+        name = str(key).replace("-", "_")
+        if name not in flags or name == "config":
+            close = difflib.get_close_matches(name, flags, 1)
+            raise UserError(f"--config {path}: unknown key {key!r}" + (f"; did you mean {close[0]}?" if close else ""))
+        action, option = flags[name], flags[name].option_strings[0]
+        if isinstance(value, bool) != (action.nargs == 0):
+            raise UserError(f"--config {path}: {key} must be " + ("true or false" if action.nargs == 0 else "a value"))
+        if action.nargs == 0:
+            if value or isinstance(action, argparse.BooleanOptionalAction):
+                words.append(option if value else f"--no-{option[2:]}")
+        elif value is not None:
+            words += [option, *map(str, value)] if isinstance(value, list) else [f"{option}={value}"]
+    return words
+
+
+def check(args):
+    """Raise UserError for flags that are wrong by themselves or together. Reads no file."""
+    known_data_set(args.data_set)
+    if args.data_set.endswith("SUBSET") and not args.subset_ids:
+        raise UserError(f"--data-set {args.data_set} needs --subset_ids FILE, a JSON list of training-set indices")
+    if args.subset_ids and not args.data_set.endswith("SUBSET"):
+        raise UserError(f"--subset_ids is for the SUBSET data sets: use --data-set {args.data_set}SUBSET")
+    at_least = {
+        "epochs": 1, "start_epoch": 1, "batch_size": 1, "global_batch_size": 1, "input_size": 1, "eval_interval": 1,
+        "save_interval": 1, "num_workers": 0, "warmup_epochs": 0, "cooldown_epochs": 0, "recount": 1, "seed": 0,
+        "lr": 0, "weight_decay": 0, "warmup_lr": 0, "min_lr": 0, "color_jitter": 0, "mixup": 0, "cutmix": 0,
+    }  # fmt: skip
+    for name, low in at_least.items():
+        value = getattr(args, name)
+        if value is not None and not value >= low:
+            raise UserError(f"{flag(name)} {value} is below {low}")
+    for name in ("drop", "drop_path", "smoothing"):
+        if not 0 <= getattr(args, name) < 1:
+            raise UserError(f"{flag(name)} {getattr(args, name)} is outside 0 <= rate < 1")
+    for name in ("reprob", "mixup_prob", "mixup_switch_prob", "distillation_alpha", "model_ema_decay", "layer_decay"):
+        value = getattr(args, name)
+        if value is not None and not 0 <= value <= 1:
+            raise UserError(f"{flag(name)} {value} is outside 0..1")
+    for name in ("clip_grad", "distillation_tau"):
+        value = getattr(args, name)
+        if value is not None and not value > 0:
+            raise UserError(f"{flag(name)} {value} must be above 0")
+    if args.sched not in SCHEDULES:
+        why = "plateau cannot be resumed exactly; " if args.sched == "plateau" else ""
+        raise UserError(f"--sched {args.sched!r}: {why}use one of {', '.join(SCHEDULES)}")
+    if args.start_epoch > args.epochs + args.cooldown_epochs:
+        raise UserError(f"--start_epoch {args.start_epoch} is after the last epoch, {args.epochs + args.cooldown_epochs}")
+    check_together(args)
+
+
+def check_together(args):
+    """Flags that need or exclude one another."""
+    mixes = args.mixup > 0 or args.cutmix > 0 or args.cutmix_minmax is not None
+    if mixes != bool(args.mixup_prob):
+        raise UserError("--mixup or --cutmix and --mixup-prob go together (1.0 mixes every batch): one is missing")
+    if args.cutmix_minmax and not 0 <= args.cutmix_minmax[0] < args.cutmix_minmax[1] <= 1:
+        raise UserError(f"--cutmix-minmax {args.cutmix_minmax} must be 0 <= LOW < HIGH <= 1")
+    if args.distillation_type != "none" and not (args.teacher_path or args.eval):
+        raise UserError("--distillation-type needs --teacher-path FILE, the teacher's weights")
+    if args.teacher_path and args.distillation_type == "none":
+        raise UserError("--teacher-path needs --distillation-type soft or hard")
+    if args.auto_resume and not args.output_dir:
+        raise UserError("--auto-resume needs --output_dir, where it looks for checkpoint.pth")
+    if args.resume and args.finetune:
+        raise UserError("--resume and --finetune name two starts: give one (--resume continues, --finetune starts anew)")
+    if args.eval and not (args.resume or args.finetune):
+        raise UserError("--eval needs the weights to evaluate: --resume Outputs/checkpoint.pth")
+
+
+def known_data_set(name):
+    if name in NOT_YET:
+        raise UserError(f"--data-set {name} is not read here: put the images into class folders and use FOLDER")
+    if name not in DATA_SETS:
+        close = difflib.get_close_matches(name.upper(), DATA_SETS, 1)
+        hint = f" Did you mean {close[0]}?" if close else ""
+        raise UserError(f"unknown --data-set {name!r}: use one of {', '.join(DATA_SETS)}.{hint}")
+
+
+def flag(name):
+    return f"--{name.replace('_', '-')}"
