@@ -1,4 +1,9 @@
-"""Blocked similarity kernels: nothing of size pool x references is ever held."""
+"""Blocked similarity kernels: nothing of size pool x references is ever held.
+
+Which reference is nearest is decided as if the float32 inputs were multiplied exactly: a float32 product finds the
+best one, and every reference that rounding could have put behind it is compared again in float64 (exact_dot). So the
+answer does not depend on block size, thread count or hardware, and of equal references the lowest index wins.
+"""
 
 import numpy as np
 import torch
@@ -6,7 +11,8 @@ import torch.nn.functional as F
 
 from data_selection.checks import check_finite
 
-BLOCK_BYTES = 64 << 20  # working memory of one block's product
+BLOCK_BYTES = 32 << 20  # working memory of one block's product
+FLOAT32_UNIT = 2.0**-24  # largest relative error of one float32 rounding
 
 
 def block_rows(width, max_bytes=BLOCK_BYTES):
@@ -35,27 +41,96 @@ def normalise(rows):
     return F.normalize(rows.float(), dim=-1)
 
 
+def exact_dot(a, b):
+    """Row-wise products of two float32 tables (P, D) in float64, (P,).
+
+    The products are exact and each row is added up in the same order whatever its place, so equal rows give equal
+    values: ties can be told from near-ties.
+    """
+    return (a.double() * b.double()).sum(-1)
+
+
+def product_error(dimensions, magnitude=1.0):
+    """Bound of a float32 dot product's error, in any order of summation; magnitude: product of the operands' norms."""
+    return 2 * dimensions * FLOAT32_UNIT * magnitude
+
+
 def nearest(features, references, *, metric="cosine", device="cpu", max_bytes=BLOCK_BYTES):
     """The nearest reference of every row.
 
     features: (N, D) tensor or memory map. references: (M, D) tensor. metric: `cosine` (rows and references are
     normalised here) or `euclidean`. Returns (value, index), both (N,) on device: the cosine similarity or the squared
-    distance, and 0..M-1; of equal ones the lowest index.
+    distance, float32, and 0..M-1; of equal ones the lowest index.
     """
     references = references.to(device, torch.float32)
     if metric == "cosine":
         references = normalise(references)
     elif metric != "euclidean":
         raise ValueError(f"unknown metric {metric!r}: use cosine or euclidean")
-    half = references.square().sum(1) / 2  # (M,)
+    offsets = None if metric == "cosine" else references.double().square().sum(1) / 2  # (M,)
     values, indices = [], []
-    for start, stop in row_blocks(len(features), len(references) + references.shape[1], max_bytes):
+    for start, stop in row_blocks(len(features), 2 * len(references) + 3 * references.shape[1], max_bytes):
         rows = read_rows(features, start, stop, device)  # (B, D)
         if metric == "cosine":
-            value, index = (normalise(rows) @ references.T).max(1)
+            value, index = best_reference(normalise(rows), references)
         else:  # argmin |r - c|^2 = argmax r.c - |c|^2 / 2
-            value, index = torch.addmm(-half, rows, references.T).max(1)
-            value = (rows.square().sum(1) - 2 * value).clamp(min=0)
-        values.append(value)
+            index = best_reference(rows, references, offsets)[1]
+            value = (rows.double() - references[index].double()).square().sum(1)
+        values.append(value.float())
         indices.append(index)
     return torch.cat(values), torch.cat(indices)
+
+
+def best_reference(rows, references, offsets=None, product=None):
+    """argmax over references of rows . references - offsets, decided exactly.
+
+    rows: (B, D), references: (M, D) float32 on one device, offsets: (M,) float64 or None. product: rows @ references.T
+    where the caller has it already, with -inf for forbidden pairs; overwritten. Returns (value, index): (B,) float64
+    and int64, of equal ones the lowest index. On CUDA only the best two of the float32 product are compared again:
+    finding how many more are as close would wait for the host.
+    """
+    product = rows @ references.T if product is None else product  # (B, M)
+    scale = 1.0  # norms of unit vectors
+    if offsets is not None:
+        product -= offsets.float()
+        scale = rows.norm(dim=1) * references.norm(dim=1).max() + offsets.max().float()  # (B,)
+    slack = 2 * product_error(rows.shape[1] + 1, scale)
+    value, index = product.max(1)
+    best = _exact(rows, references, offsets, index)
+    if len(references) == 1:
+        return best, index
+    product.scatter_(1, index[:, None], -torch.inf)
+    second, rival = product.max(1)
+    if rows.is_cuda:
+        other = _exact(rows, references, offsets, rival)
+        wins = (second > -torch.inf) & ((other > best) | ((other == best) & (rival < index)))
+        return torch.where(wins, other, best), torch.where(wins, rival, index)
+    close = (second >= value - slack).nonzero()[:, 0]  # rows whose best is not certain
+    if len(close):
+        rivals = product[close] >= (value - slack)[close, None]
+        recheck(rows, references, offsets, close, rivals, best, index)
+    return best, index
+
+
+def _exact(rows, references, offsets, index):
+    """The exact value of each row against its reference `index`, (B,) float64."""
+    value = exact_dot(rows, references[index])
+    return value if offsets is None else value - offsets[index]
+
+
+def recheck(rows, references, offsets, which, rivals, best, index, max_pairs=16384):
+    """Let the rivals of some rows compete exactly; best and index, (B,), are updated in place.
+
+    which: (C,) row numbers; rivals: (C, M) mask of the references that could beat the row's `index`.
+    """
+    row, rival = rivals.nonzero(as_tuple=True)  # by row, then by ascending reference
+    row = which[row]
+    for some, others in zip(row.split(max_pairs), rival.split(max_pairs)):
+        value = exact_dot(rows[some], references[others])
+        if offsets is not None:
+            value -= offsets[others]
+        top = best.scatter_reduce(0, some, value, "amax")  # (B,) the best value so far
+        wins = value == top[some]
+        index[top > best] = len(references)  # beaten: the lowest of the new winners follows
+        index.scatter_reduce_(0, some[wins], others[wins], "amin")
+        best.copy_(top)

@@ -1,0 +1,232 @@
+"""ActiveFT: move centroids over the pool's features, then take the sample nearest to each (Xie et al., CVPR 2023)."""
+
+import math
+import random
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+
+from data_selection.activeft_objective import OBJECTIVES, segment_sums, through_normalisation
+from data_selection.assignment import distinct_nearest
+from data_selection.baselines import DISTANCES, farthest_point, plus_plus
+from data_selection.checks import check_request, check_selection
+from data_selection.distributed import World
+from data_selection.errors import UserError
+from data_selection.pool_reader import UnitPool, pool_device, working_memory
+from data_selection.progress import open_bar
+from data_selection.similarity import best_reference, block_rows, normalise
+
+FINAL_LR = 1e-6  # of the cosine schedule
+PATIENCE = 10  # iterations over which the loss must move by `threshold`
+INITS, SCHEDULERS = ("random", "fps", "kmeans++"), ("none", "cosine")
+
+
+@dataclass(frozen=True)
+class ActiveFTConfig:
+    """How to choose; the defaults are those of both releases' CIFAR programs.
+
+    temperature: of the similarity softmax. max_iter: Adam steps. lr: Adam's learning rate. init: `random` (pool rows
+    drawn by random.Random(seed)), `fps` (farthest points) or `kmeans++`. distance: of `fps`; the objective is always
+    cosine. scheduler: `none` or `cosine` (down to 1e-6). balance: weight of the repulsion. batch_size: pool rows per
+    iteration, None for all. slice: rows per block of a product, None for automatic; never changes the result.
+    max_memory: working memory in GB (1e9 bytes), None for a quarter of what is free. threshold: stop once the loss
+    moved by less over 10 iterations, None or 0 never (the released programs ignore theirs). objective: `released`
+    (self term, others held fixed, weighted by population) or `paper` (equations 5-7).
+    """
+
+    temperature: float = 0.07
+    max_iter: int = 300
+    lr: float = 1e-3
+    init: str = "random"
+    distance: str = "euclidean"
+    scheduler: str = "none"
+    balance: float = 1.0
+    batch_size: int | None = None
+    slice: int | None = None
+    max_memory: float | None = None
+    threshold: float | None = None
+    objective: str = "released"
+
+    def __post_init__(self):
+        for name in ("temperature", "max_iter", "lr", "balance", "batch_size", "slice", "max_memory"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise UserError(f"{name} {value} must be above 0")
+        if self.threshold is not None and not self.threshold >= 0:
+            raise UserError(f"threshold {self.threshold} must be 0 (never stop early) or above")
+        choices = {"init": INITS, "distance": DISTANCES, "scheduler": SCHEDULERS, "objective": tuple(OBJECTIVES)}
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise UserError(f"{name} {getattr(self, name)!r} is unknown: use one of {', '.join(allowed)}")
+
+
+class Preset(NamedTuple):
+    """A released program's defaults; percent: 0-100 of the pool."""
+
+    config: ActiveFTConfig
+    percent: float
+
+
+PRESETS = {
+    "activeft_cifar": Preset(ActiveFTConfig(), 2.0),
+    "activeft_imagenet": Preset(ActiveFTConfig(max_iter=100, batch_size=100_000), 1.0),
+    "bilaf_cifar": Preset(ActiveFTConfig(), 0.5),
+    "bilaf_imagenet": Preset(ActiveFTConfig(max_iter=100, batch_size=100_000), 1.0),
+}
+
+
+def select_activeft(
+    features, budget, *, config=ActiveFTConfig(), labelled=(), excluded=(), seed=0, device=None, progress=None,
+    on_iteration=None,
+):  # fmt: skip
+    """Choose `budget` pool samples by ActiveFT; returns their indices, (budget,) int64, ascending.
+
+    features: (N, D) float tensor, array or memory map, raw (rows are normalised here). labelled: samples annotated
+    already: centroids that attract and repel but do not move. excluded: samples left out of everything. Under
+    torch.distributed every rank must call this with the same arguments; rows are shared out, all get the result.
+    on_iteration: called with (iteration, learning rate, loss before the step) after each step, where given.
+    Raises UserError for a wrong request, NaN or infinity. Source: ActiveFT, algorithm 1; the released programs draw
+    from an unseeded generator, compute in float32 and leave ties to an unstable sort.
+    """
+    labelled, candidates = check_request(features, budget, labelled, excluded)
+    device = pool_device(features, device)
+    world = current_world(device)
+    max_bytes = working_memory(config.max_memory, device)
+    kept = torch.ones(len(features), dtype=torch.bool)
+    kept[list(excluded)] = False
+    kept[labelled] = True  # a sample may be both; it was annotated, so it counts
+    ids = None if kept.all() else kept.nonzero()[:, 0]
+    if config.batch_size is not None and config.batch_size > kept.sum():
+        raise UserError(f"batch_size {config.batch_size} is above the pool's {kept.sum()} images: choose a smaller one")
+    pool = UnitPool(features, ids, device, max_bytes)
+    place = kept.cumsum(0) - 1  # (N,) index -> position among the kept rows
+    fixed = pool.take(place[labelled])  # (L, D)
+    start = pool.take(place[initial(features, budget, candidates, labelled, config, seed, device)])  # order kept
+    units = optimise(pool, start, fixed, config, world, seed, max_bytes, progress, on_iteration)
+    barred = torch.ones(pool.count, dtype=torch.bool)
+    barred[place[candidates]] = False
+    positions = distinct_nearest(pool_blocks(pool, world, config), units, barred, world, max_bytes)
+    chosen = positions if ids is None else ids[positions]
+    return check_selection(chosen.sort().values, budget, len(features), labelled, excluded)
+
+
+def current_world(device):
+    """This process's place among the ranks: those of torch.distributed where it runs, else alone."""
+    if dist.is_available() and dist.is_initialized():
+        return World(dist.get_rank(), dist.get_world_size(), device)
+    return World(0, 1, device)
+
+
+def initial(features, budget, candidates, labelled, config, seed, device):
+    """Pool indices of the rows that the centroids start from, (budget,), in parameter order."""
+    if config.init == "random":  # the draw of the released programs after random.seed(seed)
+        return torch.tensor(random.Random(seed).sample(candidates.tolist(), budget))
+    if config.init == "fps":
+        return farthest_point(features, budget, candidates, labelled, config.distance, seed, device)
+    return plus_plus(features, budget, candidates, labelled, seed, device)
+
+
+def optimise(pool, start, fixed, config, world, seed, max_bytes, progress=None, on_iteration=None):
+    """Adam on the centroids; returns the free ones at unit length, (K, D) float32.
+
+    start: (K, D) first centroids; fixed: (L, D) unit centroids that do not move. Centroids, their moments and all sums
+    are float64, so that neither the number of ranks nor of threads shows in the result.
+    """
+    centroids = start.double()  # (K, D)
+    adam = Adam(centroids)
+    generator = torch.Generator().manual_seed(seed)
+    losses = []
+    with open_bar(progress, config.max_iter, "ActiveFT", "step") as bar:
+        for iteration in range(config.max_iter):
+            loss, gradient = loss_and_gradient(pool, centroids, fixed, config, world, generator, max_bytes)
+            lr = learning_rate(config, iteration)
+            adam.step(gradient, lr)
+            if on_iteration is not None:
+                on_iteration(iteration, lr, loss.item())
+            bar.update(1)
+            if config.threshold:
+                losses.append(loss.item())
+                if len(losses) > PATIENCE and abs(losses[-1] - losses[-1 - PATIENCE]) < config.threshold:
+                    break
+    return normalise(centroids)
+
+
+class Adam:
+    """Adam's update of one tensor, in place, with PyTorch's defaults (Kingma and Ba 2015, algorithm 1).
+
+    Not torch.optim.Adam: its first step imports PyTorch's compiler, seconds for which the user waits.
+    """
+
+    def __init__(self, values, betas=(0.9, 0.999), epsilon=1e-8):
+        self.values, self.betas, self.epsilon, self.steps = values, betas, epsilon, 0
+        self.mean, self.square = torch.zeros_like(values), torch.zeros_like(values)
+
+    def step(self, gradient, lr):
+        first, second = self.betas
+        self.steps += 1
+        self.mean.lerp_(gradient, 1 - first)
+        self.square.mul_(second).addcmul_(gradient, gradient, value=1 - second)
+        scale = self.square.sqrt().div_((1 - second**self.steps) ** 0.5).add_(self.epsilon)
+        self.values.addcdiv_(self.mean, scale, value=-lr / (1 - first**self.steps))
+
+
+def learning_rate(config, iteration):
+    """The step's learning rate: constant, or a half cosine from lr down to 1e-6."""
+    if config.scheduler == "none":
+        return config.lr
+    return FINAL_LR + (config.lr - FINAL_LR) * (1 + math.cos(math.pi * iteration / config.max_iter)) / 2
+
+
+def loss_and_gradient(pool, centroids, fixed, config, world, generator, max_bytes):
+    """The objective and its gradient at centroids (K, D) float64 over the pool or a batch drawn from it.
+
+    Returns (loss, gradient): float64 scalar and (K, D), the same on every rank.
+    """
+    units = torch.cat([fixed, normalise(centroids)])  # (L + K, D) float32
+    terms = OBJECTIVES[config.objective](units, config, world)
+    spans, read = batch(pool, config, generator)
+    pull = torch.zeros(units.shape, dtype=torch.float64, device=units.device)  # (L + K, D)
+    totals = pull.new_zeros(len(units) + 1)  # sums of w_i per centroid; the last is the summed loss
+    for start, stop in spans[world.rank :: world.size]:
+        rows = read(start, stop)
+        similarity, index = nearest_units(rows, units, config, max_bytes)
+        losses, weights = terms.sample_terms(similarity, index)
+        sums, masses = segment_sums(rows, index, weights, len(units))
+        pull += sums
+        totals[:-1] += masses
+        totals[-1] += losses.sum()
+    count = spans[-1][1]
+    pull, totals = world.sum_(pull) / count, world.sum_(totals) / count
+    loss, push = terms.centroid_terms(totals[:-1])
+    gradient = (push - pull / config.temperature)[len(fixed) :]
+    return totals[-1] + loss, through_normalisation(gradient, centroids)
+
+
+def batch(pool, config, generator):
+    """The spans of this iteration and the function that reads one: the whole pool, or distinct random rows."""
+    if config.batch_size is None:
+        return pool.spans(pool.count), pool.read
+    drawn = torch.randperm(pool.count, generator=generator)[: config.batch_size]
+    drawn = drawn.sort().values  # ascending, so that a memory map is read onwards
+    return pool.spans(config.batch_size), lambda start, stop: pool.take(drawn[start:stop])
+
+
+def nearest_units(rows, units, config, max_bytes):
+    """best_reference of (B, D) rows in blocks of bounded size."""
+    step = config.slice or min(len(rows), block_rows(3 * len(units) + 4 * rows.shape[1], max_bytes / 4))
+    parts = [best_reference(some, units) for some in rows.split(step)]
+    return torch.cat([value for value, _ in parts]), torch.cat([index for _, index in parts])
+
+
+def pool_blocks(pool, world, config):
+    """A function that yields (first, rows) of this rank's spans of the pool in blocks of at most `step` rows."""
+
+    def blocks(step):
+        for start, stop in pool.spans(pool.count)[world.rank :: world.size]:
+            rows = pool.read(start, stop)
+            for first in range(0, stop - start, config.slice or step):
+                yield start + first, rows[first : first + (config.slice or step)]
+
+    return blocks

@@ -1,0 +1,115 @@
+"""The ActiveFT objective by its closed-form gradient: what each centroid feels, without autograd.
+
+Notation: f_i unit features, u_j = c_j / |c_j| unit centroids, t the temperature, b the balance, a(i) the nearest
+centroid of sample i, s_i = f_i . u_a(i), S_j = sum over l of exp(u_l . u_j / t).
+
+Released objective: L = -(1/N) sum_i log(P_i / (P_i + b S_a(i))) with P_i = exp(s_i / t), the other centroids in S held
+fixed. With z_i = log b + log S_a(i) - s_i / t this is L = (1/N) sum_i softplus(z_i), and dL/dz_i = w_i / N with
+w_i = sigmoid(z_i). Since d log S_j / du_j = (1/t) sum_l q_jl u_l with q_jl = exp(u_l . u_j / t) / S_j,
+
+    dL/du_j = (1/(N t)) [ (sum of w_i over a(i) = j) * sum_l q_jl u_l  -  sum of w_i f_i over a(i) = j ]
+
+and through the normalisation dL/dc_j = (g - (g . u_j) u_j) / |c_j| with g = dL/du_j. Every term is a sum over the
+samples of one centroid or over centroids: nothing of size pool x centroids. Logarithms of S are taken with the largest
+term shifted out, so low temperatures do not overflow.
+
+Paper objective (eq. 5-7): L = -(1/N) sum_i s_i / t + b (1/K) sum_j log sum_{l != j} exp(u_l . u_j / t).
+"""
+
+import torch
+import torch.nn.functional as F
+
+from data_selection.similarity import row_blocks
+
+REPULSION_BYTES = 32 << 20  # fixed, so that no rounding depends on the memory limit
+
+
+class Released:
+    """The released objective's terms for one set of unit centroids (K, D)."""
+
+    def __init__(self, units, config, world):
+        self.temperature, self.balance = config.temperature, config.balance
+        self.log_sum, self.mean = repulsion(units, config.temperature, world)  # (K,), (K, D): log S_j, sum_l q_jl u_l
+
+    def sample_terms(self, similarity, index):
+        """Loss and weight w_i of samples with this similarity to their centroid `index`, both (B,)."""
+        z = self.log_sum[index] - similarity / self.temperature
+        if self.balance != 1:
+            z = z + torch.log(z.new_tensor(self.balance))
+        return F.softplus(z), torch.sigmoid(z)
+
+    def centroid_terms(self, weights):
+        """Loss and gradient (K, D) of the repulsion beyond the samples' loss; weights: (K,) sums of w_i, over N."""
+        return 0.0, weights[:, None] * self.mean / self.temperature
+
+
+class Paper:
+    """The paper's objective: no self term, no positive in the denominator, every centroid counts the same."""
+
+    def __init__(self, units, config, world):
+        self.temperature, self.balance = config.temperature, config.balance
+        self.log_sum, self.mean = repulsion(units, config.temperature, world, paper=True)
+
+    def sample_terms(self, similarity, index):
+        return -similarity / self.temperature, torch.ones_like(similarity)
+
+    def centroid_terms(self, weights):
+        scale = self.balance / len(self.log_sum)
+        if len(self.log_sum) == 1:  # nothing repels a single centroid
+            return 0.0, torch.zeros_like(self.mean)
+        return scale * self.log_sum.sum(), scale / self.temperature * self.mean
+
+
+OBJECTIVES = {"released": Released, "paper": Paper}
+
+
+def repulsion(units, temperature, world, paper=False):
+    """log S_j (K,) and the centroids' pull on each other (K, D), both float64; blocks are shared out over the ranks.
+
+    units: (K, D) float32 unit centroids. Released: sum_l q_jl u_l. Paper: l = j is left out, and since nothing is held
+    fixed, u_j also appears in every other S_l: sum over l of (q_jl + q_lj) u_l.
+    """
+    count = len(units)
+    log_sum = torch.zeros(count, dtype=torch.float64, device=units.device)
+    mean = torch.zeros(units.shape, dtype=torch.float64, device=units.device)
+    blocks = row_blocks(count, 2 * count, REPULSION_BYTES)[world.rank :: world.size]
+    for start, stop in blocks:
+        logits = pair_logits(units, start, stop, temperature, paper)  # (B, K)
+        log_sum[start:stop] = logits.logsumexp(1)
+        if not paper:
+            mean[start:stop] = logits.softmax(1) @ units
+    world.sum_(log_sum)
+    if paper and count > 1:
+        for start, stop in blocks:
+            logits = pair_logits(units, start, stop, temperature, paper)
+            mine = log_sum[start:stop, None].float()
+            mean[start:stop] = ((logits - mine).exp() + (logits - log_sum.float()).exp()) @ units
+    return log_sum, world.sum_(mean)
+
+
+def pair_logits(units, start, stop, temperature, paper):
+    """u_j . u_l / t for rows start..stop, (B, K); the paper leaves out l = j."""
+    logits = units[start:stop] @ units.T / temperature
+    if paper:
+        logits.diagonal(start).fill_(-torch.inf)
+    return logits
+
+
+def segment_sums(rows, index, weights, count):
+    """Sums of weights_i * rows_i over the samples of each centroid, (count, D) float64, and of the weights, (count,).
+
+    rows: (B, D), index: (B,) 0..count-1, weights: (B,) float64. The order of summation is that of the rows, whatever
+    the number of threads.
+    """
+    order = index.argsort(stable=True)
+    offsets = torch.searchsorted(index[order], torch.arange(count, device=index.device))
+    sums = F.embedding_bag(order, rows, offsets, mode="sum", per_sample_weights=weights[order].to(rows.dtype))
+    totals = F.embedding_bag(order, weights[:, None], offsets, mode="sum")[:, 0]
+    return sums.double(), totals
+
+
+def through_normalisation(gradient, centroids):
+    """dL/dc from dL/du, both (K, D): the part along u drops out, the rest is divided by |c|."""
+    norm = centroids.norm(dim=1, keepdim=True).clamp(min=1e-12)
+    units = centroids / norm
+    return (gradient - (gradient * units).sum(1, keepdim=True) * units) / norm

@@ -1,0 +1,65 @@
+"""One distinct sample per centroid, without sorting the pool for each (ActiveFT, section 3.3)."""
+
+import torch
+
+from data_selection.similarity import best_reference, block_rows, product_error
+
+
+def distinct_nearest(blocks, units, barred, world, max_bytes):
+    """Centroid after centroid takes its most similar sample that no earlier one took; returns (K,) int64 on the CPU.
+
+    blocks: called with a row count, yields (first, rows) of this process's part of the pool in ascending order: rows
+    (B, D) float32 unit vectors, `first` the index of the first. units: (K, D) unit centroids in the order in which
+    they choose. barred: (N,) bool, samples that nobody may take. Similarities are compared exactly (similarity.py); of
+    equal ones the lowest index is taken.
+
+    The released programs sort the pool for every centroid. Here every centroid proposes to its favourite; a sample
+    holds the earliest centroid that asked and turns the others away, who then propose to their best sample that no
+    earlier centroid holds, until nobody is turned away. A sample's holder only ever becomes earlier, so no proposal
+    that is skipped could have been accepted, and the one stable outcome is that of choosing in turn.
+    """
+    count = len(units)
+    holder = torch.where(barred.to(units.device), -1, count)  # (N,) who holds each sample; `count`: nobody
+    choice = torch.zeros(count, dtype=torch.int64, device=units.device)
+    asking = torch.arange(count, device=units.device)
+    while len(asking):
+        choice[asking] = favourites(blocks, units[asking], asking, holder, world, max_bytes)
+        holder.scatter_reduce_(0, choice[asking], asking, "amin")
+        asking = (holder[choice] != torch.arange(count, device=units.device)).nonzero()[:, 0]
+    return choice.cpu()
+
+
+def favourites(blocks, units, turns, holder, world, max_bytes):
+    """The most similar sample of every centroid among those that no earlier centroid holds, (P,) pool indices.
+
+    units: (P, D); turns: (P,) the place of each in the order of choice. One product per block; the comparison in
+    float64 only for centroids whose best of this block can beat the best so far.
+    """
+    best = torch.full((len(units),), -torch.inf, dtype=torch.float64, device=units.device)
+    index = torch.full((len(units),), len(holder), device=units.device)
+    slack = product_error(units.shape[1])
+    for first, rows in blocks(block_rows(3 * len(units) + 2 * units.shape[1], max_bytes)):
+        held = holder[first : first + len(rows)]  # (B,)
+        product = units @ rows.T  # (P, B)
+        product.masked_fill_(held < turns[:, None], -torch.inf)
+        value = product.amax(1)
+        contenders = ((value >= best - slack) & (value > -torch.inf)).nonzero()[:, 0]
+        top, position = best_reference(units[contenders], rows, product=product[contenders])
+        wins = top > best[contenders]  # blocks ascend, so an equal one comes later and loses
+        best[contenders[wins]] = top[wins]
+        index[contenders[wins]] = position[wins] + first
+    return merge(best, index, world)
+
+
+def merge(best, index, world):
+    """The winner over the ranks: highest value, then lowest index."""
+    if world.size == 1:
+        return index
+    values = best.new_zeros(world.size, len(best))
+    values[world.rank] = best.clamp(min=-2)  # a sum over ranks must stay finite; similarities are at least -1
+    indices = index.new_zeros(world.size, len(best))
+    indices[world.rank] = index
+    world.sum_(values)
+    world.sum_(indices)
+    indices[values < values.amax(0)] = torch.iinfo(torch.int64).max
+    return indices.amin(0)

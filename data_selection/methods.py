@@ -1,0 +1,29 @@
+"""The one table of selection methods that commands, configurations and tests read."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from data_selection.activeft import ActiveFTConfig, select_activeft
+from data_selection.baselines import (
+    FarthestConfig,
+    KMeansConfig,
+    RandomConfig,
+    select_farthest,
+    select_kmeans,
+    select_random,
+)
+
+
+class Method(NamedTuple):
+    """select(features, budget, *, config, labelled, excluded, seed, device, progress) -> (budget,) pool indices."""
+
+    select: Callable
+    config: type
+
+
+METHODS = {
+    "random": Method(select_random, RandomConfig),
+    "fps": Method(select_farthest, FarthestConfig),
+    "kmeans": Method(select_kmeans, KMeansConfig),
+    "activeft": Method(select_activeft, ActiveFTConfig),
+}

@@ -1,0 +1,70 @@
+"""Unit features of a pool, read in fixed spans: resident where memory allows, else from the array or memory map."""
+
+import os
+
+import torch
+
+from data_selection.similarity import normalise, read_rows
+
+SPAN_ROWS = 16384  # rows whose sums are added up together; never depends on the memory limit, so results do not either
+MIN_SPAN_ROWS = 256
+
+
+class UnitPool:
+    """A pool's rows at unit length; positions 0..n-1 are the kept rows in ascending order.
+
+    features: (N, D) tensor, array or memory map. ids: (n,) int64, the kept rows, or None for all. max_bytes: working
+    memory; the unit rows stay resident where half of it holds them. Reads every value once: NaN raises UserError.
+    """
+
+    def __init__(self, features, ids, device, max_bytes):
+        self.features, self.ids, self.device = features, ids, device
+        self.count = len(features) if ids is None else len(ids)
+        self.dimensions = features.shape[1]
+        resident = 4 * self.count * self.dimensions <= max_bytes / 2
+        self.resident = torch.empty(self.count, self.dimensions, device=device) if resident else None
+        for start, stop in self.spans(self.count):
+            rows = self._read(start, stop)
+            if resident:
+                self.resident[start:stop] = rows
+
+    @staticmethod
+    def spans(count):
+        """(start, stop) pairs over `count` rows: a sixteenth each, at least 256 and at most 16,384 rows."""
+        step = min(SPAN_ROWS, max(MIN_SPAN_ROWS, -(-count // 16)))
+        return [(start, min(count, start + step)) for start in range(0, count, step)]
+
+    def read(self, start, stop):
+        """Unit rows at positions start..stop, (B, D) float32 on the device."""
+        return self._read(start, stop) if self.resident is None else self.resident[start:stop]
+
+    def take(self, positions):
+        """Unit rows at ascending positions (B,) on the CPU, (B, D)."""
+        if self.resident is not None:
+            return self.resident[positions.to(self.device)]
+        return self._gather(positions if self.ids is None else self.ids[positions])
+
+    def _read(self, start, stop):
+        if self.ids is None:
+            return normalise(read_rows(self.features, start, stop, self.device))
+        return self._gather(self.ids[start:stop])
+
+    def _gather(self, ids):
+        rows = self.features[ids.to(self.features.device) if torch.is_tensor(self.features) else ids.numpy()]
+        return normalise(read_rows(rows, 0, len(ids), self.device))
+
+
+def working_memory(max_memory, device):
+    """Bytes of working memory: max_memory in GB, or a quarter of what is free on the device."""
+    if max_memory is not None:
+        return int(max_memory * 1e9)
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0] // 4
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4
+
+
+def pool_device(features, device):
+    """The device to work on: the one asked for, else the tensor's own, else the CPU."""
+    if device is not None:
+        return torch.device(device)
+    return features.device if torch.is_tensor(features) else torch.device("cpu")
