@@ -1,0 +1,263 @@
+"""BiLAF: boundary samples around core samples, chosen in one shot (Lu et al., NeurIPS 2024, section 3.3)."""
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from data_selection.bilaf_classes import group_classes, open_batch, plan_batches, rank_and_size, rows_at, sum_over_ranks
+from data_selection.bilaf_steps import allocate, assign, denoise, find_rivals, kept_count, pick
+from data_selection.checks import check_ids, check_request, check_selection
+from data_selection.errors import UserError
+from data_selection.pool_reader import pool_device, working_memory
+from data_selection.progress import open_bar
+
+CHOICES = {
+    "neighbours": ("cluster", "position"),
+    "ring_start": ("core", "nearest"),
+    "ring_end": ("all", "whole"),
+    "rounding": ("share", "kept"),
+    "opponent": ("all", "nearest"),
+    "intra": ("remaining", "class"),
+    "removal": ("remaining", "class"),
+    "budget_rule": ("remainder", "smallest"),
+}
+
+
+@dataclass(frozen=True)
+class BiLAFConfig:
+    """Settings of BiLAF; the defaults are the published algorithm, the second word of each choice the released program.
+
+    core_number: cores to ask the core function for; None: see default_core_number. Not read where ids are given.
+    density_number, ring_share, remove_share, penalty: k = 10, P_in = 0.1, P_rm = 0.1, delta = 1.1 of the paper
+    (shares are fractions 0-1).
+
+    Each field below is one deviation of the released program, so that each can be measured alone:
+    normalised: features at unit length in this stage (released: raw).
+    neighbours: density is the mean distance to the k nearest samples of the growing `cluster`; `position`: their
+        positions in the cluster's list are taken for positions in the class, so other samples are measured.
+    ring_start: the cluster starts from the `core` alone, or from the whole first ring of samples `nearest` to it.
+    ring_end: rings go on until `all` are in, or stop after the last `whole` ring, whose rest is then removed too.
+    small_class: classes with fewer members are not denoised (paper: 0, none is exempt; released: 10).
+    rounding: remove floor(remove_share x members), the `share`, or keep floor((1 - remove_share) x members), `kept`.
+    opponent: the score's minimum over `all` other cores with their penalties (Eq. 7), or the `nearest` core only.
+    intra: the mean distance to the candidates `remaining` (Alg. 1), or to the whole denoised `class`.
+    removal: each pick takes |U| / B_i candidates away, U being those `remaining` (Alg. 1) or the denoised `class`.
+    budget_rule: shares by largest `remainder`, or rounded down and the rest to the `smallest` share, one by one.
+
+    nested: the list of a budget begins with the list of every smaller one. max_memory: GB of working memory, None: a quarter
+    of what is free; it never changes the result. Raises UserError for a value outside its range.
+    """
+
+    core_number: int | None = None
+    density_number: int = 10
+    ring_share: float = 0.1
+    remove_share: float = 0.1
+    penalty: float = 1.1
+    normalised: bool = True
+    neighbours: str = "cluster"
+    ring_start: str = "core"
+    ring_end: str = "all"
+    small_class: int = 0
+    rounding: str = "share"
+    opponent: str = "all"
+    intra: str = "remaining"
+    removal: str = "remaining"
+    budget_rule: str = "remainder"
+    nested: bool = False
+    max_memory: float | None = None
+
+    def __post_init__(self):
+        for name, allowed in CHOICES.items():
+            if getattr(self, name) not in allowed:
+                raise UserError(f"{name} {getattr(self, name)!r} is unknown: use {' or '.join(allowed)}")
+        ranges = {
+            "core_number": (1, None), "density_number": (1, None), "ring_share": (0, 1), "remove_share": (0, 1),
+            "penalty": (1, None), "small_class": (0, None), "max_memory": (0.01, None),
+        }  # fmt: skip
+        for name, (low, high) in ranges.items():
+            value = getattr(self, name)
+            if value is not None and not (low <= value and (high is None or value <= high)):
+                raise UserError(f"{name} {value} is outside {low}..{'' if high is None else high}")
+
+
+_RELEASED = BiLAFConfig(
+    normalised=False, neighbours="position", ring_start="nearest", ring_end="whole", small_class=10, rounding="kept",
+    opponent="nearest", intra="class", removal="class", budget_rule="smallest",
+)  # fmt: skip
+
+PRESETS = {
+    "paper": BiLAFConfig(),
+    "released": _RELEASED,
+    "released_imagenet": replace(_RELEASED, remove_share=0.2),
+}
+
+
+def default_core_number(pool_size, budget):
+    """Half of the budget, at most 0.5 % of the pool or 50, at least 1.
+
+    The paper takes 0.5 % of CIFAR100 and ImageNet and 50 of CIFAR10, and loses accuracy where the cores use up the
+    budget (its Table 4); half leaves as many boundary samples as cores at its smallest budgets.
+    """
+    return max(1, min(budget // 2, max(50, pool_size // 200)))
+
+
+def select_bilaf(
+    features, budget, *, cores=None, config=BiLAFConfig(), labelled=(), excluded=(), seed=0, device=None, progress=None
+):  # fmt: skip
+    """Choose `budget` images: the cores, and around each the samples nearest to the borders of its pseudo-class.
+
+    features: (N, D) float tensor or memory map, row i = pool image i. budget: images in all, cores included.
+    cores: pool indices (their order numbers the pseudo-classes), or a function
+    core_select(features, count, *, labelled, excluded, seed, device, progress) that chooses them.
+    config: BiLAFConfig, default the published algorithm; PRESETS has the released one. labelled: images annotated
+    before: each counts as chosen in its class and is not returned; a core may be one of them. excluded: images that
+    are never chosen and shape no class. seed: only for the core function, the rest is deterministic. device: None
+    takes the tensor's own. Under torch.distributed every rank must call this; each works on its share of the classes
+    and all return the same list.
+
+    Returns (budget,) int64 on the CPU: per core, in core order, the core, its picks in order, and last, where the
+    budget exceeds all denoised classes, the removed samples nearest to their core. Nested: cores first, then rounds.
+    Raises UserError where the budget is below the number of cores, or an id is bad.
+
+    Deviations from the released program: any budget works, ids never repeat (released: fails or repeats), equal
+    distances tie to the lowest index on every device.
+    """
+    labelled, _ = check_request(features, budget, labelled, excluded)
+    excluded = check_ids(excluded, len(features), "excluded")
+    device = pool_device(features, device)
+    max_bytes = working_memory(config.max_memory, device)
+    cores = _find_cores(features, budget, cores, config, labelled, excluded, seed, device, progress)
+    annotated = torch.zeros(len(features), dtype=torch.bool)
+    annotated[labelled] = True
+    fresh = int((~annotated[cores]).sum())
+    if budget < fresh:
+        raise UserError(
+            f"budget {budget} is smaller than the {fresh} cores it has to hold: raise it or use fewer cores"
+        )
+
+    own, rival = assign(features, cores, config, device, max_bytes, progress)
+    own[excluded] = -1
+    members, sizes = group_classes(own, len(cores))
+    annotated[cores] = False  # from here on: annotated besides the cores
+    annotated[excluded] = False
+    before = torch.bincount(own[annotated], minlength=len(cores))  # (K,)
+    kept = torch.maximum(kept_count(sizes, config), 1 + before)
+    stages = []
+    for total in _stage_totals(budget, fresh, config.nested):
+        total = min(total + len(cores) - fresh + int(before.sum()), int(kept.sum()))
+        stages.append(allocate(kept, total, stages[-1] if stages else 1 + before, kept, config.budget_rule))
+    classes = (cores, members, sizes, kept, rival, annotated)
+    turn = _pick_all(features, classes, stages, config, device, max_bytes, progress)
+
+    turn[labelled] = 0
+    own[labelled] = -1
+    ids = _in_order(turn, own, stages, config.nested)[:budget]
+    if len(ids) < budget:
+        ids = _spill(features, ids, own, turn, cores, budget, config, device, max_bytes)
+    return check_selection(ids, budget, len(features), labelled, excluded)
+
+
+def _find_cores(features, budget, cores, config, labelled, excluded, seed, device, progress):
+    """The core ids (K,) of the caller, checked, or those of the caller's function."""
+    if cores is None:
+        raise UserError("BiLAF builds on core samples: give cores=, pool indices or a function that selects them")
+    if callable(cores):
+        count = config.core_number or default_core_number(len(features), budget)
+        if count > budget:
+            raise UserError(f"budget {budget} is smaller than the {count} cores it has to hold: lower core_number")
+        given = {"labelled": labelled, "excluded": excluded, "seed": seed, "device": device, "progress": progress}
+        cores = cores(features, count, **given)
+    cores = check_ids(cores, len(features), "core")
+    if not len(cores):
+        raise UserError("the list of cores is empty: at least one core is needed")
+    barred = cores[torch.isin(cores, excluded)]
+    if len(barred):
+        raise UserError(
+            f"core {barred[0].item()} is excluded: a core is always chosen, so leave it out of one of the lists"
+        )
+    return cores
+
+
+def _stage_totals(budget, cores, nested):
+    """New images after each stage: the budget, or doubling steps from the cores, so that they don't depend on it."""
+    if not nested:
+        return [budget]
+    totals = [2 * max(1, cores)]
+    while totals[-1] < budget:
+        totals.append(2 * totals[-1])
+    return totals
+
+
+def _pick_all(features, classes, stages, config, device, max_bytes, progress):
+    """(N,) int64: 0, or the place 1, 2, ... at which a sample was chosen in its class. Ranks share the batches."""
+    cores, members, sizes, kept, _, annotated = classes
+    count = stages[-1]
+    turn = torch.zeros(len(features), dtype=torch.int64, device=device)
+    rank, size = rank_and_size()
+    batches = plan_batches(sizes, count > 1, features.shape[1], max_bytes, device)
+    with open_bar(progress, int((count > 1).sum()), "BiLAF classes", "class") as bar:
+        for labels in batches[rank::size]:
+            batch = open_batch(features, labels, members, sizes, cores, config, device, max_bytes)
+            must = annotated[batch.ids].to(device)
+            local = denoise(batch.pairs, batch.sizes, batch.core, kept[labels].to(device), config, must)
+            ids, place = _pick_batch(batch, local, must, features, classes, stages, config, max_bytes)
+            turn[ids] = place
+            bar.update(len(labels) * size)
+    turn = sum_over_ranks(turn).cpu()
+    turn[cores] = 1
+    return turn
+
+
+def _pick_batch(batch, local, must, features, classes, stages, config, max_bytes):
+    """Run the stages on one batch; local: (G, n) members that denoising kept. Returns (ids, places), both flat."""
+    cores, _, _, kept, rival, _ = classes
+    device = local.device
+    wanted = [stage[batch.labels].to(device) for stage in stages]
+    sizes = kept[batch.labels].to(device)
+    core = (local == batch.core[:, None]).int().argmax(1)
+    must = must.gather(1, local) & (torch.arange(local.shape[1], device=device) < sizes[:, None])
+    must[torch.arange(len(core), device=device), core] = False
+    pairs = batch.pairs.take(local)
+    rivals = find_rivals(batch, local, features, cores, rival, wanted[-1], config, max_bytes)
+    chosen = torch.cat([core[:, None], _true_first(must)], dim=1)  # the core, then what was annotated before
+    for count in wanted:
+        chosen = pick(pairs, sizes, core, count, rivals, config, forced=chosen)
+    found = chosen >= 0
+    places = torch.arange(1, chosen.shape[1] + 1, device=device).expand_as(chosen)[found]
+    inside = local.gather(1, chosen.clamp(min=0))  # (G, B) local index in the whole class
+    return batch.ids.to(device).gather(1, inside)[found], places
+
+
+def _true_first(mask):
+    """(G, most) column indices of each row's true entries, ascending, padded with -1."""
+    count = mask.sum(1, keepdim=True)
+    order = (~mask).sort(dim=1, stable=True).indices[:, : int(count.max())]
+    return torch.where(torch.arange(order.shape[1], device=mask.device) < count, order, -1)
+
+
+def _in_order(turn, own, stages, nested):
+    """Chosen ids: class by class, or, nested, round by round so that every beginning is a list of its own."""
+    ids = ((turn > 0) & (own >= 0)).nonzero()[:, 0]
+    place, label = turn[ids], own[ids]
+    if not nested:
+        return ids[(label * (int(turn.max()) + 1) + place).argsort()]
+    ends = torch.stack([torch.ones_like(stages[0]), *stages])  # (S + 1, K) places filled after the cores and each stage
+    stage = (place > ends[:, label]).sum(0)  # 0: a core
+    within = place - ends[(stage - 1).clamp(min=0), label]
+    key = (stage * (int(turn.max()) + 1) + within) * len(stages[0]) + label
+    return ids[key.argsort()]
+
+
+def _spill(features, ids, own, turn, cores, budget, config, device, max_bytes):
+    """Fill the budget with samples that denoising removed, those nearest to their core first, equal ones by index."""
+    rest = ((turn == 0) & (own >= 0)).nonzero()[:, 0]
+    parts = [
+        (rows_at(features, part, device, config.normalised) - rows_at(features, cores[own[part]], device, config.normalised))
+        .square().sum(1).cpu()
+        for part in rest.split(max(1, max_bytes // (64 * features.shape[1])))
+    ]  # fmt: skip
+    extra = rest[torch.cat(parts).sort(stable=True).indices[: budget - len(ids)]]
+    if config.nested:
+        return torch.cat([ids, extra])
+    everything = torch.cat([ids, extra])
+    return everything[own[everything].sort(stable=True).indices]

@@ -1,0 +1,165 @@
+"""BiLAF's pseudo-classes in memory: rows of any table, padded batches of classes, distances that tie exactly."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+
+GRID_BITS = 32  # squared distances are whole numbers of 2^-32 of the class radius squared
+CACHE_BYTES = 32 << 20  # a CPU works faster on batches that stay in its cache
+
+
+def rank_and_size():
+    """(rank, size) of the process group, (0, 1) without one."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
+
+
+def sum_over_ranks(tensor):
+    """Add up what each rank wrote into its share of a tensor of zeros, in place; returns it."""
+    if rank_and_size()[1] > 1:
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def rows_at(features, ids, device, normalised):
+    """Rows of a tensor or memory map by their ids (int64, CPU) as float64 on device, at unit length if normalised."""
+    if torch.is_tensor(features):
+        rows = features[ids.to(features.device)]
+    else:
+        rows = torch.from_numpy(np.asarray(features[ids.numpy()]))
+    rows = rows.to(device, torch.float64)
+    return F.normalize(rows, dim=-1) if normalised else rows
+
+
+def on_grid(values):
+    """Rounded to 2^-14 units: sums of equal distances tie whatever the order in which a device adds them up."""
+    return (values * 2.0**14).round_() / 2.0**14
+
+
+@dataclass
+class Batch:
+    """G classes of up to n members each. Local index = position in the class's ascending list of pool indices.
+
+    labels: (G,) class numbers. ids: (G, n) pool indices on the CPU, padded with the core. sizes: (G,). core: (G,) local
+    index of the core. unit: (G, 1, 1) power of two by which coordinates were multiplied. pairs: their distances.
+    """
+
+    labels: torch.Tensor
+    ids: torch.Tensor
+    sizes: torch.Tensor
+    core: torch.Tensor
+    unit: torch.Tensor
+    pairs: "Pairs"
+
+
+class Pairs:
+    """Squared distances within G classes, whole numbers in float64, so that equal distances are equal bit by bit.
+
+    x: (G, n, D) float64, centred on the core and scaled to the grid. held: all of them (G, n, n), or None where they
+    don't fit and are computed on demand. max_bytes bounds every block.
+    """
+
+    def __init__(self, x, max_bytes, held=None):
+        self.x, self.max_bytes, self.held = x, max_bytes, held
+        self.square = x.square().sum(-1)  # (G, n)
+        self.classes = torch.arange(len(x), device=x.device)[:, None]  # (G, 1)
+
+    @classmethod
+    def build(cls, x, max_bytes):
+        """Pairs of x, held in memory where max_bytes allows."""
+        pairs = cls(x, max_bytes)
+        if 8 * x.shape[0] * x.shape[1] ** 2 <= max_bytes:
+            pairs.held = pairs._product(x, pairs.square, x, pairs.square)
+        return pairs
+
+    def take(self, local):
+        """Pairs of the members local (G, m) alone, in that order."""
+        held = None if self.held is None else self.held[self.classes[:, :, None], local[:, :, None], local[:, None, :]]
+        return Pairs(self.x[self.classes, local], self.max_bytes, held)
+
+    def between(self, rows, columns):
+        """(G, R, C) squared distances of members rows (G, R) to members columns (G, C)."""
+        if self.held is not None:
+            return self.held[self.classes[:, :, None], rows[:, :, None], columns[:, None, :]]
+        picked = [(self.x[self.classes, index], self.square.gather(1, index)) for index in (rows, columns)]
+        return self._product(*picked[0], *picked[1])
+
+    def to_all(self, rows):
+        """(G, R, n) squared distances of members rows (G, R) to all members."""
+        if self.held is not None:
+            return self.held[self.classes, rows]
+        return self._product(self.x[self.classes, rows], self.square.gather(1, rows), self.x, self.square)
+
+    def each(self, rows, columns):
+        """(G, R, k) squared distances of members rows (G, R) to their own lists columns (G, R, k)."""
+        if self.held is not None:
+            return self.held[self.classes[:, :, None], rows[:, :, None], columns]
+        left = self.x[self.classes, rows]  # (G, R, D)
+        parts = [(left - self.x[self.classes, columns[:, :, k]]).square().sum(-1) for k in range(columns.shape[2])]
+        return torch.stack(parts, dim=2).round_()
+
+    def blocks(self, rows, width):
+        """(start, stop) over `rows` rows so that a (G, stop - start, width) block keeps within max_bytes."""
+        if self.held is not None:
+            return [(0, rows)]
+        step = max(1, int(self.max_bytes // (8 * len(self.x) * max(1, width))))
+        return [(start, min(rows, start + step)) for start in range(0, rows, step)]
+
+    @staticmethod
+    def _product(a, a_square, b, b_square):
+        product = torch.baddbmm(b_square[:, None, :], a, b.mT, alpha=-2)  # |a - b|^2 = |a|^2 + |b|^2 - 2 a.b
+        return product.add_(a_square[:, :, None]).round_()
+
+
+def group_classes(own, cores):
+    """Members (M,) sorted by class, ascending inside one, and sizes (cores,); own: (N,), -1 for none."""
+    order = own.sort(stable=True).indices
+    return order[int((own < 0).sum()) :], torch.bincount(own[own >= 0], minlength=cores)
+
+
+def plan_batches(sizes, wanted, dimensions, max_bytes, device):
+    """Class numbers in lists, classes of like size together, so that a batch's padded arrays keep within max_bytes.
+
+    sizes: (K,). wanted: (K,) bool, classes that need work. The plan depends on neither device count nor ranks.
+    """
+    limit = max_bytes // 4 if device.type == "cuda" else min(CACHE_BYTES, max_bytes // 4)
+    batches, space = [], 0
+    for label in sorted(wanted.nonzero()[:, 0].tolist(), key=lambda label: -int(sizes[label])):
+        size = int(sizes[label])
+        if space < 1 or not batches:
+            largest = 8 * (size * size + 2 * size * dimensions)
+            space = max(1, int(limit // largest))
+            batches.append([])
+        batches[-1].append(label)
+        space -= 1
+    return batches
+
+
+def open_batch(features, labels, members, sizes, cores, config, device, max_bytes):
+    """The Batch of the classes `labels`; members and sizes as group_classes gives them."""
+    starts = sizes.cumsum(0) - sizes
+    labels = torch.as_tensor(labels)
+    count = sizes[labels]
+    local = torch.arange(int(count.max()))  # (n,)
+    valid = local < count[:, None]  # (G, n)
+    ids = torch.where(valid, members[(starts[labels, None] + local).clamp(max=len(members) - 1)], cores[labels, None])
+    core = ((ids == cores[labels, None]) & valid).int().argmax(1)
+    x = rows_at(features, ids.reshape(-1), device, config.normalised).reshape(*ids.shape, -1)
+    x = x - x[torch.arange(len(x)), core][:, None]  # centred: no cancellation far from the origin; padding is zero
+    unit = grid_unit(x.square().sum(-1).amax(1))[:, None, None]
+    pairs = Pairs.build(x * unit, max_bytes // 4)
+    return Batch(labels, ids, count.to(device), core.to(device), unit, pairs)
+
+
+def grid_unit(largest, bits=GRID_BITS):
+    """The power of two by which to multiply coordinates so that the squared length `largest` is about 2^bits."""
+    exponent = ((bits - largest.log2()) / 2).floor()
+    return torch.where(largest > 0, torch.exp2(exponent), 1.0)
+
+
+def key_base(count):
+    """A power of two above count: squared distance * base + position sorts by distance, then by position, exactly."""
+    return 2.0 ** math.ceil(math.log2(count + 1))
