@@ -124,7 +124,7 @@ def run_extract(args, world, say):
     )
     stats = extract(
         pool, model, path, world=world, preprocess=preprocess, embed=embed, batch_size=args.batch_size_per_gpu,
-        num_workers=min(args.num_workers, len(os.sched_getaffinity(0))), amp_dtype=amp, dtype=args.dtype,
+        num_workers=min(args.num_workers, cores()), amp_dtype=amp, dtype=args.dtype,
         on_error=args.on_error, request={"pool": data, "backbone": backbone}, provenance=provenance,
         progress=bar_factory(world), log=say,
     )  # fmt: skip
@@ -144,6 +144,11 @@ def check_arch(arch, patch_size):
     if patch_size != 16:
         raise UserError(f"--patch_size is for {', '.join(WIDTHS)}; {arch} has its own: leave the flag out")
     return DEMO_PREPROCESS if arch == "demo_vit" else DINO_PREPROCESS
+
+
+def cores():
+    """CPU cores for each process of this machine."""
+    return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
 
 
 def make_folder(folder):

@@ -2,6 +2,8 @@
 
 import contextlib
 import functools
+import hashlib
+import json
 import time
 from dataclasses import asdict, dataclass
 
@@ -192,7 +194,8 @@ def extract(
     shape = (len(pool), run(first).shape[1] + 1)
     check_labels(pool.labels, dtype)
     prepared = asdict(preprocess) if transform is None else str(transform)
-    request = (request or {}) | {"preprocess": prepared, "amp": str(amp_dtype), "on_error": on_error}
+    rows = {"names_digest": _digest(pool.names), "labels_digest": _digest(pool.labels)}
+    request = (request or {}) | rows | {"preprocess": prepared, "amp": str(amp_dtype), "on_error": on_error}
     labels = np.full(len(pool), -1.0) if pool.labels is None else np.asarray(pool.labels, dtype=np.float64)
     with TableWriter(path, shape, dtype, request, world) as writer:
         if writer.resumed:
@@ -209,6 +212,11 @@ def extract(
         seconds = time.monotonic() - started
         rows = writer.finish(pool.names, provenance, files=pool.paths)
     return Stats(images, seconds, loading, rows, writer.resumed)
+
+
+def _digest(values):
+    """A short digest of a list, or None: tells an unfinished file's images from those of a folder that has changed."""
+    return None if values is None else hashlib.sha256(json.dumps(list(values)).encode()).hexdigest()[:16]
 
 
 def _fill(writer, source, ranges, run, labels, on_error, bar, log):

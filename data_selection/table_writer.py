@@ -37,8 +37,12 @@ class TableWriter:
         self.shape, self.dtype = tuple(shape), np.dtype(dtype)
         self.row_bytes = self.shape[1] * self.dtype.itemsize
         self.unsaved, self.saved_at, self.descriptors = [], time.monotonic(), []
-        self.resumed = on_main(world, lambda: self._prepare(request))
-        self.table, self.done = (self._open(name) for name in ("table.npy", "done"))
+        try:
+            self.resumed = on_main(world, lambda: self._prepare(request))
+            self.table, self.done = (self._open(name) for name in ("table.npy", "done"))
+        except BaseException:
+            self._close()  # or the lock would outlive the failure
+            raise
         self.start = os.fstat(self.table).st_size - self.shape[0] * self.row_bytes
 
     def _open(self, name):
@@ -126,8 +130,11 @@ class TableWriter:
         if kind is not None:  # interrupted, or failed: what is there is kept for the next start
             with contextlib.suppress(UserError):  # the first error matters
                 self.save()
-        for descriptor in self.descriptors:  # the lock among them
-            os.close(descriptor)
+        self._close()
+
+    def _close(self):
+        while self.descriptors:  # the lock among them
+            os.close(self.descriptors.pop())
 
     def finish(self, names=None, provenance=None, files=None):
         """Prove that every row is done, write the files beside X.npy, and give X.npy its name. Every rank calls it.
