@@ -27,8 +27,11 @@ PREFIX = {"train": "train", "test": "t10k"}
 
 
 def draw(source, seed):
-    """The arrays of the demo file: {split}_images (n, 28, 28) uint8, {split}_labels (n,) uint8 0-9, and
-    {split}_index (n,) int32, ascending, the position in the original set."""
+    """The arrays of the demo file.
+
+    {split}_images (n, 28, 28) uint8, {split}_labels (n,) uint8 0-9, {split}_index (n,) int32, ascending: the position
+    in the original set.
+    """
     arrays = {}
     for split, size in SIZES.items():
         images = read_idx(find_idx(source, f"{PREFIX[split]}-images-idx3-ubyte"))

@@ -1,0 +1,50 @@
+"""Pictures and tables of selections."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data_selection.pools import load_demo
+from data_selection.report import contact_sheet, draw_selections, markdown_table, project_2d
+
+
+@pytest.fixture(scope="module")
+def images():
+    return load_demo()["train_images"][:300]
+
+
+def test_map_holds_a_sample_and_every_image_asked_for(images):
+    features = images.reshape(300, -1).astype(np.float32)
+    rows, points = project_2d(features, keep=[299, 3], shown=60)
+    assert 60 <= len(rows) <= 62
+    assert {299, 3} <= set(rows.tolist())
+    assert (rows[1:] > rows[:-1]).all()
+    assert points.shape == (len(rows), 2)
+    again = project_2d(features, keep=[299, 3], shown=60)
+    assert (again[0] == rows).all()
+
+
+def test_picture_is_a_png_that_differs_between_selections(images, tmp_path):
+    features = images.reshape(300, -1).astype(np.float32)
+    pictures = []
+    for name, chosen in (("a", [0, 1, 2]), ("b", [50, 51, 52])):
+        path = tmp_path / f"{name}.png"
+        draw_selections(path, features, {"one": chosen, "two": [7]}, images.__getitem__, captions={"one": "x", "two": "y"})
+        pictures.append(np.asarray(Image.open(path).convert("L")))
+    assert pictures[0].shape == pictures[1].shape
+    assert (pictures[0] != pictures[1]).any()
+
+
+def test_contact_sheet_places_images_row_by_row():
+    tiles = [np.full((2, 2), value, dtype=np.uint8) for value in (10, 20, 30)]
+    sheet = contact_sheet(tiles, gap=1)
+    assert sheet.shape == (5, 5)
+    assert (sheet[:2, :2] == 10).all()
+    assert (sheet[:2, 3:] == 20).all()
+    assert (sheet[3:, :2] == 30).all()
+    assert (sheet[3:, 3:] == 255).all()
+
+
+def test_markdown_table_is_aligned():
+    lines = markdown_table(["a", "long"], [["xyz", 1], ["b", 22]]).splitlines()
+    assert lines == ["| a   | long |", "|-----|------|", "| xyz | 1    |", "| b   | 22   |"]
