@@ -79,7 +79,7 @@ def plain(value):
 
 
 def restore(learner, state, source, log):
-    """Put a checkpoint's training state into the learner. Returns (epochs done, best): best as (top-1, epoch) or None."""
+    """Put a checkpoint's training state into the learner. Returns (epochs done, best (top-1, epoch) or None)."""
     try:
         learner.model.load_state_dict(state["model"], strict=True)
         learner.optimizer.load_state_dict(state["optimizer"])

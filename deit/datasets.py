@@ -2,7 +2,6 @@
 
 import os
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -10,16 +9,14 @@ import torch
 from PIL import Image
 from torch.nn.functional import pad
 from torch.utils.data import DataLoader, Dataset
-from torchvision import transforms
 
 from data_selection import pools
 from data_selection.errors import UserError
 from data_selection.subset_files import load_subset
 from deit.draws import AUGMENT, hashed, seeded, uniform
+from deit.pipeline import MARGIN, SMALL
 
 DEFAULT_PATH = Path(__file__).resolve().parent / "data"
-SMALL = 32  # input sizes up to this are cropped from a padded image, larger ones by random resized crops
-MARGIN = 4  # pixels of that padding
 CACHE_BYTES = 2 << 30  # `--cache auto` keeps decoded images up to this size, per process
 WORKERS = 8  # at most, by default, per process
 
@@ -44,8 +41,8 @@ def open_images(name, data_path=None):
         train, test = class_folders(root / "train"), class_folders(root / "val")
         if train.class_names != test.class_names:
             raise UserError(
-                f"{root}/train has the classes {_some(train.class_names)} but {root}/val has {_some(test.class_names)}: "
-                "both need the same class folders"
+                f"{root}/train has the classes {_some(train.class_names)} but {root}/val has "
+                f"{_some(test.class_names)}: both need the same class folders"
             )
         return train, test
     if name == "IMNET":
@@ -87,47 +84,6 @@ def imagenet_folders(folder):
 def choose_ids(pool, subset_file=None):
     """The pool indices to train on, a list: all, or those of a subset file (checked against the pool)."""
     return list(range(len(pool))) if subset_file is None else load_subset(subset_file, len(pool)).tolist()
-
-
-@dataclass(frozen=True)
-class Pipeline:
-    """How images become tensors; the fields are those of the flags. mean, std: three floats, of values in 0..1."""
-
-    size: int
-    mean: tuple
-    std: tuple
-    interpolation: str = "bicubic"
-    color_jitter: float = 0.0
-    aa: str | None = None  # AutoAugment / RandAugment policy in timm's words
-    reprob: float = 0.0
-    remode: str = "pixel"
-    recount: int = 1
-
-    @property
-    def simple(self):
-        """True where training augments by padded crop and flip alone, which whole batches can do at once."""
-        return self.size <= SMALL and not (self.color_jitter or self.aa or self.reprob)
-
-    def train_transform(self):
-        """PIL image -> augmented float tensor (3, size, size); draws from the global generators."""
-        from timm.data import create_transform
-
-        transform = create_transform(
-            self.size, is_training=True, color_jitter=self.color_jitter or None, auto_augment=self.aa,
-            interpolation=self.interpolation, re_prob=self.reprob, re_mode=self.remode, re_count=self.recount,
-            mean=self.mean, std=self.std,
-        )  # fmt: skip
-        if self.size <= SMALL:
-            transform.transforms[0] = transforms.RandomCrop(self.size, padding=MARGIN)
-        return transform
-
-    def eval_transform(self):
-        """PIL image -> float tensor (3, size, size): resize to 256/224 of the size, centre crop; small: as it is."""
-        steps = [transforms.ToTensor(), transforms.Normalize(self.mean, self.std)]
-        if self.size > SMALL:
-            bicubic = transforms.InterpolationMode.BICUBIC
-            steps[:0] = [transforms.Resize(int(256 / 224 * self.size), bicubic), transforms.CenterCrop(self.size)]
-        return transforms.Compose(steps)
 
 
 def decode(pool, ids, size=None, threads=WORKERS):
@@ -175,7 +131,10 @@ class TensorImages:
             rows = offsets[:, :1] + side  # (R, size)
             columns = offsets[:, 1:] + torch.where(draws[:, 2:] < 0.5, side.flip(0), side)
             index, rows, columns = (x.to(self.device) for x in (part.indices, rows, columns))
-            yield self.normalise(self.padded[index[:, None, None], rows[:, :, None], columns[:, None]]), self.labels[index]
+            yield (
+                self.normalise(self.padded[index[:, None, None], rows[:, :, None], columns[:, None]]),
+                self.labels[index],
+            )
 
     def plain(self, indices, batch):
         """Yield (images, labels) on the device of the images `indices`, a range, without augmentation."""

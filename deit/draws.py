@@ -100,21 +100,16 @@ class SeededDropPath(nn.Module):
 
 
 class SeededDropout(SeededDropPath):
-    """Dropout of single values, the mask a hash of the image's place in the global batch and the value's place in it."""
+    """Dropout; the mask is a hash of the image's place in the global batch and the value's place in the image."""
 
     def forward(self, x):
         if not self.training or self.rate == 0:
             return x
         keep = 1 - self.rate
         places = torch.arange(x[0].numel(), device=x.device)
-        bits = hashed_on(self.draws.take(x)[:, None], places[None])  # (R, values)
+        bits = hashed(self.draws.take(x)[:, None], places[None])  # (R, values)
         kept = ((bits >> 40) & (1 << 24) - 1) < keep * (1 << 24)
         return x * (kept.view_as(x).to(x.dtype) / keep)
-
-
-def hashed_on(h, key):
-    """One more round of `hashed` on tensors of any device."""
-    return hashed(h, key)
 
 
 def seed_drop_layers(model, seed):

@@ -1,9 +1,9 @@
 """Finetune an image classifier on a chosen subset.
 
-    python main.py --data-set DEMOSUBSET --subset_ids SUBSET.json --epochs 50 --output_dir Outputs
-    python -m torch.distributed.launch --nproc_per_node=2 --master_port 2222 --use_env main.py --clip-grad 2.0 \
-        --eval_interval 50 --data-set CIFAR100SUBSET --subset_ids SUBSET.json --resume dino_deitsmall16_pretrain.pth \
-        --output_dir Outputs/
+python main.py --data-set DEMOSUBSET --subset_ids SUBSET.json --epochs 50 --output_dir Outputs
+python -m torch.distributed.launch --nproc_per_node=2 --master_port 2222 --use_env main.py --clip-grad 2.0 \
+    --eval_interval 50 --data-set CIFAR100SUBSET --subset_ids SUBSET.json --resume dino_deitsmall16_pretrain.pth \
+    --output_dir Outputs/
 """
 
 import sys

@@ -26,7 +26,7 @@ class RunLog:
             tqdm.write(text)
 
     def start(self, epoch, epochs, steps, args):
-        """Open the bar for epochs epoch..epochs of `steps` steps; write args.yaml; keep log.txt's lines before epoch."""
+        """Open the bar (epochs `epoch` to `epochs`, of `steps` steps), write args.yaml, cut log.txt before `epoch`."""
         self.began, self.first, self.epochs = time.monotonic(), epoch, epochs
         hidden = None if self.is_main else True
         self.bar = tqdm(

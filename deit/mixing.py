@@ -44,7 +44,7 @@ def mix(images, labels, classes, rows, size, mixing, *, seed, epoch, step):
 
 
 def draw(size, height, width, mixing, seed):
-    """The draws of a global batch: share (size,) float32, cut (size,) bool, boxes (size, 4) as top, bottom, left, right."""
+    """A global batch's draws: share (size,) float32, cut (size,) bool, boxes (size, 4): top, bottom, left, right."""
     rng = np.random.default_rng(seed)
     count = {"batch": 1, "pair": (size + 1) // 2, "elem": size}[mixing.mode]
     cut_on = mixing.cutmix > 0 or mixing.minmax is not None

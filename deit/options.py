@@ -60,16 +60,33 @@ def _add_data(add, switch):
     add("--subset_ids", metavar="FILE", help="JSON list of training-set indices, for the SUBSET data sets")
     add("--input-size", type=int, help="side of the images in pixels; default by data set: DEMO 28, others 224")
     add("--num_workers", type=int, help="processes per rank that load images; default by cores, none for small images")
-    add("--cache", choices=("auto", "ram", "none"), default="auto", help="keep decoded images; auto: up to 2 GiB per rank")
+    add(
+        "--cache",
+        choices=("auto", "ram", "none"),
+        default="auto",
+        help="keep decoded images; auto: up to 2 GiB per rank",
+    )
     switch("--pin-mem", True, "page-locked memory for copies to a GPU")
     add("--data_Gen_path", action=Refused, reason="generated images (IMNETSUBSET_Generate) are not read")
     add("--inat-category", action=Refused, reason="iNaturalist's files are not read; use class folders and FOLDER")
 
 
 def _add_model(add, switch):
-    add("--model", metavar="NAME", help="a timm name; default by data set: DEMO demo_vit, others deit_small_patch16_224")
-    add("--finetune", default="", metavar="FILE", help="pretrained weights, a file or https address; `none`: random ones")
-    add("--resume", default="", metavar="FILE", help="checkpoint to continue; a file of weights alone acts as --finetune")
+    add(
+        "--model", metavar="NAME", help="a timm name; default by data set: DEMO demo_vit, others deit_small_patch16_224"
+    )
+    add(
+        "--finetune",
+        default="",
+        metavar="FILE",
+        help="pretrained weights, a file or https address; `none`: random ones",
+    )
+    add(
+        "--resume",
+        default="",
+        metavar="FILE",
+        help="checkpoint to continue; a file of weights alone acts as --finetune",
+    )
     switch("--auto-resume", False, "continue from output_dir/checkpoint.pth where there is one")
     add("--drop", type=float, default=0.0, metavar="RATE", help="dropout")
     add("--drop-path", type=float, default=0.1, metavar="RATE", help="stochastic depth")
@@ -101,7 +118,11 @@ def _add_optimisation(add, switch):
     add("--decay-rate", "--dr", type=float, default=0.1, help="factor of the step schedule")
     add("--warmup-epochs", type=int, default=5)
     add("--cooldown-epochs", type=int, default=0, help="epochs at the floor after the schedule")
-    add("--patience-epochs", action=Refused, reason="it belongs to the plateau schedule, which cannot be resumed exactly")
+    add(
+        "--patience-epochs",
+        action=Refused,
+        reason="it belongs to the plateau schedule, which cannot be resumed exactly",
+    )
 
 
 def _add_augmentation(add, switch):
@@ -135,11 +156,18 @@ def _add_run(add, switch):
     add("--save-interval", type=int, help="epochs between checkpoints, the last always saved; default: --eval_interval")
     switch("--dist-eval", True, "share the evaluation among the processes; every image counts once either way")
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    add("--amp", choices=("auto", "off", "bf16", "fp16"), default="auto", help="auto: bf16 or fp16 on a GPU, off on a CPU")
+    add(
+        "--amp",
+        choices=("auto", "off", "bf16", "fp16"),
+        default="auto",
+        help="auto: bf16 or fp16 on a GPU, off on a CPU",
+    )
     add("--seed", type=int, default=0)
     add("--world_size", action=Refused, reason="the launcher (torchrun --nproc_per_node) sets the number of processes")
     add("--dist_url", action=Refused, reason="the launcher's environment (MASTER_ADDR, MASTER_PORT) says where to meet")
-    add("--local-rank", type=int, default=argparse.SUPPRESS, help=argparse.SUPPRESS)  # from old launchers; in LOCAL_RANK too
+    add(
+        "--local-rank", type=int, default=argparse.SUPPRESS, help=argparse.SUPPRESS
+    )  # from old launchers; in LOCAL_RANK too
 
 
 def parse(argv=None):
@@ -213,7 +241,9 @@ def check(args):
         why = "plateau cannot be resumed exactly; " if args.sched == "plateau" else ""
         raise UserError(f"--sched {args.sched!r}: {why}use one of {', '.join(SCHEDULES)}")
     if args.start_epoch > args.epochs + args.cooldown_epochs:
-        raise UserError(f"--start_epoch {args.start_epoch} is after the last epoch, {args.epochs + args.cooldown_epochs}")
+        raise UserError(
+            f"--start_epoch {args.start_epoch} is after the last epoch, {args.epochs + args.cooldown_epochs}"
+        )
     check_together(args)
 
 
@@ -231,7 +261,9 @@ def check_together(args):
     if args.auto_resume and not args.output_dir:
         raise UserError("--auto-resume needs --output_dir, where it looks for checkpoint.pth")
     if args.resume and args.finetune:
-        raise UserError("--resume and --finetune name two starts: give one (--resume continues, --finetune starts anew)")
+        raise UserError(
+            "--resume and --finetune name two starts: give one (--resume continues, --finetune starts anew)"
+        )
     if args.eval and not (args.resume or args.finetune):
         raise UserError("--eval needs the weights to evaluate: --resume Outputs/checkpoint.pth")
 

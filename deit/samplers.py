@@ -1,5 +1,6 @@
-"""Which image stands where in an epoch, and which process takes it: functions of (seed, epoch), never of the launcher."""
+"""Which image stands where in an epoch (a function of seed and epoch alone), and which process takes it."""
 
+import itertools
 from dataclasses import dataclass
 
 import torch
@@ -54,7 +55,7 @@ def split_rows(size, parts):
     half = size // 2
     bounds = [half * part // parts for part in range(parts + 1)]
     result = []
-    for part, (low, high) in enumerate(zip(bounds, bounds[1:])):
+    for part, (low, high) in enumerate(itertools.pairwise(bounds)):
         first = torch.arange(low, high)
         middle = torch.arange(half, half + size % 2) if part == parts - 1 else first[:0]
         result.append(torch.cat([first, middle, size - 1 - first.flip(0)]))

@@ -1,0 +1,149 @@
+"""What the flags ask for, built: a data set's defaults, the model with its weights, optimiser, schedule and loss."""
+
+import dataclasses
+from pathlib import Path
+
+import timm.optim
+import torch
+from timm.scheduler import create_scheduler_v2
+from timm.utils import ModelEmaV3
+
+from data_selection import pools
+from data_selection.backbones import DEMO_WEIGHTS, build_model, load_weights
+from data_selection.errors import UserError
+from deit.checkpoints import load_pretrained
+from deit.draws import INIT, seed_drop_layers, seed_of, seeded
+from deit.engine import FlatGradients, Learner
+from deit.losses import Criterion
+from deit.pipeline import Pipeline
+
+REFERENCE_BATCH = 512  # --lr is for this many images per step
+
+
+@dataclasses.dataclass(frozen=True)
+class Defaults:
+    """What a data set brings where no flag says otherwise."""
+
+    model: str = "deit_small_patch16_224"
+    input_size: int = 224
+    mean: tuple = pools.IMAGENET_MEAN
+    std: tuple = pools.IMAGENET_STD
+    pretrained: Path | None = None  # used with that model alone
+
+
+SMALL_GREY = Defaults("demo_vit", 28, (pools.FASHION_MEAN,) * 3, (pools.FASHION_STD,) * 3, DEMO_WEIGHTS)
+DEFAULTS = {"DEMO": SMALL_GREY, "FASHIONMNIST": SMALL_GREY}  # by name without SUBSET; all others: Defaults()
+
+
+def resolve(args):
+    """Fill in the flags whose defaults a data set brings. Returns (name without SUBSET, Defaults)."""
+    name = args.data_set.removesuffix("SUBSET")
+    defaults = DEFAULTS.get(name, Defaults())
+    if args.model not in (None, defaults.model):  # another model brings neither that size nor those weights
+        defaults = dataclasses.replace(defaults, model=args.model, input_size=Defaults.input_size, pretrained=None)
+    args.model, args.input_size = defaults.model, args.input_size or defaults.input_size
+    return name, defaults
+
+
+def make_pipeline(args, defaults):
+    return Pipeline(
+        args.input_size, defaults.mean, defaults.std, args.train_interpolation, args.color_jitter, args.aa,
+        args.reprob, args.remode, args.recount,
+    )  # fmt: skip
+
+
+def build(args, classes, log):
+    """The model of the flags on the CPU with fresh weights, the same on every process."""
+    if not classes:
+        raise UserError(f"--data-set {args.data_set} has no labels to train on")
+    log.say(f"Creating model: {args.model}")
+    with seeded(seed_of(args.seed, INIT)):
+        model = build_model(args.model, classes, drop_rate=args.drop, drop_path_rate=args.drop_path)
+    try:  # wrong sizes show here instead of after the data is decoded
+        with torch.inference_mode():
+            model.eval()(torch.zeros(1, 3, args.input_size, args.input_size))
+    except (AssertionError, RuntimeError) as error:
+        raise UserError(
+            f"--model {args.model} does not take --input-size {args.input_size}: {str(error).splitlines()[0]}"
+        ) from None
+    return model
+
+
+def build_learner(args, world, classes, global_batch, log, pretrained):
+    """Model, optimiser, schedule, EMA and loss. pretrained: a file, `none`, or None where a checkpoint follows."""
+    model = build(args, classes, log)
+    if pretrained == "none":
+        log.say("no pretrained weights (--finetune FILE gives them): training starts from random ones")
+    elif pretrained is not None:
+        load_pretrained(model, pretrained, log.say)
+        log.say(f"pretrained weights: {pretrained}")
+    log.say(f"number of params: {sum(p.numel() for p in model.parameters() if p.requires_grad)}")
+    criterion = Criterion(args.smoothing)
+    if args.distillation_type != "none":
+        criterion = distillation(args, model, classes, world, log)
+    model.to(world.device)
+    ema = None
+    if args.model_ema:  # before the drop layers change, after the weights are there
+        ema = ModelEmaV3(model, args.model_ema_decay, device="cpu" if args.model_ema_force_cpu else None)
+    draws = seed_drop_layers(model, args.seed)
+    optimizer = make_optimizer(args, model, args.lr * global_batch / REFERENCE_BATCH)
+    amp = autocast_type(args.amp, world.device)
+    return Learner(
+        model, optimizer, make_scheduler(args, optimizer),
+        torch.amp.GradScaler(world.device.type, enabled=amp is torch.float16), ema, draws,
+        FlatGradients(model.parameters()), criterion, amp, world,
+    )  # fmt: skip
+
+
+def distillation(args, model, classes, world, log):
+    """The Criterion with its teacher; the student must have a distillation head."""
+    if not hasattr(model, "set_distilled_training"):
+        raise UserError(
+            f"--distillation-type needs a distilled --model (deit_small_distilled_patch16_224), not {args.model}"
+        )
+    model.set_distilled_training(True)
+    teacher = build_model(args.teacher_model, classes)
+    load_weights(teacher, args.teacher_path, checkpoint_key="model", log=log.say)
+    teacher.to(world.device).eval().requires_grad_(False)
+    return Criterion(args.smoothing, teacher, args.distillation_type, args.distillation_alpha, args.distillation_tau)
+
+
+def make_optimizer(args, model, lr):
+    """timm's optimiser of --opt; weight decay spares what has one dimension, and token and position embeddings."""
+    try:
+        info = timm.optim.get_optimizer_info(args.opt.lower())
+    except ValueError:
+        known = ", ".join(timm.optim.list_optimizers())
+        raise UserError(f"unknown --opt {args.opt!r}: use one of {known}") from None
+    settings = {"momentum": args.momentum} | ({"eps": args.opt_eps} if info.has_eps else {})
+    if args.opt_betas:
+        if not info.has_betas:
+            raise UserError(f"--opt-betas does nothing with --opt {args.opt}: leave it out")
+        settings["betas"] = tuple(args.opt_betas)
+    return timm.optim.create_optimizer_v2(
+        model, args.opt.lower(), lr=lr, weight_decay=args.weight_decay, layer_decay=args.layer_decay, **settings
+    )
+
+
+def make_scheduler(args, optimizer):
+    """timm's schedule of --sched, a function of the epochs done alone; None where the rate stays.
+
+    Epoch e (from 1) uses the value at e - 1, as BiLAF's trainer does; ActiveFT's spends two epochs at the first value.
+    """
+    noise = None
+    if args.lr_noise:
+        noise = [fraction * args.epochs for fraction in args.lr_noise]
+        noise = noise if len(noise) > 1 else noise[0]
+    scheduler, _ = create_scheduler_v2(
+        optimizer, args.sched, num_epochs=args.epochs, decay_epochs=args.decay_epochs, decay_rate=args.decay_rate,
+        min_lr=args.min_lr, warmup_lr=args.warmup_lr, warmup_epochs=args.warmup_epochs,
+        noise=noise, noise_pct=args.lr_noise_pct, noise_std=args.lr_noise_std,
+    )  # fmt: skip
+    return scheduler
+
+
+def autocast_type(name, device):
+    """torch dtype of --amp, None for full precision; auto: on a GPU bf16 where it has it, else fp16; on a CPU none."""
+    if name == "auto" and device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(name)

@@ -1,0 +1,65 @@
+"""From a PIL image to a normalised tensor, for training and for evaluation, in the words of the flags."""
+
+from dataclasses import dataclass
+
+from PIL import Image
+from timm.data import auto_augment, create_transform
+from torchvision import transforms
+
+SMALL = 32  # input sizes up to this are cropped from a padded image, larger ones by random resized crops
+MARGIN = 4  # pixels of that padding
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """How images become tensors; the fields are those of the flags. mean, std: three floats, of values in 0..1."""
+
+    size: int
+    mean: tuple
+    std: tuple
+    interpolation: str = "bicubic"
+    color_jitter: float = 0.0
+    aa: str | None = None  # AutoAugment / RandAugment policy in timm's words
+    reprob: float = 0.0
+    remode: str = "pixel"
+    recount: int = 1
+
+    @property
+    def simple(self):
+        """True where training augments by padded crop and flip alone, which whole batches can do at once."""
+        return self.size <= SMALL and not (self.color_jitter or self.aa or self.reprob)
+
+    def train_transform(self):
+        """PIL image -> augmented float tensor (3, size, size); draws from the global generators."""
+        transform = create_transform(
+            self.size, is_training=True, color_jitter=self.color_jitter or None, auto_augment=self.aa,
+            interpolation=self.interpolation, re_prob=self.reprob, re_mode=self.remode, re_count=self.recount,
+            mean=self.mean, std=self.std,
+        )  # fmt: skip
+        if self.size <= SMALL:
+            transform.transforms[0] = transforms.RandomCrop(self.size, padding=MARGIN)
+        if self.aa:
+            allow_no_bits(transform)
+        return transform
+
+    def eval_transform(self):
+        """PIL image -> float tensor (3, size, size): resize to 256/224 of the size, centre crop; small: as it is."""
+        steps = [transforms.ToTensor(), transforms.Normalize(self.mean, self.std)]
+        if self.size > SMALL:
+            bicubic = transforms.InterpolationMode.BICUBIC
+            steps[:0] = [transforms.Resize(int(256 / 224 * self.size), bicubic), transforms.CenterCrop(self.size)]
+        return transforms.Compose(steps)
+
+
+def allow_no_bits(transform):
+    """Let timm's Posterize keep 0 bits, a black image, as it always could: Pillow 13 raises ValueError instead."""
+    for step in transform.transforms:
+        ops = getattr(step, "ops", None) or [op for policy in getattr(step, "policy", ()) for op in policy]
+        for op in ops:
+            if getattr(op, "aug_fn", None) is auto_augment.posterize:
+                op.aug_fn = posterize
+
+
+def posterize(image, bits, **settings):
+    """timm's operation, which Pillow 13 refuses for 0 bits."""
+    return auto_augment.posterize(image, bits, **settings) if bits > 0 else Image.new(image.mode, image.size)

@@ -1,0 +1,135 @@
+"""Images of the trainer: batched augmentation against PIL's, no word from workers, folders, bad input."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from data_selection import pools
+from data_selection.errors import UserError
+from deit.datasets import Transformed, class_folders, find_data, open_images, prepare
+from deit.draws import seeded
+from deit.pipeline import MARGIN, Pipeline
+from deit.samplers import epoch_order, plan_epoch
+
+CPU = torch.device("cpu")
+GREY = Pipeline(28, (0.286,) * 3, (0.353,) * 3)
+
+
+@pytest.fixture(scope="module")
+def pool():
+    arrays = pools.load_demo()
+    return pools.Pool(arrays=arrays["train_images"][:40], labels=arrays["train_labels"][:40], classes=10)
+
+
+def load(pool, pipeline, ids=range(30), **settings):
+    return prepare(pool, list(ids), pipeline, CPU, train=True, **{"seed": 1, "workers": 0} | settings)
+
+
+def epoch(data, number, batch=90, world_size=1):
+    """All augmented images of an epoch by their place in its order, over all processes."""
+    order = epoch_order(len(data), number)
+    images = {}
+    for rank in range(world_size):
+        parts = [part for step in plan_epoch(order, 45, batch, rank, world_size) for part in step.parts]
+        for part, (batch_images, labels) in zip(parts, data.augmented(parts, number), strict=True):
+            images |= dict(zip(part.places.tolist(), zip(batch_images, labels.tolist())))
+    return torch.stack([images[place][0] for place in range(len(order))]), [images[p][1] for p in range(len(order))]
+
+
+def test_batched_crops_are_crops_of_the_padded_image(pool):
+    images, labels = epoch(load(pool, GREY), 1)
+    order = epoch_order(30, 1)
+    assert labels == [pool.labels[i] for i in order]
+    offsets = set()
+    for image, i in zip(images, order.tolist()):
+        padded = np.pad(pool.arrays[i].astype(np.float32), MARGIN) / 255
+        pixels = (image * 0.353 + 0.286).numpy()
+        found = [
+            (y, x, flip) for y in range(9) for x in range(9) for flip in (1, -1)
+            if np.abs(pixels[0] - padded[y : y + 28, x : x + 28][:, ::flip]).max() < 1e-5
+        ]  # fmt: skip
+        assert found
+        offsets.update(found[:1])
+    assert len(offsets) > 50  # of 162 possible ones, 90 drawn
+
+
+@pytest.mark.parametrize("pipeline", [GREY, Pipeline(28, (0.5,) * 3, (0.5,) * 3, aa="rand-m9-mstd0.5-inc1", reprob=0.5),
+                                      Pipeline(40, (0.5,) * 3, (0.5,) * 3, color_jitter=0.4)])  # fmt: skip
+def test_augmentation_depends_on_epoch_and_place_alone(pool, pipeline):
+    data = load(pool, pipeline)
+    whole = epoch(data, 1)[0]
+    assert torch.equal(epoch(data, 1, batch=4, world_size=3)[0], whole)
+    assert not torch.equal(epoch(data, 2)[0], whole)
+    first = epoch_order(30, 1)[:3]
+    assert len(set(first.tolist())) == 1
+    assert not torch.equal(whole[0], whole[1])  # the repeats of an image differ
+    assert whole.shape == (90, 3, pipeline.size, pipeline.size)
+
+
+def test_workers_change_nothing_and_live_on(pool):
+    pipeline = Pipeline(40, (0.5,) * 3, (0.5,) * 3)
+    data = load(pool, pipeline, workers=1)
+    alone = load(pool, pipeline)
+    for number in (1, 2):
+        assert torch.equal(epoch(data, number)[0], epoch(alone, number)[0])
+    assert data.loader.persistent_workers
+
+
+def test_evaluation_images_match_their_transform(pool):
+    for pipeline in (GREY, Pipeline(40, (0.5,) * 3, (0.5,) * 3)):
+        data = prepare(pool, range(40), pipeline, CPU, train=False, workers=0)
+        images = torch.cat([images for images, _ in data.plain(range(1, 40, 2), 7)])
+        plain = Transformed(pool, range(40), None, pipeline.eval_transform())
+        expected = torch.stack([plain[i, None][0] for i in range(1, 40, 2)])
+        torch.testing.assert_close(images, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("policy", ["rand-m10-inc1", "original", "augmix-m10", "3a"])
+def test_every_policy_runs_at_full_strength(policy):
+    transform = Pipeline(28, (0.5,) * 3, (0.5,) * 3, aa=policy).train_transform()
+    image = Image.fromarray(np.arange(28 * 28 * 3, dtype=np.uint8).reshape(28, 28, 3))
+    for seed in range(60):
+        with seeded(seed):
+            assert transform(image).shape == (3, 28, 28)
+
+
+def write_images(folder, names):
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((30, 40, 3), len(name), np.uint8)).save(path)
+
+
+def test_class_folders_count_in_extraction_order(tmp_path):
+    write_images(tmp_path, ["a/2.png", "a-b/1.png", "a/1.png", "c/deep/1.png"])
+    pool = class_folders(tmp_path)
+    assert pool.names == pools.open_pool(str(tmp_path)).names
+    assert [pool.class_names[label] for label in pool.labels] == [name.split("/")[0] for name in pool.names]
+    data = prepare(pool, [0, 3], Pipeline(28, (0.5,) * 3, (0.5,) * 3), CPU, train=True)
+    assert data.images.shape == (2, 28, 28, 3)  # resized
+
+
+def test_folders_that_do_not_fit_are_named(tmp_path):
+    with pytest.raises(UserError, match=r"train does not exist: --data-path must hold train/<class>/"):
+        open_images("FOLDER", tmp_path)
+    write_images(tmp_path, ["train/a/1.png", "train/b/1.png", "val/a/1.png"])
+    with pytest.raises(UserError, match=r"has the classes a, b but .*val has a"):
+        open_images("FOLDER", tmp_path)
+    write_images(tmp_path, ["val/1.png"])
+    with pytest.raises(UserError, match=r"1\.png lies in no class folder"):
+        open_images("FOLDER", tmp_path)
+
+
+def test_imagenet_is_found_in_both_places(tmp_path, monkeypatch):
+    write_images(tmp_path / "ImageNet", ["train/n1/1.png", "train/n2/1.png", "val/n1/1.png", "val/n2/1.png"])
+    assert find_data("IMNET", tmp_path) == tmp_path / "ImageNet"
+    train, val = open_images("IMNET", tmp_path)
+    assert (train.classes, len(val)) == (2, 2)
+    assert len(open_images("IMNET", tmp_path / "ImageNet")[0]) == 2
+    with pytest.raises(UserError, match="ImageNet"):
+        open_images("IMNET", tmp_path / "nowhere")
+    monkeypatch.chdir(tmp_path)
+    assert find_data("CIFAR10", None).parts[-2:] == ("deit", "data")
+    (tmp_path / "data").mkdir()
+    assert str(find_data("CIFAR10", None)) == "data"

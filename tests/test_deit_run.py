@@ -1,0 +1,341 @@
+"""The trainer as a whole, on real demo images: files, schedules, resuming, processes, weights, messages."""
+
+import argparse
+import dataclasses
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from data_selection import pools
+from data_selection.backbones import build_model
+from data_selection.errors import UserError
+from deit import building, trainer
+from deit.building import make_optimizer, make_scheduler
+from deit.main import main
+from deit.options import parse
+
+MAIN = Path(__file__).resolve().parents[1] / "deit" / "main.py"
+IMAGES = 20  # for training; three times that in an epoch
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """A folder train/<class>/ (20 + 4 spare) and val/<class>/ (10) of demo images, subset.json, weights.pth."""
+    root = tmp_path_factory.mktemp("images")
+    arrays = pools.load_demo()
+    for split, source, count in (("train", "train", 24), ("val", "test", 10)):
+        for i in range(count):
+            path = root / split / f"class{i % 2}" / f"{i:02d}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(arrays[f"{source}_images"][i]).save(path)
+    (root / "subset.json").write_text(json.dumps(list(range(2, 2 + IMAGES))))
+    torch.manual_seed(0)
+    torch.save(build_model("demo_vit").state_dict(), root / "weights.pth")
+    return root
+
+
+def command(images, output=None, epochs=2, **flags):
+    """A command line for the image folder; flags None are left out, True are switches."""
+    defaults = {
+        "data_set": "FOLDERSUBSET", "data_path": images, "subset_ids": images / "subset.json", "model": "demo_vit",
+        "input_size": 28, "epochs": epochs, "batch_size": 24, "lr": 0.05, "warmup_epochs": 1, "device": "cpu",
+        "finetune": images / "weights.pth", "output_dir": output,
+    }  # fmt: skip
+    words = []
+    for name, value in (defaults | flags).items():
+        if value is not None:
+            flag = "--" + name.replace("_", "-")
+            words += [flag] if value is True else [flag, str(value)]
+    return words
+
+
+def log_lines(folder):
+    return [json.loads(line) for line in (folder / "log.txt").read_text().splitlines()]
+
+
+def checkpoint(folder, name="checkpoint.pth"):
+    return torch.load(folder / name, weights_only=True)
+
+
+def test_a_run_writes_its_files_and_evaluates_the_last_epoch(images, tmp_path, capsys):
+    main(command(images, tmp_path / "out", epochs=3, eval_interval=2))
+    lines = log_lines(tmp_path / "out")
+    bare = ["train_lr", "train_loss", "epoch", "n_parameters"]
+    assert list(lines[0]) == bare
+    assert list(lines[1]) == [*bare[:2], "test_loss", "test_acc1", "test_acc5", *bare[2:]]
+    assert [("test_acc1" in line, line["epoch"]) for line in lines] == [(False, 1), (True, 2), (True, 3)]
+    saved = checkpoint(tmp_path / "out")
+    assert saved["epoch"] == 3
+    assert isinstance(saved["args"], dict)
+    assert {"model", "optimizer", "lr_scheduler", "model_ema", "scaler", "best"} <= set(saved)
+    result = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert result["last"]["acc1"] == lines[-1]["test_acc1"]
+    assert result["best"]["acc1"] == max(line.get("test_acc1", 0) for line in lines)
+    assert checkpoint(tmp_path / "out", "best_checkpoint.pth")["epoch"] == result["best"]["epoch"]
+    assert yaml.safe_load((tmp_path / "out" / "args.yaml").read_text())["global_batch_size"] == 24
+    assert lines[2]["train_loss"] < lines[0]["train_loss"]
+    said = capsys.readouterr().out
+    assert "Creating model: demo_vit" in said
+    assert "2 tensors keep their fresh values, not in weights.pth: head.weight, head.bias" in said
+    assert "top-1 after the last epoch (3)" in said
+
+    main(command(images, eval=True, finetune=None, resume=tmp_path / "out" / "checkpoint.pth"))
+    assert f"the network on the 10 test images: {result['last']['acc1']:.1f}%" in capsys.readouterr().out
+
+
+def same_weights(one, two):
+    return all(torch.equal(a, b) for a, b in zip(one.values(), two.values(), strict=True))
+
+
+def test_a_resumed_run_ends_bit_equal(images, tmp_path, monkeypatch):
+    flags = {"drop_path": 0.2, "mixup": 0.8, "mixup_prob": 1.0, "model_ema_decay": 0.9, "lr_noise": 0.2}
+    main(command(images, tmp_path / "whole", epochs=4, **flags))
+    epochs = iter([1, 2])
+
+    def stop(*args, **kwargs):
+        next(epochs)  # raises StopIteration in epoch 3
+        return real(*args, **kwargs)
+
+    real = trainer.train_one_epoch
+    monkeypatch.setattr(trainer, "train_one_epoch", stop)
+    with pytest.raises(StopIteration):
+        main(command(images, tmp_path / "part", epochs=4, **flags))
+    monkeypatch.undo()
+    with open(tmp_path / "part" / "log.txt", "a") as handle:
+        handle.write('{"train_lr": 0.1, "tr')  # killed while writing
+    main(command(images, tmp_path / "part", epochs=4, auto_resume=True, **flags))
+    whole, part = checkpoint(tmp_path / "whole"), checkpoint(tmp_path / "part")
+    assert log_lines(tmp_path / "whole") == log_lines(tmp_path / "part")
+    assert same_weights(whole["model"], part["model"])
+    assert same_weights(whole["model_ema"], part["model_ema"])
+    assert whole["best"] == part["best"]
+    momentum = [[v["momentum_buffer"] for v in run["optimizer"]["state"].values()] for run in (whole, part)]
+    assert all(torch.equal(a, b) for a, b in zip(*momentum, strict=True))
+
+    path = tmp_path / "part" / "checkpoint.pth"
+    with pytest.raises(UserError, match=r"4 epochs and 4 are asked for: the run is finished"):
+        main(command(images, finetune=None, resume=path, epochs=4, **flags))
+    with pytest.raises(UserError, match=r"--epochs 9 \(was 4\), --lr 0.1 \(was 0.05\).*--finetune"):
+        main(command(images, finetune=None, resume=path, epochs=9, **flags | {"lr": 0.1}))
+
+
+def test_two_processes_follow_the_curve_of_one(images, tmp_path):
+    flags = {
+        "epochs": 3, "drop": 0.1, "drop_path": 0.3, "mixup": 0.8, "cutmix": 1.0, "mixup_prob": 0.8, "clip_grad": 2.0,
+        "global_batch_size": 24, "aa": "rand-m9-mstd0.5-inc1",
+    }  # fmt: skip
+    main(command(images, tmp_path / "one", num_workers=0, **flags))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    launcher = ["-m", "torch.distributed.launch", "--nproc_per_node=2", f"--master_port={port}", "--use_env"]
+    words = command(images, tmp_path / "two", **flags | {"batch_size": 5, "num_workers": 0})
+    done = subprocess.run(
+        [sys.executable, *launcher, "main.py", *words], cwd=MAIN.parent, env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    one, two = log_lines(tmp_path / "one"), log_lines(tmp_path / "two")
+    for key in ("train_lr", "train_loss", "test_loss"):
+        assert [line[key] for line in two] == pytest.approx([line[key] for line in one], rel=1e-4)
+    assert [line["test_acc1"] for line in two] == [line["test_acc1"] for line in one]
+    assert done.stdout.count("Creating model") == 1
+
+
+def test_accumulated_passes_follow_the_same_curve(images, tmp_path):
+    main(command(images, tmp_path / "one"))
+    main(command(images, tmp_path / "many", batch_size=4, global_batch_size=24))
+    one, many = log_lines(tmp_path / "one"), log_lines(tmp_path / "many")
+    assert [line["train_loss"] for line in many] == pytest.approx([line["train_loss"] for line in one], rel=1e-5)
+    assert [line["train_lr"] for line in many] == [line["train_lr"] for line in one]
+
+
+@pytest.mark.parametrize("wrap", [
+    lambda w: w,
+    lambda w: {"model": w, "args": argparse.Namespace(lr=1)},
+    lambda w: {"state_dict": {f"module.{key}": value for key, value in w.items()}},
+    lambda w: {"teacher": {f"backbone.{k}": v for k, v in w.items()} | {"head.last_layer.weight_v": torch.ones(2)}},
+])  # fmt: skip
+@pytest.mark.parametrize("flag", ["resume", "finetune"])
+def test_wrapped_weights_load_with_either_word(images, tmp_path, capsys, wrap, flag):
+    weights = torch.load(images / "weights.pth", weights_only=True)
+    torch.save(wrap(weights), tmp_path / "wrapped.pth")
+    main(command(images, tmp_path / "out", epochs=1, lr=0, min_lr=0, warmup_lr=0, weight_decay=0,
+                 **{"finetune": None, flag: tmp_path / "wrapped.pth"}))  # fmt: skip
+    trained = checkpoint(tmp_path / "out")
+    assert all(torch.equal(trained["model"][key], weights[key]) for key in weights)
+    assert all(torch.equal(trained["model_ema"][key], weights[key]) for key in weights)  # taken after loading
+    assert ("taken as pretrained weights" in capsys.readouterr().out) == (flag == "resume")
+
+
+def test_the_demo_set_brings_its_own_defaults(images, tmp_path, monkeypatch, capsys):
+    arrays = {key: value[:30] for key, value in pools.load_demo().items()}
+    monkeypatch.setattr(pools, "load_demo", lambda: arrays)
+    monkeypatch.setitem(
+        building.DEFAULTS, "DEMO", dataclasses.replace(building.SMALL_GREY, pretrained=images / "weights.pth")
+    )
+    main(["--data-set", "DEMOSUBSET", "--subset_ids", str(images / "subset.json"), "--epochs", "1", "--device", "cpu"])
+    said = capsys.readouterr().out
+    assert "training on 20 of 30 images, 10 classes, 256 per step on 1 process (cpu), evaluating on 30" in said
+    assert f"pretrained weights: {images / 'weights.pth'}" in said
+    args = parse(["--data-set", "DEMO", "--model", "deit_tiny_patch16_224"])
+    defaults = building.resolve(args)[1]
+    assert (args.input_size, defaults.pretrained) == (224, None)
+
+
+def rates(epochs, **changes):
+    args = parse(["--epochs", str(epochs)])
+    vars(args).update(changes)
+    optimizer = make_optimizer(args, torch.nn.Linear(2, 2), args.lr)
+    scheduler, seen = make_scheduler(args, optimizer), []
+    for epoch in range(1, epochs + 1):
+        seen.append(optimizer.param_groups[0]["lr"])
+        scheduler.step(epoch)
+    return seen
+
+
+def test_the_released_rates_per_epoch():
+    """BiLAF's table: one epoch at the warm-up rate, linear to the base rate, cosine not offset by the warm-up."""
+    seen = rates(1000)
+    assert [round(rate, 4) for rate in seen[:5]] == [0, 0.0006, 0.0012, 0.0018, 0.0024]
+    assert seen[0] == 1e-6
+    assert seen[5] == pytest.approx(3e-3, rel=1e-3)
+    assert seen[-1] == pytest.approx(1e-5, rel=1e-2)
+    cosine = 1e-5 + (3e-3 - 1e-5) * (1 + torch.cos(torch.tensor(torch.pi * 300 / 1000)).item()) / 2
+    assert seen[300] == pytest.approx(cosine, rel=1e-5)
+
+
+def test_the_rate_scales_with_the_global_batch(images, tmp_path):
+    main(command(images, tmp_path / "a", epochs=1, warmup_epochs=0, batch_size=32, lr=0.016))
+    main(command(images, tmp_path / "b", epochs=1, warmup_epochs=0, batch_size=16, global_batch_size=64, lr=0.016))
+    assert log_lines(tmp_path / "a")[0]["train_lr"] == pytest.approx(0.001)
+    assert log_lines(tmp_path / "b")[0]["train_lr"] == pytest.approx(0.002)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(images, tmp_path):
+    with pytest.raises(UserError, match=r"the loss is (nan|inf) at epoch \d, step \d of 3.*smaller --lr"):
+        main(command(images, tmp_path / "out", epochs=3, lr=1e12, warmup_epochs=0))
+
+
+@pytest.mark.parametrize("kind", ["soft", "hard"])
+def test_distillation_trains_a_distilled_student(images, tmp_path, kind):
+    """A distilled student at 224 is slow here; the criterion and its two-headed pass are what is tested."""
+    from deit.losses import Criterion
+
+    draw = torch.Generator().manual_seed(0)
+    logits, student, teach = (torch.randn(6, 4, generator=draw) for _ in range(3))
+    labels = torch.tensor([0, 1, 2, 3, 0, 1])
+    loss = Criterion(0.1, lambda images: teach, kind, 0.3, 2.0)(None, (logits, student), labels)
+    base = torch.nn.CrossEntropyLoss(label_smoothing=0.1)(logits, labels)
+    if kind == "hard":
+        term = torch.nn.CrossEntropyLoss()(student, teach.argmax(1))
+    else:
+        p, q = (teach / 2).softmax(1), (student / 2).softmax(1)
+        term = (p * (p.log() - q.log())).sum() * 4 / p.numel()
+    torch.testing.assert_close(loss / 6, 0.7 * base + 0.3 * term)
+
+
+def bad(tmp_path, text):
+    path = tmp_path / "bad.json"
+    path.write_text(text)
+    return path
+
+
+WRONG = [
+    ({"subset_ids": "[0, 99]"}, r"id 99 is outside the pool's 0\.\.23"),
+    ({"subset_ids": "[3, 3]"}, "id 3 is repeated"),
+    ({"subset_ids": "{}"}, "must be a non-empty JSON list"),
+    ({"subset_ids": "missing.json"}, r"missing\.json"),
+    ({"subset_ids": None}, r"FOLDERSUBSET needs --subset_ids FILE"),
+    ({"data_set": "FOLDER"}, r"use --data-set FOLDERSUBSET"),
+    ({"data_set": "CIFAR1O"}, r"unknown --data-set 'CIFAR1O': use one of CIFAR10, .*Did you mean CIFAR10\?"),
+    ({"data_set": "INAT"}, r"INAT is not read here.*FOLDER"),
+    ({"data_path": "/nonexistent"}, r"/nonexistent/train does not exist"),
+    ({"model": "deit_smal"}, "unknown backbone 'deit_smal'"),
+    ({"input_size": 30}, r"--model demo_vit does not take --input-size 30"),
+    ({"finetune": "missing.pth"}, r"weights file missing\.pth does not exist"),
+    ({"finetune": None, "resume": "missing.pth"}, r"--resume missing\.pth does not exist"),
+    ({"resume": "x.pth"}, "two starts"),
+    ({"finetune": None, "eval": True}, r"--eval needs the weights"),
+    ({"output_dir": "FILE/out"}, r"--output_dir .* cannot be written"),
+    ({"epochs": 0}, r"--epochs 0 is below 1"),
+    ({"start_epoch": 5}, r"--start_epoch 5 is after the last epoch, 2"),
+    ({"opt": "sgdd"}, r"unknown --opt 'sgdd': use one of .*adamw"),
+    ({"opt_betas": 0.9}, r"--opt-betas does nothing with --opt SGD"),
+    ({"sched": "plateau"}, "plateau cannot be resumed exactly; use one of cosine"),
+    ({"mixup": 0.8}, r"--mixup-prob go together"),
+    ({"clip_grad": 0}, r"--clip-grad 0.0 must be above 0"),
+    ({"resplit": True}, r"--resplit is not available"),
+    ({"world_size": 2}, r"--world-size is not available: the launcher"),
+    ({"distillation_type": "hard"}, r"needs --teacher-path"),
+    ({"distillation_type": "hard", "teacher_path": "t.pth"}, "needs a distilled --model"),
+    ({"auto_resume": True}, r"--auto-resume needs --output_dir"),
+    ({"device": "tpu9"}, "unknown device 'tpu9'"),
+    ({"config": "epoch: 3"}, r"unknown key 'epoch'; did you mean epochs\?"),
+    ({"config": "repeated-aug: 3"}, "repeated-aug must be true or false"),
+]
+
+
+@pytest.mark.parametrize(("flags", "message"), WRONG)
+def test_bad_input_is_named_before_any_work(images, tmp_path, flags, message):
+    flags = dict(flags)
+    for name in ("subset_ids", "config"):
+        if flags.get(name, "missing") and not flags.get(name, "missing").startswith("missing"):
+            flags[name] = bad(tmp_path, flags[name])
+    if "output_dir" in flags:
+        (tmp_path / "FILE").write_text("")
+        flags["output_dir"] = tmp_path / flags["output_dir"]
+    with pytest.raises((UserError, FileNotFoundError), match=message):
+        main(command(images, **flags))
+
+
+def test_weights_of_another_model_are_refused_with_both_sides(images, tmp_path):
+    torch.save({"conv.weight": torch.ones(2)}, tmp_path / "other.pth")
+    with pytest.raises(UserError, match=r"do not fit VisionTransformer: missing in the file.*only in the file \(1\)"):
+        main(command(images, finetune=None, resume=tmp_path / "other.pth"))
+
+
+def test_a_config_file_sets_flags_and_the_command_line_wins(tmp_path):
+    (tmp_path / "c.yaml").write_text(
+        "epochs: 7\nlr: 1.0e-3\nrepeated-aug: false\nlr_noise: [0.1, 0.2]\nmodel_ema: true\n"
+    )
+    args = parse(
+        ["--config", str(tmp_path / "c.yaml"), "--lr", "0.5", "--subset_ids", "s.json", "--data-set", "DEMOSUBSET"]
+    )
+    assert (args.epochs, args.lr, args.repeated_aug, args.lr_noise, args.model_ema) == (7, 0.5, False, [0.1, 0.2], True)
+
+
+def test_documented_flags_are_understood():
+    words = (
+        "--clip-grad 2.0 --eval_interval 50 --data-set CIFAR100SUBSET --subset_ids s.json "
+        "--resume dino_deitsmall16_pretrain.pth --output_dir Outputs/"
+    )
+    args = parse(words.split())
+    assert (args.lr, args.batch_size, args.epochs, args.opt, args.weight_decay) == (3e-3, 256, 1000, "SGD", 1e-4)
+    assert (args.clip_grad, args.eval_interval, args.output_dir) == (2.0, 50, "Outputs/")
+    for flag in ("--no-model-ema", "--no-repeated-aug", "--no-pin-mem", "--dist-eval", "--model-ema-force-cpu"):
+        parse([flag])
+
+
+def test_help_answers_from_any_folder(tmp_path):
+    for words, folder in (([str(MAIN)], tmp_path), (["-m", "deit.main"], MAIN.parents[1])):
+        done = subprocess.run(
+            [sys.executable, *words, "--help"], cwd=folder, capture_output=True, text=True, timeout=60
+        )
+        assert done.returncode == 0
+        assert "--subset_ids" in done.stdout
+
+
+def test_a_mistake_is_one_line_and_status_2():
+    done = subprocess.run([sys.executable, str(MAIN), "--data-set", "X"], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: unknown --data-set 'X'")
+    assert done.stderr.count("\n") == 1
