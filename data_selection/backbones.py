@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import hashlib
 import pickle
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -66,7 +67,50 @@ def build_model(name, num_classes=0, drop_rate=0.0, drop_path_rate=0.0, *, patch
             + (f" (close: {', '.join(close)})" if close else "")
         )
     # timm drops None; some families do not take drop_path_rate at all
-    return timm.create_model(timm_name, pretrained=False, **rates | {"drop_path_rate": drop_path_rate or None})
+    return _create(timm_name, pretrained=False, **rates | {"drop_path_rate": drop_path_rate or None})
+
+
+def build_pretrained(name):
+    """A timm model without classifier, with the weights that timm publishes for it (its own download and cache).
+
+    Raises UserError where the name is unknown, timm has no weights for it, or they cannot be fetched.
+    """
+    import timm
+
+    timm_name = name.removeprefix("timm:")
+    build_model(timm_name)  # an unknown name, or tag, ends here
+    published = timm.get_pretrained_cfg(timm_name)
+    if published is None or not published.has_weights:  # timm would go on with random weights
+        raise UserError(f"timm has no weights for {timm_name}: give a file with --pretrained_weights")
+    try:
+        return _create(timm_name, pretrained=True, num_classes=0)
+    except OSError as error:
+        where = f"https://huggingface.co/{published.hf_hub_id}" if published.hf_hub_id else published.url
+        raise UserError(
+            f"cannot fetch timm's weights of {timm_name} ({str(error).splitlines()[0]}): start again with a network, "
+            f"or fetch model.safetensors from {where} on another machine and give it with --pretrained_weights"
+        ) from None
+
+
+def _create(timm_name, **options):
+    import timm
+
+    try:
+        return timm.create_model(timm_name, **options)
+    except RuntimeError as error:
+        if "pretrained tag" not in str(error):
+            raise
+        tags = ", ".join(timm.list_pretrained(f"{timm_name.split('.')[0]}.*")) or "none"
+        raise UserError(f"timm has no weights called {timm_name} (known: {tags})") from None
+
+
+def state_digest(model):
+    """SHA-256 (hex) of a model's tensors and their names: tells weights apart that come from no single file."""
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def default_weights(name, patch_size=16):
@@ -78,7 +122,8 @@ def default_weights(name, patch_size=16):
     known = ", ".join(f"{arch}/{patch}" for arch, patch in DINO_WEIGHTS)
     raise UserError(
         f"no pretrained weights are known for {name} with patch size {patch_size} "
-        f"(known: demo_vit, {known}): give a file"
+        f"(known: demo_vit, {known}): "
+        "give a file with --pretrained_weights, or write timm:NAME for timm's own weights"
     )
 
 

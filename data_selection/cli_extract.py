@@ -8,11 +8,19 @@ from pathlib import Path
 
 import torch
 
-from data_selection.backbones import DINO_HEAD, WIDTHS, build_model, default_weights, load_weights
+from data_selection.backbones import (
+    DINO_HEAD,
+    WIDTHS,
+    build_model,
+    build_pretrained,
+    default_weights,
+    load_weights,
+    state_digest,
+)  # fmt: skip
 from data_selection.cli import DATA_SELECTION, add_device, bar_factory, make_parser
 from data_selection.distributed import start
 from data_selection.errors import UserError
-from data_selection.extraction import DEMO_PREPROCESS, DINO_PREPROCESS, class_tokens, extract
+from data_selection.extraction import DEMO_PREPROCESS, DINO_PREPROCESS, class_tokens, extract, pooled
 from data_selection.files import sha256
 from data_selection.pools import POOLS, SPLITS, open_pool
 from data_selection.subset_files import versions
@@ -51,10 +59,14 @@ def build_parser():
     add(
         "--split", default="train", help=f"{', '.join(SPLITS)} (test and val: the held-out part); part of the file name"
     )
-    add("--arch", default="auto", help="demo_vit, vit_tiny, vit_small, vit_base or a timm name; auto: demo_vit for "
+    add("--arch", default="auto", help="demo_vit, vit_tiny, vit_small, vit_base timm:NAME; auto: demo_vit for "
         "DEMO, vit_small otherwise")  # fmt: skip
     add("--patch_size", type=int, default=16, help="patch side of vit_tiny, vit_small and vit_base, pixels")
-    add("--pretrained_weights", default="", help="checkpoint (.pth, .pt, .safetensors) or https address; empty: DINO's")
+    add(
+        "--pretrained_weights",
+        default="",
+        help="checkpoint (.pth, .pt, .safetensors) or https address; empty: those of DINO (timm: of timm)",
+    )
     add("--checkpoint_key", default="teacher", help="entry of the checkpoint that holds the weights, where it has one")
     add("--n_last_blocks", type=at_least(1), default=1, help="class tokens of this many last blocks, concatenated")
     add("--avgpool_patchtokens", type=on_off, default=False, metavar="on|off",
@@ -95,55 +107,78 @@ def run_extract(args, world, say):
     """Check everything that can be checked, then extract."""
     kind = POOLS.get(args.dataset)
     arch = args.arch if args.arch != "auto" else kind.backbone if kind else "vit_small"
-    preprocess = check_arch(arch, args.patch_size)
+    if arch not in WIDTHS and args.patch_size != 16:
+        raise UserError(f"--patch_size is for {', '.join(WIDTHS)}; {arch} has its own: leave the flag out")
     for flag in ("extra_name", "split"):
         if os.sep in getattr(args, flag):
             raise UserError(f"--{flag} {getattr(args, flag)!r} is part of a file name and cannot hold {os.sep}")
     path = args.output_dir / f"{pool_name(args.dataset)}{args.extra_name}{args.split}.npy"
     make_folder(args.output_dir)
     pool = on_main_first(world, lambda: open_pool(args.dataset, args.split, args.data_path))
-    model = build_model(arch, patch_size=args.patch_size)
-    source = args.pretrained_weights or default_weights(arch, args.patch_size)
-    load = functools.partial(load_weights, model, source, checkpoint_key=args.checkpoint_key, log=say)
-    loaded = on_main_first(world, lambda: load(allow_unexpected=(*DINO_HEAD, "head.weight", "head.bias")))
+    model, weights = on_main_first(world, lambda: open_backbone(args, arch, say))
+    preprocess, transform = preprocessing(arch, model)
     if path.exists():
         say(f"{path} exists and will be replaced when the new file is whole")
     amp = pick_amp(args.amp, world.device)
     backbone = {
         "arch": arch, "patch_size": args.patch_size if arch in WIDTHS else None, "n_last_blocks": args.n_last_blocks,
-        "avgpool_patchtokens": args.avgpool_patchtokens, "weights": loaded.path.name,
-        "weights_sha256": sha256(loaded.path),
+        "avgpool_patchtokens": args.avgpool_patchtokens, **weights,
     }  # fmt: skip
     data = {"name": pool_name(args.dataset), "split": args.split, "images": len(pool), "classes": pool.classes}
     provenance = {
-        "pool": data, "backbone": backbone, "preprocess": vars(preprocess), "amp": str(amp), "dtype": args.dtype,
-        "device": world.device.type, "versions": versions(), "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "pool": data, "backbone": backbone, "preprocess": vars(preprocess) if transform is None else str(transform),
+        "amp": str(amp), "dtype": args.dtype, "device": world.device.type, "versions": versions(),
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
     }  # fmt: skip
-    embed = functools.partial(
-        class_tokens, n_last_blocks=args.n_last_blocks, avgpool_patchtokens=args.avgpool_patchtokens
-    )
     stats = extract(
-        pool, model, path, world=world, preprocess=preprocess, embed=embed, batch_size=args.batch_size_per_gpu,
-        num_workers=min(args.num_workers, cores()), amp_dtype=amp, dtype=args.dtype,
+        pool, model, path, world=world, preprocess=preprocess, transform=transform, embed=embedding(args, arch, model),
+        batch_size=args.batch_size_per_gpu, num_workers=min(args.num_workers, cores()), amp_dtype=amp, dtype=args.dtype,
         on_error=args.on_error, request={"pool": data, "backbone": backbone}, provenance=provenance,
         progress=bar_factory(world), log=say,
     )  # fmt: skip
     say(summary(stats, path))
 
 
+def open_backbone(args, arch, say):
+    """(model with its weights, what the provenance says about them)."""
+    if arch.startswith("timm:") and not args.pretrained_weights:
+        model = build_pretrained(arch)
+        return model, {"weights": arch, "tensors_sha256": state_digest(model)}
+    source = args.pretrained_weights or default_weights(arch, args.patch_size)
+    model = build_model(arch, patch_size=args.patch_size)
+    classifier = getattr(model, "pretrained_cfg", {}).get("classifier") or "head"
+    heads = [f"{name}.{part}" for name in ("head", classifier) for part in ("weight", "bias")]
+    loaded = load_weights(
+        model, source, checkpoint_key=args.checkpoint_key, allow_unexpected=(*DINO_HEAD, *heads), log=say
+    )
+    return model, {"weights": loaded.path.name, "weights_sha256": sha256(loaded.path)}
+
+
+def preprocessing(arch, model):
+    """(Preprocess, None) for the ViTs of this project, (Preprocess, timm's own transform) for other timm models."""
+    if arch in WIDTHS or arch == "demo_vit":
+        return DEMO_PREPROCESS if arch == "demo_vit" else DINO_PREPROCESS, None
+    from timm.data import create_transform, resolve_data_config
+
+    return DINO_PREPROCESS, create_transform(**resolve_data_config({}, model=model), is_training=False)
+
+
+def embedding(args, arch, model):
+    """The function (model, images) -> features that the flags ask for."""
+    plain = args.n_last_blocks == 1 and not args.avgpool_patchtokens
+    if plain and arch not in WIDTHS and arch != "demo_vit":
+        return pooled
+    if not hasattr(model, "get_intermediate_layers"):
+        raise UserError(f"--n_last_blocks and --avgpool_patchtokens are for ViTs; {arch} has no class tokens")
+    return functools.partial(
+        class_tokens, n_last_blocks=args.n_last_blocks, avgpool_patchtokens=args.avgpool_patchtokens
+    )
+
+
 def pool_name(dataset):
     """The data set's part of the file name: its name, a folder's name, or a list's name without its ending."""
     path = Path(dataset)
     return dataset if dataset in POOLS else path.stem if path.is_file() else path.resolve().name
-
-
-def check_arch(arch, patch_size):
-    """The preprocessing of a backbone. Raises UserError where the patch size has no meaning for it."""
-    if arch in WIDTHS:
-        return DINO_PREPROCESS
-    if patch_size != 16:
-        raise UserError(f"--patch_size is for {', '.join(WIDTHS)}; {arch} has its own: leave the flag out")
-    return DEMO_PREPROCESS if arch == "demo_vit" else DINO_PREPROCESS
 
 
 def cores():
@@ -162,8 +197,9 @@ def make_folder(folder):
 
 def on_main_first(world, function):
     """function() on rank 0, which may download, then on the others, which find the file."""
-    result = on_main(world, lambda: (function(),) if world.is_main else None)
-    return result[0] if world.is_main else function()
+    box = []
+    on_main(world, lambda: box.append(function()))  # not its result: a pool or a model is not for sending around
+    return box[0] if box else function()
 
 
 def pick_amp(word, device):

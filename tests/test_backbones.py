@@ -11,7 +11,15 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from data_selection.backbones import DINO_HEAD, DINO_WEIGHTS, build_model, default_weights, load_weights
+from data_selection.backbones import (
+    DINO_HEAD,
+    DINO_WEIGHTS,
+    build_model,
+    build_pretrained,
+    default_weights,
+    load_weights,
+    state_digest,
+)  # fmt: skip
 from data_selection.downloads import fetch_weights
 from data_selection.errors import UserError
 
@@ -152,6 +160,33 @@ def test_damaged_and_unsafe_files(tmp_path, weights):
     torch.save({"epoch": 3, "notes": "none"}, tmp_path / "empty.pth")
     with pytest.raises(UserError, match="hold entries epoch, notes, no tensors by name"):
         load_weights(build_model("demo_vit"), tmp_path / "empty.pth")
+
+
+def test_timms_weights(monkeypatch):
+    """timm's own download, without a network: never random weights."""
+    with pytest.raises(UserError, match=r"no weights called resnet10t\.nothere \(known: resnet10t\.c3_in1k\)"):
+        build_pretrained("timm:resnet10t.nothere")
+    with pytest.raises(UserError, match="timm has no weights for vit_small_patch16_18x2_224"):
+        build_pretrained("timm:vit_small_patch16_18x2_224")
+    create = timm.create_model
+
+    def offline(name, pretrained=False, **options):
+        if pretrained:
+            raise OSError("no connection")
+        return create(name, **options)
+
+    monkeypatch.setattr(timm, "create_model", offline)
+    with pytest.raises(UserError, match=r"\(no connection\): .*https://huggingface.co/timm/resnet10t.c3_in1k"):
+        build_pretrained("timm:resnet10t.c3_in1k")
+    monkeypatch.setattr(timm, "create_model", lambda name, pretrained=False, **options: create(name, **options))
+    assert build_pretrained("timm:resnet10t").num_classes == 0
+
+
+def test_digest_of_tensors():
+    model = build_model("demo_vit")
+    first = state_digest(model)
+    assert state_digest(model.half().float()) != first
+    assert state_digest(build_model("demo_vit")) != first
 
 
 def test_mistyped_path_is_no_download(tmp_path):

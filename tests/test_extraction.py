@@ -335,6 +335,33 @@ def test_dino_checkpoint_and_pipeline(tmp_path, folder, wrapping):
     assert table[:, -1].tolist() == [4, 0]
 
 
+def test_timm_architecture_with_its_own_preprocessing(tmp_path, folder, capsys):
+    import timm
+    from timm.data import create_transform, resolve_data_config
+
+    theirs = timm.create_model("resnet10t", num_classes=5).eval()
+    torch.save(theirs.state_dict(), tmp_path / "w.pth")
+    (tmp_path / "two.txt").write_text(f"{folder}/001.png\n{folder}/005.png\n")
+    flags = [
+        "--dataset",
+        str(tmp_path / "two.txt"),
+        "--arch",
+        "resnet10t",
+        "--pretrained_weights",
+        str(tmp_path / "w.pth"),
+    ]
+    flags += ["--output_dir", str(tmp_path), "--num_workers", "0", "--device", "cpu"]
+    assert run(main_extract, flags) == 0
+    assert "2 tensors are ignored, only in w.pth: fc.weight, fc.bias" in capsys.readouterr().out
+    theirs.reset_classifier(0)
+    transform = create_transform(**resolve_data_config({}, model=theirs), is_training=False)
+    x = torch.stack([transform(Image.open(folder / name).convert("RGB")) for name in ("001.png", "005.png")])
+    with torch.inference_mode():
+        assert np.abs(np.load(tmp_path / "two_train.npy")[:, :-1] - theirs(x).numpy()).max() < 1e-4
+    assert run(main_extract, [*flags, "--n_last_blocks", "2"]) == 2
+    assert "resnet10t has no class tokens" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("flags", "match"),
     [

@@ -88,5 +88,5 @@ def test_damaged_files(tmp_path):
     np.savez(tmp_path / "X.npz", FEATURES)
     with pytest.raises(UserError, match="archive of several arrays"):
         load_features(tmp_path / "X.npz")
-    with pytest.raises(UserError, match="none.npy does not exist: write it with data_selection/extract_feature.py"):
+    with pytest.raises(UserError, match=r"none.npy does not exist: write it with data_selection/extract_feature.py"):
         load_features(tmp_path / "none.npy")

@@ -238,6 +238,6 @@ def test_damaged_images_are_named(folder):
 
 
 def test_collates_into_batches():
-    pool = torch.utils.data.Subset(open_pool("DEMO", transform=np.asarray), range(6))
+    pool = torch.utils.data.Subset(open_pool("DEMO", transform=np.array), range(6))
     images, labels, ids = next(iter(torch.utils.data.DataLoader(pool, 6)))
     assert (images.shape, labels.dtype, ids.tolist()) == ((6, 28, 28, 3), torch.int64, list(range(6)))
