@@ -44,8 +44,10 @@ class BiLAFConfig:
     removal: each pick takes |U| / B_i candidates away, U being those `remaining` (Alg. 1) or the denoised `class`.
     budget_rule: shares by largest `remainder`, or rounded down and the rest to the `smallest` share, one by one.
 
-    nested: the list of a budget begins with the list of every smaller one. max_memory: GB of working memory, None: a quarter
-    of what is free; it never changes the result. Raises UserError for a value outside its range.
+    nested: the list of a budget begins with the list of every smaller one.
+    max_memory: GB of working memory, None: a quarter of what is free; it never changes the result.
+
+    Raises UserError for a value outside its range.
     """
 
     core_number: int | None = None
@@ -251,11 +253,10 @@ def _in_order(turn, own, stages, nested):
 def _spill(features, ids, own, turn, cores, budget, config, device, max_bytes):
     """Fill the budget with samples that denoising removed, those nearest to their core first, equal ones by index."""
     rest = ((turn == 0) & (own >= 0)).nonzero()[:, 0]
-    parts = [
-        (rows_at(features, part, device, config.normalised) - rows_at(features, cores[own[part]], device, config.normalised))
-        .square().sum(1).cpu()
-        for part in rest.split(max(1, max_bytes // (64 * features.shape[1])))
-    ]  # fmt: skip
+    parts = []
+    for part in rest.split(max(1, max_bytes // (64 * features.shape[1]))):
+        rows, centre = (rows_at(features, of, device, config.normalised) for of in (part, cores[own[part]]))
+        parts.append((rows - centre).square().sum(1).cpu())
     extra = rest[torch.cat(parts).sort(stable=True).indices[: budget - len(ids)]]
     if config.nested:
         return torch.cat([ids, extra])

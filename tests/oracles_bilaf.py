@@ -9,7 +9,7 @@ def distances(features, normalised=False):
     if normalised:
         x = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
         x = np.round(x, 13)  # rows that differ in length only become equal bit by bit
-    return np.stack([np.sqrt(np.square(x - row).sum(1)) for row in x])
+    return np.stack([np.sqrt(np.square(x - row).sum(1)) for row in x]).round(10)  # equal but for rounding: equal
 
 
 def first_smallest(values, count):
@@ -149,7 +149,8 @@ def textbook_shares(sizes, budget, rule):
         rank = [(lambda given, quota=0.0: given)] * len(sizes)
     else:
         shares = [size * budget // sum(sizes) for size in sizes]
-        rank = [lambda given, quota=size * budget / sum(sizes): given - quota for size in sizes]
+        quotas = [size * budget / sum(sizes) for size in sizes]
+        rank = [lambda given, quota=quota: given - quota for quota in quotas]
     shares = [min(max(1, share), size) for share, size in zip(shares, sizes)]
     while sum(shares) < budget:
         open_ = [j for j in range(len(sizes)) if shares[j] < sizes[j]]

@@ -1,0 +1,14 @@
+"""Boundary selection of BiLAF with the defaults of its ImageNet script: features and core samples in, subset out."""
+
+import functools
+import sys
+from pathlib import Path
+
+if not __package__:
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
+
+from data_selection.cli_bilaf import main_bilaf
+from data_selection.errors import run
+
+if __name__ == "__main__":
+    sys.exit(run(functools.partial(main_bilaf, "density_cluster_imagenet")))
