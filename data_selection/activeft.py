@@ -16,7 +16,8 @@ from data_selection.distributed import World
 from data_selection.errors import UserError
 from data_selection.pool_reader import UnitPool, pool_device, working_memory
 from data_selection.progress import open_bar
-from data_selection.similarity import best_reference, block_rows, normalise
+from data_selection.screening import make_search
+from data_selection.similarity import normalise
 
 FINAL_LR = 1e-6  # of the cosine schedule
 PATIENCE = 10  # iterations over which the loss must move by `threshold`
@@ -137,10 +138,13 @@ def optimise(pool, start, fixed, config, world, seed, max_bytes, progress=None, 
     centroids = start.double()  # (K, D)
     adam = Adam(centroids)
     generator = torch.Generator().manual_seed(seed)
+    mine = pool.spans(pool.count)[world.rank :: world.size]
+    full = config.batch_size is None
+    search = make_search(pool, mine, len(start) + len(fixed), full, max_bytes / 8, config.slice)
     losses = []
     with open_bar(progress, config.max_iter, "ActiveFT", "step") as bar:
         for iteration in range(config.max_iter):
-            loss, gradient = loss_and_gradient(pool, centroids, fixed, config, world, generator, max_bytes)
+            loss, gradient = loss_and_gradient(pool, centroids, fixed, config, world, generator, search)
             lr = learning_rate(config, iteration)
             adam.step(gradient, lr)
             if on_iteration is not None:
@@ -179,20 +183,21 @@ def learning_rate(config, iteration):
     return FINAL_LR + (config.lr - FINAL_LR) * (1 + math.cos(math.pi * iteration / config.max_iter)) / 2
 
 
-def loss_and_gradient(pool, centroids, fixed, config, world, generator, max_bytes):
+def loss_and_gradient(pool, centroids, fixed, config, world, generator, search):
     """The objective and its gradient at centroids (K, D) float64 over the pool or a batch drawn from it.
 
     Returns (loss, gradient): float64 scalar and (K, D), the same on every rank.
     """
     units = torch.cat([fixed, normalise(centroids)])  # (L + K, D) float32
     terms = OBJECTIVES[config.objective](units, config, world)
+    search.begin(units)
     spans, read = batch(pool, config, generator)
     pull = torch.zeros(units.shape, dtype=torch.float64, device=units.device)  # (L + K, D)
     totals = pull.new_zeros(len(units) + 1)  # sums of w_i per centroid; the last is the summed loss
     for start, stop in spans[world.rank :: world.size]:
         rows = read(start, stop)
-        similarity, index = nearest_units(rows, units, config, max_bytes)
-        losses, weights = terms.sample_terms(similarity, index)
+        similarity, index = search.nearest(rows, start)
+        losses, weights = terms.sample_terms(similarity.double(), index)
         sums, masses = segment_sums(rows, index, weights, len(units))
         pull += sums
         totals[:-1] += masses
@@ -211,13 +216,6 @@ def batch(pool, config, generator):
     drawn = torch.randperm(pool.count, generator=generator)[: config.batch_size]
     drawn = drawn.sort().values  # ascending, so that a memory map is read onwards
     return pool.spans(config.batch_size), lambda start, stop: pool.take(drawn[start:stop])
-
-
-def nearest_units(rows, units, config, max_bytes):
-    """best_reference of (B, D) rows in blocks of bounded size."""
-    step = config.slice or min(len(rows), block_rows(3 * len(units) + 4 * rows.shape[1], max_bytes / 4))
-    parts = [best_reference(some, units) for some in rows.split(step)]
-    return torch.cat([value for value, _ in parts]), torch.cat([index for _, index in parts])
 
 
 def pool_blocks(pool, world, config):

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from data_selection.checks import check_finite
 
 BLOCK_BYTES = 32 << 20  # working memory of one block's product
+CHUNK_ROWS = 512  # rows whose products fit a core's cache
 FLOAT32_UNIT = 2.0**-24  # largest relative error of one float32 rounding
 
 
@@ -47,7 +48,8 @@ def exact_dot(a, b):
     The products are exact and each row is added up in the same order whatever its place, so equal rows give equal
     values: ties can be told from near-ties.
     """
-    return (a.double() * b.double()).sum(-1)
+    pairs = zip(a.split(CHUNK_ROWS), b.split(CHUNK_ROWS))
+    return torch.cat([(some.double() * others).sum(-1) for some, others in pairs])
 
 
 def product_error(dimensions, magnitude=1.0):
@@ -107,8 +109,8 @@ def best_reference(rows, references, offsets=None, product=None):
         return torch.where(wins, other, best), torch.where(wins, rival, index)
     close = (second >= value - slack).nonzero()[:, 0]  # rows whose best is not certain
     if len(close):
-        rivals = product[close] >= (value - slack)[close, None]
-        recheck(rows, references, offsets, close, rivals, best, index)
+        row, rival = (product[close] >= (value - slack)[close, None]).nonzero(as_tuple=True)
+        recheck(rows, references, offsets, close[row], rival, best, index)
     return best, index
 
 
@@ -118,13 +120,11 @@ def _exact(rows, references, offsets, index):
     return value if offsets is None else value - offsets[index]
 
 
-def recheck(rows, references, offsets, which, rivals, best, index, max_pairs=16384):
-    """Let the rivals of some rows compete exactly; best and index, (B,), are updated in place.
+def recheck(rows, references, offsets, row, rival, best, index, max_pairs=2048):
+    """Let rivals compete exactly; best and index, (B,), are updated in place.
 
-    which: (C,) row numbers; rivals: (C, M) mask of the references that could beat the row's `index`.
+    row, rival: (P,) row numbers and the references that could beat the row's `index`.
     """
-    row, rival = rivals.nonzero(as_tuple=True)  # by row, then by ascending reference
-    row = which[row]
     for some, others in zip(row.split(max_pairs), rival.split(max_pairs)):
         value = exact_dot(rows[some], references[others])
         if offsets is not None:
