@@ -4,7 +4,6 @@ import random
 from dataclasses import dataclass
 
 import torch
-from sklearn.cluster import KMeans, MiniBatchKMeans
 
 from data_selection.assignment import distinct_nearest
 from data_selection.checks import check_request, check_selection
@@ -81,6 +80,8 @@ def select_kmeans(
     kept = torch.cat([labelled, candidates]).sort().values
     pool = UnitPool(features, kept, torch.device("cpu"), float("inf"))
     rows = pool.resident.numpy()  # (n, D)
+    from sklearn.cluster import KMeans, MiniBatchKMeans  # slow to import, and only needed here
+
     small = len(rows) <= 4 * config.batch_size
     options = {"n_clusters": budget + len(labelled), "n_init": 1, "max_iter": config.max_iter, "random_state": seed}
     estimator = KMeans(**options) if small else MiniBatchKMeans(**options, batch_size=config.batch_size)

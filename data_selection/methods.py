@@ -12,6 +12,7 @@ from data_selection.baselines import (
     select_kmeans,
     select_random,
 )
+from data_selection.bilaf import BiLAFConfig, select_bilaf
 
 
 class Method(NamedTuple):
@@ -26,4 +27,5 @@ METHODS = {
     "fps": Method(select_farthest, FarthestConfig),
     "kmeans": Method(select_kmeans, KMeansConfig),
     "activeft": Method(select_activeft, ActiveFTConfig),
+    "bilaf": Method(select_bilaf, BiLAFConfig),
 }

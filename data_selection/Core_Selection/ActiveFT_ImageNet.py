@@ -1,0 +1,14 @@
+"""ActiveFT with the defaults of the BiLAF release for ImageNet: features in, subset out."""
+
+import functools
+import sys
+from pathlib import Path
+
+if not __package__:
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
+
+from data_selection.cli_activeft import main_activeft
+from data_selection.errors import run
+
+if __name__ == "__main__":
+    sys.exit(run(functools.partial(main_activeft, "bilaf_imagenet")))
