@@ -26,7 +26,7 @@ class RunLog:
             tqdm.write(text)
 
     def start(self, epoch, epochs, steps, args):
-        """Open the bar (epochs `epoch` to `epochs`, of `steps` steps), write args.yaml, cut log.txt before `epoch`."""
+        """Open the bar (epochs `epoch` to `epochs`, of `steps` steps) and write args.yaml."""
         self.began, self.first, self.epochs = time.monotonic(), epoch, epochs
         hidden = None if self.is_main else True
         self.bar = tqdm(
@@ -36,7 +36,11 @@ class RunLog:
         if self.folder:
             with atomic_write(self.folder / "args.yaml", "w") as handle:
                 yaml.safe_dump(args, handle, sort_keys=False)
-            keep_lines(self.folder / "log.txt", epoch)
+
+    def keep(self, epochs):
+        """Cut log.txt after `epochs` epochs: a continued run writes the later ones again, a new run all of them."""
+        if self.folder:
+            keep_lines(self.folder / "log.txt", epochs)
 
     def step(self):
         self.bar.update()
@@ -70,13 +74,13 @@ class RunLog:
                 handle.write("\n")
 
 
-def keep_lines(path, epoch):
-    """Cut log.txt before `epoch`: a resumed run writes the epochs after its checkpoint again, a new run everything."""
+def keep_lines(path, epochs):
+    """Rewrite a log.txt with its lines of the first `epochs` epochs."""
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
     kept = []
     for line in lines:
         try:
-            if line.endswith("\n") and json.loads(line)["epoch"] < epoch:
+            if line.endswith("\n") and json.loads(line)["epoch"] <= epochs:
                 kept.append(line)
         except (json.JSONDecodeError, KeyError, TypeError):
             break  # a line that a killed run left half written

@@ -37,10 +37,12 @@ def finetune(args, world):
     source, state = starting_point(args, settings, defaults.pretrained, log)
     learner = build_learner(args, world, train_pool.classes, global_batch, log, None if state else source)
     done, best = args.start_epoch - 1, None
+    if learner.scheduler is not None and done:
+        learner.scheduler.step(done)
     if state is not None:
         done, best = checkpoints.restore(learner, state, source, log.say)
-    elif learner.scheduler is not None and done:
-        learner.scheduler.step(done)
+    elif args.output_dir and (Path(args.output_dir) / "checkpoint.pth").exists():
+        log.say(f"{args.output_dir} holds an earlier run: its files are replaced (--auto-resume continues it)")
     pipeline = make_pipeline(args, defaults)
     common = {"cache": args.cache, "workers": args.num_workers, "pin_memory": args.pin_mem}
     train_data = prepare(train_pool, ids, pipeline, world.device, train=True, seed=args.seed, **common)
@@ -49,6 +51,7 @@ def finetune(args, world):
         f"training on {len(ids)} of {len(train_pool)} images, {train_pool.classes} classes, {global_batch} per step on "
         f"{world.size} process{'es' if world.size > 1 else ''} ({world.device.type}), evaluating on {len(test_pool)}"
     )
+    log.keep(done if state is not None else 0)
     try:
         return run_epochs(learner, log, args, settings, train_data, test_data, train_pool.classes, done, best)
     finally:

@@ -150,12 +150,16 @@ def test_two_processes_follow_the_curve_of_one(images, tmp_path):
     assert done.stdout.count("Creating model") == 1
 
 
-def test_accumulated_passes_follow_the_same_curve(images, tmp_path):
+def test_accumulated_passes_follow_the_same_curve(images, tmp_path, capsys):
     main(command(images, tmp_path / "one"))
     main(command(images, tmp_path / "many", batch_size=4, global_batch_size=24))
     one, many = log_lines(tmp_path / "one"), log_lines(tmp_path / "many")
     assert [line["train_loss"] for line in many] == pytest.approx([line["train_loss"] for line in one], rel=1e-5)
     assert [line["train_lr"] for line in many] == [line["train_lr"] for line in one]
+    assert "holds an earlier run" not in capsys.readouterr().out
+    main(command(images, tmp_path / "one", epochs=3, start_epoch=3))
+    assert "holds an earlier run: its files are replaced" in capsys.readouterr().out
+    assert [line["epoch"] for line in log_lines(tmp_path / "one")] == [3]
 
 
 @pytest.mark.parametrize("wrap", [
