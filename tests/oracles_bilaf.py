@@ -14,12 +14,12 @@ def distances(features, normalised=False):
 
 def first_smallest(values, count):
     """Positions of the `count` smallest values, ties to the lowest position."""
-    return sorted(range(len(values)), key=lambda i: (values[i], i))[:count]
+    return np.argsort(np.asarray(values), kind="stable")[:count].tolist()
 
 
 def near_equal(values):
     """Values rounded so that equal distances added up in another order stay equal."""
-    return [float(np.round(value, 9)) for value in values]
+    return np.round(values, 9)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -57,11 +57,12 @@ def released_denoise(dist, core, k, remove, cycle):
     ring = max(1, int(n * cycle))
     cluster = first_smallest(dist[core], ring)
     for _ in range(1, int(n / ring)):
-        rest = [i for i in range(n) if i not in set(cluster)]
+        inside = set(cluster)
+        rest = [i for i in range(n) if i not in inside]
         density = []
         for i in rest:
             places = first_smallest(dist[i][cluster], k)
-            density.append(np.mean([dist[i][place] for place in places]))
+            density.append(dist[i][places].mean())
         cluster += [rest[i] for i in first_smallest(near_equal(density), ring)]
     return cluster[: int(len(cluster) * (1 - remove))]
 
@@ -82,15 +83,17 @@ def released_pick(dist, inter, core, budget, penalty):
     intra, rival, away = dist.mean(1), inter.argmin(1), inter.min(1)
     weight = np.ones(inter.shape[1])
     remove = n // budget
-    chosen, candidates = [core], list(range(n))
+    chosen, candidates = [core], np.arange(n)
     while len(chosen) < budget:
         last = chosen[-1]
-        candidates = sorted(candidates, key=lambda i: (dist[last][i], i))[remove:]
+        candidates = np.sort(candidates)
+        candidates = candidates[np.argsort(dist[last][candidates], kind="stable")][remove:]
         if last != core:
             weight[rival[last]] *= penalty
-        scores = [(weight[rival[i]] * away[i] - intra[i]) / max(away[i], intra[i]) for i in candidates]
+        inter_i, intra_i = away[candidates], intra[candidates]
+        scores = (weight[rival[candidates]] * inter_i - intra_i) / np.maximum(inter_i, intra_i)
         scores = near_equal(scores) if inter.shape[1] > 1 else scores  # with one core the differences are of that size
-        chosen.append(candidates[first_smallest(scores, 1)[0]])
+        chosen.append(int(candidates[first_smallest(scores, 1)[0]]))
     return chosen
 
 
@@ -127,7 +130,8 @@ def textbook_denoise(dist, members, core, config):
     else:
         cluster = [members[i] for i in first_smallest([dist[core][i] for i in members], ring)]
     while len(cluster) < target:
-        rest = [i for i in members if i not in set(cluster)]
+        inside = set(cluster)
+        rest = [i for i in members if i not in inside]
         density = []
         for i in rest:
             places = first_smallest([dist[i][u] for u in cluster], config.density_number)
