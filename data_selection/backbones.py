@@ -51,7 +51,7 @@ def build_model(name, num_classes=0, drop_rate=0.0, drop_path_rate=0.0, *, patch
     rates = {"num_classes": num_classes, "drop_rate": drop_rate, "drop_path_rate": drop_path_rate}
     if name == "demo_vit":
         return VisionTransformer(
-            img_size=28, patch_size=7, embed_dim=192, depth=4, num_heads=3, dynamic_img_size=True, **rates
+            img_size=28, patch_size=7, embed_dim=192, depth=4, num_heads=6, dynamic_img_size=True, **rates
         )
     if name in WIDTHS:
         width, heads = WIDTHS[name]

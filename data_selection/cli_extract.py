@@ -112,7 +112,8 @@ def run_extract(args, world, say):
     for flag in ("extra_name", "split"):
         if os.sep in getattr(args, flag):
             raise UserError(f"--{flag} {getattr(args, flag)!r} is part of a file name and cannot hold {os.sep}")
-    path = args.output_dir / f"{pool_name(args.dataset)}{args.extra_name}{args.split}.npy"
+    name, split = name_parts(args.dataset, args.split)
+    path = args.output_dir / f"{name}{args.extra_name}{split}.npy"
     make_folder(args.output_dir)
     pool = on_main_first(world, lambda: open_pool(args.dataset, args.split, args.data_path))
     model, weights = on_main_first(world, lambda: open_backbone(args, arch, say))
@@ -124,7 +125,7 @@ def run_extract(args, world, say):
         "arch": arch, "patch_size": args.patch_size if arch in WIDTHS else None, "n_last_blocks": args.n_last_blocks,
         "avgpool_patchtokens": args.avgpool_patchtokens, **weights,
     }  # fmt: skip
-    data = {"name": pool_name(args.dataset), "split": args.split, "images": len(pool), "classes": pool.classes}
+    data = {"name": name, "split": split, "images": len(pool), "classes": pool.classes}
     provenance = {
         "pool": data, "backbone": backbone, "preprocess": vars(preprocess) if transform is None else str(transform),
         "amp": str(amp), "dtype": args.dtype, "device": world.device.type, "versions": versions(),
@@ -175,10 +176,18 @@ def embedding(args, arch, model):
     )
 
 
-def pool_name(dataset):
-    """The data set's part of the file name: its name, a folder's name, or a list's name without its ending."""
+def name_parts(dataset, split):
+    """(pool, split) as the file name has them: a data set's name, a folder's, or a list's without its ending.
+
+    A folder called like a split belongs to what is above it: /data/pets/val is the pool `pets`, split `val`.
+    """
     path = Path(dataset)
-    return dataset if dataset in POOLS else path.stem if path.is_file() else path.resolve().name
+    if dataset in POOLS:
+        return dataset, split
+    if path.is_file():
+        return path.stem, split
+    folder = path.resolve()
+    return (folder.parent.name, folder.name) if folder.name in SPLITS and folder.parent.name else (folder.name, split)
 
 
 def cores():

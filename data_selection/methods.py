@@ -1,6 +1,7 @@
 """The one table of selection methods that commands, configurations and tests read."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 from data_selection.activeft import ActiveFTConfig, select_activeft
@@ -27,5 +28,5 @@ METHODS = {
     "fps": Method(select_farthest, FarthestConfig),
     "kmeans": Method(select_kmeans, KMeansConfig),
     "activeft": Method(select_activeft, ActiveFTConfig),
-    "bilaf": Method(select_bilaf, BiLAFConfig),
+    "bilaf": Method(partial(select_bilaf, cores=select_activeft), BiLAFConfig),  # cores by ActiveFT, as in the paper
 }

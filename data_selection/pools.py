@@ -120,7 +120,10 @@ def read_image(path):
 
 
 def folder_pool(folder):
-    """Every image below a folder, sorted by relative path; the paths are the names. Hidden files are left out."""
+    """Every image below a folder, sorted folder by folder; relative paths are the names. Hidden files are left out.
+
+    Class folders with nothing but images come in torchvision's ImageFolder order.
+    """
     names, seen = [], set()
     for parent, folders, files in os.walk(folder, followlinks=True):
         real = os.path.realpath(parent)
@@ -133,7 +136,7 @@ def folder_pool(folder):
         names += [Path(parent, entry).relative_to(folder).as_posix() for entry in images]
     if not names:
         raise UserError(f"folder {folder} holds no images ({', '.join(EXTENSIONS)}): check the path")
-    names.sort()
+    names.sort(key=lambda name: name.split("/"))  # as text, "a-b/x" would come before "a/x"
     return Pool(paths=[os.path.join(folder, name) for name in names], names=names)
 
 

@@ -145,9 +145,9 @@ def main(argv=None):
     print(
         "\nThe same on your own images (class folders in /data/pets/train and /data/pets/val):\n"
         "  python data_selection/extract_feature.py --dataset /data/pets/train\n"
-        "  python scripts/select_subset.py --features data_selection/features/train_train.npy --budget 100\n"
+        "  python scripts/select_subset.py --features data_selection/features/pets_train.npy --budget 100\n"
         "  python deit/main.py --data-set FOLDERSUBSET --data-path /data/pets --finetune dino_deitsmall16_pretrain.pth \\\n"
-        "      --subset_ids subsets/train/train_train_activeft_sampleNum_100.json --output_dir outputs/pets"
+        "      --subset_ids subsets/pets/pets_train_activeft_sampleNum_100.json --output_dir outputs/pets"
     )
 
 
