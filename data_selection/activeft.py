@@ -95,9 +95,8 @@ def select_activeft(
     device = pool_device(features, device)
     world = current_world(device)
     max_bytes = working_memory(config.max_memory, device)
-    kept = torch.ones(len(features), dtype=torch.bool)
-    kept[list(excluded)] = False
-    kept[labelled] = True  # a sample may be both; it was annotated, so it counts
+    kept = torch.zeros(len(features), dtype=torch.bool)
+    kept[labelled] = kept[candidates] = True  # a sample may be labelled and excluded; it was annotated, so it counts
     ids = None if kept.all() else kept.nonzero()[:, 0]
     if config.batch_size is not None and config.batch_size > kept.sum():
         raise UserError(f"batch_size {config.batch_size} is above the pool's {kept.sum()} images: choose a smaller one")
@@ -213,9 +212,13 @@ def batch(pool, config, generator):
     """The spans of this iteration and the function that reads one: the whole pool, or distinct random rows."""
     if config.batch_size is None:
         return pool.spans(pool.count), pool.read
-    drawn = torch.randperm(pool.count, generator=generator)[: config.batch_size]
-    drawn = drawn.sort().values  # ascending, so that a memory map is read onwards
+    drawn = draw(pool.count, config.batch_size, generator)
     return pool.spans(config.batch_size), lambda start, stop: pool.take(drawn[start:stop])
+
+
+def draw(count, size, generator):
+    """`size` distinct positions of 0..count-1, (size,); ascending, so that a memory map is read onwards."""
+    return torch.randperm(count, generator=generator)[:size].sort().values
 
 
 def pool_blocks(pool, world, config):

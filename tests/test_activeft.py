@@ -1,0 +1,256 @@
+"""ActiveFT against the released programs' outcomes and against the textbook version."""
+
+import json
+import math
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import oracles
+import pytest
+import torch
+import torch.nn.functional as F
+
+from data_selection import activeft, screening
+from data_selection.activeft import PRESETS, ActiveFTConfig, select_activeft
+from data_selection.activeft_objective import OBJECTIVES, through_normalisation
+from data_selection.assignment import distinct_nearest
+from data_selection.distributed import World
+from data_selection.errors import UserError
+from data_selection.feature_table import load_features
+from data_selection.pool_reader import UnitPool
+from data_selection.subset_files import activeft_name
+
+DATA = Path(__file__).parent / "data"
+GOLDEN = json.loads((DATA / "golden.json").read_text())["activeft"]
+CPU = torch.device("cpu")
+ALONE = World(0, 1, CPU)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Small products: a second thread only waits for the first where cores are shared."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def pool():
+    return load_features(DATA / "FM3000_train.npy")
+
+
+def clusters(count, dimensions, seed, noise=0.3):
+    """Unit rows around a few directions, with quickly falling variances, as real features have."""
+    generator = torch.Generator().manual_seed(seed)
+    scale = 1 / torch.arange(1, dimensions + 1)
+    centres = torch.randn(12, dimensions, generator=generator) * scale
+    rows = centres[torch.randint(12, (count,), generator=generator)]
+    return F.normalize(rows + noise * torch.randn(count, dimensions, generator=generator) * scale, dim=1)
+
+
+def trace(features, budget, **options):
+    """(ids, losses) of a selection."""
+    losses = []
+    ids = select_activeft(features, budget, on_iteration=lambda step, lr, loss: losses.append(loss), **options)
+    return ids.tolist(), losses
+
+
+@pytest.mark.parametrize("case", GOLDEN, ids=lambda case: f"{case['variant']}-{case['percent']}")
+def test_released_outcome(pool, case, monkeypatch):
+    config = ActiveFTConfig(max_iter=case["iterations"], **case["options"])
+    count = len(case["init_ids"])
+    start = activeft.initial(pool.features, count, torch.arange(3000), (), config, case["seed"], CPU)
+    assert start.tolist() == case["init_ids"]
+    if config.batch_size:  # draw the batches as the released program does: then its whole trace must follow
+        draws = random.Random(case["seed"])
+        draws.sample(range(3000), count)
+        monkeypatch.setattr(
+            activeft, "draw", lambda n, size, generator: torch.tensor(draws.sample(range(n), size)).sort().values
+        )
+    ids, losses = trace(pool.features, count, config=config, seed=case["seed"])
+    np.testing.assert_allclose(losses, case["losses"], rtol=0, atol=1e-3)  # rounding flips single nearest centroids
+    assert ids == case["selected"]
+    assert min(losses) >= math.log(1 + config.balance)
+    assert activeft_name("FM3000_train", config, count) == case["filename"]
+
+
+def test_own_batches_end_where_the_released_ones_do(pool):
+    case = next(case for case in GOLDEN if case["variant"] == "minibatch")
+    _, losses = trace(pool.features, 60, config=ActiveFTConfig(max_iter=100, **case["options"]), seed=3)
+    assert np.mean(losses[-10:]) == pytest.approx(np.mean(case["losses"][-10:]), rel=0.01)  # one batch varies by 1.4 %
+
+
+@pytest.mark.parametrize("objective", ["released", "paper"])
+@pytest.mark.parametrize(("temperature", "balance"), [(0.07, 1.0), (0.3, 0.4), (0.02, 2.0)])
+def test_gradient_is_that_of_autograd(objective, temperature, balance):
+    rows, centroids = clusters(300, 20, 0), clusters(17, 20, 1).double() * 3
+    loss, gradient = full_gradient(rows, centroids, objective, temperature, balance)
+    leaf = centroids.clone().requires_grad_()
+    textbook = {"released": oracles.activeft_loss, "paper": oracles.paper_loss}[objective]
+    expected = textbook(rows.double(), leaf, temperature, balance)
+    expected.backward()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    torch.testing.assert_close(gradient, leaf.grad, rtol=1e-3, atol=1e-5 * leaf.grad.abs().max().item())
+
+
+def full_gradient(rows, centroids, objective, temperature, balance, fixed=None):
+    config = ActiveFTConfig(temperature=temperature, balance=balance, objective=objective)
+    pool = UnitPool(rows, None, CPU, 1e9)
+    fixed = rows[:0] if fixed is None else fixed
+    search = screening.DirectSearch(64)
+    return activeft.loss_and_gradient(pool, centroids, fixed, config, ALONE, None, search)
+
+
+def test_fixed_centroids_attract_and_repel():
+    rows, centroids, fixed = clusters(300, 20, 0), clusters(9, 20, 1).double(), clusters(4, 20, 2)
+    loss, gradient = full_gradient(rows, centroids, "released", 0.07, 1.0, fixed)
+    leaf = centroids.clone().requires_grad_()
+    expected = oracles.activeft_loss(rows.double(), leaf, fixed=fixed.double())
+    expected.backward()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    torch.testing.assert_close(gradient, leaf.grad, rtol=1e-3, atol=1e-5 * leaf.grad.abs().max().item())
+
+
+@pytest.mark.parametrize("objective", sorted(OBJECTIVES))
+def test_low_temperature_does_not_overflow(objective):
+    loss, gradient = full_gradient(clusters(200, 20, 0), clusters(30, 20, 1).double(), objective, 0.005, 1.0)
+    assert torch.isfinite(loss)
+    assert torch.isfinite(gradient).all()
+
+
+def test_normalisation_keeps_the_gradient_tangential():
+    gradient, centroids = torch.randn(5, 8).double(), torch.randn(5, 8).double()
+    torch.testing.assert_close((through_normalisation(gradient, centroids) * centroids).sum(1), torch.zeros(5).double())
+
+
+@pytest.mark.parametrize("count", [64, 300])
+@pytest.mark.parametrize("make", [clusters, lambda n, d, seed: F.normalize(torch.randn(n, d), dim=1)])
+def test_screened_search_is_exact(make, count, monkeypatch):
+    rows = make(1500, 96, 0)
+    rows[700:760] = rows[:60]  # ties
+    config = ActiveFTConfig(max_iter=25, lr=3e-3)
+    fast = trace(rows, count, config=config)
+    monkeypatch.setattr(activeft, "make_search", lambda *rest: screening.DirectSearch(100))
+    assert trace(rows, count, config=config) == fast
+
+
+def test_textbook_run():
+    rows = clusters(1200, 80, 3)
+    start = activeft.initial(rows, 70, torch.arange(1200), (), ActiveFTConfig(), 5, CPU)
+    losses, units = oracles.optimise(rows, rows[start], 20)
+    ids, ours = trace(rows, 70, config=ActiveFTConfig(max_iter=20), seed=5)
+    np.testing.assert_allclose(ours, losses, rtol=1e-4)
+    assert ids == sorted(oracles.greedy_assignment(units @ rows.T))
+
+
+def test_sweep_against_the_textbook():
+    """Sizes 1 to 2,000, repeated rows, budget 1 and all, float16 to float64."""
+    draws = random.Random(0)
+    for case in range(30):
+        count = draws.choice([1, 2, 3, 17, 100, 400, 2000 if case % 10 == 0 else 50])
+        rows = clusters(count, draws.choice([2, 8, 33]), case)
+        if draws.random() < 0.4:
+            rows = rows[torch.tensor([draws.randrange(count) for _ in range(count)])]
+        rows = rows.to(draws.choice([torch.float16, torch.float32, torch.float64]))
+        before = rows.clone()
+        budget = draws.choice([1, count if count <= 400 else 40, draws.randint(1, min(count, 200))])
+        ids, losses = trace(rows, budget, config=ActiveFTConfig(max_iter=3), seed=case)
+        assert len(set(ids)) == budget
+        assert ids == sorted(ids)
+        assert torch.equal(rows, before)
+        unit = F.normalize(rows.float(), dim=1)
+        start = activeft.initial(rows, budget, torch.arange(count), (), ActiveFTConfig(), case, CPU)
+        np.testing.assert_allclose(losses[0], oracles.activeft_loss(unit, unit[start]).item(), rtol=1e-4)
+
+
+@pytest.mark.parametrize("repeats", [1, 4])
+@pytest.mark.parametrize("count", [1, 40, 300])
+def test_assignment_is_the_greedy_one(count, repeats):
+    rows = clusters(300 // repeats, 16, 7).repeat(repeats, 1)
+    units = clusters(count, 16, 8)
+    barred = torch.zeros(300, dtype=torch.bool)
+    if count == 40:
+        barred[:50] = True
+    similarity = (units.double()[:, None] * rows.double()).sum(-1)
+    expected = oracles.greedy_assignment(similarity, barred.nonzero()[:, 0].tolist())
+    for step in (7, 300):
+        parts = [(first, rows[first : first + step]) for first in range(0, 300, step)]
+        assert distinct_nearest(lambda rows, parts=parts: parts, units, barred, ALONE, 1 << 20).tolist() == expected
+
+
+def test_block_size_memory_and_threads_change_nothing(pool):
+    config = ActiveFTConfig(max_iter=15)
+    expected = trace(pool.features, 80, config=config)
+    for options in ({"slice": 37}, {"max_memory": 1e-4}, {"slice": 5000}):
+        assert trace(pool.features, 80, config=ActiveFTConfig(max_iter=15, **options)) == expected
+    assert trace(pool.tensor(), 80, config=config) == expected
+    torch.set_num_threads(2)
+    assert trace(pool.features, 80, config=config)[0] == expected[0]
+    torch.set_num_threads(1)
+
+
+def test_labelled_and_excluded(pool):
+    labelled, excluded = [5, 900, 17], [2000, 3]
+    config = ActiveFTConfig(max_iter=5)
+    ids, _ = trace(pool.features, 50, config=config, labelled=labelled, excluded=excluded)
+    assert not set(ids) & {*labelled, *excluded}
+    small = pool.tensor()[:60]
+    ids, _ = trace(small, 55, config=config, labelled=labelled[::2], excluded=[3, 9, 11])
+    assert sorted(ids) == sorted(set(range(60)) - {5, 17, 3, 9, 11})
+    without = torch.cat([small[:3], small[4:]])  # an excluded row is as good as absent
+    left, losses = trace(small, 10, config=config, excluded=[3])
+    gone, expected = trace(without, 10, config=config)
+    assert losses == pytest.approx(expected, abs=1e-6)
+    assert [i - (i > 3) for i in left] == gone
+
+
+@pytest.mark.parametrize("init", ["fps", "kmeans++"])
+def test_other_starts(pool, init):
+    config = ActiveFTConfig(max_iter=2, init=init)
+    ids = select_activeft(pool.features[:500], 20, config=config, labelled=[4], excluded=[9])
+    assert ids.tolist() == select_activeft(pool.features[:500], 20, config=config, labelled=[4], excluded=[9]).tolist()
+
+
+def test_threshold_stops_early(pool):
+    assert len(trace(pool.features, 30, config=ActiveFTConfig(max_iter=60, threshold=1.0))[1]) == 11
+    assert len(trace(pool.features, 30, config=ActiveFTConfig(max_iter=15, threshold=0))[1]) == 15
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"temperature": 0}, "temperature 0 must be above 0"),
+        ({"init": "zeros"}, "use one of random, fps"),
+        ({"objective": "x"}, "released, paper"),
+        ({"threshold": -1}, "threshold -1"),
+        ({"batch_size": 4000}, "batch_size 4000 is above the pool's 3000"),
+    ],
+)
+def test_bad_settings(pool, options, message):
+    with pytest.raises(UserError, match=message):
+        select_activeft(pool.features, 3, config=ActiveFTConfig(**options))
+
+
+def test_presets_keep_the_released_defaults():
+    assert [preset.percent for preset in PRESETS.values()] == [2, 1, 0.5, 1]
+    assert PRESETS["bilaf_imagenet"].config == ActiveFTConfig(max_iter=100, batch_size=100_000)
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+def test_ranks_select_the_same(processes, tmp_path):
+    root = Path(__file__).resolve().parents[1]
+    options = ["--feature_path", DATA / "FM3000_train.npy", "--percent", "1", "--output_dir", tmp_path]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    script = root / "data_selection" / "sample_tools" / "ActiveFT_CIFAR.py"
+    done = subprocess.run(
+        [*command, str(script), *map(str, options)], capture_output=True, text=True, timeout=300,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("wrote") == 1
+    assert json.loads((tmp_path / GOLDEN[0]["filename"]).read_text()) == GOLDEN[0]["selected"]
