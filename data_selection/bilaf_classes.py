@@ -27,7 +27,7 @@ def sum_over_ranks(tensor):
 def rows_at(features, ids, device, normalised):
     """Rows of a tensor or memory map by their ids (int64, CPU) as float64 on device, at unit length if normalised."""
     if torch.is_tensor(features):
-        rows = features[ids.to(features.device)]
+        rows = features.index_select(0, ids.to(features.device))
     else:
         rows = torch.from_numpy(np.asarray(features[ids.numpy()]))
     rows = rows.to(device, torch.float64)
@@ -77,28 +77,34 @@ class Pairs:
 
     def take(self, local):
         """Pairs of the members local (G, m) alone, in that order."""
-        held = None if self.held is None else self.held[self.classes[:, :, None], local[:, :, None], local[:, None, :]]
-        return Pairs(self.x[self.classes, local], self.max_bytes, held)
+        held = None if self.held is None else self.between(local, local).mT  # symmetric, and contiguous this way round
+        return Pairs(self.rows(local), self.max_bytes, held)
+
+    def rows(self, local):
+        """Coordinates (G, m, D) of the members local (G, m)."""
+        return _copy_rows(self.x, local)
 
     def between(self, rows, columns):
         """(G, R, C) squared distances of members rows (G, R) to members columns (G, C)."""
-        if self.held is not None:
-            return self.held[self.classes[:, :, None], rows[:, :, None], columns[:, None, :]]
-        picked = [(self.x[self.classes, index], self.square.gather(1, index)) for index in (rows, columns)]
+        if self.held is not None:  # symmetric: whole rows are copied fast, so copy those of `columns`
+            held = _copy_rows(self.held, columns)  # (G, C, n)
+            return held.gather(2, rows[:, None].expand(-1, columns.shape[1], -1)).mT
+        picked = [(self.rows(index), self.square.gather(1, index)) for index in (rows, columns)]
         return self._product(*picked[0], *picked[1])
 
     def to_all(self, rows):
         """(G, R, n) squared distances of members rows (G, R) to all members."""
         if self.held is not None:
-            return self.held[self.classes, rows]
-        return self._product(self.x[self.classes, rows], self.square.gather(1, rows), self.x, self.square)
+            return _copy_rows(self.held, rows)
+        return self._product(self.rows(rows), self.square.gather(1, rows), self.x, self.square)
 
     def each(self, rows, columns):
         """(G, R, k) squared distances of members rows (G, R) to their own lists columns (G, R, k)."""
         if self.held is not None:
-            return self.held[self.classes[:, :, None], rows[:, :, None], columns]
-        left = self.x[self.classes, rows]  # (G, R, D)
-        parts = [(left - self.x[self.classes, columns[:, :, k]]).square().sum(-1) for k in range(columns.shape[2])]
+            n = self.held.shape[2]
+            return self.held.reshape(-1).take((self.classes * n + rows)[:, :, None] * n + columns)
+        left = self.rows(rows)  # (G, R, D)
+        parts = [(left - self.rows(columns[:, :, k])).square().sum(-1) for k in range(columns.shape[2])]
         return torch.stack(parts, dim=2).round_()
 
     def blocks(self, rows, width):
@@ -112,6 +118,13 @@ class Pairs:
     def _product(a, a_square, b, b_square):
         product = torch.baddbmm(b_square[:, None, :], a, b.mT, alpha=-2)  # |a - b|^2 = |a|^2 + |b|^2 - 2 a.b
         return product.add_(a_square[:, :, None]).round_()
+
+
+def _copy_rows(table, local):
+    """table[g, local[g, m]], (G, m, width), of a table (G, n, width)."""
+    groups, n, width = table.shape
+    flat = torch.arange(groups, device=table.device)[:, None] * n + local
+    return table.reshape(-1, width).index_select(0, flat.reshape(-1)).reshape(groups, -1, width)
 
 
 def group_classes(own, cores):

@@ -262,7 +262,7 @@ def find_rivals(batch, local, features, cores, rival, count, config, max_bytes):
     """
     device, k = local.device, len(cores)
     ids = batch.ids.to(device).gather(1, local)
-    x = batch.pairs.x[batch.pairs.classes, local]  # (G, n, D)
+    x = batch.pairs.rows(local)  # (G, n, D)
     nearest = rival.to(device)[ids][:, :, None]
     if k == 1:
         return nearest, (NO_RIVAL * batch.unit).expand(nearest.shape)

@@ -49,10 +49,7 @@ def main(argv=None):
     if args.threads:
         torch.set_num_threads(args.threads)
     variants = ["released", "paper"] if args.variant == "both" else [args.variant]
-    print(
-        "| images | cores | budget | variant | seconds | processor s | plain loops, s | times faster | same list | peak GB |"
-    )
-    print("|---|---|---|---|---|---|---|---|---|---|", flush=True)
+    print("| " + " | ".join(COLUMNS) + " |\n" + "|---" * len(COLUMNS) + "|", flush=True)
     for size in reversed(SIZES) if args.size == "all" else [args.size]:  # the large one first: peak memory only grows
         images, cases, compare = SIZES[size]
         scale = (args.images or images) / images
