@@ -7,7 +7,7 @@ import torch
 from data_selection.similarity import normalise, read_rows
 
 SPAN_ROWS = 16384  # rows whose sums are added up together; never depends on the memory limit, so results do not either
-MIN_SPAN_ROWS = 256
+MIN_SPAN_ROWS = 1024
 
 
 class UnitPool:
@@ -30,7 +30,7 @@ class UnitPool:
 
     @staticmethod
     def spans(count):
-        """(start, stop) pairs over `count` rows: a sixteenth each, at least 256 and at most 16,384 rows."""
+        """(start, stop) pairs over `count` rows: a sixteenth each, at least 1,024 and at most 16,384 rows."""
         step = min(SPAN_ROWS, max(MIN_SPAN_ROWS, -(-count // 16)))
         return [(start, min(count, start + step)) for start in range(0, count, step)]
 

@@ -1,0 +1,27 @@
+"""Measure the selection methods against their textbook versions and print Markdown tables."""
+
+import importlib
+import sys
+from pathlib import Path
+
+if not __package__:
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from data_selection.errors import run
+
+SUBJECTS = ("activeft", "bilaf")  # each is scripts/benchmark_<subject>.py with main(argv)
+
+
+def main(argv=None):
+    """Hand the rest of the command line to the subject's module."""
+    words = sys.argv[1:] if argv is None else list(argv)
+    if not words or words[0] not in SUBJECTS:
+        usage = f"usage: benchmark.py {{{','.join(SUBJECTS)}}} [options]\n\n{__doc__}\nSee also SUBJECT --help."
+        asked = words[:1] in (["--help"], ["-h"])
+        print(usage, file=sys.stdout if asked else sys.stderr)
+        return 0 if asked else 2
+    return importlib.import_module(f"scripts.benchmark_{words[0]}").main(words[1:])
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))

@@ -1,0 +1,175 @@
+"""ActiveFT: seconds per iteration against the textbook version (tests/oracles.py), memory, and ImageNet size."""
+
+import multiprocessing
+import random
+import resource
+import statistics
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from data_selection.activeft import PRESETS, ActiveFTConfig, select_activeft
+from data_selection.cli import make_parser
+from data_selection.feature_table import load_features
+from data_selection.files import atomic_write
+from tests import oracles
+
+SAMPLES = 5  # textbook iterations timed among ours
+IMAGENET = (1_281_167, 384, 12_811)  # images, dimensions, budget
+
+
+def build_parser():
+    parser = make_parser(__doc__)
+    add = parser.add_argument
+    add("--source", type=Path, help="folder of the Fashion-MNIST idx files: makes the pool of random convolutions")
+    add("--features", type=Path, help="feature file to measure on instead")
+    add("--rows", type=int, default=50_000, help="pool images")
+    add("--budgets", type=int, nargs="+", default=[250, 1000, 5000], help="images to choose")
+    add("--iterations", type=int, default=300, help="steps of our run; its mean counts, since steps differ")
+    add("--losses", action="store_true", help="run the textbook version to the end as well and compare the last loss")
+    add("--imagenet", action="store_true", help="measure a synthetic pool of ImageNet's size instead")
+    add("--workdir", type=Path, default=Path("benchmark"), help="folder for made-up pools (ImageNet: 2 GB)")
+    add("--threads", type=int, default=2, help="CPU threads")
+    return parser
+
+
+def main(argv=None):
+    args = build_parser().parse_args(argv)
+    torch.set_num_threads(args.threads)
+    if args.imagenet:
+        return imagenet(args)
+    rows, what = pool(args)
+    print(f"Pool: {what}, {len(rows)} x {rows.shape[1]}; {args.threads} CPU threads, {args.iterations} iterations.\n")
+    print("| budget | ours s/it | textbook s/it | ratio (wall) | ratio (CPU) | last loss / textbook's | peak memory |")
+    print("|---|---|---|---|---|---|---|")
+    for budget in args.budgets:
+        print(measure(rows, budget, args), flush=True)
+    return 0
+
+
+def pool(args):
+    """(features (N, D) float32 tensor, what they are)."""
+    if args.features:
+        return load_features(args.features).tensor()[: args.rows], args.features.name
+    if args.source:
+        return convolutions(
+            args.source, args.rows
+        ), "Fashion-MNIST by 96 random 5 x 5 convolutions, averaged over quarters"
+    generator = np.random.default_rng(0)
+    return torch.from_numpy(next(clustered(generator, args.rows, 384, args.rows))), "synthetic clusters"
+
+
+def convolutions(folder, count):
+    """Random-convolution features of Fashion-MNIST training images, (count, 384): correlated as a network's are."""
+    from data_selection.pools import find_idx, read_idx
+
+    images = read_idx(find_idx(folder, "train-images-idx3-ubyte"))[:count, None]
+    kernels = torch.randn(96, 1, 5, 5, generator=torch.Generator().manual_seed(0)) / 5
+    parts = []
+    for some in torch.from_numpy(images).split(1000):
+        maps = F.conv2d((some.float() / 255 - 0.286) / 0.353, kernels, stride=2).relu()
+        parts.append(F.adaptive_avg_pool2d(maps, 2).flatten(1))
+    return torch.cat(parts)
+
+
+def clustered(generator, count, dimensions, block):
+    """Blocks of synthetic features: 1,000 clusters, variances that fall as 1 / rank, as a network's features have."""
+    scale = (1 / np.sqrt(np.arange(1, dimensions + 1))).astype(np.float32)
+    centres = generator.normal(size=(1000, dimensions)).astype(np.float32) * scale
+    for start in range(0, count, block):
+        size = min(block, count - start)
+        noise = generator.standard_normal((size, dimensions), dtype=np.float32) * scale
+        yield centres[generator.integers(0, 1000, size)] + 0.7 * noise
+
+
+def measure(features, budget, args):
+    """One line of the table: our whole run with single textbook iterations timed in between."""
+    unit = F.normalize(features, dim=1)
+    leaf = unit[:budget].clone().requires_grad_()
+    adam = torch.optim.Adam([leaf], lr=1e-3)
+    textbook_step(unit, leaf, adam)  # the first one imports and allocates
+    ours, textbook, losses = [], [], []
+    every = max(1, args.iterations // SAMPLES)
+    clock = Clock()
+
+    def on_iteration(iteration, lr, loss):
+        ours.append(clock.lap())
+        losses.append(loss)
+        if iteration % every == every // 2:
+            textbook_step(unit, leaf, adam)
+            textbook.append(clock.lap())
+
+    select_activeft(features, budget, config=ActiveFTConfig(max_iter=args.iterations), on_iteration=on_iteration)
+    wall, cpu = (statistics.fmean(times[i] for times in ours) for i in (0, 1))
+    wall_textbook, cpu_textbook = (statistics.median(times[i] for times in textbook) for i in (0, 1))
+    ratio = "-"
+    if args.losses:
+        start = torch.tensor(random.Random(0).sample(range(len(unit)), budget))
+        ratio = f"{losses[-1] / oracles.optimise(unit, unit[start], args.iterations)[0][-1]:.6f}"
+    return (
+        f"| {budget} | {wall:.3f} | {wall_textbook:.3f} | {wall_textbook / wall:.1f} | {cpu_textbook / cpu:.1f} "
+        f"| {ratio} | {memory(features, budget):.0f} MB |"
+    )
+
+
+def textbook_step(unit, leaf, adam):
+    loss = oracles.activeft_loss(unit, leaf)
+    adam.zero_grad()
+    loss.backward()
+    adam.step()
+
+
+class Clock:
+    """Wall and CPU seconds since the last lap; CPU seconds hardly suffer from other programs on the machine."""
+
+    def __init__(self):
+        self.lap()
+
+    def lap(self):
+        before, self.now = getattr(self, "now", (0, 0)), (time.perf_counter(), time.process_time())
+        return self.now[0] - before[0], self.now[1] - before[1]
+
+
+def memory(features, budget):
+    """Peak memory in MB that three iterations and the assignment need beyond the features, in a fresh process."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(peak, (features.numpy(), budget))
+
+
+def peak(features, budget):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    select_activeft(features, budget, config=ActiveFTConfig(max_iter=3))
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+
+
+def imagenet(args):
+    """Time and peak memory of the ImageNet preset on a memory-mapped synthetic pool."""
+    count, dimensions, budget = IMAGENET
+    path = args.workdir / "synthetic_imagenet.npy"
+    if not path.exists():
+        with atomic_write(path) as handle:
+            header = {"descr": "<f4", "fortran_order": False, "shape": (count, dimensions)}
+            np.lib.format.write_array_header_2_0(handle, header)
+            for block in clustered(np.random.default_rng(0), count, dimensions, 50_000):
+                handle.write(block.astype("<f4").tobytes())
+    config = PRESETS["activeft_imagenet"].config
+    if args.iterations != 300:
+        config = ActiveFTConfig(max_iter=args.iterations, batch_size=config.batch_size)
+    laps, clock = [], Clock()
+    began = time.perf_counter(), time.process_time()
+    features = np.load(path, mmap_mode="r", allow_pickle=False)
+    select_activeft(features, budget, config=config, on_iteration=lambda *step: laps.append(clock.lap()))
+    assignment = clock.lap()
+    wall, cpu = time.perf_counter() - began[0], time.process_time() - began[1]
+    print("| pool | budget | iterations | total s (CPU s) | s/it (CPU s) | assignment s (CPU s) | peak memory |")
+    print("|---|---|---|---|---|---|---|")
+    steps = [statistics.median(lap[i] for lap in laps) for i in (0, 1)]
+    memory_gb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    print(
+        f"| {count} x {dimensions} | {budget} | {len(laps)} | {wall:.0f} ({cpu:.0f}) | {steps[0]:.2f} ({steps[1]:.2f}) "
+        f"| {assignment[0]:.0f} ({assignment[1]:.0f}) | {memory_gb:.1f} GB |"
+    )
+    return 0
