@@ -1,4 +1,4 @@
-"""Start-up under a launcher (torchrun, python -m torch.distributed.launch) or without one; the device is chosen here."""
+"""Start-up under a launcher (torchrun, torch.distributed.launch) or without one; the device is chosen here."""
 
 import contextlib
 import datetime

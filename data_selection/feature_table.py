@@ -86,9 +86,9 @@ def load_names(path, count):
 
 
 def save_features(path, features, labels=None, names=None, provenance=None):
-    """Write features (N, D) and labels (N,) in the released layout (-1 where labels is None), names and provenance beside.
+    """Write features (N, D) and labels (N,) in the released layout; names and provenance go beside it.
 
-    float16 cannot hold labels above 2,048 exactly, so it is refused there.
+    Labels are -1 where None is given. float16 cannot hold labels above 2,048 exactly, so it is refused there.
     """
     features = np.asarray(features)
     column = np.full(len(features), -1) if labels is None else np.asarray(labels)

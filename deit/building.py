@@ -73,7 +73,7 @@ def build_learner(args, world, classes, global_batch, log, pretrained):
     """Model, optimiser, schedule, EMA and loss. pretrained: a file, `none`, or None where a checkpoint follows."""
     model = build(args, classes, log)
     if pretrained == "none":
-        log.say("no pretrained weights (--finetune FILE gives them): training starts from random ones")
+        log.say("--finetune none: training starts from random weights")
     elif pretrained is not None:
         load_pretrained(model, pretrained, log.say)
         log.say(f"pretrained weights: {pretrained}")

@@ -144,7 +144,13 @@ def starting_point(args, settings, pretrained, log):
     if args.auto_resume and (Path(args.output_dir) / "checkpoint.pth").exists():
         source = str(Path(args.output_dir) / "checkpoint.pth")
     if not source:
-        return args.finetune or pretrained or "none", None
+        weights = args.finetune or pretrained
+        if weights is None:
+            raise UserError(
+                f"--model {args.model} on --data-set {args.data_set} has no pretrained weights of its own: give them "
+                "with --finetune FILE or --resume FILE, or say --finetune none to train from random ones"
+            )
+        return weights, None
     state = checkpoints.training_state(source)
     if state is None:
         log.say(f"{source} holds no training state: taken as pretrained weights, as with --finetune")

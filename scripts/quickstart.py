@@ -15,6 +15,7 @@ from pathlib import Path
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from data_selection.backbones import DINO_WEIGHTS
 from data_selection.cli import add_device, bar_factory, make_parser
 from data_selection.distributed import start
 from data_selection.errors import UserError, run
@@ -89,8 +90,9 @@ def finetune(subset, folder, epochs, device):
     threads = str(max(1, (os.cpu_count() or 1) // PROCESSES))  # unset, torchrun takes 1 and prints a banner about it
     command(
         "-m", "torch.distributed.run", f"--nproc_per_node={PROCESSES}", f"--master_port={free_port()}",
-        "deit/main.py", "--data-set", "DEMOSUBSET", "--subset_ids", subset, "--epochs", epochs, "--eval_interval", epochs,
-        "--batch-size", 32, "--lr", 0.1, "--clip-grad", 2.0, "--device", device, "--output_dir", folder,
+        "deit/main.py", "--data-set", "DEMOSUBSET", "--subset_ids", subset, "--epochs", epochs,
+        "--eval_interval", max(1, epochs // 2), "--batch-size", 32, "--lr", 0.1, "--clip-grad", 2.0,
+        "--device", device, "--output_dir", folder,
         OMP_NUM_THREADS=threads,
     )  # fmt: skip
     return read_json(folder / "result.json")
@@ -142,7 +144,8 @@ def main(argv=None):
         [[names[method], probe, knn] for method, (knn, probe) in scores.items()],
     )
     summary = (
-        f"Accuracy on {len(test):,} test images with {args.budget} labels, mean ± sd over {args.seeds} seeds:\n\n{table}\n\n"
+        f"Accuracy on {len(test):,} test images with {args.budget} labels, mean ± sd over {args.seeds} seeds:"
+        f"\n\n{table}\n\n"
         f"Finetuning the whole backbone on ActiveFT's list (seed 0, {args.epochs} epochs, two processes): "
         f"{result['last']['acc1']:.2f} % at the last epoch."
     )
@@ -154,8 +157,9 @@ def main(argv=None):
         "\nThe same on your own images (class folders in /data/pets/train and /data/pets/val):\n"
         "  python data_selection/extract_feature.py --dataset /data/pets/train\n"
         "  python scripts/select_subset.py --features data_selection/features/pets_train.npy --budget 100\n"
-        "  python deit/main.py --data-set FOLDERSUBSET --data-path /data/pets --finetune dino_deitsmall16_pretrain.pth \\\n"
-        "      --subset_ids subsets/pets/pets_train_activeft_sampleNum_100.json --output_dir outputs/pets"
+        "  python deit/main.py --data-set FOLDERSUBSET --data-path /data/pets --output_dir outputs/pets \\\n"
+        "      --subset_ids subsets/pets/pets_train_activeft_sampleNum_100.json \\\n"
+        f"      --finetune {DINO_WEIGHTS['vit_small', 16]}"
     )
 
 

@@ -1,4 +1,4 @@
-"""The main job in process on real images: extract -> ActiveFT -> BiLAF -> finetuning, with one and with two processes."""
+"""The main job in process on real images: extract -> ActiveFT -> BiLAF -> finetuning, on one and two processes."""
 
 import json
 import os
@@ -19,7 +19,10 @@ from data_selection.subset_files import load_subset
 from deit.main import main as main_deit
 
 ROOT = Path(__file__).resolve().parents[1]
-TRAIN = ["--data-set", "DEMOSUBSET", "--epochs", "2", "--warmup-epochs", "0", "--global-batch-size", "128", "--device", "cpu"]
+TRAIN = [
+    "--data-set", "DEMOSUBSET", "--epochs", "2", "--warmup-epochs", "0", "--lr", "0.1", "--global-batch-size", "64",
+    "--device", "cpu",
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +33,8 @@ def chain(tmp_path_factory):
     features = str(folder / "DEMO_train.npy")
     main_activeft(
         "activeft_cifar",
-        ["--feature_path", features, "--budget", "50", "--max_iter", "30", "--output_dir", str(folder), "--filename", "cores.json"],
+        ["--feature_path", features, "--budget", "50", "--max_iter", "30", "--output_dir", str(folder),
+         "--filename", "cores.json"],
     )  # fmt: skip
     main_bilaf(
         "density_cluster",

@@ -83,7 +83,7 @@ def test_run_turns_mistakes_into_one_line_and_status_2(capsys, tmp_path):
 
     assert run(wrong) == 2
     assert capsys.readouterr().err == "error: budget 0 is too small\n"
-    assert run(lambda argv: open(tmp_path / "none")) == 2
+    assert run(lambda argv: (tmp_path / "none").read_text()) == 2
     assert "No such file or directory" in capsys.readouterr().err
 
 

@@ -263,6 +263,7 @@ WRONG = [
     ({"data_set": "CIFAR1O"}, r"unknown --data-set 'CIFAR1O': use one of CIFAR10, .*Did you mean CIFAR10\?"),
     ({"data_set": "INAT"}, r"INAT is not read here.*FOLDER"),
     ({"data_path": "/nonexistent"}, r"/nonexistent/train does not exist"),
+    ({"finetune": None}, r"demo_vit on --data-set FOLDERSUBSET has no pretrained weights .* --finetune none"),
     ({"model": "deit_smal"}, "unknown backbone 'deit_smal'"),
     ({"input_size": 30}, r"--model demo_vit does not take --input-size 30"),
     ({"finetune": "missing.pth"}, r"weights file missing\.pth does not exist"),

@@ -1,6 +1,7 @@
-"""Every entry answers --help from its own folder, from the root, from anywhere and with -m; mistakes end with status 2."""
+"""Every entry answers --help from its own folder, the root and anywhere, and with -m; mistakes end with status 2."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -76,7 +77,7 @@ def table(tmp_path_factory):
     return path
 
 
-CIFAR, DENSITY = ENTRIES[1], ENTRIES[5]
+CIFAR, DENSITY, SELECT = ENTRIES[1], ENTRIES[5], "scripts/select_subset.py"
 
 
 @pytest.mark.parametrize(
@@ -91,8 +92,8 @@ CIFAR, DENSITY = ENTRIES[1], ENTRIES[5]
         (DENSITY, ["--features_inputs", "{table}", "--indices_file_name", "{twice}"], "repeated"),
         (DENSITY, ["--features_inputs", "{table}", "--indices_file_name", "{high}"], r"outside the pool's 0\.\.199"),
         (DENSITY, ["--features_inputs", "{table}", "--indices_file_name", "{cores}", "--budget", "2"], "2 .* 3 cores"),
-        ("scripts/select_subset.py", ["--features", "{table}", "--budget", "5", "--method", "best"], "'activeft'.*'random'"),
-        ("scripts/select_subset.py", ["--features", "{table}", "--budget", "5", "--cores", "3"], "--cores"),
+        (SELECT, ["--features", "{table}", "--budget", "5", "--method", "best"], "activeft.*random"),
+        (SELECT, ["--features", "{table}", "--budget", "5", "--cores", "3"], "--cores"),
         ("data_selection/extract_feature.py", ["--dataset", "CIFAR11"], "CIFAR10, CIFAR100"),
         ("data_selection/extract_feature.py", ["--dataset", "DEMO", "--output_dir", "{file}/x"], "file"),
         ("deit/main.py", ["--data-set", "CIFAR11"], "CIFAR10"),
@@ -113,6 +114,4 @@ def test_a_mistake_is_one_line_and_status_2(entry, flags, says, table, tmp_path)
     assert "Traceback" not in done.stderr
     lines = [line for line in done.stderr.splitlines() if not line.startswith(("usage:", " "))]
     assert len(lines) == 1, done.stderr
-    import re
-
     assert re.search(says, done.stderr), done.stderr

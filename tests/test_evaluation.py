@@ -63,7 +63,7 @@ def test_probe_needs_two_classes(digits):
 
 def test_unknown_labels_are_refused(digits):
     train, _, test, test_labels = digits
-    with pytest.raises(UserError, match="training labels .* 1200 are unknown"):
+    with pytest.raises(UserError, match=r"training labels .* 1200 are unknown"):
         knn_accuracy(train, torch.full((1200,), -1), test, test_labels)
 
 

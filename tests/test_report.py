@@ -29,7 +29,9 @@ def test_picture_is_a_png_that_differs_between_selections(images, tmp_path):
     pictures = []
     for name, chosen in (("a", [0, 1, 2]), ("b", [50, 51, 52])):
         path = tmp_path / f"{name}.png"
-        draw_selections(path, features, {"one": chosen, "two": [7]}, images.__getitem__, captions={"one": "x", "two": "y"})
+        draw_selections(
+            path, features, {"one": chosen, "two": [7]}, images.__getitem__, captions={"one": "x", "two": "y"}
+        )
         pictures.append(np.asarray(Image.open(path).convert("L")))
     assert pictures[0].shape == pictures[1].shape
     assert (pictures[0] != pictures[1]).any()

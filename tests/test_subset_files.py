@@ -31,7 +31,7 @@ def test_percent_is_exact(pool_size, percent, budget):
 
 @pytest.mark.parametrize("percent", [0, -1, 100.01, 0.0001, "nan", "inf"])
 def test_percent_that_makes_no_budget_is_refused(percent):
-    with pytest.raises(UserError, match="at least 0.1 % and at most 100 %"):
+    with pytest.raises(UserError, match=r"at least 0\.1 % and at most 100 %"):
         budget_from_percent(1000, percent)
 
 
@@ -92,9 +92,14 @@ def test_provenance_names_the_feature_file(tmp_path):
 def test_a_failed_write_leaves_the_old_file_and_no_rubbish(tmp_path):
     path = tmp_path / "s.json"
     path.write_text("old")
-    with pytest.raises(KeyboardInterrupt), atomic_write(path, "w") as handle:
-        handle.write("half")
-        raise KeyboardInterrupt
+
+    def interrupted():
+        with atomic_write(path, "w") as handle:
+            handle.write("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert path.read_text() == "old"
     assert [file.name for file in tmp_path.iterdir()] == ["s.json"]
 
