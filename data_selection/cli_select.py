@@ -82,9 +82,9 @@ def main_select(argv=None):
         )
         order = "given" if args.method in NEEDS_ORDER else "sorted"
         subset_files.save_subset(path, ids, record, order=order)
-        seconds = time.monotonic() - began
         print(
-            f"wrote {path}: {budget} of {len(table)} images chosen by {args.method} in {seconds:.1f} s{_names(path, table)}"
+            f"wrote {path}: {budget} of {len(table)} images chosen by {args.method} in "
+            f"{time.monotonic() - began:.1f} s{_names(path, table)}"
         )
 
 

@@ -29,7 +29,7 @@ def budget_from_percent(pool_size, percent):
     except InvalidOperation:
         raise UserError(f"percent {percent!r} is not a number") from None
     budget = int(exact * pool_size / 100) if exact.is_finite() else 0
-    if not 1 <= budget <= pool_size:
+    if budget < 1 or exact > 100:
         raise UserError(
             f"{percent} % of {pool_size} images is a budget of {budget}; allowed: 1..{pool_size} images, "
             f"so at least {100 / pool_size:.6g} % and at most 100 %"

@@ -7,7 +7,7 @@ from pathlib import Path
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from data_selection.errors import run
+from data_selection.errors import UserError, run
 
 SUBJECTS = ("activeft", "bilaf")  # each is scripts/benchmark_<subject>.py with main(argv)
 
@@ -16,10 +16,10 @@ def main(argv=None):
     """Hand the rest of the command line to the subject's module."""
     words = sys.argv[1:] if argv is None else list(argv)
     if not words or words[0] not in SUBJECTS:
-        usage = f"usage: benchmark.py {{{','.join(SUBJECTS)}}} [options]\n\n{__doc__}\nSee also SUBJECT --help."
-        asked = words[:1] in (["--help"], ["-h"])
-        print(usage, file=sys.stdout if asked else sys.stderr)
-        return 0 if asked else 2
+        usage = f"usage: benchmark.py {{{','.join(SUBJECTS)}}} [options]"
+        if words[:1] not in (["--help"], ["-h"]):
+            raise UserError(f"{usage}: no such subject {' '.join(words[:1]) or '(none given)'}")
+        return print(f"{usage}\n\n{__doc__}\nSee also SUBJECT --help.")
     return importlib.import_module(f"scripts.benchmark_{words[0]}").main(words[1:])
 
 
