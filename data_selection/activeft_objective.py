@@ -75,9 +75,13 @@ def repulsion(units, temperature, world, paper=False):
     blocks = row_blocks(count, 2 * count, REPULSION_BYTES)[world.rank :: world.size]
     for start, stop in blocks:
         logits = pair_logits(units, start, stop, temperature, paper)  # (B, K)
-        log_sum[start:stop] = logits.logsumexp(1)
-        if not paper:
-            mean[start:stop] = logits.softmax(1) @ units
+        if paper:
+            log_sum[start:stop] = logits.logsumexp(1)
+            continue
+        weights = logits.sub_(1 / temperature).exp_()  # l = j is the largest term: shifted by it, nothing overflows
+        sums = weights.sum(1)
+        log_sum[start:stop] = sums.double().log() + 1 / temperature
+        mean[start:stop] = weights @ units / sums[:, None]
     world.sum_(log_sum)
     if paper and count > 1:
         for start, stop in blocks:
@@ -89,7 +93,7 @@ def repulsion(units, temperature, world, paper=False):
 
 def pair_logits(units, start, stop, temperature, paper):
     """u_j . u_l / t for rows start..stop, (B, K); the paper leaves out l = j."""
-    logits = units[start:stop] @ units.T / temperature
+    logits = (units[start:stop] @ units.T).div_(temperature)
     if paper:
         logits.diagonal(start).fill_(-torch.inf)
     return logits

@@ -4,6 +4,7 @@ import multiprocessing
 import random
 import resource
 import statistics
+import tempfile
 import time
 from pathlib import Path
 
@@ -39,6 +40,7 @@ def build_parser():
 def main(argv=None):
     args = build_parser().parse_args(argv)
     torch.set_num_threads(args.threads)
+    args.workdir.mkdir(parents=True, exist_ok=True)
     if args.imagenet:
         return imagenet(args)
     rows, what = pool(args)
@@ -111,7 +113,7 @@ def measure(features, budget, args):
         ratio = f"{losses[-1] / oracles.optimise(unit, unit[start], args.iterations)[0][-1]:.6f}"
     return (
         f"| {budget} | {wall:.3f} | {wall_textbook:.3f} | {wall_textbook / wall:.1f} | {cpu_textbook / cpu:.1f} "
-        f"| {ratio} | {memory(features, budget):.0f} MB |"
+        f"| {ratio} | {memory(features, budget, args.workdir):.0f} MB |"
     )
 
 
@@ -133,13 +135,16 @@ class Clock:
         return self.now[0] - before[0], self.now[1] - before[1]
 
 
-def memory(features, budget):
+def memory(features, budget, workdir):
     """Peak memory in MB that three iterations and the assignment need beyond the features, in a fresh process."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(peak, (features.numpy(), budget))
+    with tempfile.TemporaryDirectory(dir=workdir) as folder, multiprocessing.get_context("spawn").Pool(1) as pool:
+        path = Path(folder) / "features.npy"
+        np.save(path, features.numpy(), allow_pickle=False)
+        return pool.apply(peak, (path, budget))
 
 
-def peak(features, budget):
+def peak(path, budget):
+    features = torch.from_numpy(np.load(path, allow_pickle=False))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     select_activeft(features, budget, config=ActiveFTConfig(max_iter=3))
     return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
