@@ -7,7 +7,6 @@ import argparse
 import dataclasses
 import gc
 import resource
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -15,12 +14,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-
-from oracles_bilaf import released_program  # noqa: E402
-
-from data_selection.bilaf import PRESETS, select_bilaf  # noqa: E402
+from data_selection.bilaf import PRESETS, select_bilaf
+from tests.oracles_bilaf import released_program
 
 SIZES = {  # images, [(cores, budget)], compared with the plain loops
     "cifar": (50_000, [(250, 1_000), (50, 500), (250, 5_000)], True),
@@ -113,7 +108,3 @@ def timed(function, *args, **kwargs):
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter() - wall, time.process_time() - processor, result
-
-
-if __name__ == "__main__":
-    main()
