@@ -23,7 +23,15 @@ def add_device(parser):
 
 
 def add_seed(parser):
-    parser.add_argument("--seed", type=int, default=0, help="seed of every random draw")
+    parser.add_argument("--seed", type=seed, default=0, help="seed of every random draw, 0 or above")
+
+
+def seed(text):
+    """A seed as scikit-learn and torch both take it; random.Random would take -1 for 1."""
+    value = int(text)
+    if not 0 <= value < 2**32:
+        raise argparse.ArgumentTypeError(f"{value} is outside 0..{2**32 - 1}")
+    return value
 
 
 def add_label_column(parser):

@@ -79,7 +79,7 @@ def main_activeft(preset, argv=None):
         }
         folder = args.output_dir or subset_files.default_folder(args.feature_path)
         name = args.filename or subset_files.activeft_name(args.feature_path.stem, config, budget, args.seed)
-        path = check_writable(folder / name)
+        path = subset_files.output_path(folder, name)
         history = check_writable(args.history) if args.history else None
         began, replaced = time.monotonic(), path.exists()
         steps = Steps(args.verbose and world.is_main)

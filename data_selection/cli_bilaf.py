@@ -17,7 +17,6 @@ from data_selection.cli import (
 )
 from data_selection.distributed import start
 from data_selection.errors import UserError
-from data_selection.files import check_writable
 
 VARIANTS = ("paper", "released")
 SCRIPTS = {  # dataset, cores, budget, preset of ActiveFT that wrote the cores, preset of the released variant
@@ -94,7 +93,7 @@ def main_bilaf(script, argv=None):
         if args.budget < len(cores):
             raise UserError(f"--budget {args.budget} is smaller than the {len(cores)} cores it has to hold: raise it")
         folder = args.output_dir or subset_files.SUBSETS / args.dataset
-        path = check_writable(folder / subset_files.bilaf_name(args.budget, len(cores), args.seed))
+        path = subset_files.output_path(folder, subset_files.bilaf_name(args.budget, len(cores), args.seed))
         began, replaced = time.monotonic(), path.exists()
         ids = select_bilaf(
             table.features, args.budget, cores=cores, config=config, device=world.device, progress=bar_factory(world)

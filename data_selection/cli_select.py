@@ -8,7 +8,7 @@ from data_selection import subset_files
 from data_selection.cli import add_device, add_label_column, add_seed, bar_factory, make_parser, open_table
 from data_selection.distributed import start
 from data_selection.errors import UserError
-from data_selection.files import atomic_write, check_writable
+from data_selection.files import atomic_write
 from data_selection.methods import METHODS
 
 NEEDS_ORDER = ("bilaf",)  # methods whose order in the file means something; the others are written ascending
@@ -64,7 +64,7 @@ def main_select(argv=None):
         config = make_config(args.method, args)
         folder = args.output_dir or subset_files.default_folder(args.features)
         name = args.filename or subset_files.method_name(args.features.stem, args.method, budget, args.seed)
-        path = check_writable(folder / name)
+        path = subset_files.output_path(folder, name)
         began = time.monotonic()
         ids = METHODS[args.method].select(
             table.features,

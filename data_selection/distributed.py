@@ -55,6 +55,8 @@ def pick_device(name, local_rank=0):
         device = torch.device(name)
     except RuntimeError:
         raise UserError(f"unknown device {name!r}: use auto, cpu, cuda or cuda:N") from None
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"device {name!r} is not supported: use auto, cpu, cuda or cuda:N")
     if device.type == "cuda":
         count = torch.cuda.device_count()
         index = local_rank if device.index is None else device.index
@@ -80,6 +82,11 @@ def start(device="auto"):
     except ValueError:
         values = {name: os.environ.get(name) for name in names}
         raise UserError(f"launcher variables {values} are not whole numbers: start with torchrun") from None
+    missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if missing:
+        raise UserError(
+            f"RANK and WORLD_SIZE are set but {' and '.join(missing)} are not: start with torchrun, or unset them"
+        )
     device = pick_device(device, local_rank)
     if device.type == "cuda":
         torch.cuda.set_device(device)

@@ -15,13 +15,13 @@ def run(main, argv=None):
         sys.stdout.flush()
     except UserError as error:
         return _say(f"error: {error}", 2)
-    except (FileNotFoundError, FileExistsError, PermissionError, NotADirectoryError, IsADirectoryError) as error:
-        return _say(f"error: {error.strerror}: {error.filename}", 2)
     except KeyboardInterrupt:
         return _say("interrupted", 130)
     except BrokenPipeError:  # `... | head`: nobody reads on, and Python's own flush at exit would complain again
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:  # a path that is missing, read-only, too long, or a full disk
+        return _say(f"error: {error.strerror}: {error.filename}" if error.filename else f"error: {error}", 2)
     return 0
 
 

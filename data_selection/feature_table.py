@@ -42,8 +42,9 @@ def sidecar(path, kind):
 def load_features(path, *, label_column=True):
     """Open a feature file (released layout: D feature columns, then the class label) as a FeatureTable.
 
-    The file is memory-mapped, so opening one of 4 GB costs nothing. label_column=False reads files whose every column
-    is a feature (the released ADE20K layout). Raises UserError where the file is missing, truncated, no .npy array,
+    The file is memory-mapped: opening reads it once, to check the labels, and keeps nothing of it.
+    label_column=False reads files whose every column is a feature (the released ADE20K layout).
+    Raises UserError where the file is missing, truncated, no .npy array,
     not 2-D, empty or not of a float type, or where X.names.json does not fit.
     """
     path = Path(path)

@@ -13,7 +13,7 @@ import torch
 from data_selection.checks import check_ids
 from data_selection.errors import UserError
 from data_selection.feature_table import read_json, sidecar, write_sidecar
-from data_selection.files import atomic_write, sha256
+from data_selection.files import atomic_write, check_writable, sha256
 
 ROOT = Path(__file__).resolve().parents[1]
 SUBSETS = ROOT / "subsets"
@@ -64,15 +64,27 @@ def save_subset(path, ids, provenance=None, *, order="given"):
 
 
 def activeft_name(stem, config, count, seed=0):
-    """The released default name of an ActiveFT subset, plus `_seed_S` where the seed is not 0.
+    """The released default name of an ActiveFT subset.
 
-    config needs temperature, lr, scheduler, balance, max_iter and distance.
+    Appended where they are not the released programs' only way: `_init_I`, `_objective_O`, `_seed_S`. config: an
+    ActiveFTConfig.
     """
-    balance = "" if config.balance == 1 else f"_br_{config.balance:.2f}"
+    balance = "" if config.balance == 1 else f"_br_{_digits(config.balance, 2)}"
+    ours = "".join(
+        f"_{name}_{value}" for name, value, usual in (
+            ("init", config.init, "random"), ("objective", config.objective, "released"),
+        ) if value != usual
+    )  # fmt: skip
     return (
-        f"{stem}_ActiveFT_{config.distance}_temp_{config.temperature:.2f}_lr_{config.lr:.6f}"
-        f"_scheduler_{config.scheduler}{balance}_iter_{config.max_iter}_sampleNum_{count}{seed_suffix(seed)}.json"
+        f"{stem}_ActiveFT_{config.distance}_temp_{_digits(config.temperature, 2)}_lr_{_digits(config.lr, 6)}"
+        f"_scheduler_{config.scheduler}{balance}_iter_{config.max_iter}_sampleNum_{count}{ours}{seed_suffix(seed)}.json"
     )
+
+
+def _digits(value, places):
+    """The released form with a fixed number of places; more of them where it would lose some (0.005 is not 0.01)."""
+    text = f"{value:.{places}f}"
+    return text if float(text) == value else f"{value:g}"
 
 
 def bilaf_name(budget, cores, seed=0):
@@ -90,6 +102,17 @@ def default_folder(feature_path):
     stem = Path(feature_path).stem
     pool = next((stem.removesuffix(end) for end in ("_train", "_test", "_val") if stem.endswith(end)), stem)
     return SUBSETS / pool
+
+
+def output_path(folder, name):
+    """Where a subset file is to go, checked before the work. Raises UserError or OSError where it can't be written.
+
+    A feature file of the same stem is refused: both would own X.provenance.json.
+    """
+    path = check_writable(Path(folder) / name)
+    if path.with_suffix(".npy").exists():
+        raise UserError(f"{path} would share its provenance file with {path.with_suffix('.npy')}: choose another name")
+    return path
 
 
 def seed_suffix(seed):

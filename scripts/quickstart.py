@@ -12,6 +12,8 @@ import sys
 import time
 from pathlib import Path
 
+import torch
+
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
@@ -30,6 +32,7 @@ from data_selection.subset_files import ROOT, describe, save_subset, versions
 
 CORES = 50  # of BiLAF
 PROCESSES = 2  # of the finetuning run
+PYTHON = os.path.relpath(sys.executable, ROOT) if sys.executable.startswith(f"{ROOT}/") else sys.executable
 METHOD_NAMES = ("random", "activeft", "bilaf")
 
 
@@ -37,7 +40,7 @@ def command(*arguments, **variables):
     """Show a command as the user would type it, run it from the repository root, stop where it fails."""
     words = [str(word) for word in arguments]
     shown = " ".join(str(Path(word).relative_to(ROOT)) if word.startswith(f"{ROOT}/") else word for word in words)
-    print(f"\n$ python {shown}", flush=True)
+    print(f"\n$ {PYTHON} {shown}", flush=True)
     done = subprocess.run([sys.executable, *words], cwd=ROOT, env=os.environ | variables)
     if done.returncode:
         raise UserError(f"the command above ended with status {done.returncode}")
@@ -87,6 +90,8 @@ def finetune(subset, folder, epochs, device):
     The papers' recipe is for 1,000 epochs of one or two steps; this one makes 4 steps of 64 images an epoch, so it
     needs a higher rate and fewer epochs.
     """
+    if torch.cuda.device_count() < PROCESSES:  # nccl wants a GPU for each process
+        device = "cpu"
     threads = str(max(1, (os.cpu_count() or 1) // PROCESSES))  # unset, torchrun takes 1 and prints a banner about it
     command(
         "-m", "torch.distributed.run", f"--nproc_per_node={PROCESSES}", f"--master_port={free_port()}",
@@ -154,10 +159,10 @@ def main(argv=None):
     print(f"\n{summary}\n")
     print(f"pictures in {folder / 'chosen.png'}, lists and table beside it; {time.monotonic() - began:.0f} s")
     print(
-        "\nThe same on your own images (class folders in /data/pets/train and /data/pets/val):\n"
-        "  python data_selection/extract_feature.py --dataset /data/pets/train\n"
-        "  python scripts/select_subset.py --features data_selection/features/pets_train.npy --budget 100\n"
-        "  python deit/main.py --data-set FOLDERSUBSET --data-path /data/pets --output_dir outputs/pets \\\n"
+        f"\nThe same on your own images, from {ROOT} (class folders in /data/pets/train and /data/pets/val):\n"
+        f"  {PYTHON} data_selection/extract_feature.py --dataset /data/pets/train\n"
+        f"  {PYTHON} scripts/select_subset.py --features data_selection/features/pets_train.npy --budget 100\n"
+        f"  {PYTHON} deit/main.py --data-set FOLDERSUBSET --data-path /data/pets --output_dir outputs/pets \\\n"
         "      --subset_ids subsets/pets/pets_train_activeft_sampleNum_100.json \\\n"
         f"      --finetune {DINO_WEIGHTS['vit_small', 16]}"
     )

@@ -5,6 +5,7 @@ set -euo pipefail
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 PYTHON="${PYTHON:-python3}"
 VENV="${VENV:-$ROOT/.venv}"
+case "$VENV" in /*) ;; *) VENV="$PWD/$VENV" ;; esac
 PY="$VENV/bin/python"
 STAMP="$VENV/.requirements"
 
@@ -22,8 +23,11 @@ install_requirements() {
     mkdir -p "$VENV" 2>/dev/null || fail "can't write $VENV: choose another place with VENV=/path $0"
     local free_mb
     free_mb=$(df -Pm "$VENV" | awk 'NR == 2 { print $4 }')
-    if [ ! -x "$PY" ]; then
-        "$PYTHON" -m venv "$VENV" ||
+    if ! "$PY" -m pip --version >/dev/null 2>&1; then # also one that an earlier failure left without pip
+        # --clear empties the folder, so it must be an environment or nothing
+        [ -e "$VENV/pyvenv.cfg" ] || rmdir "$VENV" 2>/dev/null ||
+            fail "$VENV exists and is no virtual environment: choose another place with VENV=/path $0"
+        "$PYTHON" -m venv --clear "$VENV" ||
             fail "'$PYTHON -m venv' failed (see above); Debian and Ubuntu need the package python3-venv"
     fi
     if ! "$PY" -c 'import torch' 2>/dev/null && [ "$free_mb" -lt 8000 ]; then

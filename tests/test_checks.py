@@ -87,6 +87,17 @@ def test_run_turns_mistakes_into_one_line_and_status_2(capsys, tmp_path):
     assert "No such file or directory" in capsys.readouterr().err
 
 
+def test_run_says_other_failures_of_the_system_in_one_line(capsys, tmp_path):
+    assert run(lambda argv: (tmp_path / ("x" * 300)).write_text("")) == 2
+    assert "File name too long" in capsys.readouterr().err
+
+    def full(argv):
+        raise OSError(28, "No space left on device")
+
+    assert run(full) == 2
+    assert "No space left on device" in capsys.readouterr().err
+
+
 def test_run_keeps_the_traceback_of_a_bug():
     with pytest.raises(ZeroDivisionError):
         run(lambda argv: 1 / 0)

@@ -15,6 +15,7 @@ from data_selection.subset_files import (
     default_folder,
     describe,
     load_subset,
+    output_path,
     save_subset,
 )
 
@@ -72,6 +73,9 @@ def test_default_names():
     name = "P_train_ActiveFT_euclidean_temp_0.07_lr_0.001000_scheduler_none{}_iter_300_sampleNum_30{}.json"
     assert activeft_name("P_train", ActiveFTConfig(), 30) == name.format("", "")
     assert activeft_name("P_train", ActiveFTConfig(balance=0.5), 30, seed=4) == name.format("_br_0.50", "_seed_4")
+    fine = activeft_name("P_train", ActiveFTConfig(temperature=0.005, init="fps", objective="paper"), 30)
+    assert "_temp_0.005_" in fine  # two decimals would say 0.01
+    assert fine.endswith("_sampleNum_30_init_fps_objective_paper.json")
     assert bilaf_name(1000, 250) == "Density_1000_from_ActiveFT250.json"
     assert bilaf_name(1000, 250, 2) == "Density_1000_from_ActiveFT250_seed_2.json"
     assert default_folder("features/CIFAR10_train.npy").parts[-2:] == ("subsets", "CIFAR10")
@@ -102,6 +106,13 @@ def test_a_failed_write_leaves_the_old_file_and_no_rubbish(tmp_path):
         interrupted()
     assert path.read_text() == "old"
     assert [file.name for file in tmp_path.iterdir()] == ["s.json"]
+
+
+def test_a_subset_may_not_take_the_provenance_of_a_feature_file(tmp_path):
+    save_features(tmp_path / "P_train.npy", [[1.0, 2.0]])
+    with pytest.raises(UserError, match=r"share its provenance file with .*P_train\.npy"):
+        output_path(tmp_path, "P_train.json")
+    assert output_path(tmp_path / "new", "P_train.json").parent.is_dir()
 
 
 def test_output_that_is_a_folder_is_refused(tmp_path):

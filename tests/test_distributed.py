@@ -1,0 +1,53 @@
+"""Device names and launcher variables are checked; sums go over the ranks."""
+
+import pytest
+import torch
+
+from data_selection.distributed import pick_device, start
+from data_selection.errors import UserError
+
+LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+
+
+@pytest.fixture(autouse=True)
+def _no_launcher(monkeypatch):
+    for name in LAUNCHER:
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.parametrize("name", ["gpu", "meta", "mps", "cuda:99"])
+def test_devices_that_cannot_be_used_are_refused(name):
+    with pytest.raises(UserError, match="device"):
+        pick_device(name)
+
+
+def test_auto_takes_what_is_there():
+    assert pick_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def test_without_a_launcher_there_is_one_process_and_no_group(monkeypatch):
+    monkeypatch.setenv("SLURM_PROCID", "3")
+    with start("cpu") as world:
+        assert (world.rank, world.size, world.is_main) == (0, 1, True)
+        assert not torch.distributed.is_initialized()
+        assert world.sum_(torch.ones(2)).tolist() == [1, 1]
+        assert world.broadcast_object("x") == "x"
+
+
+def test_half_a_launcher_is_named(monkeypatch):
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="MASTER_ADDR and MASTER_PORT are not"), start("cpu"):
+        pass
+    monkeypatch.setenv("WORLD_SIZE", "two")
+    with pytest.raises(UserError, match="not whole numbers"), start("cpu"):
+        pass
+
+
+def test_a_group_of_one_ends_with_the_block(monkeypatch):
+    for name, value in zip(LAUNCHER, ("0", "1", "0", "127.0.0.1", "0")):
+        monkeypatch.setenv(name, value)
+    with start("cpu") as world:
+        assert world.size == 1
+        assert torch.distributed.is_initialized()
+    assert not torch.distributed.is_initialized()
