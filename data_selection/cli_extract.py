@@ -57,7 +57,10 @@ def build_parser():
     add("--data_path", type=Path, help="folder with the data set's files (list: where relative paths start; default: "
         "data_selection/data, or the list's folder)")  # fmt: skip
     add(
-        "--split", default="train", help=f"{', '.join(SPLITS)} (test and val: the held-out part); part of the file name"
+        "--split",
+        default="train",
+        help=f"{', '.join(SPLITS)} (test and val: the held-out part); part of the file name "
+        "(a folder called like a split says it itself, and this flag then does nothing)",
     )
     add("--arch", default="auto", help="demo_vit, vit_tiny, vit_small, vit_base timm:NAME; auto: demo_vit for "
         "DEMO, vit_small otherwise")  # fmt: skip

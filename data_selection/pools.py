@@ -1,4 +1,4 @@
-"""Image pools by name, folder or list: item i is (transform(RGB image), label, i), and i is what subset files hold."""
+"""Image pools by name, folder or list: item i is (RGB image, label, i), and i is what subset files hold."""
 
 import csv
 import difflib
@@ -29,7 +29,7 @@ UNKNOWN = -1  # the label of an image without one
 
 
 class Pool(Dataset):
-    """A pool of images; item i is (transform(PIL image in RGB), label or -1, i).
+    """A pool of images; item i is (PIL image in RGB, label or -1, i).
 
     arrays: (N, H, W) or (N, H, W, 3) uint8 where the pool is held in memory, else None; then paths has the N files.
     labels: N ints, -1 where unknown, or None where no image has one. classes: their number, or None.
@@ -38,7 +38,7 @@ class Pool(Dataset):
     """
 
     def __init__(self, *, arrays=None, paths=None, labels=None, classes=None, names=None, class_names=None):
-        self.arrays, self.paths, self.transform = arrays, paths, None
+        self.arrays, self.paths = arrays, paths
         self.labels = None if labels is None else [int(label) for label in labels]
         self.classes = classes
         self.names = None if names is None else tuple(names)
@@ -48,8 +48,7 @@ class Pool(Dataset):
         return len(self.paths if self.arrays is None else self.arrays)
 
     def __getitem__(self, i):
-        image = self.image(i)
-        return image if self.transform is None else self.transform(image), self.label(i), i
+        return self.image(i), self.label(i), i
 
     def image(self, i):
         """Image i as a PIL image in RGB."""
@@ -69,27 +68,38 @@ class PoolKind:
     root: Path | None = DATA
 
 
-def open_pool(name, split="train", root=None, transform=None):
+def open_pool(name, split="train", root=None):
     """The pool of a name of POOLS, of a folder (recursive, sorted by path) or of a list file (text or CSV).
 
     split: `train`, or `test` / `val` for the held-out part; a folder or a list has one part, whatever the word.
     root: where the pool's files are (default: data_selection/data); for a list, what its relative paths start from
     (default: the list's folder). Names win over folders: write ./CIFAR10 for a folder that is called like a pool.
-    Raises UserError for an unknown name or split, missing files, or a folder or list without images.
+    Raises UserError for an unknown name or split, missing files, a folder or list without images, or a folder of
+    several splits (train/, val/).
     """
     if name in POOLS:
         if split not in SPLITS:
             raise UserError(f"unknown split {split!r} of {name}: use train, or test (the same as val)")
         kind = POOLS[name]
-        pool = kind.build(Path(kind.root if root is None else root) if kind.root else None, split == "train")
-    elif Path(name).is_dir():
-        pool = folder_pool(Path(name))
-    elif Path(name).is_file():
-        pool = list_pool(Path(name), Path(name).parent if root is None else Path(root))
-    else:
-        raise UserError(_unknown(name))
-    pool.transform = transform
-    return pool
+        return kind.build(Path(kind.root if root is None else root) if kind.root else None, split == "train")
+    if Path(name).is_dir():
+        check_one_split(Path(name))
+        return folder_pool(Path(name))
+    if Path(name).is_file():
+        return list_pool(Path(name), Path(name).parent if root is None else Path(root))
+    raise UserError(_unknown(name))
+
+
+def check_one_split(folder):
+    """Raise UserError for a folder of train/, val/, test/: a pool of all of them would mix in the evaluation images.
+
+    A single one among other subfolders is let through: it may be a class (`train` among vehicles).
+    """
+    inside = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    splits = [split for split in SPLITS if split in inside]
+    if len(splits) > 1 or inside == splits != []:
+        held = " and ".join(f"{split}/" for split in splits)
+        raise UserError(f"folder {folder} holds {held}, not one pool: give {folder / splits[0]}")
 
 
 def _unknown(name):

@@ -6,7 +6,6 @@ import struct
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from data_selection.errors import UserError
@@ -43,10 +42,8 @@ def test_demo_rows_follow_the_file():
     assert open_pool("DEMO", "val").labels == pool.labels
 
 
-def test_transform_is_applied_and_pools_go_to_workers():
-    pool = open_pool("DEMO", transform=lambda image: image.size)
-    assert pool[0][0] == (28, 28)
-    pool.transform = None
+def test_pools_go_to_workers():
+    pool = open_pool("DEMO")
     assert pickle.loads(pickle.dumps(pool))[3][1] == pool[3][1]
 
 
@@ -237,7 +234,14 @@ def test_damaged_images_are_named(folder):
             open_pool(str(folder))[0]
 
 
-def test_collates_into_batches():
-    pool = torch.utils.data.Subset(open_pool("DEMO", transform=np.array), range(6))
-    images, labels, ids = next(iter(torch.utils.data.DataLoader(pool, 6)))
-    assert (images.shape, labels.dtype, ids.tolist()) == ((6, 28, 28, 3), torch.int64, list(range(6)))
+def test_a_folder_of_splits_is_no_pool(folder):
+    for name in ("val", "train", "other"):
+        (folder / name).mkdir()
+    with pytest.raises(UserError, match=r"my photos holds train/ and val/, not one pool: give .*my photos/train$"):
+        open_pool(str(folder))
+    (folder / "val").rmdir()
+    assert len(open_pool(str(folder))) == 5  # `train` may be a class
+    only = folder.parent / "only"
+    (only / "train").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"holds train/, not one pool"):
+        open_pool(str(only))
