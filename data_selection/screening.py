@@ -11,10 +11,10 @@ Both are exact: the result is that of best_reference.
 
 Measured on one core, 50,000 x 384 random-convolution features, K = 1,000, in ns per (row, centroid): float32 product
 9.5, its maximum 0.9, bfloat16 product 4.4; product of 64 columns 1.9, its maximum 0.1. Rows screened: 100 % in the
-10th iteration, 60 % in the 50th, 25 % in the 190th; a third of the centroids as runners costs what it saves. Tried and dropped: bfloat16 for
-the first p columns (saves 0.4, needs offsets in three parts), bounds that only use the length of a centroid's move
-(98 % of the rows fail them in the first iterations, 70 % in the 50th), candidate lists (gathering a pair costs as much
-as 90 dense ones), int8 (no faster than bfloat16).
+10th iteration, 60 % in the 50th, 25 % in the 190th; a third of the centroids as runners costs what it saves. Tried and
+dropped: bfloat16 for the first p columns (saves 0.4, needs offsets in three parts), bounds that only use the length of
+a centroid's move (98 % of the rows fail them in the first iterations, 70 % in the 50th), candidate lists (gathering a
+pair costs as much as 90 dense ones), int8 (no faster than bfloat16).
 """
 
 import torch
