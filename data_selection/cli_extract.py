@@ -24,7 +24,7 @@ from data_selection.extraction import DEMO_PREPROCESS, DINO_PREPROCESS, class_to
 from data_selection.files import sha256
 from data_selection.pools import POOLS, SPLITS, open_pool
 from data_selection.subset_files import versions
-from data_selection.table_writer import on_main
+from data_selection.table_writer import on_main_first
 
 AMP = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -205,13 +205,6 @@ def make_folder(folder):
         raise UserError(f"cannot make the output folder {folder} ({error.strerror}): choose another") from None
     if not os.access(folder, os.W_OK):
         raise UserError(f"cannot write into the output folder {folder}: choose another --output_dir")
-
-
-def on_main_first(world, function):
-    """function() on rank 0, which may download, then on the others, which find the file."""
-    box = []
-    on_main(world, lambda: box.append(function()))  # not its result: a pool or a model is not for sending around
-    return box[0] if box else function()
 
 
 def pick_amp(word, device):

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from data_selection.errors import UserError
 from data_selection.pools import FASHION_MEAN, FASHION_STD, IMAGENET_MEAN, IMAGENET_STD
 from data_selection.progress import open_bar
-from data_selection.table_writer import MISSING, TableWriter
+from data_selection.table_writer import MISSING, TableWriter, share_error
 
 
 @dataclass(frozen=True)
@@ -190,7 +190,8 @@ def extract(
         with autocast:
             return embed(model, images.to(world.device, non_blocking=True)).float()
 
-    first = torch.zeros(1, 3, preprocess.size, preprocess.size) if transform is None else transform(pool.image(0))[None]
+    blank = Image.new("RGB", (preprocess.size, preprocess.size))  # image 0 of the pool may be one that cannot be read
+    first = (transform or ResizePIL(preprocess.size))(blank)[None]
     shape = (len(pool), run(first).shape[1] + 1)
     check_labels(pool.labels, dtype)
     prepared = asdict(preprocess) if transform is None else str(transform)
@@ -208,7 +209,13 @@ def extract(
         source = batches(pool, ranges, preprocess, transform, num_workers, world.device)
         started = time.monotonic()
         with open_bar(progress, sum(map(len, ranges)), "extract", "image") as bar:
-            loading = _fill(writer, source, ranges, run, labels, on_error, bar, log)
+            error = None
+            try:
+                loading = _fill(writer, source, ranges, run, labels, on_error, bar, log)
+            except UserError as caught:
+                error = caught
+                writer.stop()
+            share_error(world, error)
         seconds = time.monotonic() - started
         rows = writer.finish(pool.names, provenance, files=pool.paths)
     return Stats(images, seconds, loading, rows, writer.resumed)
@@ -224,6 +231,8 @@ def _fill(writer, source, ranges, run, labels, on_error, bar, log):
     loading, pending = 0.0, None
     source = iter(source)
     for rows in ranges:
+        if writer.stopped():
+            break
         before = time.monotonic()
         images, errors = next(source)
         loading += time.monotonic() - before

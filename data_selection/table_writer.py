@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from data_selection.errors import UserError
 from data_selection.feature_table import read_json, write_sidecar
@@ -59,6 +60,7 @@ class TableWriter:
         request = json.loads(json.dumps(request | {"shape": self.shape, "dtype": self.dtype.name}))
         if (self.folder / "request.json").exists():
             self._compare(request, read_json(self.folder / "request.json"))
+            (self.folder / "stop").unlink(missing_ok=True)
             return int(np.count_nonzero(self.flags()))
         size = self.shape[0] * self.row_bytes
         free = shutil.disk_usage(self.folder).free
@@ -97,6 +99,15 @@ class TableWriter:
         self.unsaved.append((first, flags))
         if time.monotonic() - self.saved_at > SAVE_SECONDS:
             self.save()
+
+    def stop(self):
+        """Ask the other processes to stop: this one has failed, and they would work for hours before they hear it."""
+        with contextlib.suppress(OSError):  # a full disk: they hear it at their end
+            (self.folder / "stop").touch()
+
+    def stopped(self):
+        """Whether some process has failed."""
+        return (self.folder / "stop").exists()
 
     def save(self):
         """Bring this process's rows to the disk, then mark them as done: in this order, so that a mark never lies."""
@@ -201,3 +212,19 @@ def on_main(world, function):
     if failed:
         raise SystemExit(2)
     return result
+
+
+def on_main_first(world, function):
+    """function() on rank 0, which may download, then on the others, which find the files. Errors as in on_main."""
+    box = []
+    on_main(world, lambda: box.append(function()))  # not its result: a pool or a model is not for sending around
+    return box[0] if box else function()
+
+
+def share_error(world, error):
+    """Raise a rank's error (an exception or None) there; where another rank has one, leave quietly, as on_main does."""
+    failed = world.sum_(torch.tensor(int(error is not None), device=world.device))
+    if error is not None:
+        raise error
+    if failed:
+        raise SystemExit(2)

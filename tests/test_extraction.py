@@ -4,9 +4,9 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
-import time
 import types
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import data_selection.table_writer as table_writer
+from data_selection import pools
 from data_selection.backbones import build_model
 from data_selection.cli_extract import main_extract
 from data_selection.distributed import World
@@ -268,6 +269,14 @@ def test_bad_images(model, tmp_path, folder):
     assert not (tmp_path / "t.skipped.txt").exists()
 
 
+def test_a_bad_first_image_is_skipped_under_any_preprocessing(model, tmp_path, folder):
+    (tmp_path / "bad.png").write_bytes(b"x")
+    (tmp_path / "l.txt").write_text(f"{tmp_path}/bad.png\n{folder}/000.png\n")
+    pool = open_pool(str(tmp_path / "l.txt"))
+    for transform in (None, lambda image: ResizePIL(28)(image).float()):
+        assert save(pool, model, tmp_path / "t.npy", transform=transform, on_error="skip").shape == (1, 193)
+
+
 def test_a_dying_worker_is_named(model, tmp_path, folder, monkeypatch):
     pool, main = open_pool(str(folder)), os.getpid()
     monkeypatch.setattr(Pool, "image", lambda self, i: os._exit(1) if os.getpid() != main else None)
@@ -300,28 +309,31 @@ def test_command_writes_the_documented_file(weights, model, tmp_path, folder, ca
     assert "exists and will be replaced" in capsys.readouterr().out
 
 
-def test_demo_pool_uses_the_demo_backbone(weights, model, tmp_path):
+def test_demo_pool_uses_the_demo_backbone(weights, model, tmp_path, monkeypatch):
+    arrays = {key: value[:COUNT] for key, value in load_demo().items()}
+    monkeypatch.setattr(pools, "load_demo", lambda: arrays)
     flags = ["--dataset", "DEMO", "--split", "test", "--pretrained_weights", weights, "--output_dir", str(tmp_path)]
     assert run(main_extract, flags) == 0
     table = np.load(tmp_path / "DEMO_test.npy")
-    assert table.shape == (2000, 193)
-    assert np.abs(table[-5:, :-1] - oracle(model, load_demo()["test_images"][-5:])).max() < 1e-4
+    assert table.shape == (COUNT, 193)
+    assert np.abs(table[-5:, :-1] - oracle(model, arrays["test_images"][-5:])).max() < 1e-4
 
 
-@pytest.mark.parametrize("wrapping", ["teacher", "flat"])
-def test_dino_checkpoint_and_pipeline(tmp_path, folder, wrapping):
-    """ViT-S/16 from a full DINO checkpoint and from a flat one: timm's deit_small on torchvision's pipeline."""
+@pytest.mark.parametrize("arch", ["small", "tiny"])
+def test_dino_checkpoint_and_pipeline(tmp_path, folder, arch):
+    """ViT-S/16 from a full DINO checkpoint and ViT-Ti from a flat one: timm's models on torchvision's pipeline."""
     import timm
 
-    theirs = timm.create_model("deit_small_patch16_224", num_classes=0).eval()
+    theirs = timm.create_model(f"deit_{arch}_patch16_224", num_classes=0).eval()
     state = theirs.state_dict()
-    if wrapping == "teacher":
+    if arch == "small":
         state = {"teacher": {f"module.backbone.{key}": value for key, value in state.items()}
                  | {"module.head.mlp.0.weight": torch.ones(3)}, "epoch": 100}  # fmt: skip
     torch.save(state, tmp_path / "w.pth")
     listed = tmp_path / "two.csv"
     listed.write_text(f"{folder}/001.png,4\n{folder}/005.png,0\n")
     flags = ["--dataset", str(listed), "--pretrained_weights", str(tmp_path / "w.pth"), "--output_dir", str(tmp_path)]
+    flags += ["--arch", "auto" if arch == "small" else "vit_tiny"]
     assert run(main_extract, [*flags, "--num_workers", "0", "--device", "cpu"]) == 0
     table = np.load(tmp_path / "two_train.npy")
     images = [
@@ -394,34 +406,68 @@ def test_released_words(capsys):
 
 
 def test_two_processes_write_the_same_file(weights, model, tmp_path, folder):
+    """As a launcher starts them: RANK and WORLD_SIZE say who they are."""
     flags = command(weights, tmp_path, "--batch_size_per_gpu", "16", dataset=folder)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    done = subprocess.run([*launcher, str(ENTRY), *flags], capture_output=True, text=True, env=SINGLE, timeout=120)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("70 rows in") == 1
-    assert (
-        np.abs(
-            np.load(tmp_path / "shoes_train.npy")[:, :-1] - save(small_pool(), model, tmp_path / "one.npy")[:, :-1]
-        ).max()
-        < 1e-6
-    )
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        meeting = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1])}
+    started = [
+        subprocess.Popen(
+            [sys.executable, str(ENTRY), *flags], env=SINGLE | meeting | {"RANK": rank, "LOCAL_RANK": rank},
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        ) for rank in "01"
+    ]  # fmt: skip
+    said = [process.communicate(timeout=120) for process in started]
+    assert [process.returncode for process in started] == [0, 0], said
+    assert said[0][0].count("70 rows in") == 1
+    assert said[1][0] == ""
+    one = save(small_pool(), model, tmp_path / "one.npy")
+    assert np.abs(np.load(tmp_path / "shoes_train.npy")[:, :-1] - one[:, :-1]).max() < 1e-6
 
 
-def test_killed_command_goes_on(weights, tmp_path, capsys):
-    """SIGKILL in the middle of the demo pool; the file of the second start equals an unbroken run's, bit for bit."""
-    flags = ["--dataset", "DEMO", "--split", "test", "--pretrained_weights", weights, "--device", "cpu"]
-    flags += ["--batch_size_per_gpu", "32", "--output_dir", str(tmp_path)]
+class Failing(World):
+    """Rank 0 of two, the other of which has failed."""
+
+    def sum_(self, tensor):
+        return tensor.add_(1)
+
+
+def test_one_failure_is_one_error(model, tmp_path, folder):
+    """The process that fails says why; the others stop, silently, and keep their rows."""
+    with pytest.raises(SystemExit) as caught:
+        save(small_pool(), model, tmp_path / "t.npy", world=Failing(0, 1, ALONE.device))
+    assert caught.value.code == 2
+    assert not (tmp_path / "t.npy").exists()
+    marks = []
+
+    def told(model, images):
+        marks.append(len(images))
+        (tmp_path / "t.partial" / "stop").touch()
+        return class_tokens(model, images)
+
+    (tmp_path / "t.partial" / "done").write_bytes(bytes(COUNT))
+    with pytest.raises(SystemExit):
+        save(small_pool(), model, tmp_path / "t.npy", world=Failing(0, 1, ALONE.device), embed=told)
+    assert marks == [1, 16]  # the dry run, then the batch in which the other one failed
+    lines = []
+    save(small_pool(), model, tmp_path / "t.npy", log=lines.append)
+    assert lines[0].startswith("going on: 16 of 70 rows")
+
+
+def test_killed_command_goes_on(weights, tmp_path, folder, capsys):
+    """SIGKILL between two batches; the file of the second start equals an unbroken run's, bit for bit."""
+    flags = command(weights, tmp_path, "--batch_size_per_gpu", "8", dataset=folder)
     program = (
-        "import sys, data_selection.table_writer as t; t.SAVE_SECONDS = 0.0\n"
+        "import os, signal, sys, data_selection.table_writer as t; t.SAVE_SECONDS, mark = 0.0, t.TableWriter.save\n"
+        "def save(writer):\n"
+        "    if writer.flags().sum() == 40: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    mark(writer)\n"
+        "t.TableWriter.save = save\n"
         "from data_selection.cli_extract import main_extract; main_extract(sys.argv[1:])"
     )
-    process = subprocess.Popen([sys.executable, "-c", program, *flags], cwd=ROOT, env=SINGLE, stdout=subprocess.DEVNULL)
-    done, deadline = tmp_path / "DEMO_test.partial" / "done", time.monotonic() + 60
-    while time.monotonic() < deadline and not (done.exists() and np.count_nonzero(np.fromfile(done, np.uint8)) > 200):
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert not (tmp_path / "DEMO_test.npy").exists()
+    done = subprocess.run([sys.executable, "-c", program, *flags], cwd=ROOT, env=SINGLE, timeout=120)
+    assert done.returncode == -signal.SIGKILL
+    assert not (tmp_path / "shoes_train.npy").exists()
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as the killed process
     try:
@@ -429,5 +475,5 @@ def test_killed_command_goes_on(weights, tmp_path, capsys):
         main_extract([*flags, "--extra_name", "_whole_"])
     finally:
         torch.set_num_threads(threads)
-    assert re.search(r"going on: \d+ of 2000 rows", capsys.readouterr().out)
-    assert (tmp_path / "DEMO_test.npy").read_bytes() == (tmp_path / "DEMO_whole_test.npy").read_bytes()
+    assert "going on: 40 of 70 rows" in capsys.readouterr().out
+    assert (tmp_path / "shoes_train.npy").read_bytes() == (tmp_path / "shoes_whole_train.npy").read_bytes()
