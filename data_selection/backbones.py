@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import torch
 
-from data_selection.downloads import fetch_weights
+from data_selection.downloads import cache_folder, fetch_weights
 from data_selection.errors import UserError
 
 DEMO_WEIGHTS = Path(__file__).parent / "demo" / "demo_vit.safetensors"
@@ -133,15 +133,16 @@ def load_weights(
     """Load pretrained weights into model, in place; float16 ones are cast. Returns Loaded.
 
     source: a .pth / .pt / .safetensors file or an https address (fetched into torch.hub's cache); a path that does
-    not exist is an error, never a download. Entries `checkpoint_key`, model, state_dict, teacher, student and the
-    prefixes module., backbone., _orig_mod. are unwrapped. allow_missing, allow_unexpected: patterns (fnmatch) of tensor
-    names that the file may lack, or hold in another shape, and that it may hold in excess. resize_pos_embed: resample
-    `pos_embed` (bicubic) where the model's patch grid differs. log: called with one line per declared difference.
+    not exist is an error, never a download (see local_file). Entries `checkpoint_key`, model, state_dict, teacher,
+    student and the prefixes module., backbone., _orig_mod. are unwrapped. allow_missing, allow_unexpected: patterns
+    (fnmatch) of tensor names that the file may lack, or hold in another shape, and that it may hold in excess.
+    resize_pos_embed: resample `pos_embed` (bicubic) where the model's patch grid differs. log: called with one line per
+    declared difference.
     Raises UserError, listing both sides, where anything else differs; the model is then unchanged.
 
     Deviation from the released code, which ignored missing tensors, and downloaded other weights for a mistyped path.
     """
-    path = _local_file(source)
+    path = local_file(source, log)
     own = model.state_dict()
     given = strip_prefixes(unwrap(read_checkpoint(path), checkpoint_key, path), own, path)
     if resize_pos_embed and "pos_embed" in given and "pos_embed" in own:
@@ -167,14 +168,26 @@ def load_weights(
     return Loaded(path, tuple(missing), tuple(unexpected))
 
 
-def _local_file(source):
+def local_file(source, log=print, what="weights file"):
+    """The file of a path or an https address, which is fetched. Raises UserError where a path does not exist.
+
+    The name of one of DINO's files, where no such file is, means the one that an earlier command has downloaded; log
+    gets a line then. what: how the error calls the file.
+    """
     if str(source).startswith(("https://", "http://")):
         return fetch_weights(str(source))
     path = Path(source)
-    if not path.is_file():
-        hint = ": make it with scripts/make_demo_backbone.py" if path == DEMO_WEIGHTS else ": check the path"
-        raise UserError(f"weights file {path} does not exist{hint}")
-    return path
+    if path.is_file():
+        return path
+    hint = "make it with scripts/make_demo_backbone.py" if path == DEMO_WEIGHTS else "check the path"
+    address = {url.rsplit("/", 1)[1]: url for url in DINO_WEIGHTS.values()}.get(path.name)
+    if address:
+        downloaded = cache_folder() / path.name
+        if downloaded.is_file():
+            log(f"{path} does not exist: taking {downloaded}, downloaded before")
+            return downloaded
+        hint += f", or give {address} to download it"
+    raise UserError(f"{what} {path} does not exist: {hint}")
 
 
 def read_checkpoint(path):

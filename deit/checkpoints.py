@@ -48,13 +48,8 @@ def load_pretrained(model, source, log):
     )
 
 
-def training_state(source):
-    """The content of a checkpoint with training state, or None where a file (or address) has none."""
-    path = Path(source)
-    if str(source).startswith(("http://", "https://")):
-        return None
-    if not path.is_file():
-        raise UserError(f"--resume {source} does not exist: check the path")
+def training_state(path):
+    """The content of a checkpoint with training state, or None where a file has none."""
     content = read_checkpoint(path)
     return content if all(isinstance(content, dict) and key in content for key in STATE) else None
 

@@ -12,23 +12,30 @@ from torch.utils.data import DataLoader, Dataset
 
 from data_selection import pools
 from data_selection.errors import UserError
+from data_selection.feature_table import read_json, sidecar
 from data_selection.subset_files import load_subset
 from deit.draws import AUGMENT, hashed, seeded, uniform
 from deit.pipeline import MARGIN, SMALL
 
 DEFAULT_PATH = Path(__file__).resolve().parent / "data"
 CACHE_BYTES = 2 << 30  # `--cache auto` keeps decoded images up to this size, per process
+POOL_NAMES = {"FASHIONMNIST": "FashionMNIST", "IMNET": "ImageNet"}  # where extraction's differ from the trainer's
+HELD = {"CIFAR10": ("cifar-10-*",), "CIFAR100": ("cifar-100-*",), "FASHIONMNIST": ("FashionMNIST", "*-ubyte*")}
 WORKERS = 8  # at most, by default, per process
 
 
 def find_data(name, data_path):
     """The folder of a data set: data_path as given; else `data` where the user stands, else deit/data.
 
+    A data set that is there to download is taken from the first of these that holds it; else from data_selection/data,
+    where feature extraction puts it.
     ImageNet and class folders: the folder that holds train/ and val/, {data path} itself or ImageNet/ in it.
     """
     root = Path(data_path or "data")
-    if data_path is None and not root.is_dir():
-        root = DEFAULT_PATH
+    if data_path is None:
+        folders, files = (root, DEFAULT_PATH, pools.DATA), HELD.get(name, ())
+        holding = [folder for folder in folders if any(any(folder.glob(pattern)) for pattern in files)]
+        root = holding[0] if holding else root if root.is_dir() else DEFAULT_PATH
     if name == "IMNET" and not (root / "train").is_dir():
         return root / "ImageNet"
     return root
@@ -49,8 +56,10 @@ def open_images(name, data_path=None):
         if root.name == "ImageNet":
             return tuple(pools.open_pool("ImageNet", split, root.parent) for split in ("train", "val"))
         return tuple(imagenet_folders(root / split) for split in ("train", "val"))
-    pool = {"FASHIONMNIST": "FashionMNIST"}.get(name, name)
-    return tuple(pools.open_pool(pool, split, None if name == "DEMO" else root) for split in ("train", "test"))
+    return tuple(
+        pools.open_pool(POOL_NAMES.get(name, name), split, None if name == "DEMO" else root)
+        for split in ("train", "test")
+    )
 
 
 def class_folders(folder):
@@ -84,6 +93,25 @@ def imagenet_folders(folder):
 def choose_ids(pool, subset_file=None):
     """The pool indices to train on, a list: all, or those of a subset file (checked against the pool)."""
     return list(range(len(pool))) if subset_file is None else load_subset(subset_file, len(pool)).tolist()
+
+
+def check_same_pool(subset_file, pool, name, log):
+    """Raise UserError where the provenance beside a subset file tells of a pool with another number of images.
+
+    name: of the data set, as for open_images. A pool of another name gets a line in log: names are the user's.
+    """
+    beside = sidecar(subset_file, "provenance")
+    features = read_json(beside).get("features") if beside.exists() else None
+    features = features or {}
+    if features.get("shape") and features["shape"][0] != len(pool):
+        raise UserError(
+            f"subset file {subset_file} was chosen from {features['shape'][0]} images, but the training set has "
+            f"{len(pool)}: it is a list of another data set, or images were skipped or added since the features were "
+            "extracted. Extract the features of this training set and choose again"
+        )
+    chosen_from = ((features.get("provenance") or {}).get("pool") or {}).get("name")
+    if chosen_from in pools.POOLS and name != "FOLDER" and chosen_from != POOL_NAMES.get(name, name):
+        log(f"{subset_file} was chosen from {chosen_from}, and the data set is {name}")
 
 
 def decode(pool, ids, size=None, threads=WORKERS):

@@ -56,7 +56,8 @@ def build_parser():
 
 def _add_data(add, switch):
     add("--data-set", default="CIFAR10", metavar="NAME", help=f"one of {', '.join(DATA_SETS)}")
-    add("--data-path", metavar="DIR", help="where the data is; default: data in the working folder, else deit/data")
+    add("--data-path", metavar="DIR", help="where the data is; default: data in the working folder, deit/data or, "
+        "for what extraction has downloaded, data_selection/data")  # fmt: skip
     add("--subset_ids", metavar="FILE", help="JSON list of training-set indices, for the SUBSET data sets")
     add("--input-size", type=int, help="side of the images in pixels; default by data set: DEMO 28, others 224")
     add("--num_workers", type=int, help="processes per rank that load images; default by cores, none for small images")

@@ -1,17 +1,17 @@
 """The finetuning run: epochs, evaluations and checkpoints."""
 
-import contextlib
 import hashlib
 import json
 import time
 from pathlib import Path
 
 from data_selection import distributed
-from data_selection.backbones import load_weights
+from data_selection.backbones import load_weights, local_file
 from data_selection.errors import UserError
+from data_selection.table_writer import on_main_first
 from deit import checkpoints
 from deit.building import autocast_type, build, build_learner, make_pipeline, resolve
-from deit.datasets import choose_ids, open_images, prepare
+from deit.datasets import check_same_pool, choose_ids, open_images, prepare
 from deit.engine import evaluate, train_one_epoch
 from deit.meters import RunLog
 from deit.mixing import Mixing
@@ -29,12 +29,12 @@ def finetune(args, world):
     if args.output_dir:
         checkpoints.check_folder(args.output_dir)
     log = RunLog(args.output_dir, world.is_main)
-    with main_first(world):
-        train_pool, test_pool = open_images(name, args.data_path)
-    ids = choose_ids(train_pool, args.subset_ids)
+    train_pool, test_pool, ids = on_main_first(world, lambda: open_data(args, name, log))
     global_batch = args.global_batch_size or args.batch_size * world.size
     settings = vars(args) | {"global_batch_size": global_batch, "train_ids": fingerprint(ids), "processes": world.size}
     source, state = starting_point(args, settings, defaults.pretrained, log)
+    if state is not None and finished(args, source, state["epoch"], log):
+        return None
     learner = build_learner(args, world, train_pool.classes, global_batch, log, None if state else source)
     done, best = args.start_epoch - 1, None
     if learner.scheduler is not None and done:
@@ -62,8 +62,6 @@ def run_epochs(learner, log, args, settings, train_data, test_data, classes, don
     """Epochs done+1 to the last; evaluations, checkpoints and the result."""
     world, global_batch = learner.world, settings["global_batch_size"]
     last = args.epochs + args.cooldown_epochs
-    if done >= last:
-        raise UserError(f"the checkpoint has {done} epochs and {last} are asked for: the run is finished")
     mixing = Mixing(
         args.mixup, args.cutmix, args.cutmix_minmax, args.mixup_prob, args.mixup_switch_prob, args.mixup_mode
     )  # fmt: skip
@@ -119,8 +117,7 @@ def evaluate_only(args, world):
     """Evaluate the weights of --resume or --finetune and print the accuracy."""
     name, defaults = resolve(args)
     log = RunLog("", world.is_main)
-    with main_first(world):
-        train_pool, test_pool = open_images(name, args.data_path)
+    train_pool, test_pool = on_main_first(world, lambda: open_images(name, args.data_path))
     model = build(args, train_pool.classes, log)
     load_weights(model, args.resume or args.finetune, checkpoint_key="model", log=log.say)
     model.to(world.device)
@@ -140,9 +137,7 @@ def starting_point(args, settings, pretrained, log):
 
     --auto-resume's checkpoint comes before --resume and --finetune: it is a continuation of what they started.
     """
-    source = args.resume
-    if args.auto_resume and (Path(args.output_dir) / "checkpoint.pth").exists():
-        source = str(Path(args.output_dir) / "checkpoint.pth")
+    source = own_checkpoint(args) or args.resume
     if not source:
         weights = args.finetune or pretrained
         if weights is None:
@@ -151,6 +146,7 @@ def starting_point(args, settings, pretrained, log):
                 "with --finetune FILE or --resume FILE, or say --finetune none to train from random ones"
             )
         return weights, None
+    source = str(local_file(source, log.say, "--resume"))
     state = checkpoints.training_state(source)
     if state is None:
         log.say(f"{source} holds no training state: taken as pretrained weights, as with --finetune")
@@ -164,14 +160,31 @@ def starting_point(args, settings, pretrained, log):
     return source, state
 
 
-@contextlib.contextmanager
-def main_first(world):
-    """Rank 0 runs the block before the others do: what it downloads, they find."""
-    if not world.is_main:
-        world.barrier()
-    yield
-    if world.is_main:
-        world.barrier()
+def own_checkpoint(args):
+    """The checkpoint that --auto-resume continues, or "" where there is none."""
+    path = Path(args.output_dir) / "checkpoint.pth"
+    return str(path) if args.auto_resume and path.exists() else ""
+
+
+def finished(args, source, done, log):
+    """Whether --auto-resume finds its run finished, which is no mistake. Raises UserError where --resume does."""
+    last = args.epochs + args.cooldown_epochs
+    if done < last:
+        return False
+    told = f"the checkpoint has {done} epochs and {last} are asked for: the run is finished"
+    if source != own_checkpoint(args):
+        raise UserError(f"{told} ({source})")
+    result = Path(args.output_dir) / "result.json"
+    log.say(f"{source}: {told}" + (f"; its result is in {result}" if result.exists() else ""))
+    return True
+
+
+def open_data(args, name, log):
+    """(training pool, evaluation pool, pool indices to train on), the subset file checked against its pool."""
+    train_pool, test_pool = open_images(name, args.data_path)
+    if args.subset_ids:
+        check_same_pool(args.subset_ids, train_pool, name, log.say)
+    return train_pool, test_pool, choose_ids(train_pool, args.subset_ids)
 
 
 def fingerprint(ids):

@@ -7,7 +7,8 @@ from PIL import Image
 
 from data_selection import pools
 from data_selection.errors import UserError
-from deit.datasets import Transformed, class_folders, find_data, open_images, prepare
+from deit import datasets
+from deit.datasets import Transformed, check_same_pool, class_folders, find_data, open_images, prepare
 from deit.draws import seeded
 from deit.pipeline import MARGIN, Pipeline
 from deit.samplers import epoch_order, plan_epoch
@@ -133,3 +134,32 @@ def test_imagenet_is_found_in_both_places(tmp_path, monkeypatch):
     assert find_data("CIFAR10", None).parts[-2:] == ("deit", "data")
     (tmp_path / "data").mkdir()
     assert str(find_data("CIFAR10", None)) == "data"
+
+
+def test_what_extraction_downloaded_is_found(tmp_path, monkeypatch):
+    monkeypatch.setattr(pools, "DATA", tmp_path / "extraction")
+    monkeypatch.setattr(datasets, "DEFAULT_PATH", tmp_path / "deit")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "extraction" / "cifar-10-batches-py").mkdir(parents=True)
+    assert find_data("CIFAR10", None) == tmp_path / "extraction"
+    assert find_data("CIFAR100", None) == tmp_path / "deit"  # to be downloaded there
+    (tmp_path / "data").mkdir()
+    assert find_data("CIFAR10", None) == tmp_path / "extraction"
+    assert str(find_data("CIFAR100", None)) == "data"
+    assert str(find_data("CIFAR10", "data")) == "data"
+    (tmp_path / "data" / "cifar-10-batches-py").mkdir()
+    assert str(find_data("CIFAR10", None)) == "data"
+
+
+def test_a_list_chosen_from_another_data_set_is_told(pool, tmp_path):
+    lines = []
+    told = '{"features": {"shape": [40, 8], "provenance": {"pool": {"name": "FashionMNIST"}}}}'
+    (tmp_path / "s.provenance.json").write_text(told)
+    for name in ("FASHIONMNIST", "FOLDER", "CIFAR10"):
+        check_same_pool(tmp_path / "s.json", pool, name, lines.append)
+    assert len(lines) == 1
+    assert "was chosen from FashionMNIST, and the data set is CIFAR10" in lines[0]
+    check_same_pool(tmp_path / "none.json", pool, "CIFAR10", lines.append)
+    (tmp_path / "s.provenance.json").write_text('{"features": null}')
+    check_same_pool(tmp_path / "s.json", pool, "CIFAR10", lines.append)
+    assert len(lines) == 1

@@ -16,7 +16,7 @@ from PIL import Image
 
 from data_selection import pools
 from data_selection.backbones import build_model
-from data_selection.errors import UserError
+from data_selection.errors import UserError, run
 from deit import building, trainer
 from deit.building import make_optimizer, make_scheduler
 from deit.main import main
@@ -95,7 +95,7 @@ def same_weights(one, two):
     return all(torch.equal(a, b) for a, b in zip(one.values(), two.values(), strict=True))
 
 
-def test_a_resumed_run_ends_bit_equal(images, tmp_path, monkeypatch):
+def test_a_resumed_run_ends_bit_equal(images, tmp_path, monkeypatch, capsys):
     flags = {"drop_path": 0.2, "mixup": 0.8, "mixup_prob": 1.0, "model_ema_decay": 0.9, "lr_noise": 0.2}
     main(command(images, tmp_path / "whole", epochs=4, **flags))
     epochs = iter([1, 2])
@@ -121,6 +121,12 @@ def test_a_resumed_run_ends_bit_equal(images, tmp_path, monkeypatch):
     assert all(torch.equal(a, b) for a, b in zip(*momentum, strict=True))
 
     path = tmp_path / "part" / "checkpoint.pth"
+    before = {file.name: file.stat().st_mtime_ns for file in path.parent.iterdir()}
+    monkeypatch.setattr(trainer, "prepare", None)  # no image is decoded for a finished run
+    capsys.readouterr()
+    assert run(main, command(images, tmp_path / "part", epochs=4, auto_resume=True, **flags)) == 0
+    assert "4 epochs and 4 are asked for: the run is finished; its result is in" in capsys.readouterr().out
+    assert {file.name: file.stat().st_mtime_ns for file in path.parent.iterdir()} == before
     with pytest.raises(UserError, match=r"4 epochs and 4 are asked for: the run is finished"):
         main(command(images, finetune=None, resume=path, epochs=4, **flags))
     with pytest.raises(UserError, match=r"--epochs 9 \(was 4\), --lr 0.1 \(was 0.05\).*--finetune"):
@@ -300,6 +306,29 @@ def test_bad_input_is_named_before_any_work(images, tmp_path, flags, message):
         flags["output_dir"] = tmp_path / flags["output_dir"]
     with pytest.raises((UserError, FileNotFoundError), match=message):
         main(command(images, **flags))
+
+
+def test_a_list_of_another_pool_is_refused(images, tmp_path, capsys):
+    (tmp_path / "s.json").write_text("[0, 5, 8, 9]")
+    told = {"features": {"shape": [24, 8], "provenance": {"pool": {"name": "CIFAR10"}}}}
+    (tmp_path / "s.provenance.json").write_text(json.dumps(told))
+    main(command(images, subset_ids=tmp_path / "s.json", epochs=1))
+    told["features"]["shape"][0] = 23
+    (tmp_path / "s.provenance.json").write_text(json.dumps(told))
+    with pytest.raises(UserError, match=r"s.json was chosen from 23 images, but the training set has 24"):
+        main(command(images, subset_ids=tmp_path / "s.json"))
+
+
+def test_downloaded_weights_are_found_by_their_name(images, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    name = "dino_deitsmall16_pretrain.pth"
+    flags = {"finetune": None, "resume": name, "epochs": 1}
+    with pytest.raises(UserError, match=rf"--resume {name} does not exist: .*or give https://.*/{name} to download it"):
+        main(command(images, **flags))
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / name).write_bytes((images / "weights.pth").read_bytes())
+    main(command(images, **flags))
+    assert f"{name} does not exist: taking {tmp_path}/checkpoints/{name}, downloaded before" in capsys.readouterr().out
 
 
 def test_weights_of_another_model_are_refused_with_both_sides(images, tmp_path):
