@@ -33,7 +33,7 @@ from data_selection.extraction import (
     to_input,
 )  # fmt: skip
 from data_selection.feature_table import load_features, sidecar
-from data_selection.pools import FASHION_MEAN, FASHION_STD, Pool, load_demo, open_pool
+from data_selection.pools import FASHION_MEAN, FASHION_STD, Pool, load_demo, open_pool, read_image
 
 ROOT = Path(__file__).resolve().parents[1]
 ENTRY = ROOT / "data_selection" / "extract_feature.py"
@@ -430,6 +430,22 @@ class Failing(World):
 
     def sum_(self, tensor):
         return tensor.add_(1)
+
+
+class Second(World):
+    """Rank 1 of two, of which rank 0 has failed."""
+
+    def broadcast_object(self, value):
+        return True, None
+
+
+def test_an_error_of_rank_0_comes_once():
+    asked = []
+    with pytest.raises(SystemExit) as caught:
+        table_writer.on_main_first(Second(1, 2, ALONE.device), lambda: asked.append("image folder"))
+    assert (caught.value.code, asked) == (2, [])
+    with pytest.raises(UserError, match="lost.png cannot be read"):
+        table_writer.on_main_first(ALONE, lambda: read_image("lost.png"))
 
 
 def test_one_failure_is_one_error(model, tmp_path, folder):
