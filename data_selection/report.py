@@ -44,10 +44,11 @@ def draw_selections(path, features, selections, image_of, *, labels=None, captio
     keep = sorted({int(i) for ids in selections.values() for i in ids})
     rows, points = project_2d(features, keep, seed=seed)
     place = {row: index for index, row in enumerate(rows.tolist())}
-    colour = "#b5bcc6" if labels is None else np.asarray(labels)[rows.numpy()]
+    grey = {"color": "#b5bcc6"}
+    colour = grey if labels is None else {"c": np.asarray(labels)[rows.numpy()], "cmap": "tab10"}
     figure, axes = plt.subplots(2, len(selections), figsize=(4.6 * len(selections), 9.4), squeeze=False, dpi=110)
     for (method, ids), (above, below) in zip(selections.items(), axes.T):
-        above.scatter(*points.T, c=colour, cmap="tab10", s=5, alpha=0.35, linewidths=0)
+        above.scatter(*points.T, **colour, s=5, alpha=0.35, linewidths=0)
         chosen = points[[place[int(i)] for i in ids]]
         above.scatter(*chosen.T, s=26, facecolors="white", edgecolors="black", linewidths=1.0)
         above.set_title(method + (f"\n{captions[method]}" if captions else ""), fontsize=12)
