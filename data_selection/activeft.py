@@ -20,6 +20,7 @@ from data_selection.screening import make_search
 from data_selection.similarity import normalise
 
 FINAL_LR = 1e-6  # of the cosine schedule
+ASSIGN_BYTES = 64 << 20  # larger blocks of the assignment gain nothing
 PATIENCE = 10  # iterations over which the loss must move by `threshold`
 INITS, SCHEDULERS = ("random", "fps", "kmeans++"), ("none", "cosine")
 
@@ -107,7 +108,7 @@ def select_activeft(
     units = optimise(pool, start, fixed, config, world, seed, max_bytes, progress, on_iteration)
     barred = torch.ones(pool.count, dtype=torch.bool)
     barred[place[candidates]] = False
-    positions = distinct_nearest(pool_blocks(pool, world, config), units, barred, world, max_bytes)
+    positions = distinct_nearest(pool_blocks(pool, world, config), units, barred, world, min(max_bytes, ASSIGN_BYTES))
     chosen = positions if ids is None else ids[positions]
     return check_selection(chosen.sort().values, budget, len(features), labelled, excluded)
 

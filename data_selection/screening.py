@@ -19,9 +19,17 @@ pair costs as much as 90 dense ones), int8 (no faster than bfloat16).
 
 import torch
 
-from data_selection.similarity import CHUNK_ROWS, best_reference, block_rows, exact_dot, product_error, recheck
+from data_selection.similarity import (
+    BLOCK_BYTES,
+    CHUNK_ROWS,
+    best_reference,
+    block_rows,
+    exact_dot,
+    product_error,
+    recheck,
+)
 
-EDGES = (0, 1, 4, 16, 32, 48, 64, 96, 128, 160)  # p is one of these; also borders of the blocks
+EDGES = (0, 1, 4, 16, 32, 48, 64, 96, 128)  # p is one of these; also borders of the blocks
 SAMPLE_ROWS = 16384  # for the principal directions
 PAIR_COST = 30_000  # a pair multiplied out costs as much as this many column products of the dense bound
 RUNNERS = 8  # one centroid in so many is a runner
@@ -63,9 +71,9 @@ class ScreenedSearch:
         directions = torch.linalg.eigh(sample.double().T @ sample.double())[1]
         self.basis = directions.flip(1)  # (D, D) float64, largest variance first
         self.edges = [edge for edge in EDGES if edge < dimensions]
-        self.edges += [edge for edge in (224, 320, 512, 768) if edge < dimensions] + [dimensions]
+        self.edges += [edge for edge in (160, 224, 320, 512, 768) if edge < dimensions] + [dimensions]
         self.level = max(k for k, edge in enumerate(self.edges) if edge <= min(64, dimensions // 2))
-        self.top = max(k for k, edge in enumerate(self.edges) if edge <= min(160, dimensions // 2))
+        self.top = max(k for k, edge in enumerate(self.edges) if edge <= min(128, dimensions // 2))
         self.step = step
         self.slack = 2 * product_error(dimensions + len(self.edges))  # rounding of the bound and of own_dot
         self.before = self.index = None
@@ -196,7 +204,8 @@ class ScreenedSearch:
 
 def make_search(pool, spans, count, full, max_bytes, step):
     """The search that suits a pool and `count` centroids. full: every iteration sees the same rows."""
-    block = step or min(8192, block_rows(3 * count + 4 * pool.dimensions, max_bytes))
+    limit = max_bytes if pool.device.type == "cuda" else min(max_bytes, BLOCK_BYTES)  # larger ones gain nothing
+    block = step or block_rows(3 * count + 4 * pool.dimensions, limit)
     if pool.device.type == "cuda" or pool.dimensions < 64 or count < 64 or not spans:
         return DirectSearch(block)
     sample = pool.read(spans[0][0], min(spans[0][1], spans[0][0] + SAMPLE_ROWS))
