@@ -444,7 +444,7 @@ def test_an_error_of_rank_0_comes_once():
     with pytest.raises(SystemExit) as caught:
         table_writer.on_main_first(Second(1, 2, ALONE.device), lambda: asked.append("image folder"))
     assert (caught.value.code, asked) == (2, [])
-    with pytest.raises(UserError, match="lost.png cannot be read"):
+    with pytest.raises(UserError, match=r"lost\.png cannot be read"):
         table_writer.on_main_first(ALONE, lambda: read_image("lost.png"))
 
 
