@@ -18,13 +18,12 @@ from data_selection.backbones import (
     state_digest,
 )  # fmt: skip
 from data_selection.cli import DATA_SELECTION, add_device, bar_factory, make_parser
-from data_selection.distributed import start
+from data_selection.distributed import on_main_first, start
 from data_selection.errors import UserError
 from data_selection.extraction import DEMO_PREPROCESS, DINO_PREPROCESS, class_tokens, extract, pooled
 from data_selection.files import sha256
 from data_selection.pools import POOLS, SPLITS, open_pool
 from data_selection.subset_files import versions
-from data_selection.table_writer import on_main_first
 
 AMP = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 

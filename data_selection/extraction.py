@@ -13,10 +13,11 @@ import torch.nn.functional as F
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
+from data_selection.distributed import share_error
 from data_selection.errors import UserError
 from data_selection.pools import FASHION_MEAN, FASHION_STD, IMAGENET_MEAN, IMAGENET_STD
 from data_selection.progress import open_bar
-from data_selection.table_writer import MISSING, TableWriter, share_error
+from data_selection.table_writer import MISSING, TableWriter
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ import time
 from pathlib import Path
 
 import numpy as np
-import torch
 
+from data_selection.distributed import on_main
 from data_selection.errors import UserError
 from data_selection.feature_table import read_json, write_sidecar
 from data_selection.files import atomic_write
@@ -193,38 +193,3 @@ class TableWriter:
             handle.flush()
             os.fsync(handle.fileno())
         return target
-
-
-def on_main(world, function):
-    """function() on rank 0; its result on every rank.
-
-    Where it fails, rank 0 raises and the others leave quietly, with exit status 2: one error, not one per process.
-    """
-    result = error = None
-    if world.is_main:
-        try:
-            result = function()
-        except Exception as caught:
-            error = caught
-    failed, result = world.broadcast_object((error is not None, result))
-    if error is not None:
-        raise error
-    if failed:
-        raise SystemExit(2)
-    return result
-
-
-def on_main_first(world, function):
-    """function() on rank 0, which may download, then on the others, which find the files. Errors as in on_main."""
-    box = []
-    on_main(world, lambda: box.append(function()))  # not its result: a pool or a model is not for sending around
-    return box[0] if box else function()
-
-
-def share_error(world, error):
-    """Raise a rank's error (an exception or None) there; where another rank has one, leave quietly, as on_main does."""
-    failed = world.sum_(torch.tensor(int(error is not None), device=world.device))
-    if error is not None:
-        raise error
-    if failed:
-        raise SystemExit(2)

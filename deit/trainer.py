@@ -8,7 +8,6 @@ from pathlib import Path
 from data_selection import distributed
 from data_selection.backbones import load_weights, local_file
 from data_selection.errors import UserError
-from data_selection.table_writer import on_main_first
 from deit import checkpoints
 from deit.building import autocast_type, build, build_learner, make_pipeline, resolve
 from deit.datasets import check_same_pool, choose_ids, open_images, prepare
@@ -29,7 +28,7 @@ def finetune(args, world):
     if args.output_dir:
         checkpoints.check_folder(args.output_dir)
     log = RunLog(args.output_dir, world.is_main)
-    train_pool, test_pool, ids = on_main_first(world, lambda: open_data(args, name, log))
+    train_pool, test_pool, ids = distributed.on_main_first(world, lambda: open_data(args, name, log))
     global_batch = args.global_batch_size or args.batch_size * world.size
     settings = vars(args) | {"global_batch_size": global_batch, "train_ids": fingerprint(ids), "processes": world.size}
     source, state = starting_point(args, settings, defaults.pretrained, log)
@@ -117,7 +116,7 @@ def evaluate_only(args, world):
     """Evaluate the weights of --resume or --finetune and print the accuracy."""
     name, defaults = resolve(args)
     log = RunLog("", world.is_main)
-    train_pool, test_pool = on_main_first(world, lambda: open_images(name, args.data_path))
+    train_pool, test_pool = distributed.on_main_first(world, lambda: open_images(name, args.data_path))
     model = build(args, train_pool.classes, log)
     load_weights(model, args.resume or args.finetune, checkpoint_key="model", log=log.say)
     model.to(world.device)

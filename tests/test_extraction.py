@@ -20,7 +20,7 @@ import data_selection.table_writer as table_writer
 from data_selection import pools
 from data_selection.backbones import build_model
 from data_selection.cli_extract import main_extract
-from data_selection.distributed import World
+from data_selection.distributed import World, on_main_first
 from data_selection.errors import UserError, run
 from data_selection.extraction import (
     DEMO_PREPROCESS,
@@ -442,10 +442,10 @@ class Second(World):
 def test_an_error_of_rank_0_comes_once():
     asked = []
     with pytest.raises(SystemExit) as caught:
-        table_writer.on_main_first(Second(1, 2, ALONE.device), lambda: asked.append("image folder"))
+        on_main_first(Second(1, 2, ALONE.device), lambda: asked.append("image folder"))
     assert (caught.value.code, asked) == (2, [])
     with pytest.raises(UserError, match=r"lost\.png cannot be read"):
-        table_writer.on_main_first(ALONE, lambda: read_image("lost.png"))
+        on_main_first(ALONE, lambda: read_image("lost.png"))
 
 
 def test_one_failure_is_one_error(model, tmp_path, folder):
