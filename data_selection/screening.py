@@ -32,6 +32,7 @@ from data_selection.similarity import (
 EDGES = (0, 1, 4, 16, 32, 48, 64, 96, 128)  # p is one of these; also borders of the blocks
 SAMPLE_ROWS = 16384  # for the principal directions
 PAIR_COST = 30_000  # a pair multiplied out costs as much as this many column products of the dense bound
+RETRY = 25  # iterations after which a pool that needed every coordinate is tried with fewer
 RUNNERS = 8  # one centroid in so many is a runner
 ROUND_UP = 1 + 2.0**-20  # float64 norms stay upper bounds as float32
 
@@ -82,7 +83,8 @@ class ScreenedSearch:
             self.bound = torch.full((count,), torch.inf)  # over all centroids but the row's own
             self.table = torch.empty(count, self.edges[self.top])  # coordinates
             self.norms = torch.empty(count, len(self.edges) - 1)  # of the blocks
-        self.screened = self.passed = 0
+        self.screened = self.passed = self.iteration = 0
+        self.wide = False
 
     def begin(self, units):
         """Take the centroids of this iteration, (K, D) float32."""
@@ -97,6 +99,9 @@ class ScreenedSearch:
 
     def nearest(self, rows, start):
         """(similarity, index) of the nearest unit for rows (B, D), both (B,); start: place of the first row."""
+        if self.index is None and self.wide:
+            index = torch.cat([best_reference(some, self.units)[1] for some in rows.split(self.step)])
+            return own_dot(rows, self.units, index), index
         place = slice(start, start + len(rows))
         if self.index is None or self.index[start] < 0:
             rotated = rows.double() @ self.basis
@@ -148,14 +153,21 @@ class ScreenedSearch:
     def _screen(self, some, rows, table, norms, similarity, index, bound):
         """Screen rows `some` and let the pairs that pass compete; similarity, index and bound change in place."""
         own, floor = index[some], similarity[some] - self.slack
-        product = self._bounds(table[some], norms[some])  # (b, K)
+        product = rows[some] @ self.units.T if self.wide else self._bounds(table[some], norms[some])  # (b, K)
         product.scatter_(1, own[:, None], -torch.inf)
         highest = product.amax(1)
         close = (highest >= floor).nonzero()[:, 0]
         self.screened += len(some)
         if len(close):
-            row, rival = (product[close] >= floor[close, None]).nonzero(as_tuple=True)
-            self.passed += len(row)
+            passing = product[close] >= floor[close, None]
+            if not self.wide:
+                pairs = int(passing.sum())
+                self.passed += pairs
+                if pairs * PAIR_COST > passing.numel() * rows.shape[1]:  # the whole product is cheaper, and tighter
+                    product = (rows[some[close]] @ self.units.T).scatter_(1, own[close, None], -torch.inf)
+                    highest[close] = product.amax(1)
+                    passing = product >= floor[close, None]
+            row, rival = passing.nonzero(as_tuple=True)
             changed = self._compete(rows, some[close][row], rival, similarity, index)
             highest[torch.isin(some, changed)] = torch.inf  # bounds nothing: the old centroid is a rival now
         if bound is not None:
@@ -191,11 +203,21 @@ class ScreenedSearch:
         return torch.stack([rotated[:, first:last].norm(dim=1) for first, last in pairs], 1).float() * ROUND_UP
 
     def _adapt(self, count):
-        """More columns where the pairs that passed cost more than half the bound's product, fewer below an eighth."""
-        if self.screened:
+        """More columns where the pairs that passed cost more than half the bound's product, fewer below an eighth.
+
+        `wide`: the first coordinates do not tell the centroids apart, so all are used; tried again now and then.
+        """
+        self.iteration += 1
+        if self.wide:
+            self.wide = self.iteration % RETRY != 0
+        elif self.screened:
             pairs = PAIR_COST * self.passed / self.screened
             dense = count * self.edges[self.level]
-            if pairs > dense / 2:
+            if pairs > dense / 2 and self.level == self.top:
+                self.wide = dense + pairs > count * self.basis.shape[0]
+            elif pairs > 4 * dense:
+                self.level = self.top
+            elif pairs > dense / 2:
                 self.level = min(self.level + 1, self.top)
             elif pairs < dense / 8:
                 self.level = max(self.level - 1, 2)
