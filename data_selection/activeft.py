@@ -54,8 +54,10 @@ class ActiveFTConfig:
     def __post_init__(self):
         for name in ("temperature", "max_iter", "lr", "balance", "batch_size", "slice", "max_memory"):
             value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise UserError(f"{name} {value} must be above 0")
+            if value is not None and not (value > 0 and math.isfinite(value)):
+                raise UserError(f"{name} {value} must be above 0 and finite")
+        if self.temperature < 1e-4:  # float32 similarities are rounded to 6e-8: below this, rounding would decide
+            raise UserError(f"temperature {self.temperature} is below 0.0001: choose a higher one")
         if self.threshold is not None and not self.threshold >= 0:
             raise UserError(f"threshold {self.threshold} must be 0 (never stop early) or above")
         choices = {"init": INITS, "distance": DISTANCES, "scheduler": SCHEDULERS, "objective": tuple(OBJECTIVES)}

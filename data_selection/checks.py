@@ -60,14 +60,17 @@ def check_ids(ids, pool_size, what):
     return values
 
 
-def check_finite(block, first_row=0):
-    """Raise UserError naming the first row of block (rows, D) that holds NaN or infinity."""
+def check_finite(block, first_row=0, ids=None):
+    """Raise UserError naming the first row of block (rows, D) that holds NaN or infinity.
+
+    Row i of the block is the pool's row first_row + i, or ids[i] where ids are given.
+    """
     if not torch.isfinite(block.sum()):  # one pass; the sum is not finite whenever a value is not
         bad = (~torch.isfinite(block).all(dim=1)).nonzero()
         if len(bad):  # else the sum of finite values overflowed
-            raise UserError(
-                f"features hold NaN or infinity, first in row {first_row + bad[0].item()}: extract them again"
-            )
+            row = bad[0].item()
+            row = first_row + row if ids is None else int(ids[row])
+            raise UserError(f"features hold NaN or infinity, first in row {row}: extract them again")
 
 
 def check_selection(ids, budget, pool_size, labelled=(), excluded=()):

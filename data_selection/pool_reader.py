@@ -4,6 +4,7 @@ import os
 
 import torch
 
+from data_selection.checks import check_finite
 from data_selection.similarity import normalise, read_rows
 
 SPAN_ROWS = 16384  # rows whose sums are added up together; never depends on the memory limit, so results do not either
@@ -51,16 +52,28 @@ class UnitPool:
 
     def _gather(self, ids):
         rows = self.features[ids.to(self.features.device) if torch.is_tensor(self.features) else ids.numpy()]
-        return normalise(read_rows(rows, 0, len(ids), self.device))
+        rows = torch.as_tensor(rows).to(self.device, torch.float32)
+        check_finite(rows, ids=ids)
+        return normalise(rows)
 
 
 def working_memory(max_memory, device):
-    """Bytes of working memory: max_memory in GB, or a quarter of what is free on the device."""
+    """Bytes of working memory: max_memory in GB, or a quarter of what is free, shared by the machine's processes."""
     if max_memory is not None:
         return int(max_memory * 1e9)
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0] // 4
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4
+    return available_memory() // 4 // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+
+
+def available_memory():
+    """Bytes that programs can take on this machine: Linux's MemAvailable (free memory and caches that can go)."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as handle:
+            lines = dict(line.split(":", 1) for line in handle)
+        return int(lines["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError):  # another system: all of its memory is the best guess there is
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def pool_device(features, device):

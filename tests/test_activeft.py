@@ -225,6 +225,9 @@ def test_threshold_stops_early(pool):
     ("options", "message"),
     [
         ({"temperature": 0}, "temperature 0 must be above 0"),
+        ({"temperature": 1e-320}, r"is below 0\.0001"),
+        ({"lr": float("inf")}, "lr inf must be above 0 and finite"),
+        ({"balance": float("nan")}, "balance nan must be above 0 and finite"),
         ({"init": "zeros"}, "use one of random, fps"),
         ({"objective": "x"}, "released, paper"),
         ({"threshold": -1}, "threshold -1"),
@@ -256,3 +259,10 @@ def test_ranks_select_the_same(processes, tmp_path):
     assert done.stdout.count("wrote") == 1
     alone = select_activeft(load_features(DATA / "FM3000_train.npy").features, 30, config=ActiveFTConfig(max_iter=60))
     assert json.loads((tmp_path / "chosen.json").read_text()) == alone.tolist()
+
+
+def test_nan_names_the_pool_row_also_where_rows_are_left_out():
+    features = torch.rand(3000, 8)
+    features[2500, 1] = float("nan")
+    with pytest.raises(UserError, match="row 2500"):
+        select_activeft(features, 5, excluded=[0], config=ActiveFTConfig(max_iter=1))
