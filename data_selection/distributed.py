@@ -3,6 +3,7 @@
 import contextlib
 import datetime
 import os
+import time
 from dataclasses import dataclass
 
 import torch
@@ -95,6 +96,11 @@ def start(device="auto"):
     try:
         yield World(rank, size, device)
     finally:
+        if backend == "gloo":
+            # A gloo thread may still be letting go of the last operation's tensors. It needs the interpreter lock for
+            # that, which the group's destructor holds while it joins the thread: a rare deadlock (seen in PyTorch 2.5).
+            # Sleeping gives the lock away.
+            time.sleep(0.1)
         dist.destroy_process_group()
 
 
