@@ -85,20 +85,14 @@ def judge(train, test, chosen, world):
 
 
 def finetune(subset, folder, epochs, device):
-    """Finetune the demo backbone on a subset with two processes; returns the content of result.json.
-
-    The papers' recipe is for 1,000 epochs of one or two steps; this one makes 4 steps of 64 images an epoch, so it
-    needs a higher rate and fewer epochs.
-    """
+    """Finetune the demo backbone on a subset with two processes; returns the content of result.json."""
     if torch.cuda.device_count() < PROCESSES:  # nccl wants a GPU for each process
         device = "cpu"
     threads = str(max(1, (os.cpu_count() or 1) // PROCESSES))  # unset, torchrun takes 1 and prints a banner about it
     command(
         "-m", "torch.distributed.run", f"--nproc_per_node={PROCESSES}", f"--master_port={free_port()}",
-        "deit/main.py", "--data-set", "DEMOSUBSET", "--subset_ids", subset, "--epochs", epochs,
-        "--eval_interval", max(1, epochs // 2), "--batch-size", 32, "--lr", 0.1, "--clip-grad", 2.0,
-        "--device", device, "--output_dir", folder,
-        OMP_NUM_THREADS=threads,
+        "deit/main.py", "--config", "configs/demo_finetune.yaml", "--subset_ids", subset, "--epochs", epochs,
+        "--device", device, "--output_dir", folder, OMP_NUM_THREADS=threads,
     )  # fmt: skip
     return read_json(folder / "result.json")
 
