@@ -373,3 +373,9 @@ def test_a_mistake_is_one_line_and_status_2():
     assert done.returncode == 2
     assert done.stderr.startswith("error: unknown --data-set 'X'")
     assert done.stderr.count("\n") == 1
+
+
+def test_training_from_the_demo_backbone_learns(images, tmp_path):
+    main(command(images, tmp_path / "out", epochs=8, finetune=building.DEMO_WEIGHTS))
+    losses = [line["train_loss"] for line in log_lines(tmp_path / "out")]
+    assert losses[-1] < losses[0]
