@@ -1,8 +1,7 @@
-"""The training and evaluation images: by data set name, whole or a chosen subset, augmented the same on any process."""
+"""The training and evaluation images as batches, augmented the same on any process."""
 
 import os
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -10,108 +9,11 @@ from PIL import Image
 from torch.nn.functional import pad
 from torch.utils.data import DataLoader, Dataset
 
-from data_selection import pools
-from data_selection.errors import UserError
-from data_selection.feature_table import read_json, sidecar
-from data_selection.subset_files import load_subset
 from deit.draws import AUGMENT, hashed, seeded, uniform
 from deit.pipeline import MARGIN, SMALL
 
-DEFAULT_PATH = Path(__file__).resolve().parent / "data"
 CACHE_BYTES = 2 << 30  # `--cache auto` keeps decoded images up to this size, per process
-POOL_NAMES = {"FASHIONMNIST": "FashionMNIST", "IMNET": "ImageNet"}  # where extraction's differ from the trainer's
-HELD = {"CIFAR10": ("cifar-10-*",), "CIFAR100": ("cifar-100-*",), "FASHIONMNIST": ("FashionMNIST", "*-ubyte*")}
 WORKERS = 8  # at most, by default, per process
-
-
-def find_data(name, data_path):
-    """The folder of a data set: data_path as given; else `data` where the user stands, else deit/data.
-
-    A data set that is there to download is taken from the first of these that holds it; else from data_selection/data,
-    where feature extraction puts it.
-    ImageNet and class folders: the folder that holds train/ and val/, {data path} itself or ImageNet/ in it.
-    """
-    root = Path(data_path or "data")
-    if data_path is None:
-        folders, files = (root, DEFAULT_PATH, pools.DATA), HELD.get(name, ())
-        holding = [folder for folder in folders if any(any(folder.glob(pattern)) for pattern in files)]
-        root = holding[0] if holding else root if root.is_dir() else DEFAULT_PATH
-    if name == "IMNET" and not (root / "train").is_dir():
-        return root / "ImageNet"
-    return root
-
-
-def open_images(name, data_path=None):
-    """(training pool, evaluation pool) of a data set name without SUBSET; labels in both count the same classes."""
-    root = find_data(name, data_path)
-    if name == "FOLDER":
-        train, test = class_folders(root / "train"), class_folders(root / "val")
-        if train.class_names != test.class_names:
-            raise UserError(
-                f"{root}/train has the classes {_some(train.class_names)} but {root}/val has "
-                f"{_some(test.class_names)}: both need the same class folders"
-            )
-        return train, test
-    if name == "IMNET":
-        if root.name == "ImageNet":
-            return tuple(pools.open_pool("ImageNet", split, root.parent) for split in ("train", "val"))
-        return tuple(imagenet_folders(root / split) for split in ("train", "val"))
-    return tuple(
-        pools.open_pool(POOL_NAMES.get(name, name), split, None if name == "DEMO" else root)
-        for split in ("train", "test")
-    )
-
-
-def class_folders(folder):
-    """The images below folder/<class>/, in the order of feature extraction (sorted by relative path)."""
-    if not folder.is_dir():
-        raise UserError(f"folder {folder} does not exist: --data-path must hold train/<class>/ and val/<class>/")
-    pool = pools.folder_pool(folder)
-    stray = next((name for name in pool.names if "/" not in name), None)
-    if stray:
-        raise UserError(f"{folder}/{stray} lies in no class folder: put each image into {folder}/<class>/")
-    words = [name.split("/")[0] for name in pool.names]
-    pool.class_names = tuple(sorted(set(words)))
-    pool.classes = len(pool.class_names)
-    number = {word: i for i, word in enumerate(pool.class_names)}
-    pool.labels = [number[word] for word in words]
-    return pool
-
-
-def imagenet_folders(folder):
-    """ImageNet's train or val folder in torchvision's order, which published subsets count in."""
-    from torchvision.datasets import ImageFolder
-
-    try:
-        source = ImageFolder(str(folder))
-    except FileNotFoundError as error:
-        raise UserError(f"ImageNet is needed as class folders in {folder} ({error}): check --data-path") from None
-    paths, labels = zip(*source.samples, strict=True)
-    return pools.Pool(paths=list(paths), labels=labels, classes=len(source.classes), class_names=source.classes)
-
-
-def choose_ids(pool, subset_file=None):
-    """The pool indices to train on, a list: all, or those of a subset file (checked against the pool)."""
-    return list(range(len(pool))) if subset_file is None else load_subset(subset_file, len(pool)).tolist()
-
-
-def check_same_pool(subset_file, pool, name, log):
-    """Raise UserError where the provenance beside a subset file tells of a pool with another number of images.
-
-    name: of the data set, as for open_images. A pool of another name gets a line in log: names are the user's.
-    """
-    beside = sidecar(subset_file, "provenance")
-    features = read_json(beside).get("features") if beside.exists() else None
-    features = features or {}
-    if features.get("shape") and features["shape"][0] != len(pool):
-        raise UserError(
-            f"subset file {subset_file} was chosen from {features['shape'][0]} images, but the training set has "
-            f"{len(pool)}: it is a list of another data set, or images were skipped or added since the features were "
-            "extracted. Extract the features of this training set and choose again"
-        )
-    chosen_from = ((features.get("provenance") or {}).get("pool") or {}).get("name")
-    if chosen_from in pools.POOLS and name != "FOLDER" and chosen_from != POOL_NAMES.get(name, name):
-        log(f"{subset_file} was chosen from {chosen_from}, and the data set is {name}")
 
 
 def decode(pool, ids, size=None, threads=WORKERS):
@@ -259,7 +161,3 @@ def fits(pool, ids):
         return False
     width, height = pool.image(ids[0]).size
     return 3 * width * height * len(ids) <= CACHE_BYTES
-
-
-def _some(words, count=4):
-    return ", ".join(words[:count]) + (f" and {len(words) - count} more" if len(words) > count else "")

@@ -10,11 +10,12 @@ from data_selection.backbones import load_weights, local_file
 from data_selection.errors import UserError
 from deit import checkpoints
 from deit.building import autocast_type, build, build_learner, make_pipeline, resolve
-from deit.datasets import check_same_pool, choose_ids, open_images, prepare
+from deit.datasets import prepare
 from deit.engine import evaluate, train_one_epoch
 from deit.meters import RunLog
 from deit.mixing import Mixing
 from deit.samplers import epoch_order, plan_epoch
+from deit.sources import check_same_pool, choose_ids, open_images
 
 
 def train(args):

@@ -7,11 +7,12 @@ from PIL import Image
 
 from data_selection import pools
 from data_selection.errors import UserError
-from deit import datasets
-from deit.datasets import Transformed, check_same_pool, class_folders, find_data, open_images, prepare
+from deit import sources
+from deit.datasets import Transformed, prepare
 from deit.draws import seeded
 from deit.pipeline import MARGIN, Pipeline
 from deit.samplers import epoch_order, plan_epoch
+from deit.sources import check_same_pool, class_folders, find_data, open_images
 
 CPU = torch.device("cpu")
 GREY = Pipeline(28, (0.286,) * 3, (0.353,) * 3)
@@ -138,7 +139,7 @@ def test_imagenet_is_found_in_both_places(tmp_path, monkeypatch):
 
 def test_what_extraction_downloaded_is_found(tmp_path, monkeypatch):
     monkeypatch.setattr(pools, "DATA", tmp_path / "extraction")
-    monkeypatch.setattr(datasets, "DEFAULT_PATH", tmp_path / "deit")
+    monkeypatch.setattr(sources, "DEFAULT_PATH", tmp_path / "deit")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "extraction" / "cifar-10-batches-py").mkdir(parents=True)
     assert find_data("CIFAR10", None) == tmp_path / "extraction"
