@@ -18,7 +18,7 @@ RECIPE = (
     "warmup_lr", "min_lr", "decay_epochs", "decay_rate", "lr_noise", "lr_noise_pct", "lr_noise_std", "drop",
     "drop_path", "model_ema_decay", "color_jitter", "aa", "train_interpolation", "repeated_aug", "reprob", "remode",
     "recount", "smoothing", "mixup", "cutmix", "cutmix_minmax", "mixup_prob", "mixup_switch_prob", "mixup_mode",
-    "distillation_type", "distillation_alpha", "distillation_tau", "teacher_model", "train_ids",
+    "distillation_type", "distillation_alpha", "distillation_tau", "teacher_model", "mode", "train_ids",
 )  # fmt: skip
 
 
@@ -74,7 +74,7 @@ def plain(value):
 
 
 def restore(learner, state, source, log):
-    """Put a checkpoint's training state into the learner. Returns (epochs done, best (top-1, epoch) or None)."""
+    """Put a checkpoint's training state into the learner. Returns (epochs done, numbers of the best one or None)."""
     try:
         learner.model.load_state_dict(state["model"], strict=True)
         learner.optimizer.load_state_dict(state["optimizer"])
@@ -91,15 +91,14 @@ def restore(learner, state, source, log):
     epoch = state["epoch"]
     if learner.scheduler is not None:  # a function of the epoch alone
         learner.scheduler.step(epoch)
-    best = state.get("best")
-    return epoch, tuple(best) if best else None
+    return epoch, state.get("best")
 
 
 def save(paths, learner, epoch, best, args):
     """Write the training state after `epoch` to each path, whole or not at all.
 
     Entries and names as in the released trainer: model, optimizer, lr_scheduler, epoch, model_ema, scaler, args; and
-    best, (top-1 in percent, epoch). args is a plain dictionary, so that weights_only=True reads the file.
+    best: the best epoch and its numbers. args is a plain dictionary, so that weights_only=True reads the file.
     """
     content = {
         "model": learner.model.state_dict(),
@@ -109,7 +108,7 @@ def save(paths, learner, epoch, best, args):
         "model_ema": learner.ema.module.state_dict() if learner.ema is not None else None,
         "scaler": learner.scaler.state_dict(),
         "args": args,
-        "best": list(best) if best else None,
+        "best": best,
     }
     buffer = io.BytesIO()
     torch.save(content, buffer)

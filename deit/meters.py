@@ -30,7 +30,7 @@ class RunLog:
         self.began, self.first, self.epochs = time.monotonic(), epoch, epochs
         hidden = None if self.is_main else True
         self.bar = tqdm(
-            total=epochs * steps, initial=(epoch - 1) * steps, desc="finetune", unit="step", disable=hidden,
+            total=epochs * steps, initial=max(0, epoch - 1) * steps, desc="finetune", unit="step", disable=hidden,
             dynamic_ncols=True, mininterval=0.5,
         )  # fmt: skip
         if self.folder:
@@ -46,7 +46,7 @@ class RunLog:
         self.bar.update()
 
     def record(self, line, best=None):
-        """Append an epoch's numbers to log.txt, as one JSON line, and show them. best: (top-1, epoch) or None."""
+        """Append an epoch's numbers to log.txt, as one JSON line, and show them. best: the best epoch's, or None."""
         if self.folder:
             with open(self.folder / "log.txt", "a", encoding="utf-8") as handle:
                 handle.write(json.dumps(line) + "\n")
@@ -54,11 +54,11 @@ class RunLog:
         self.loss = accuracy or self.loss
         self.bar.set_postfix_str(f"loss {line['train_loss']:.4f}{self.loss}", refresh=False)
         if accuracy and self.bar.disable:
-            done = line["epoch"] - self.first + 1
+            done = max(1, line["epoch"] - max(1, self.first) + 1)
             left = (time.monotonic() - self.began) / done * (self.epochs - line["epoch"])
             self.say(
                 f"epoch {line['epoch']}/{self.epochs}: lr {line['train_lr']:.3g}, loss {line['train_loss']:.4f}, "
-                f"test loss {line['test_loss']:.4f}{accuracy} (best {best[0]:.2f} % at epoch {best[1]}), "
+                f"test loss {line['test_loss']:.4f}{accuracy} (best {best['acc1']:.2f} % at epoch {best['epoch']}), "
                 f"{clock(left)} left"
             )
 

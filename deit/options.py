@@ -10,6 +10,7 @@ from data_selection.errors import UserError
 
 DATA_SETS = ("CIFAR10", "CIFAR100", "IMNET", "FASHIONMNIST", "FOLDER", "DEMO")
 DATA_SETS += tuple(f"{name}SUBSET" for name in DATA_SETS)
+MODES = ("full", "linear", "lp-ft")
 NOT_YET = ("INAT", "INAT19", "CUB2011", "CUB2011SUBSET", "IMNETSUBSET_Generate")
 SCHEDULES = ("cosine", "tanh", "step", "constant", "multistep", "poly", "wsd", "rsqrt", "none")
 
@@ -99,6 +100,13 @@ def _add_model(add, switch):
 def _add_optimisation(add, switch):
     add("--batch-size", type=int, default=256, help="images per process and pass")
     add("--global-batch-size", type=int, help="images per step over all processes; default: batch size x processes")
+    add(
+        "--mode",
+        choices=MODES,
+        default="full",
+        help="full: every weight; linear: the head alone, by logistic regression on the frozen backbone's features of "
+        "the images without augmentation, in seconds; lp-ft: linear, then full from that head",
+    )
     add("--epochs", type=int, default=1000)
     add("--start_epoch", type=int, default=1, help="first epoch, counted from 1")
     add("--opt", default="SGD", help="a timm optimiser; SGD has Nesterov momentum")
@@ -153,6 +161,12 @@ def _add_run(add, switch):
     add("--output_dir", default="", metavar="DIR", help="default: nothing is saved")
     add("--config", metavar="FILE", help="YAML of flags; the command line wins")
     add("--eval", action="store_true", help="evaluate the weights of --resume or --finetune and exit")
+    add(
+        "--val-fraction",
+        type=float,
+        metavar="F",
+        help="share of the subset held out, evenly per class, to choose the best epoch by; default: the evaluation set",
+    )
     add("--eval_interval", type=int, default=1, help="epochs between evaluations; the last epoch always has one")
     add("--save-interval", type=int, help="epochs between checkpoints, the last always saved; default: --eval_interval")
     switch("--dist-eval", True, "share the evaluation among the processes; every image counts once either way")
@@ -182,7 +196,25 @@ def parse(argv=None):
     args.config = config.config
     vars(args).pop("local_rank", None)
     check(args)
+    if args.mode == "linear":
+        check_no_idle_flag(parser, rest)
     return args
+
+
+def check_no_idle_flag(parser, words):
+    """Raise UserError for flags typed (not from --config, which serves every mode) that do nothing in --mode linear."""
+    used = {"mode", "smoothing", "batch_size"}
+    groups = [group for group in parser._action_groups if group.title in ("optimisation", "augmentation and loss")]
+    idle = {action.dest for group in groups for action in group._group_actions} - used
+    idle |= {"drop", "drop_path", "model_ema", "model_ema_decay", "model_ema_force_cpu"}
+    for action in parser._actions:
+        action.default = argparse.SUPPRESS
+    typed = [flag(name) for name in vars(parser.parse_args(words)) if name in idle]
+    if typed:
+        raise UserError(
+            f"{', '.join(typed)} does nothing in --mode linear, which fits the head in one go: leave it out, or use "
+            "--mode lp-ft to train on from that head"
+        )
 
 
 def config_tokens(path, parser):
@@ -234,6 +266,8 @@ def check(args):
         value = getattr(args, name)
         if value is not None and not 0 <= value <= 1:
             raise UserError(f"{flag(name)} {value} is outside 0..1")
+    if args.val_fraction is not None and not 0 < args.val_fraction < 1:
+        raise UserError(f"--val-fraction {args.val_fraction} is outside 0 < F < 1")
     for name in ("clip_grad", "distillation_tau"):
         value = getattr(args, name)
         if value is not None and not value > 0:
@@ -259,6 +293,10 @@ def check_together(args):
         raise UserError("--distillation-type needs --teacher-path FILE, the teacher's weights")
     if args.teacher_path and args.distillation_type == "none":
         raise UserError("--teacher-path needs --distillation-type soft or hard")
+    if args.mode != "full" and args.start_epoch != 1:
+        raise UserError(
+            f"--start_epoch {args.start_epoch} is for --mode full: {args.mode} starts with fitting the head"
+        )
     if args.auto_resume and not args.output_dir:
         raise UserError("--auto-resume needs --output_dir, where it looks for checkpoint.pth")
     if args.resume and args.finetune:

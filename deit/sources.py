@@ -1,5 +1,6 @@
 """The training and evaluation pools by data set name, and the subset to train on."""
 
+import random
 from pathlib import Path
 
 from data_selection import pools
@@ -7,6 +8,7 @@ from data_selection.errors import UserError
 from data_selection.feature_table import read_json, sidecar
 from data_selection.subset_files import load_subset
 
+FEW = 10  # labels per class
 DEFAULT_PATH = Path(__file__).resolve().parent / "data"
 POOL_NAMES = {"FASHIONMNIST": "FashionMNIST", "IMNET": "ImageNet"}  # where extraction's differ from the trainer's
 HELD = {"CIFAR10": ("cifar-10-*",), "CIFAR100": ("cifar-100-*",), "FASHIONMNIST": ("FashionMNIST", "*-ubyte*")}
@@ -104,3 +106,41 @@ def check_same_pool(subset_file, pool, name, log):
 
 def _some(words, count=4):
     return ", ".join(words[:count]) + (f" and {len(words) - count} more" if len(words) > count else "")
+
+
+def hold_out(ids, pool, fraction, seed):
+    """(ids to train on, ids held out), both in the order of ids; fraction None: nothing is held out.
+
+    round(fraction * len(ids)) images, at least one, each class in proportion to its size as nearly as whole numbers
+    allow, ties and images drawn by the seed; a class always keeps one image to train on.
+    """
+    if fraction is None:
+        return ids, []
+    draw = random.Random(seed)
+    members = {}
+    for i in ids:
+        members.setdefault(pool.label(i), []).append(i)
+    total = max(1, round(fraction * len(ids)))
+    if total > len(ids) - len(members):
+        raise UserError(
+            f"--val-fraction {fraction} of {len(ids)} images holds out {total}, but each of the {len(members)} classes "
+            "must keep one to train on: give a smaller fraction, or leave it out"
+        )
+    share = {label: total * len(some) / len(ids) for label, some in members.items()}
+    count = {label: min(int(share[label]), len(some) - 1) for label, some in members.items()}
+    order = sorted(members)
+    draw.shuffle(order)
+    while sum(count.values()) < total:
+        room = [label for label in order if count[label] < len(members[label]) - 1]
+        count[max(room, key=lambda label: share[label] - count[label])] += 1
+    held = {i for label in order for i in draw.sample(members[label], count[label])}
+    return [i for i in ids if i not in held], [i for i in ids if i in held]
+
+
+def warn_of_few_labels(mode, images, classes, log):
+    """One line where full finetuning has under 10 labels per class: frozen modes usually win there (FACT, 2026)."""
+    if mode == "full" and images < FEW * classes:
+        log(
+            f"warning: {images / classes:.3g} labels per class: below {FEW}, a frozen backbone usually gives more; "
+            "try --mode linear (seconds) or --mode lp-ft"
+        )

@@ -4,6 +4,7 @@ import hashlib
 import json
 import time
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from data_selection import distributed
 from data_selection.backbones import load_weights, local_file
@@ -12,10 +13,11 @@ from deit import checkpoints
 from deit.building import autocast_type, build, build_learner, make_pipeline, resolve
 from deit.datasets import prepare
 from deit.engine import evaluate, train_one_epoch
+from deit.linear import fit_head
 from deit.meters import RunLog
 from deit.mixing import Mixing
 from deit.samplers import epoch_order, plan_epoch
-from deit.sources import check_same_pool, choose_ids, open_images
+from deit.sources import check_same_pool, choose_ids, hold_out, open_images, warn_of_few_labels
 
 
 def train(args):
@@ -30,6 +32,7 @@ def finetune(args, world):
         checkpoints.check_folder(args.output_dir)
     log = RunLog(args.output_dir, world.is_main)
     train_pool, test_pool, ids = distributed.on_main_first(world, lambda: open_data(args, name, log))
+    ids, held = hold_out(ids, train_pool, args.val_fraction, args.seed)
     global_batch = args.global_batch_size or args.batch_size * world.size
     settings = vars(args) | {"global_batch_size": global_batch, "train_ids": fingerprint(ids), "processes": world.size}
     source, state = starting_point(args, settings, defaults.pretrained, log)
@@ -45,58 +48,80 @@ def finetune(args, world):
         log.say(f"{args.output_dir} holds an earlier run: its files are replaced (--auto-resume continues it)")
     pipeline = make_pipeline(args, defaults)
     common = {"cache": args.cache, "workers": args.num_workers, "pin_memory": args.pin_mem}
-    train_data = prepare(train_pool, ids, pipeline, world.device, train=True, seed=args.seed, **common)
-    test_data = prepare(test_pool, range(len(test_pool)), pipeline, world.device, train=False, **common)
+
+    def load(pool, ids, train=False):
+        return prepare(pool, ids, pipeline, world.device, train=train, seed=args.seed, **common)
+
+    data = Images(
+        classes=train_pool.classes,
+        train=load(train_pool, ids, train=True) if last_epoch(args) else None,
+        frozen=load(train_pool, ids) if state is None and args.mode != "full" else None,
+        test=load(test_pool, range(len(test_pool))),
+        held=load(train_pool, held) if held else None,
+    )
     log.say(
         f"training on {len(ids)} of {len(train_pool)} images, {train_pool.classes} classes, {global_batch} per step on "
         f"{world.size} process{'es' if world.size > 1 else ''} ({world.device.type}), evaluating on {len(test_pool)}"
     )
+    warn_of_few_labels(args.mode, len(ids), train_pool.classes, log.say)
     log.keep(done if state is not None else 0)
     try:
-        return run_epochs(learner, log, args, settings, train_data, test_data, train_pool.classes, done, best)
+        return run_epochs(learner, log, args, settings, data, done, best)
     finally:
         log.close()
 
 
-def run_epochs(learner, log, args, settings, train_data, test_data, classes, done, best):
-    """Epochs done+1 to the last; evaluations, checkpoints and the result."""
-    world, global_batch = learner.world, settings["global_batch_size"]
-    last = args.epochs + args.cooldown_epochs
+def run_epochs(learner, log, args, settings, data, done, best):
+    """Epochs done+1 to the last; evaluations, checkpoints and the result. data: sources.Images.
+
+    Epoch 0, where data.frozen is set, fits the head to the frozen backbone; --mode linear has no other.
+    """
+    world, global_batch, last = learner.world, settings["global_batch_size"], last_epoch(args)
     mixing = Mixing(
         args.mixup, args.cutmix, args.cutmix_minmax, args.mixup_prob, args.mixup_switch_prob, args.mixup_mode
     )  # fmt: skip
     save_interval = args.save_interval or args.eval_interval
     parameters = sum(parameter.numel() for parameter in learner.model.parameters() if parameter.requires_grad)
-    score = {"batch": 3 * args.batch_size, "amp": learner.amp, "sharded": args.dist_eval}
+    batch = 3 * args.batch_size
+    score = {"batch": batch, "amp": learner.amp, "sharded": args.dist_eval}
     seconds, images, began = 0.0, 0, time.monotonic()
-    for epoch in range(done + 1, last + 1):
-        order = epoch_order(len(train_data), epoch, seed=args.seed, repeated=args.repeated_aug)
-        steps = plan_epoch(order, global_batch, args.batch_size, world.rank, world.size)
-        if epoch == done + 1:
-            log.start(epoch, last, len(steps), settings)
-        started, rate = time.monotonic(), max(group["lr"] for group in learner.optimizer.param_groups)
-        loss = train_one_epoch(
-            learner, train_data, steps, epoch,
-            classes=classes, seed=args.seed, mixing=mixing, clip_grad=args.clip_grad, on_step=log.step,
-        )  # fmt: skip
-        seconds, images = seconds + time.monotonic() - started, images + len(order)
-        if learner.scheduler is not None:
-            learner.scheduler.step(epoch)
+    first = done + 1 if data.frozen is None else 0
+    log.start(first, last, steps_per_epoch(args, data, global_batch), settings)
+    for epoch in range(first, last + 1):
+        started = time.monotonic()
+        if epoch == 0:
+            rate, count = 0.0, len(data.frozen)
+            loss = fit_head(learner, data.frozen, data.classes, batch=batch, smoothing=args.smoothing)
+        else:
+            order = epoch_order(len(data.train), epoch, seed=args.seed, repeated=args.repeated_aug)
+            steps = plan_epoch(order, global_batch, args.batch_size, world.rank, world.size)
+            rate, count = max(group["lr"] for group in learner.optimizer.param_groups), len(order)
+            loss = train_one_epoch(
+                learner, data.train, steps, epoch, classes=data.classes,
+                seed=args.seed, mixing=mixing, clip_grad=args.clip_grad, on_step=log.step,
+            )  # fmt: skip
+            if learner.scheduler is not None:
+                learner.scheduler.step(epoch)
+        seconds, images = seconds + time.monotonic() - started, images + count
         line, names = {"train_lr": rate, "train_loss": loss}, []
         if epoch % args.eval_interval == 0 or epoch == last:
-            test = evaluate(learner.model, test_data, world, **score)
-            line |= {f"test_{key}": value for key, value in test.items()}
-            if best is None or test["acc1"] > best[0]:
-                best, names = (test["acc1"], epoch), ["best_checkpoint.pth"]
+            test = judged(learner.model, data, world, score)
+            line |= {key if key.startswith("val_") else f"test_{key}": value for key, value in test.items()}
+            if best is None or merit(test) > merit(best):
+                best, names = {"epoch": epoch} | test, ["best_checkpoint.pth"]
         if epoch % save_interval == 0 or epoch == last:
             names.append("checkpoint.pth")
         log.record(line | {"epoch": epoch, "n_parameters": parameters}, best)
         if log.folder and names:
             checkpoints.save([log.folder / file for file in names], learner, epoch, best, settings)
-    ema = None if learner.ema is None else evaluate(learner.ema.module.to(world.device), test_data, world, **score)
+    ema = None
+    if learner.ema is not None and last:
+        ema = evaluate(learner.ema.module.to(world.device), data.test, world, **score)
+    how = f"chosen on {len(data.held)} held-out images" if data.held else "chosen on the evaluation set"
     result = {
+        "mode": args.mode,
         "last": {"epoch": last, **test},
-        "best": {"epoch": best[1], "acc1": best[0], "note": "chosen on the evaluation set"},
+        "best": {**best, "note": how},
         "ema": ema,
         "epochs_run": last - done, "train_seconds": seconds, "seconds": time.monotonic() - began,
         "images_per_second": images / seconds, "processes": world.size, "global_batch_size": global_batch,
@@ -107,10 +132,44 @@ def run_epochs(learner, log, args, settings, train_data, test_data, classes, don
         f"; wrote checkpoint.pth, best_checkpoint.pth, log.txt and result.json in {log.folder}" if log.folder else ""
     )
     log.say(
-        f"top-1 after the last epoch ({last}): {test['acc1']:.2f} %; best {best[0]:.2f} % at epoch {best[1]}, "
-        f"chosen on the evaluation set{where}"
+        f"top-1 after the last epoch ({last}): {test['acc1']:.2f} %; best {best['acc1']:.2f} % at epoch "
+        f"{best['epoch']}, {how}{where}"
     )
     return result if world.is_main else None
+
+
+class Images(NamedTuple):
+    """What a run reads: batches as datasets.prepare makes them, or None where the run has no use for them."""
+
+    classes: int
+    train: Any  # augmented
+    frozen: Any  # the same images as they are, to fit the head
+    test: Any
+    held: Any  # of the subset, to choose the best epoch by
+
+
+def last_epoch(args):
+    """The number of the last epoch; 0 is the one that fits the head alone."""
+    return 0 if args.mode == "linear" else args.epochs + args.cooldown_epochs
+
+
+def steps_per_epoch(args, data, global_batch):
+    if data.train is None:
+        return 0
+    return -(-len(epoch_order(len(data.train), 1, repeated=args.repeated_aug)) // global_batch)
+
+
+def judged(model, data, world, score):
+    """Loss, top-1, top-5 on the evaluation set, and as val_loss, ... on the held-out images where there are any."""
+    result = evaluate(model, data.test, world, **score)
+    if data.held:
+        result |= {f"val_{key}": value for key, value in evaluate(model, data.held, world, **score).items()}
+    return result
+
+
+def merit(numbers):
+    """What the best epoch is chosen by."""
+    return numbers.get("val_acc1", numbers["acc1"])
 
 
 def evaluate_only(args, world):
@@ -168,7 +227,7 @@ def own_checkpoint(args):
 
 def finished(args, source, done, log):
     """Whether --auto-resume finds its run finished, which is no mistake. Raises UserError where --resume does."""
-    last = args.epochs + args.cooldown_epochs
+    last = last_epoch(args)
     if done < last:
         return False
     told = f"the checkpoint has {done} epochs and {last} are asked for: the run is finished"

@@ -3,66 +3,25 @@
 import argparse
 import dataclasses
 import json
-import os
-import socket
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from PIL import Image
 
 from data_selection import pools
-from data_selection.backbones import build_model
 from data_selection.errors import UserError, run
 from deit import building, trainer
 from deit.building import make_optimizer, make_scheduler
 from deit.main import main
 from deit.options import parse
-
-MAIN = Path(__file__).resolve().parents[1] / "deit" / "main.py"
-IMAGES = 20  # for training; three times that in an epoch
+from tests.trainer_runs import MAIN, checkpoint, command, launch, log_lines, make_images
 
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
-    """A folder train/<class>/ (20 + 4 spare) and val/<class>/ (10) of demo images, subset.json, weights.pth."""
-    root = tmp_path_factory.mktemp("images")
-    arrays = pools.load_demo()
-    for split, source, count in (("train", "train", 24), ("val", "test", 10)):
-        for i in range(count):
-            path = root / split / f"class{i % 2}" / f"{i:02d}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(arrays[f"{source}_images"][i]).save(path)
-    (root / "subset.json").write_text(json.dumps(list(range(2, 2 + IMAGES))))
-    torch.manual_seed(0)
-    torch.save(build_model("demo_vit").state_dict(), root / "weights.pth")
-    return root
-
-
-def command(images, output=None, epochs=2, **flags):
-    """A command line for the image folder; flags None are left out, True are switches."""
-    defaults = {
-        "data_set": "FOLDERSUBSET", "data_path": images, "subset_ids": images / "subset.json", "model": "demo_vit",
-        "input_size": 28, "epochs": epochs, "batch_size": 24, "lr": 0.05, "warmup_epochs": 1, "device": "cpu",
-        "finetune": images / "weights.pth", "output_dir": output,
-    }  # fmt: skip
-    words = []
-    for name, value in (defaults | flags).items():
-        if value is not None:
-            flag = "--" + name.replace("_", "-")
-            words += [flag] if value is True else [flag, str(value)]
-    return words
-
-
-def log_lines(folder):
-    return [json.loads(line) for line in (folder / "log.txt").read_text().splitlines()]
-
-
-def checkpoint(folder, name="checkpoint.pth"):
-    return torch.load(folder / name, weights_only=True)
+    return make_images(tmp_path_factory.mktemp("images"))
 
 
 def test_a_run_writes_its_files_and_evaluates_the_last_epoch(images, tmp_path, capsys):
@@ -139,16 +98,7 @@ def test_two_processes_follow_the_curve_of_one(images, tmp_path):
         "global_batch_size": 24, "aa": "rand-m9-mstd0.5-inc1",
     }  # fmt: skip
     main(command(images, tmp_path / "one", num_workers=0, **flags))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    launcher = ["-m", "torch.distributed.launch", "--nproc_per_node=2", f"--master_port={port}", "--use_env"]
-    words = command(images, tmp_path / "two", **flags | {"batch_size": 5, "num_workers": 0})
-    done = subprocess.run(
-        [sys.executable, *launcher, "main.py", *words], cwd=MAIN.parent, env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    done = launch(command(images, tmp_path / "two", **flags | {"batch_size": 5, "num_workers": 0}))
     one, two = log_lines(tmp_path / "one"), log_lines(tmp_path / "two")
     for key in ("train_lr", "train_loss", "test_loss"):
         assert [line[key] for line in two] == pytest.approx([line[key] for line in one], rel=1e-4)
