@@ -9,7 +9,7 @@ if not __package__:
 
 from data_selection.errors import UserError, run
 
-SUBJECTS = ("activeft", "bilaf", "objective", "probe")  # each is scripts/benchmark_<subject>.py with main(argv)
+SUBJECTS = ("activeft", "bilaf", "deviations", "extraction", "objective", "probe", "trainer")  # scripts/benchmark_<subject>.py: main(argv)
 
 
 def main(argv=None):
