@@ -1,0 +1,129 @@
+"""Speed of the finetuning trainer: against the released program's structure, and against a bare training step.
+
+python scripts/benchmark.py trainer
+"""
+
+import argparse
+import contextlib
+import itertools
+import json
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from data_selection import pools
+from data_selection.backbones import DEMO_WEIGHTS, build_model, load_weights
+from data_selection.distributed import World, pick_device
+from deit.building import SMALL_GREY, build_learner, make_pipeline, resolve, write_out_attention
+from deit.datasets import prepare
+from deit.engine import train_one_epoch
+from deit.meters import RunLog
+from deit.options import parse
+from deit.samplers import epoch_order, plan_epoch
+from deit.trainer import train
+from tests.oracles_trainer import bare_step, released_program
+
+INTERVAL = 50  # epochs between evaluations, as the papers' command has it
+BATCH = 256
+
+
+def main(argv=None):
+    """Print two Markdown tables: epochs per second, and seconds per step."""
+    parser = argparse.ArgumentParser(description="Speed of the trainer on the demo ViT, on a CPU.")
+    parser.add_argument("--images", type=int, nargs="+", default=[100, 500, 2500], help="sizes of the subset")
+    parser.add_argument("--epochs", type=int, default=5, help="epochs of one measurement")
+    parser.add_argument("--rounds", type=int, default=3, help="measurements of each program, in turn; medians count")
+    parser.add_argument("--workers", type=int, default=16, help="of the released program; 16 is its default")
+    parser.add_argument("--amp", nargs="+", choices=("off", "bf16"), default=["off", "bf16"])
+    parser.add_argument("--threads", type=int, help="processor cores to use (default: PyTorch's choice)")
+    args = parser.parse_args(argv)
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    print("| images | released, epochs/s | " + " | ".join(f"{amp}, epochs/s | times" for amp in args.amp) + " |")
+    print("|---" * (2 + 2 * len(args.amp)) + "|")
+    for count in args.images:
+        print(row(count, args), flush=True)
+    print("\n| precision | bare step, s | step of the trainer, s | ratio |\n|---|---|---|---|")
+    for amp in args.amp:
+        bare, ours = (statistics.median(times) for times in zip(*step_times(amp, args.rounds)))
+        print(f"| {amp} | {bare:.4f} | {ours:.4f} | {ours / bare:.3f} |", flush=True)
+
+
+def row(count, args):
+    """One line of the first table; the programs take turns, after one epoch of each that does not count."""
+    ids = torch.randperm(10_000, generator=torch.Generator().manual_seed(0))[:count].tolist()
+    released(ids, 1, args.workers)
+    for amp in args.amp:
+        product(ids, 1, amp)
+    rounds = [
+        [released(ids, args.epochs, args.workers), *(product(ids, args.epochs, amp) for amp in args.amp)]
+        for _ in range(args.rounds)
+    ]
+    theirs, *ours = (1 / statistics.median(times) for times in zip(*rounds))
+    return f"| {count:,} | {theirs:.2f} | " + " | ".join(f"{x:.2f} | {x / theirs:.1f}" for x in ours) + " |"
+
+
+def demo_pools():
+    arrays = pools.load_demo()
+    return [
+        pools.Pool(arrays=arrays[f"{split}_images"], labels=arrays[f"{split}_labels"], classes=10)
+        for split in ("train", "test")
+    ]
+
+
+def demo_model():
+    """The demo ViT with its weights, as the trainer starts it."""
+    model = build_model("demo_vit", 10, drop_path_rate=0.1)
+    load_weights(model, DEMO_WEIGHTS, allow_missing=("head.*",), log=lambda line: None)
+    return model
+
+
+def released(ids, epochs, workers):
+    """Seconds per epoch of the released program, the share of an evaluation every 50 epochs included."""
+    train_pool, test_pool = demo_pools()
+    stamps = [time.perf_counter()]
+    with tempfile.TemporaryDirectory() as folder:
+        released_program(
+            demo_model(), train_pool, ids, test_pool, epochs + 1, folder, size=28, mean=SMALL_GREY.mean,
+            std=SMALL_GREY.std, batch=BATCH, workers=workers, eval_interval=epochs + 1,
+            on_epoch=lambda: stamps.append(time.perf_counter()),
+        )  # fmt: skip
+    *times, last = [after - before for before, after in itertools.pairwise(stamps)]
+    epoch = statistics.mean(times)
+    return epoch + max(0.0, last - epoch) / INTERVAL
+
+
+def product(ids, epochs, amp):
+    """Seconds per epoch of the trainer, its share of evaluation and checkpoint every 50 epochs included."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "subset.json").write_text(json.dumps(ids))
+        words = ["--data-set", "DEMOSUBSET", "--subset_ids", f"{folder}/subset.json", "--epochs", str(epochs)]
+        words += ["--batch-size", str(BATCH), "--eval_interval", str(INTERVAL), "--clip-grad", "2.0", "--amp", amp]
+        with contextlib.redirect_stdout(None):
+            result = train(parse([*words, "--device", "cpu", "--output_dir", f"{folder}/out"]))
+    return result["train_seconds"] / epochs + (result["seconds"] - result["train_seconds"]) / INTERVAL
+
+
+def step_times(amp, rounds, epochs=4):
+    """(seconds of a bare step, of a step of the trainer) of the same model and batch, in turn."""
+    args = parse(["--data-set", "DEMO", "--amp", amp, "--clip-grad", "2.0", "--batch-size", str(BATCH)])
+    world, log = World(0, 1, pick_device("cpu")), RunLog("", False)
+    pipeline = make_pipeline(args, resolve(args)[1])
+    data = prepare(demo_pools()[0], range(3 * BATCH), pipeline, world.device, train=True)
+    learner = build_learner(args, world, 10, BATCH, log, "none")
+    model = build_model("demo_vit", 10, drop_path_rate=0.1).train()
+    if learner.amp is not None:
+        write_out_attention(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, nesterov=True, weight_decay=1e-4)
+    for epoch in range(rounds * epochs + 1):
+        steps = plan_epoch(epoch_order(len(data), epoch), BATCH, BATCH)
+        images, labels = next(data.augmented(steps[0].parts, epoch))
+        bare = statistics.mean(bare_step(model, images, labels, optimizer, learner.amp) for _ in steps)
+        began = time.perf_counter()
+        train_one_epoch(learner, data, steps, epoch, classes=10, seed=0, clip_grad=2.0)
+        ours = (time.perf_counter() - began) / len(steps)
+        if epoch:  # the first one warms up
+            yield bare, ours
