@@ -156,7 +156,7 @@ def list_pool(path, root):
     A CSV may start with a header (`file,label`). Labels are whole numbers, or words, which are numbered in sorted
     order; an empty one is unknown. Relative paths start from root. The names are the paths as written.
     """
-    names, labels = _read_list(path)
+    names, labels = read_list(path)
     if not names:
         raise UserError(f"list {path} names no images")
     repeated = len(names) - len(set(names))
@@ -176,8 +176,8 @@ def list_pool(path, root):
     return Pool(paths=paths, labels=numbers if classes else None, classes=classes, names=names, class_names=class_names)
 
 
-def _read_list(path):
-    """(names, labels as text) of a list file."""
+def read_list(path):
+    """(names, labels as text) of a list file: text, or a .csv of path and (optional) label with a header or not."""
     try:
         with open(path, newline="", encoding="utf-8-sig") as handle:
             if path.suffix.lower() != ".csv":

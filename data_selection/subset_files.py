@@ -1,5 +1,6 @@
 """Subset lists: budgets, reading, checking, default names, writing with provenance."""
 
+import hashlib
 import json
 import platform
 import subprocess
@@ -134,11 +135,17 @@ def describe(table, *, method, config, seed, budget, command=None):
             "file": Path(table.path).name if table.path else None,
             "shape": list(table.features.shape),
             "sha256": sha256(table.path) if table.path else None,
+            "names_sha256": names_digest(table.names) if table.names else None,
             "provenance": read_json(source) if source and source.exists() else None,
         },
         "versions": versions(),
         "command": command if command is not None else [Path(sys.argv[0]).name, *sys.argv[1:]],
     }
+
+
+def names_digest(names):
+    """Hex digest of a pool's names in order: with another one, ids mean other images."""
+    return hashlib.sha256("\n".join(names).encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def versions():

@@ -54,12 +54,14 @@ class RunLog:
         self.loss = accuracy or self.loss
         self.bar.set_postfix_str(f"loss {line['train_loss']:.4f}{self.loss}", refresh=False)
         if accuracy and self.bar.disable:
-            done = max(1, line["epoch"] - max(1, self.first) + 1)
+            numbers = f"loss {line['train_loss']:.4f}, test loss {line['test_loss']:.4f}{accuracy}"
+            if line["epoch"] == 0:
+                return self.say(f"head fitted on the frozen backbone: {numbers}")
+            done = line["epoch"] - max(1, self.first) + 1
             left = (time.monotonic() - self.began) / done * (self.epochs - line["epoch"])
             self.say(
-                f"epoch {line['epoch']}/{self.epochs}: lr {line['train_lr']:.3g}, loss {line['train_loss']:.4f}, "
-                f"test loss {line['test_loss']:.4f}{accuracy} (best {best['acc1']:.2f} % at epoch {best['epoch']}), "
-                f"{clock(left)} left"
+                f"epoch {line['epoch']}/{self.epochs}: lr {line['train_lr']:.3g}, {numbers} "
+                f"(best {best['acc1']:.2f} % at epoch {best['epoch']}), {clock(left)} left"
             )
 
     def close(self):

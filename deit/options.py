@@ -60,6 +60,8 @@ def _add_data(add, switch):
     add("--data-path", metavar="DIR", help="where the data is; default: data in the working folder, deit/data or, "
         "for what extraction has downloaded, data_selection/data")  # fmt: skip
     add("--subset_ids", metavar="FILE", help="JSON list of training-set indices, for the SUBSET data sets")
+    add("--labels", metavar="FILE", help="FOLDER: CSV `file,label` for the images in train/, instead of class folders")
+    add("--val-labels", metavar="FILE", help="FOLDER: the same for the images in val/")
     add("--input-size", type=int, help="side of the images in pixels; default by data set: DEMO 28, others 224")
     add("--num_workers", type=int, help="processes per rank that load images; default by cores, none for small images")
     add(
@@ -250,6 +252,8 @@ def check(args):
         raise UserError(f"--data-set {args.data_set} needs --subset_ids FILE, a JSON list of training-set indices")
     if args.subset_ids and not args.data_set.endswith("SUBSET"):
         raise UserError(f"--subset_ids is for the SUBSET data sets: use --data-set {args.data_set}SUBSET")
+    if (args.labels or args.val_labels) and not args.data_set.startswith("FOLDER"):
+        raise UserError(f"--labels and --val-labels are for FOLDER and FOLDERSUBSET, not --data-set {args.data_set}")
     at_least = {
         "epochs": 1, "start_epoch": 1, "batch_size": 1, "global_batch_size": 1, "input_size": 1, "eval_interval": 1,
         "save_interval": 1, "num_workers": 0, "warmup_epochs": 0, "cooldown_epochs": 0, "recount": 1, "seed": 0,

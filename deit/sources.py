@@ -6,7 +6,8 @@ from pathlib import Path
 from data_selection import pools
 from data_selection.errors import UserError
 from data_selection.feature_table import read_json, sidecar
-from data_selection.subset_files import load_subset
+from data_selection.subset_files import load_subset, names_digest
+from deit.label_files import open_folders
 
 FEW = 10  # labels per class
 DEFAULT_PATH = Path(__file__).resolve().parent / "data"
@@ -31,17 +32,14 @@ def find_data(name, data_path):
     return root
 
 
-def open_images(name, data_path=None):
-    """(training pool, evaluation pool) of a data set name without SUBSET; labels in both count the same classes."""
+def open_images(name, data_path=None, labels=None, val_labels=None):
+    """(training pool, evaluation pool) of a data set name without SUBSET; labels in both count the same classes.
+
+    labels, val_labels: CSV files for FOLDER's two parts, see label_files.open_folders.
+    """
     root = find_data(name, data_path)
     if name == "FOLDER":
-        train, test = class_folders(root / "train"), class_folders(root / "val")
-        if train.class_names != test.class_names:
-            raise UserError(
-                f"{root}/train has the classes {_some(train.class_names)} but {root}/val has "
-                f"{_some(test.class_names)}: both need the same class folders"
-            )
-        return train, test
+        return open_folders(root, labels, val_labels)
     if name == "IMNET":
         if root.name == "ImageNet":
             return tuple(pools.open_pool("ImageNet", split, root.parent) for split in ("train", "val"))
@@ -50,22 +48,6 @@ def open_images(name, data_path=None):
         pools.open_pool(POOL_NAMES.get(name, name), split, None if name == "DEMO" else root)
         for split in ("train", "test")
     )
-
-
-def class_folders(folder):
-    """The images below folder/<class>/, in the order of feature extraction (sorted by relative path)."""
-    if not folder.is_dir():
-        raise UserError(f"folder {folder} does not exist: --data-path must hold train/<class>/ and val/<class>/")
-    pool = pools.folder_pool(folder)
-    stray = next((name for name in pool.names if "/" not in name), None)
-    if stray:
-        raise UserError(f"{folder}/{stray} lies in no class folder: put each image into {folder}/<class>/")
-    words = [name.split("/")[0] for name in pool.names]
-    pool.class_names = tuple(sorted(set(words)))
-    pool.classes = len(pool.class_names)
-    number = {word: i for i, word in enumerate(pool.class_names)}
-    pool.labels = [number[word] for word in words]
-    return pool
 
 
 def imagenet_folders(folder):
@@ -99,13 +81,16 @@ def check_same_pool(subset_file, pool, name, log):
             f"{len(pool)}: it is a list of another data set, or images were skipped or added since the features were "
             "extracted. Extract the features of this training set and choose again"
         )
+    if pool.names and (features.get("names_sha256") or names_digest(pool.names)) != names_digest(pool.names):
+        raise UserError(
+            f"subset file {subset_file} was chosen from {len(pool)} images of other names, or in another order, than "
+            "the training set's, so its ids would mean other images: images were added, removed or renamed since the "
+            "features were extracted, or they came from a list. Extract the features of this training set and choose "
+            "again"
+        )
     chosen_from = ((features.get("provenance") or {}).get("pool") or {}).get("name")
     if chosen_from in pools.POOLS and name != "FOLDER" and chosen_from != POOL_NAMES.get(name, name):
         log(f"{subset_file} was chosen from {chosen_from}, and the data set is {name}")
-
-
-def _some(words, count=4):
-    return ", ".join(words[:count]) + (f" and {len(words) - count} more" if len(words) > count else "")
 
 
 def hold_out(ids, pool, fraction, seed):
@@ -137,10 +122,16 @@ def hold_out(ids, pool, fraction, seed):
     return [i for i in ids if i not in held], [i for i in ids if i in held]
 
 
-def warn_of_few_labels(mode, images, classes, log):
-    """One line where full finetuning has under 10 labels per class: frozen modes usually win there (FACT, 2026)."""
-    if mode == "full" and images < FEW * classes:
+def say_of_labels(mode, pool, ids, log):
+    """One line where classes have no image, and one where full finetuning has under 10 labels per class.
+
+    There frozen modes usually win (as FACT reports, arXiv 2606.02079).
+    """
+    classes, present = pool.classes, {pool.label(i) for i in ids}
+    if len(present) < classes:
+        log(f"warning: {classes - len(present)} of {classes} classes have no training image")
+    if mode == "full" and len(ids) < FEW * classes:
         log(
-            f"warning: {images / classes:.3g} labels per class: below {FEW}, a frozen backbone usually gives more; "
+            f"warning: {len(ids) / classes:.3g} labels per class: below {FEW}, a frozen backbone usually gives more; "
             "try --mode linear (seconds) or --mode lp-ft"
         )

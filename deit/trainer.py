@@ -13,11 +13,12 @@ from deit import checkpoints
 from deit.building import autocast_type, build, build_learner, make_pipeline, resolve
 from deit.datasets import prepare
 from deit.engine import evaluate, train_one_epoch
+from deit.label_files import check_labels
 from deit.linear import fit_head
 from deit.meters import RunLog
 from deit.mixing import Mixing
 from deit.samplers import epoch_order, plan_epoch
-from deit.sources import check_same_pool, choose_ids, hold_out, open_images, warn_of_few_labels
+from deit.sources import check_same_pool, choose_ids, hold_out, open_images, say_of_labels
 
 
 def train(args):
@@ -34,7 +35,11 @@ def finetune(args, world):
     train_pool, test_pool, ids = distributed.on_main_first(world, lambda: open_data(args, name, log))
     ids, held = hold_out(ids, train_pool, args.val_fraction, args.seed)
     global_batch = args.global_batch_size or args.batch_size * world.size
-    settings = vars(args) | {"global_batch_size": global_batch, "train_ids": fingerprint(ids), "processes": world.size}
+    settings = vars(args) | {
+        "global_batch_size": global_batch,
+        "train_ids": fingerprint(train_pool, ids),
+        "processes": world.size,
+    }
     source, state = starting_point(args, settings, defaults.pretrained, log)
     if state is not None and finished(args, source, state["epoch"], log):
         return None
@@ -63,7 +68,7 @@ def finetune(args, world):
         f"training on {len(ids)} of {len(train_pool)} images, {train_pool.classes} classes, {global_batch} per step on "
         f"{world.size} process{'es' if world.size > 1 else ''} ({world.device.type}), evaluating on {len(test_pool)}"
     )
-    warn_of_few_labels(args.mode, len(ids), train_pool.classes, log.say)
+    say_of_labels(args.mode, train_pool, ids, log.say)
     log.keep(done if state is not None else 0)
     try:
         return run_epochs(learner, log, args, settings, data, done, best)
@@ -131,10 +136,8 @@ def run_epochs(learner, log, args, settings, data, done, best):
     where = (
         f"; wrote checkpoint.pth, best_checkpoint.pth, log.txt and result.json in {log.folder}" if log.folder else ""
     )
-    log.say(
-        f"top-1 after the last epoch ({last}): {test['acc1']:.2f} %; best {best['acc1']:.2f} % at epoch "
-        f"{best['epoch']}, {how}{where}"
-    )
+    when = f"after the last epoch ({last})" if last else "of the head on the frozen backbone"
+    log.say(f"top-1 {when}: {test['acc1']:.2f} %; best {best['acc1']:.2f} % at epoch {best['epoch']}, {how}{where}")
     return result if world.is_main else None
 
 
@@ -176,7 +179,9 @@ def evaluate_only(args, world):
     """Evaluate the weights of --resume or --finetune and print the accuracy."""
     name, defaults = resolve(args)
     log = RunLog("", world.is_main)
-    train_pool, test_pool = distributed.on_main_first(world, lambda: open_images(name, args.data_path))
+    train_pool, test_pool = distributed.on_main_first(
+        world, lambda: open_images(name, args.data_path, args.labels, args.val_labels)
+    )
     model = build(args, train_pool.classes, log)
     load_weights(model, args.resume or args.finetune, checkpoint_key="model", log=log.say)
     model.to(world.device)
@@ -240,12 +245,14 @@ def finished(args, source, done, log):
 
 def open_data(args, name, log):
     """(training pool, evaluation pool, pool indices to train on), the subset file checked against its pool."""
-    train_pool, test_pool = open_images(name, args.data_path)
+    train_pool, test_pool = open_images(name, args.data_path, args.labels, args.val_labels)
     if args.subset_ids:
         check_same_pool(args.subset_ids, train_pool, name, log.say)
-    return train_pool, test_pool, choose_ids(train_pool, args.subset_ids)
+    ids = choose_ids(train_pool, args.subset_ids)
+    check_labels(train_pool, ids, args.labels)
+    return train_pool, test_pool, ids
 
 
-def fingerprint(ids):
-    """Hex digest of the training ids in order: a continued run must have the same."""
-    return hashlib.sha256(json.dumps(list(ids)).encode()).hexdigest()
+def fingerprint(pool, ids):
+    """Hex digest of the training ids in order and their labels: a continued run must have the same."""
+    return hashlib.sha256(json.dumps([[i, pool.label(i)] for i in ids]).encode()).hexdigest()

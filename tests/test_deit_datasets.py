@@ -4,15 +4,17 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from trainer_runs import write_images
 
 from data_selection import pools
 from data_selection.errors import UserError
 from deit import sources
 from deit.datasets import Transformed, prepare
 from deit.draws import seeded
+from deit.label_files import labelled_folder
 from deit.pipeline import MARGIN, Pipeline
 from deit.samplers import epoch_order, plan_epoch
-from deit.sources import check_same_pool, class_folders, find_data, open_images
+from deit.sources import check_same_pool, find_data, open_images
 
 CPU = torch.device("cpu")
 GREY = Pipeline(28, (0.286,) * 3, (0.353,) * 3)
@@ -96,16 +98,9 @@ def test_every_policy_runs_at_full_strength(policy):
             assert transform(image).shape == (3, 28, 28)
 
 
-def write_images(folder, names):
-    for name in names:
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(np.full((30, 40, 3), len(name), np.uint8)).save(path)
-
-
 def test_class_folders_count_in_extraction_order(tmp_path):
     write_images(tmp_path, ["a/2.png", "a-b/1.png", "a/1.png", "c/deep/1.png"])
-    pool = class_folders(tmp_path)
+    pool = labelled_folder(tmp_path, None, "--labels")
     assert pool.names == pools.open_pool(str(tmp_path)).names
     assert [pool.class_names[label] for label in pool.labels] == [name.split("/")[0] for name in pool.names]
     data = prepare(pool, [0, 3], Pipeline(28, (0.5,) * 3, (0.5,) * 3), CPU, train=True)

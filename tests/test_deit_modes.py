@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
+from trainer_runs import checkpoint, command, launch, log_lines, make_images
 
 from data_selection.backbones import build_model
 from data_selection.errors import UserError
@@ -14,7 +15,6 @@ from deit.linear import STRENGTH, logistic_regression
 from deit.main import main
 from deit.options import parse
 from deit.sources import hold_out
-from tests.trainer_runs import checkpoint, command, launch, log_lines, make_images
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +68,7 @@ def test_linear_fits_the_head_and_nothing_else(images, tmp_path, result, capsys)
     numbers = result("linear")
     assert numbers["mode"] == "linear"
     assert numbers["last"]["acc1"] == numbers["best"]["acc1"] == line[0]["test_acc1"]
-    assert "top-1 after the last epoch (0)" in said
+    assert "top-1 of the head on the frozen backbone" in said
 
     path = tmp_path / "linear" / "checkpoint.pth"
     for word in ("resume", "finetune"):

@@ -9,6 +9,7 @@ import sys
 import pytest
 import torch
 import yaml
+from trainer_runs import MAIN, checkpoint, command, launch, log_lines, make_images
 
 from data_selection import pools
 from data_selection.errors import UserError, run
@@ -16,7 +17,6 @@ from deit import building, trainer
 from deit.building import make_optimizer, make_scheduler
 from deit.main import main
 from deit.options import parse
-from tests.trainer_runs import MAIN, checkpoint, command, launch, log_lines, make_images
 
 
 @pytest.fixture(scope="module")

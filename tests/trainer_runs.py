@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image
 
@@ -29,6 +30,14 @@ def make_images(root):
     torch.manual_seed(0)
     torch.save(build_model("demo_vit").state_dict(), root / "weights.pth")
     return root
+
+
+def write_images(folder, names):
+    """Grey 40 x 30 images, as bright as their name is long."""
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((30, 40, 3), len(name), np.uint8)).save(path)
 
 
 def command(images, output=None, epochs=2, **flags):

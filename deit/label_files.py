@@ -1,0 +1,106 @@
+"""Labels of the user's own folders: from class folders or from a CSV `file,label`."""
+
+import difflib
+from collections import Counter
+from pathlib import Path
+
+from data_selection import pools
+from data_selection.errors import UserError
+
+
+def open_folders(root, labels=None, val_labels=None):
+    """(pool of root/train, pool of root/val), images in the order of feature extraction, classes in sorted order.
+
+    labels, val_labels: CSV files with the labels of either part, else they are its class folders. Both parts must have
+    the same class folders; a CSV may leave classes of the other part out, but not add any.
+    """
+    train = labelled_folder(root / "train", labels, "--labels")
+    test = labelled_folder(root / "val", val_labels, "--val-labels")
+    check_labels(test, range(len(test)), val_labels)
+    if labels is None and val_labels is None and train.class_names != test.class_names:
+        raise UserError(
+            f"{root}/train has the classes {some(train.class_names)} but {root}/val has {some(test.class_names)}: "
+            "both need the same class folders"
+        )
+    if labels is None:
+        renumber(test, train.class_names, val_labels, root / "train")
+    else:
+        renumber(train, test.class_names, labels, val_labels or root / "val")
+    return train, test
+
+
+def labelled_folder(folder, labels, flag):
+    """The images below a folder with the labels of a CSV (-1: not in it), or of the class folders they lie in."""
+    if not folder.is_dir():
+        raise UserError(
+            f"folder {folder} does not exist: --data-path must hold train/<class>/ and val/<class>/, or images in any "
+            f"folders of train/ and val/ with their labels in a CSV ({flag} FILE)"
+        )
+    pool = pools.folder_pool(folder)
+    if labels is None:
+        stray = next((name for name in pool.names if "/" not in name), None)
+        if stray:
+            raise UserError(
+                f"{folder}/{stray} lies in no class folder: put each image into {folder}/<class>/, or give the labels "
+                f"in a CSV with {flag} FILE"
+            )
+        words = [name.split("/")[0] for name in pool.names]
+    else:
+        words = read_labels(labels, pool.names, folder)
+    pool.class_names = tuple(sorted(set(words) - {""}))
+    pool.classes = len(pool.class_names)
+    number = {word: i for i, word in enumerate(pool.class_names)} | {"": pools.UNKNOWN}
+    pool.labels = [number[word] for word in words]
+    return pool
+
+
+def read_labels(path, names, folder):
+    """The label of each name as text, "" where a CSV of `file,label` (header or not) has none.
+
+    Raises UserError for a file that is not among the names, one that comes twice, or a CSV without any label.
+    """
+    if Path(path).suffix.lower() != ".csv" or not Path(path).is_file():
+        raise UserError(f"label file {path} must be an existing .csv of file,label")
+    files, labels = pools.read_list(Path(path))
+    known = set(names)
+    unknown = [file for file in files if file not in known]
+    if unknown:
+        close = difflib.get_close_matches(unknown[0], names, 1) or names
+        raise UserError(
+            f"label file {path}: {len(unknown)} of {len(files)} files are not in {folder}, first {unknown[0]!r}; names "
+            f"start from that folder, such as {close[0]!r}"
+        )
+    twice = [file for file, count in Counter(files).items() if count > 1]
+    if twice:
+        raise UserError(f"label file {path} names {twice[0]!r} more than once: keep one row for each image")
+    if not any(labels):
+        raise UserError(f"label file {path} holds no label: rows of file,label are needed")
+    given = dict(zip(files, labels, strict=True))
+    return [given.get(name, "") for name in names]
+
+
+def check_labels(pool, ids, source):
+    """Raise UserError where images `ids` of a pool have no label. source: the CSV they come from, or None."""
+    bare = [i for i in ids if pool.label(i) == pools.UNKNOWN]
+    if bare and source:
+        raise UserError(
+            f"{len(bare)} of the {len(ids)} images to use have no label in {source}, first {pool.names[bare[0]]!r}: "
+            "fill in the rest, or give with --subset_ids a list of images that have one"
+        )
+
+
+def renumber(pool, class_names, source, other):
+    """Number a pool's labels by the class names of the other part. Raises UserError for a label that it lacks."""
+    strange = [name for name in pool.class_names if name not in class_names]
+    if strange:
+        close = difflib.get_close_matches(strange[0], class_names, 1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise UserError(f"{source} has the label {strange[0]!r}, no class of {other} ({some(class_names)}){hint}")
+    number = [class_names.index(name) for name in pool.class_names] + [pools.UNKNOWN]  # the last one for -1
+    pool.labels = [number[label] for label in pool.labels]
+    pool.class_names, pool.classes = class_names, len(class_names)
+
+
+def some(words, count=4):
+    """The first words of a list, for a message."""
+    return ", ".join(words[:count]) + (f" and {len(words) - count} more" if len(words) > count else "")

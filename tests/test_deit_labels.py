@@ -1,0 +1,124 @@
+"""A user's own images: labels from a CSV, and the way from an unlabelled folder to a trained model."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from trainer_runs import command, log_lines, write_images
+
+from data_selection import pools
+from data_selection.cli_extract import main_extract
+from data_selection.cli_select import main_select
+from data_selection.errors import UserError
+from deit.label_files import open_folders
+from deit.main import main
+from deit.options import parse
+
+CLASSES = ("ankle boot", "trousers")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """train/ with four images in no particular folders, val/<class>/ with one of each class."""
+    write_images(tmp_path, ["train/b.png", "train/a/1.png", "train/a/2.png", "train/c.png"])
+    write_images(tmp_path, ["val/cat/1.png", "val/dog/1.png"])
+    return tmp_path
+
+
+def write(path, text):
+    path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
+@pytest.mark.parametrize("header", ["", "file,label\n"])
+def test_a_csv_labels_images_by_name(folder, header):
+    labels = write(folder / "l.csv", header + "c.png,dog\na/2.png,cat\nb.png,\n")
+    train, test = open_folders(folder, labels)
+    assert train.names == ("a/1.png", "a/2.png", "b.png", "c.png")
+    assert train.labels == [-1, 0, -1, 1]
+    assert (train.class_names, train.classes, test.labels) == (("cat", "dog"), 2, [0, 1])
+    both = write(folder / "v.csv", "dog/1.png,dog\ncat/1.png,a zebra\n")
+    train, test = open_folders(folder, write(folder / "l.csv", "c.png,dog\n"), both)
+    assert (train.labels, test.labels, train.class_names) == ([-1, -1, -1, 1], [0, 1], ("a zebra", "dog"))
+
+
+WRONG = [
+    ("file,label\nc.jpg,dog\n", r"1 of 1 files are not in .*train, first 'c\.jpg'; names .* such as 'c\.png'"),
+    ("c.png,dog\nb.png,cat\nc.png,dog\n", r"names 'c\.png' more than once"),
+    ("c.png,dgo\n", r"l\.csv has the label 'dgo', no class of .*val \(cat, dog\); did you mean 'dog'\?"),
+    ("c.png,\n", "holds no label"),
+    ("", "holds no label"),
+    ("c.png,dog,1\n", "3 columns"),
+]
+
+
+@pytest.mark.parametrize(("text", "message"), WRONG)
+def test_a_wrong_csv_is_named(folder, text, message):
+    with pytest.raises(UserError, match=message):
+        open_folders(folder, write(folder / "l.csv", text))
+
+
+def test_labels_that_miss_are_told_before_training(folder):
+    labels = write(folder / "l.csv", "c.png,dog\na/1.png,cat\n")
+    (folder / "subset.json").write_text("[0, 2, 3]")
+    words = command(folder, labels=labels, finetune="none")
+    with pytest.raises(UserError, match=r"1 of the 3 images to use have no label in .*l\.csv, first 'b\.png'"):
+        main(words)
+    with pytest.raises(UserError, match=r"2 of the 4 images .*first 'a/2\.png'.*--subset_ids"):
+        main(command(folder, labels=labels, finetune="none", data_set="FOLDER", subset_ids=None))
+    with pytest.raises(UserError, match=r"1 of the 2 images .*v\.csv, first 'dog/1\.png'"):
+        open_folders(folder, labels, write(folder / "v.csv", "cat/1.png,cat\n"))
+    with pytest.raises(UserError, match=r"must be an existing \.csv"):
+        open_folders(folder, str(folder / "none.csv"))
+    with pytest.raises(UserError, match=r"train/b\.png lies in no class folder.*or give the labels in a CSV"):
+        open_folders(folder)
+    with pytest.raises(UserError, match="--labels and --val-labels are for FOLDER"):
+        parse(["--data-set", "DEMO", "--labels", "l.csv"])
+
+
+def test_from_an_unlabelled_folder_to_a_trained_model(tmp_path, capsys):
+    arrays = pools.load_demo()
+    truth = {}
+    for split, source, count in (("train", "train", 60), ("val", "test", 20)):
+        rows = [i for i, label in enumerate(arrays[f"{source}_labels"]) if label in (9, 1)][:count]
+        for k, i in enumerate(rows):
+            label = CLASSES[int(arrays[f"{source}_labels"][i] == 1)]
+            name = ("b/", "", "a-b/", "a/")[k % 4] + f"{97 * k % 61}.png"  # neither sorted nor in class folders
+            path = tmp_path / "images" / split / (name if split == "train" else f"{label}/{name}")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(arrays[f"{source}_images"][i]).save(path)
+            truth[name] = label if split == "train" else truth.get(name)
+
+    images = tmp_path / "images"
+    device = ["--device", "cpu"]
+    main_extract(["--dataset", str(images / "train"), "--arch", "demo_vit", "--output_dir", str(tmp_path), *device])
+    features = tmp_path / "images_train.npy"
+    main_select(["--features", str(features), "--budget", "20", "--output_dir", str(tmp_path),
+                 "--filename", "chosen.json", *device])  # fmt: skip
+    asked = (tmp_path / "chosen.txt").read_text().splitlines()  # what the annotators get
+    with open(tmp_path / "labels.csv", "w", newline="") as handle:
+        rows = [(name, truth[name]) for name in reversed(asked)]
+        csv.writer(handle).writerows([("file", "label"), *rows])
+
+    flags = {
+        "data_path": images, "subset_ids": tmp_path / "chosen.json", "labels": tmp_path / "labels.csv",
+        "finetune": pools.DEMO_FILE.parent / "demo_vit.safetensors",
+    }  # fmt: skip
+    linear = flags | {"mode": "linear", "epochs": None, "lr": None, "warmup_epochs": None}
+    main(command(images, tmp_path / "out", **linear))
+    assert log_lines(tmp_path / "out")[0]["test_acc1"] == 100  # boots and trousers: only wrong labels would miss
+
+    train, _ = open_folders(images, str(tmp_path / "labels.csv"))
+    ids = json.loads((tmp_path / "chosen.json").read_text())
+    assert [train.names[i] for i in ids] == asked
+    assert [train.class_names[train.labels[i]] for i in ids] == [truth[name] for name in asked]
+    assert [np.asarray(train.image(i)).tolist() for i in ids[:3]] == [
+        np.asarray(Image.open(images / "train" / name).convert("RGB")).tolist() for name in asked[:3]
+    ]
+
+    other = next(name for name in train.names if name not in asked)
+    (images / "train" / other).rename(images / "train" / "0.png.png")  # as many images as before, in another order
+    with pytest.raises(UserError, match=r"chosen\.json was chosen from 60 images of other names"):
+        main(command(images, tmp_path / "out", **linear))
