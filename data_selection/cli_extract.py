@@ -18,7 +18,7 @@ from data_selection.backbones import (
     state_digest,
 )  # fmt: skip
 from data_selection.cli import DATA_SELECTION, add_device, bar_factory, make_parser
-from data_selection.distributed import on_main_first, start
+from data_selection.distributed import on_main, on_main_first, start
 from data_selection.errors import UserError
 from data_selection.extraction import DEMO_PREPROCESS, DINO_PREPROCESS, class_tokens, extract, pooled
 from data_selection.files import sha256
@@ -86,8 +86,9 @@ def build_parser():
         "--amp",
         default="auto",
         choices=["auto", *AMP],
-        help="mixed precision; auto: bf16 on a GPU that has it, else off",
+        help="mixed precision; auto: bf16 where the GPU or the CPU computes in it, else off",
     )
+    add("--compile", action="store_true", help="torch.compile: minutes at the start, then faster on most GPUs")
     add("--dtype", default="float32", choices=["float32", "float16", "float64"], help="float type of the file")
     add("--on_error", default="stop", choices=["stop", "skip"],
         help="an image that cannot be read: stop, or leave it out and list it in X.skipped.txt")  # fmt: skip
@@ -122,7 +123,7 @@ def run_extract(args, world, say):
     preprocess, transform = preprocessing(arch, model)
     if path.exists():
         say(f"{path} exists and will be replaced when the new file is whole")
-    amp = pick_amp(args.amp, world.device)
+    amp = on_main(world, lambda: pick_amp(args.amp, world.device))  # machines may differ
     backbone = {
         "arch": arch, "patch_size": args.patch_size if arch in WIDTHS else None, "n_last_blocks": args.n_last_blocks,
         "avgpool_patchtokens": args.avgpool_patchtokens, **weights,
@@ -135,9 +136,9 @@ def run_extract(args, world, say):
     }  # fmt: skip
     stats = extract(
         pool, model, path, world=world, preprocess=preprocess, transform=transform, embed=embedding(args, arch, model),
-        batch_size=args.batch_size_per_gpu, num_workers=min(args.num_workers, cores()), amp_dtype=amp, dtype=args.dtype,
-        on_error=args.on_error, request={"pool": data, "backbone": backbone}, provenance=provenance,
-        progress=bar_factory(world), log=say,
+        batch_size=args.batch_size_per_gpu, num_workers=min(args.num_workers, cores()), amp_dtype=amp,
+        compiled=args.compile, dtype=args.dtype, on_error=args.on_error, request={"pool": data, "backbone": backbone},
+        provenance=provenance, progress=bar_factory(world), log=say,
     )  # fmt: skip
     say(summary(stats, path))
 
@@ -208,9 +209,19 @@ def make_folder(folder):
 
 def pick_amp(word, device):
     """The torch type of --amp, or None for float32."""
-    if word == "auto":
-        return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else None
-    return AMP[word]
+    if word != "auto":
+        return AMP[word]
+    fast = torch.cuda.is_bf16_supported(including_emulation=False) if device.type == "cuda" else cpu_has_bf16()
+    return torch.bfloat16 if fast else None
+
+
+def cpu_has_bf16():
+    """Whether this CPU multiplies in bf16 (x86: AVX512_BF16 or AMX; ARM: bf16); elsewhere float32 is faster."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:  # no Linux: not known
+        return False
+    return not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(text.split())
 
 
 def summary(stats, path):

@@ -1,6 +1,5 @@
 """Pool + backbone -> feature file: batches prepared ahead, sharded over ranks, written as they arrive, resumable."""
 
-import contextlib
 import functools
 import hashlib
 import json
@@ -73,6 +72,12 @@ def class_tokens(model, images, n_last_blocks=1, avgpool_patchtokens=False):
 def pooled(model, images):
     """Features (B, D) of a timm model without classifier: its own pooling."""
     return model(images)
+
+
+def memory_layout(model):
+    """channels_last for networks of convolutions, whose kernels are faster in it; a ViT has but one convolution."""
+    convolutions = sum(isinstance(module, torch.nn.Conv2d) for module in model.modules())
+    return torch.channels_last if convolutions > 1 else torch.contiguous_format
 
 
 def to_input(images, preprocess, device):
@@ -169,35 +174,39 @@ def batches(pool, ranges, preprocess, transform, num_workers, device):
 
 def extract(
     pool, model, path, *, world, preprocess=DINO_PREPROCESS, transform=None, embed=class_tokens, batch_size=128,
-    num_workers=0, amp_dtype=None, dtype="float32", on_error="stop", request=None, provenance=None, progress=None,
-    log=print,
+    num_workers=0, amp_dtype=None, compiled=False, dtype="float32", on_error="stop", request=None, provenance=None,
+    progress=None, log=print,
 ):  # fmt: skip
     """Embed every image of pool and write the feature file `path` (released layout: D columns, then the label or -1).
 
     embed(model, images) -> (B, D). transform: of a PIL image to a float tensor, instead of preprocess. amp_dtype:
-    None, torch.bfloat16 or torch.float16. on_error: `stop`, or `skip` to leave out images that cannot be read (listed
-    in X.skipped.txt; rows then count the kept images, X.names.json says which). request: what else the values depend on
-    (weights, ...), compared before an interrupted extraction goes on. Batch k is rows k * batch_size onwards, whatever
-    the number of ranks: every rank fills its own batches of the same file. Returns Stats.
+    None, torch.bfloat16 or torch.float16. compiled: run embed through torch.compile. on_error: `stop`, or `skip` to
+    leave out images that cannot be read (listed in X.skipped.txt; rows then count the kept images, X.names.json says
+    which). request: what else the values depend on (weights, ...), compared before an interrupted extraction goes on.
+    Batch k is rows k * batch_size onwards, whatever the number of ranks: every rank fills its own batches of the same
+    file. Returns Stats.
     Raises UserError where an image cannot be read, features are not finite, or the file cannot be written.
     """
-    model = model.eval().to(world.device)
-    autocast = torch.autocast(world.device.type, amp_dtype) if amp_dtype else contextlib.nullcontext()
+    layout = memory_layout(model)
+    model = model.eval().to(world.device, memory_format=layout)
 
     @torch.inference_mode()
     def run(images):
         if images.dtype == torch.uint8:
             images = to_input(images, preprocess, world.device)
-        with autocast:
-            return embed(model, images.to(world.device, non_blocking=True)).float()
+        images = images.to(world.device, non_blocking=True, memory_format=layout)
+        with torch.autocast(world.device.type, amp_dtype, enabled=amp_dtype is not None):
+            return embed(model, images).float()
 
     blank = Image.new("RGB", (preprocess.size, preprocess.size))  # image 0 of the pool may be one that cannot be read
     first = (transform or ResizePIL(preprocess.size))(blank)[None]
     shape = (len(pool), run(first).shape[1] + 1)
+    embed = torch.compile(embed) if compiled else embed  # not before: it compiles for every batch size it meets
     check_labels(pool.labels, dtype)
     prepared = asdict(preprocess) if transform is None else str(transform)
     rows = {"names_digest": _digest(pool.names), "labels_digest": _digest(pool.labels)}
-    request = (request or {}) | rows | {"preprocess": prepared, "amp": str(amp_dtype), "on_error": on_error}
+    how = {"preprocess": prepared, "amp": str(amp_dtype), "compiled": compiled, "on_error": on_error}
+    request = (request or {}) | rows | how
     labels = np.full(len(pool), -1.0) if pool.labels is None else np.asarray(pool.labels, dtype=np.float64)
     with TableWriter(path, shape, dtype, request, world) as writer:
         if writer.resumed:

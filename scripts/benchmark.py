@@ -9,7 +9,7 @@ if not __package__:
 
 from data_selection.errors import UserError, run
 
-SUBJECTS = ("activeft", "bilaf", "deviations", "extraction", "objective", "probe", "trainer")  # scripts/benchmark_<subject>.py: main(argv)
+SUBJECTS = sorted(path.stem.removeprefix("benchmark_") for path in Path(__file__).parent.glob("benchmark_*.py"))
 
 
 def main(argv=None):

@@ -118,7 +118,7 @@ def main(argv=None):
     for split in ("train", "test"):
         command(
             "data_selection/extract_feature.py", "--dataset", "DEMO", "--split", split,
-            "--output_dir", folder, "--device", args.device,
+            "--output_dir", folder, "--device", args.device, "--amp", "off",
         )  # fmt: skip
     with start(args.device) as world:
         train, test = (load_features(folder / f"DEMO_{split}.npy") for split in ("train", "test"))

@@ -289,7 +289,7 @@ def test_a_dying_worker_is_named(model, tmp_path, folder, monkeypatch):
 
 def command(weights, out, *flags, dataset):
     return ["--dataset", str(dataset), "--arch", "demo_vit", "--pretrained_weights", weights, "--output_dir", str(out),
-            "--device", "cpu", "--num_workers", "0", *flags]  # fmt: skip
+            "--device", "cpu", "--num_workers", "0", "--amp", "off", *flags]  # fmt: skip
 
 
 def test_command_writes_the_documented_file(weights, model, tmp_path, folder, capsys):
@@ -313,7 +313,7 @@ def test_demo_pool_uses_the_demo_backbone(weights, model, tmp_path, monkeypatch)
     arrays = {key: value[:COUNT] for key, value in load_demo().items()}
     monkeypatch.setattr(pools, "load_demo", lambda: arrays)
     flags = ["--dataset", "DEMO", "--split", "test", "--pretrained_weights", weights, "--output_dir", str(tmp_path)]
-    assert run(main_extract, flags) == 0
+    assert run(main_extract, [*flags, "--amp", "off"]) == 0
     table = np.load(tmp_path / "DEMO_test.npy")
     assert table.shape == (COUNT, 193)
     assert np.abs(table[-5:, :-1] - oracle(model, arrays["test_images"][-5:])).max() < 1e-4
@@ -334,7 +334,7 @@ def test_dino_checkpoint_and_pipeline(tmp_path, folder, arch):
     listed.write_text(f"{folder}/001.png,4\n{folder}/005.png,0\n")
     flags = ["--dataset", str(listed), "--pretrained_weights", str(tmp_path / "w.pth"), "--output_dir", str(tmp_path)]
     flags += ["--arch", "auto" if arch == "small" else "vit_tiny"]
-    assert run(main_extract, [*flags, "--num_workers", "0", "--device", "cpu"]) == 0
+    assert run(main_extract, [*flags, "--num_workers", "0", "--device", "cpu", "--amp", "off"]) == 0
     table = np.load(tmp_path / "two_train.npy")
     images = [
         Image.open(folder / name).convert("RGB").resize((224, 224), Image.Resampling.BICUBIC)
@@ -362,7 +362,7 @@ def test_timm_architecture_with_its_own_preprocessing(tmp_path, folder, capsys):
         "--pretrained_weights",
         str(tmp_path / "w.pth"),
     ]
-    flags += ["--output_dir", str(tmp_path), "--num_workers", "0", "--device", "cpu"]
+    flags += ["--output_dir", str(tmp_path), "--num_workers", "0", "--device", "cpu", "--amp", "off"]
     assert run(main_extract, flags) == 0
     assert "2 tensors are ignored, only in w.pth: fc.weight, fc.bias" in capsys.readouterr().out
     theirs.reset_classifier(0)
