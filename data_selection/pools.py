@@ -305,10 +305,18 @@ def _build_imagenet(root, train):
     return Pool(paths=list(paths), labels=labels, classes=len(source.classes), class_names=source.classes)
 
 
+def _build_inaturalist(root, train, year):
+    from data_selection.inaturalist import open_inaturalist  # it needs Pool
+
+    return open_inaturalist(root, train, year)
+
+
 POOLS = {
     "DEMO": PoolKind(10, _build_demo, backbone="demo_vit", root=None),
     "CIFAR10": PoolKind(10, lambda root, train: _build_cifar("CIFAR10", root, train)),
     "CIFAR100": PoolKind(100, lambda root, train: _build_cifar("CIFAR100", root, train)),
     "ImageNet": PoolKind(1000, _build_imagenet),
     "FashionMNIST": PoolKind(10, _build_fashion),
+    "INAT": PoolKind(8142, lambda root, train: _build_inaturalist(root, train, 2018)),
+    "INAT19": PoolKind(1010, lambda root, train: _build_inaturalist(root, train, 2019)),
 }

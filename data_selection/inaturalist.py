@@ -1,0 +1,51 @@
+"""iNaturalist 2018 and 2019 as published: COCO-like lists of images, and categories.json with the taxonomy."""
+
+from pathlib import Path
+
+from data_selection import pools
+from data_selection.errors import UserError
+from data_selection.feature_table import read_json
+
+CATEGORIES = ("kingdom", "phylum", "class", "order", "supercategory", "family", "genus", "name")
+
+
+def open_inaturalist(root, train, year, category="name"):
+    """The pool of a year's training or validation images, in the order of {train,val}{year}.json.
+
+    root: the folder with train{year}.json, val{year}.json, categories.json and the images under the names that the
+    lists give them. category: of CATEGORIES, the rank of the taxonomy that makes a class; classes are numbered in
+    sorted order of those with training images.
+    Raises UserError where a file is missing or has another form.
+
+    Deviation from the released trainer: it looks for images without the kingdom's folder in their path, and numbers the
+    classes as they first appear.
+    """
+    root = Path(root)
+    if category not in CATEGORIES:
+        raise UserError(f"unknown category {category!r} of iNaturalist: use one of {', '.join(CATEGORIES)}")
+    lists = {part: root / f"{part}{year}.json" for part in ("train", "val")}
+    table = root / "categories.json"
+    missing = [path.name for path in (*lists.values(), table) if not path.is_file()]
+    if missing:
+        raise UserError(
+            f"iNaturalist {year} needs {', '.join(missing)} in {root}: fetch the lists and images of the competition "
+            "and give their folder with --data-path"
+        )
+    train_list = read_json(lists["train"])
+    chosen = train_list if train else read_json(lists["val"])
+    try:
+        word = {entry["id"]: str(entry[category]) for entry in read_json(table)}
+        class_names = sorted({word[entry["category_id"]] for entry in train_list["annotations"]})
+        number = {name: i for i, name in enumerate(class_names)}
+        label = {entry["image_id"]: number[word[entry["category_id"]]] for entry in chosen["annotations"]}
+        names = [entry["file_name"] for entry in chosen["images"]]
+        labels = [label[entry["id"]] for entry in chosen["images"]]
+    except (KeyError, TypeError) as error:
+        raise UserError(
+            f"the lists of iNaturalist {year} in {root} lack {error} (categories.json needs the field {category!r}, each "
+            "image an annotation, each class a training image): fetch them again"
+        ) from None
+    paths = [str(root / name) for name in names]
+    if not Path(paths[0]).is_file():
+        raise UserError(f"{paths[0]} of iNaturalist {year} does not exist: unpack the images into {root}")
+    return pools.Pool(paths=paths, labels=labels, classes=len(class_names), names=names, class_names=class_names)
