@@ -42,7 +42,7 @@ def open_inaturalist(root, train, year, category="name"):
         labels = [label[entry["id"]] for entry in chosen["images"]]
     except (KeyError, TypeError) as error:
         raise UserError(
-            f"the lists of iNaturalist {year} in {root} lack {error} (categories.json needs the field {category!r}, each "
+            f"the lists of iNaturalist {year} in {root} lack {error} (categories.json needs {category!r}, each "
             "image an annotation, each class a training image): fetch them again"
         ) from None
     paths = [str(root / name) for name in names]
