@@ -3,6 +3,8 @@
 import contextlib
 import datetime
 import os
+import sys
+import threading
 import time
 from dataclasses import dataclass
 
@@ -12,6 +14,7 @@ import torch.distributed as dist
 from data_selection.errors import UserError
 
 TIMEOUT = datetime.timedelta(minutes=30)  # ranks wait for each other while rank 0 downloads weights or data
+BEAT, SILENCE = 3, 30  # seconds between signs of life of a rank in training, and without one until it counts as gone
 
 
 @dataclass(frozen=True)
@@ -29,20 +32,34 @@ class World:
     def sum_(self, tensor):
         """Add a tensor up over the ranks, in place; returns it."""
         if self.size > 1:
-            dist.all_reduce(tensor)
+            with together():
+                dist.all_reduce(tensor)
         return tensor
 
     def barrier(self):
         """Wait for every rank."""
         if self.size > 1:
-            dist.barrier()
+            with together():
+                dist.barrier()
 
     def broadcast_object(self, value):
         """Rank 0's (picklable) value, on every rank."""
         box = [value]
         if self.size > 1:
-            dist.broadcast_object_list(box, src=0, device=self.device)
+            with together():
+                dist.broadcast_object_list(box, src=0, device=self.device)
         return box[0]
+
+
+@contextlib.contextmanager
+def together():
+    """Turn what gloo or nccl raises where another process is gone into a UserError."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise UserError(
+            f"another process of this run has ended ({str(error).splitlines()[0]}): see its error"
+        ) from None
 
 
 def pick_device(name, local_rank=0):
@@ -102,6 +119,51 @@ def start(device="auto"):
             # Sleeping gives the lock away.
             time.sleep(0.1)
         dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def watched(world):
+    """Within the block, end this process (status 1, one line on stderr) where another one is gone or stands still.
+
+    For what the process group does not notice: nccl waits for a rank that was killed, and gloo for one that hangs.
+    Every rank counts up a number in the launcher's store every few seconds, in a thread, however long its work takes;
+    each looks at its neighbour's. The block ends together on all ranks, unless it fails.
+    """
+    if world.size == 1:
+        yield
+        return
+    over = threading.Event()
+    watcher = threading.Thread(target=watch, args=(world, over), daemon=True)
+    watcher.start()
+    try:
+        yield
+        world.barrier()  # rank 0 may hold the store: nobody leaves before all have stopped looking into it
+    finally:
+        over.set()
+        watcher.join(BEAT)
+
+
+def watch(world, over, beat=BEAT, silence=SILENCE):
+    """Beat and look until `over` is set."""
+    run, other = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), (world.rank + 1) % world.size
+    seen, since = None, time.monotonic()
+    try:
+        store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
+        while not over.wait(beat):
+            store.add(f"watch/{run}/{world.rank}", 1)
+            count = store.add(f"watch/{run}/{other}", 0)
+            if count != seen:
+                seen, since = count, time.monotonic()
+            if time.monotonic() - since > silence:
+                store.add(f"watch/{run}/gone", other + 1)  # so that all know at once
+            gone = store.add(f"watch/{run}/gone", 0)
+            if gone:
+                break
+    except RuntimeError as error:
+        gone = str(error).splitlines()[0]
+    if not over.is_set():
+        print(f"error: a process of this run is gone or stands still ({gone}): this one ends too", file=sys.stderr)
+        os._exit(1)  # the main thread may wait in nccl or gloo for ever
 
 
 def on_main(world, function):

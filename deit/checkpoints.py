@@ -1,14 +1,10 @@
 """Pretrained weights, checkpoints and exact continuation."""
 
-import io
 import tempfile
 from pathlib import Path
 
-import torch
-
 from data_selection.backbones import DINO_HEAD, load_weights, read_checkpoint
 from data_selection.errors import UserError
-from data_selection.files import atomic_write
 
 STATE = ("model", "optimizer", "epoch")  # the entries that make a checkpoint one to continue from
 # The recipe: a continued run must have the same, or its result would be that of neither command
@@ -94,13 +90,13 @@ def restore(learner, state, source, log):
     return epoch, state.get("best")
 
 
-def save(paths, learner, epoch, best, args):
-    """Write the training state after `epoch` to each path, whole or not at all.
+def content(learner, epoch, best, args):
+    """A checkpoint's content: the training state after `epoch`.
 
     Entries and names as in the released trainer: model, optimizer, lr_scheduler, epoch, model_ema, scaler, args; and
     best: the best epoch and its numbers. args is a plain dictionary, so that weights_only=True reads the file.
     """
-    content = {
+    return {
         "model": learner.model.state_dict(),
         "optimizer": learner.optimizer.state_dict(),
         "lr_scheduler": learner.scheduler.state_dict() if learner.scheduler is not None else {},
@@ -110,8 +106,3 @@ def save(paths, learner, epoch, best, args):
         "args": args,
         "best": best,
     }
-    buffer = io.BytesIO()
-    torch.save(content, buffer)
-    for path in paths:
-        with atomic_write(path) as handle:
-            handle.write(buffer.getbuffer())

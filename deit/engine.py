@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 from data_selection.distributed import World
-from data_selection.errors import UserError
 from deit.draws import DropDraws
 from deit.losses import Criterion
 from deit.mixing import Mixing, mix
+from deit.stopping import NotFinite
 
 
 class FlatGradients:
@@ -54,18 +54,25 @@ def autocast(device, dtype):
     return torch.autocast(device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None)
 
 
-def train_one_epoch(learner, data, steps, epoch, *, classes, seed, mixing=None, clip_grad=None, on_step=None):
-    """Train on the samplers.Steps of one epoch. Returns the mean training loss per image, over all processes.
+def train_one_epoch(
+    learner, data, steps, epoch, *, classes, seed, mixing=None, clip_grad=None, skip_nonfinite=False, on_step=None
+):
+    """Train on the samplers.Steps of one epoch. Returns (mean training loss per image, steps left out).
 
     data: has augmented(parts, epoch). The loss of a step is the mean over its global batch, so gradients are summed,
-    not averaged, over parts and processes. Raises UserError on every process where the loss is not finite.
+    not averaged, over parts and processes. on_step(number, loss, factor): called after each step; loss: this process's
+    share, on the device; times factor: the mean over its images.
+    Where a loss is not finite, raises NotFinite on every process after the epoch; with skip_nonfinite such a step
+    changes nothing, which takes a look at every step's loss.
     """
     model, world, mixing = learner.model, learner.world, mixing or Mixing()
     model.train()
     device = world.device
     losses = torch.zeros(len(steps), device=device)  # read once, after the epoch
+    sizes = torch.tensor([step.size for step in steps], dtype=torch.float64)
     batches = data.augmented([part for step in steps for part in step.parts], epoch)
     for number, step in enumerate(steps):
+        before = [buffer.clone() for buffer in model.buffers()] if skip_nonfinite else []
         learner.gradients.buffer.zero_()
         for part, (images, targets) in zip(step.parts, batches):
             if mixing.on:
@@ -78,6 +85,11 @@ def train_one_epoch(learner, data, steps, epoch, *, classes, seed, mixing=None, 
             learner.scaler.scale(loss).backward()
             losses[number] += loss.detach()
         world.sum_(learner.gradients.buffer)
+        if skip_nonfinite and not is_finite(learner, losses[number]):
+            losses[number] = sizes[number] = 0
+            for buffer, value in zip(model.buffers(), before, strict=True):
+                buffer.copy_(value)
+            continue
         learner.scaler.unscale_(learner.optimizer)
         if clip_grad is not None:
             learner.gradients.clip(clip_grad)
@@ -86,17 +98,29 @@ def train_one_epoch(learner, data, steps, epoch, *, classes, seed, mixing=None, 
         if learner.ema is not None:
             learner.ema.update(model)
         if on_step is not None:
-            on_step()
+            on_step(number, losses[number], step.size / max(1, sum(len(part.rows) for part in step.parts)))
     average_buffers(model, world)
     losses = world.sum_(losses).double().cpu()
     if not losses.isfinite().all():
         first = (~losses.isfinite()).nonzero()[0].item()
-        raise UserError(
+        raise NotFinite(
             f"the loss is {losses[first].item()} at epoch {epoch}, step {first + 1} of {len(steps)}: nothing of this "
-            "epoch is saved; try a smaller --lr, --clip-grad 2.0, or --amp off"
+            "epoch is saved; try a smaller --lr, --clip-grad 2.0, or --amp off",
+            first,
         )
-    sizes = torch.tensor([step.size for step in steps], dtype=torch.float64)
-    return (losses @ sizes / sizes.sum()).item()
+    skipped = int((sizes == 0).sum())
+    if skipped == len(steps):
+        raise NotFinite(f"the loss of every step of epoch {epoch} is not finite: try a smaller --lr or --amp off", 0)
+    return (losses @ sizes / sizes.sum()).item(), skipped
+
+
+@torch.no_grad()
+def is_finite(learner, loss):
+    """Whether a step's loss and gradients are finite; loss: of this process. The same answer on every process."""
+    bad = ~loss.isfinite()
+    if not learner.scaler.is_enabled():  # the scaler leaves out what has infinite gradients, and tries again smaller
+        bad = bad | ~torch.linalg.vector_norm(learner.gradients.buffer).isfinite()
+    return not learner.world.sum_(bad.float())
 
 
 @torch.no_grad()

@@ -42,7 +42,8 @@ class RunLog:
         if self.folder:
             keep_lines(self.folder / "log.txt", epochs)
 
-    def step(self):
+    def step(self, number, loss, factor):
+        """Advance the bar after step `number` (from 0) of an epoch; loss times factor is its training loss."""
         self.bar.update()
 
     def record(self, line, best=None):
@@ -67,6 +68,16 @@ class RunLog:
     def close(self):
         if self.bar is not None:
             self.bar.close()
+
+    def stopped(self, epoch):
+        """Say that the run ends early, as asked, after `epoch`."""
+        self.close()
+        where = (
+            f"wrote checkpoint.pth in {self.folder}; the same command with --auto-resume continues"
+            if self.folder
+            else "nothing is saved without --output_dir"
+        )
+        self.say(f"SIGTERM: stopped after epoch {epoch} of {self.epochs}; {where}")
 
     def result(self, values):
         """Write result.json."""

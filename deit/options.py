@@ -171,6 +171,9 @@ def _add_run(add, switch):
     )
     add("--eval_interval", type=int, default=1, help="epochs between evaluations; the last epoch always has one")
     add("--save-interval", type=int, help="epochs between checkpoints, the last always saved; default: --eval_interval")
+    switch(
+        "--skip-nonfinite", False, "leave out steps whose loss is not finite (counted in log.txt) instead of stopping"
+    )
     switch("--dist-eval", True, "share the evaluation among the processes; every image counts once either way")
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     add(

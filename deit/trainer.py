@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from data_selection import distributed
-from data_selection.backbones import load_weights, local_file
-from data_selection.errors import UserError
+from data_selection.backbones import load_weights
 from deit import checkpoints
 from deit.building import autocast_type, build, build_learner, make_pipeline, resolve
 from deit.datasets import prepare
@@ -18,7 +17,10 @@ from deit.linear import fit_head
 from deit.meters import RunLog
 from deit.mixing import Mixing
 from deit.samplers import epoch_order, plan_epoch
+from deit.saving import BEST, NEWEST, Saver
 from deit.sources import check_same_pool, choose_ids, hold_out, open_images, say_of_labels
+from deit.starting import finished, starting_point
+from deit.stopping import NotFinite, asked_to_stop, sigterm, with_batch
 
 
 def train(args):
@@ -41,7 +43,7 @@ def finetune(args, world):
         "processes": world.size,
     }
     source, state = starting_point(args, settings, defaults.pretrained, log)
-    if state is not None and finished(args, source, state["epoch"], log):
+    if state is not None and finished(args, source, state["epoch"], last_epoch(args), log):
         return None
     learner = build_learner(args, world, train_pool.classes, global_batch, log, None if state else source)
     done, best = args.start_epoch - 1, None
@@ -59,6 +61,7 @@ def finetune(args, world):
 
     data = Images(
         classes=train_pool.classes,
+        ids=list(ids),
         train=load(train_pool, ids, train=True) if last_epoch(args) else None,
         frozen=load(train_pool, ids) if state is None and args.mode != "full" else None,
         test=load(test_pool, range(len(test_pool))),
@@ -71,13 +74,14 @@ def finetune(args, world):
     say_of_labels(args.mode, train_pool, ids, log.say)
     log.keep(done if state is not None else 0)
     try:
-        return run_epochs(learner, log, args, settings, data, done, best)
+        with sigterm() as asked, distributed.watched(world), Saver(log.folder, source if state else None) as saver:
+            return run_epochs(learner, log, saver, asked, args, settings, data, done, best)
     finally:
         log.close()
 
 
-def run_epochs(learner, log, args, settings, data, done, best):
-    """Epochs done+1 to the last; evaluations, checkpoints and the result. data: sources.Images.
+def run_epochs(learner, log, saver, asked, args, settings, data, done, best):
+    """Epochs done+1 to the last, or until `asked` is set; evaluations, checkpoints and the result. data: Images.
 
     Epoch 0, where data.frozen is set, fits the head to the frozen backbone; --mode linear has no other.
     """
@@ -89,7 +93,7 @@ def run_epochs(learner, log, args, settings, data, done, best):
     parameters = sum(parameter.numel() for parameter in learner.model.parameters() if parameter.requires_grad)
     batch = 3 * args.batch_size
     score = {"batch": batch, "amp": learner.amp, "sharded": args.dist_eval}
-    seconds, images, began = 0.0, 0, time.monotonic()
+    seconds, images, skipped, began = 0.0, 0, 0, time.monotonic()
     first = done + 1 if data.frozen is None else 0
     log.start(first, last, steps_per_epoch(args, data, global_batch), settings)
     for epoch in range(first, last + 1):
@@ -101,24 +105,35 @@ def run_epochs(learner, log, args, settings, data, done, best):
             order = epoch_order(len(data.train), epoch, seed=args.seed, repeated=args.repeated_aug)
             steps = plan_epoch(order, global_batch, args.batch_size, world.rank, world.size)
             rate, count = max(group["lr"] for group in learner.optimizer.param_groups), len(order)
-            loss = train_one_epoch(
-                learner, data.train, steps, epoch, classes=data.classes,
-                seed=args.seed, mixing=mixing, clip_grad=args.clip_grad, on_step=log.step,
-            )  # fmt: skip
+            try:
+                loss, left_out = train_one_epoch(
+                    learner, data.train, steps, epoch, classes=data.classes, seed=args.seed, mixing=mixing,
+                    clip_grad=args.clip_grad, skip_nonfinite=args.skip_nonfinite, on_step=log.step,
+                )  # fmt: skip
+            except NotFinite as error:
+                rows = order[error.step * global_batch :][:global_batch].tolist()
+                raise with_batch(error, epoch, [data.ids[row] for row in rows], log.folder) from None
+            skipped += left_out
             if learner.scheduler is not None:
                 learner.scheduler.step(epoch)
         seconds, images = seconds + time.monotonic() - started, images + count
         line, names = {"train_lr": rate, "train_loss": loss}, []
+        if skipped:
+            line["skipped_steps"] = skipped
         if epoch % args.eval_interval == 0 or epoch == last:
             test = judged(learner.model, data, world, score)
             line |= {key if key.startswith("val_") else f"test_{key}": value for key, value in test.items()}
             if best is None or merit(test) > merit(best):
-                best, names = {"epoch": epoch} | test, ["best_checkpoint.pth"]
-        if epoch % save_interval == 0 or epoch == last:
-            names.append("checkpoint.pth")
+                best, names = {"epoch": epoch} | test, [BEST]
+        stop = asked_to_stop(asked, world) and epoch < last
+        if epoch % save_interval == 0 or epoch == last or stop:
+            names.append(NEWEST)
         log.record(line | {"epoch": epoch, "n_parameters": parameters}, best)
-        if log.folder and names:
-            checkpoints.save([log.folder / file for file in names], learner, epoch, best, settings)
+        if names:
+            saver.save(names, checkpoints.content(learner, epoch, best, settings))
+        if stop:
+            saver.wait()
+            return log.stopped(epoch)
     ema = None
     if learner.ema is not None and last:
         ema = evaluate(learner.ema.module.to(world.device), data.test, world, **score)
@@ -131,6 +146,7 @@ def run_epochs(learner, log, args, settings, data, done, best):
         "epochs_run": last - done, "train_seconds": seconds, "seconds": time.monotonic() - began,
         "images_per_second": images / seconds, "processes": world.size, "global_batch_size": global_batch,
     }  # fmt: skip
+    saver.wait()
     log.close()
     log.result(result)
     where = (
@@ -145,6 +161,7 @@ class Images(NamedTuple):
     """What a run reads: batches as datasets.prepare makes them, or None where the run has no use for them."""
 
     classes: int
+    ids: list  # of the training images: their indices in the pool
     train: Any  # augmented
     frozen: Any  # the same images as they are, to fit the head
     test: Any
@@ -179,9 +196,7 @@ def evaluate_only(args, world):
     """Evaluate the weights of --resume or --finetune and print the accuracy."""
     name, defaults = resolve(args)
     log = RunLog("", world.is_main)
-    train_pool, test_pool = distributed.on_main_first(
-        world, lambda: open_images(name, args.data_path, args.labels, args.val_labels)
-    )
+    train_pool, test_pool = distributed.on_main_first(world, lambda: open_images(name, *where(args)))
     model = build(args, train_pool.classes, log)
     load_weights(model, args.resume or args.finetune, checkpoint_key="model", log=log.say)
     model.to(world.device)
@@ -196,56 +211,14 @@ def evaluate_only(args, world):
     return test if world.is_main else None
 
 
-def starting_point(args, settings, pretrained, log):
-    """(file, training state): the file to start from (`none`: random weights), and its state where it is to continue.
-
-    --auto-resume's checkpoint comes before --resume and --finetune: it is a continuation of what they started.
-    """
-    source = own_checkpoint(args) or args.resume
-    if not source:
-        weights = args.finetune or pretrained
-        if weights is None:
-            raise UserError(
-                f"--model {args.model} on --data-set {args.data_set} has no pretrained weights of its own: give them "
-                "with --finetune FILE or --resume FILE, or say --finetune none to train from random ones"
-            )
-        return weights, None
-    source = str(local_file(source, log.say, "--resume"))
-    state = checkpoints.training_state(source)
-    if state is None:
-        log.say(f"{source} holds no training state: taken as pretrained weights, as with --finetune")
-        return source, None
-    if args.start_epoch != 1:
-        raise UserError(
-            f"--start_epoch {args.start_epoch}: {source} says itself where it continues; leave the flag out"
-        )
-    checkpoints.check_same_recipe(state.get("args", {}), settings, source)
-    log.say(f"continuing {source} after epoch {state['epoch']}")
-    return source, state
-
-
-def own_checkpoint(args):
-    """The checkpoint that --auto-resume continues, or "" where there is none."""
-    path = Path(args.output_dir) / "checkpoint.pth"
-    return str(path) if args.auto_resume and path.exists() else ""
-
-
-def finished(args, source, done, log):
-    """Whether --auto-resume finds its run finished, which is no mistake. Raises UserError where --resume does."""
-    last = last_epoch(args)
-    if done < last:
-        return False
-    told = f"the checkpoint has {done} epochs and {last} are asked for: the run is finished"
-    if source != own_checkpoint(args):
-        raise UserError(f"{told} ({source})")
-    result = Path(args.output_dir) / "result.json"
-    log.say(f"{source}: {told}" + (f"; its result is in {result}" if result.exists() else ""))
-    return True
+def where(args):
+    """What open_images takes of the flags."""
+    return args.data_path, args.labels, args.val_labels, args.inat_category
 
 
 def open_data(args, name, log):
     """(training pool, evaluation pool, pool indices to train on), the subset file checked against its pool."""
-    train_pool, test_pool = open_images(name, args.data_path, args.labels, args.val_labels)
+    train_pool, test_pool = open_images(name, *where(args))
     if args.subset_ids:
         check_same_pool(args.subset_ids, train_pool, name, log.say)
     ids = choose_ids(train_pool, args.subset_ids)

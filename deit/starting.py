@@ -1,0 +1,70 @@
+"""Where a run starts: from pretrained weights, or from a checkpoint that it continues."""
+
+from pathlib import Path
+
+from data_selection.backbones import local_file
+from data_selection.errors import UserError
+from deit import checkpoints
+from deit.saving import NEWEST, PREVIOUS
+
+
+def starting_point(args, settings, pretrained, log):
+    """(file, training state): the file to start from (`none`: random weights), and its state where it is to continue.
+
+    --auto-resume's checkpoint comes before --resume and --finetune: it is a continuation of what they started.
+    """
+    source, state = own_checkpoint(args, log)
+    if not source and not args.resume:
+        weights = args.finetune or pretrained
+        if weights is None:
+            raise UserError(
+                f"--model {args.model} on --data-set {args.data_set} has no pretrained weights of its own: give them "
+                "with --finetune FILE or --resume FILE, or say --finetune none to train from random ones"
+            )
+        return weights, None
+    if not source:
+        source = str(local_file(args.resume, log.say, "--resume"))
+        state = checkpoints.training_state(source)
+    if state is None:
+        log.say(f"{source} holds no training state: taken as pretrained weights, as with --finetune")
+        return source, None
+    if args.start_epoch != 1:
+        raise UserError(
+            f"--start_epoch {args.start_epoch}: {source} says itself where it continues; leave the flag out"
+        )
+    checkpoints.check_same_recipe(state.get("args", {}), settings, source)
+    log.say(f"continuing {source} after epoch {state['epoch']}")
+    return source, state
+
+
+def own_checkpoint(args, log):
+    """(file, training state) that --auto-resume continues, ("", None) where there is none.
+
+    A checkpoint.pth that cannot be read, or is missing, gives way to the one before it. Raises UserError where files
+    are there and none can be read.
+    """
+    files = [Path(args.output_dir) / name for name in (NEWEST, PREVIOUS)] if args.auto_resume else []
+    files = [path for path in files if path.exists()]
+    for path in files:
+        try:
+            return str(path), checkpoints.training_state(path)
+        except UserError as error:
+            log.say(f"not continued: {error}")
+    if files:
+        raise UserError(
+            f"--auto-resume: no checkpoint in {args.output_dir} can be read: to start anew, remove "
+            f"{' and '.join(path.name for path in files)}"
+        )
+    return "", None
+
+
+def finished(args, source, done, last, log):
+    """Whether --auto-resume finds its run finished, which is no mistake. Raises UserError where --resume does."""
+    if done < last:
+        return False
+    told = f"the checkpoint has {done} epochs and {last} are asked for: the run is finished"
+    if not args.auto_resume or Path(source).parent != Path(args.output_dir):
+        raise UserError(f"{told} ({source})")
+    result = Path(args.output_dir) / "result.json"
+    log.say(f"{source}: {told}" + (f"; its result is in {result}" if result.exists() else ""))
+    return True

@@ -1,0 +1,57 @@
+"""Reasons to stop early: a scheduler's warning, and a loss that is not finite."""
+
+import contextlib
+import json
+import signal
+import threading
+from pathlib import Path
+
+import torch
+
+from data_selection.errors import UserError
+from data_selection.files import atomic_write
+
+BAD_BATCH = "nonfinite_batch.json"
+
+
+@contextlib.contextmanager
+def sigterm():
+    """A threading.Event that is set when the first SIGTERM comes; the second one ends the process as ever."""
+    asked = threading.Event()
+
+    def note(number, frame):
+        asked.set()
+        signal.signal(signal.SIGTERM, before)
+
+    before = signal.signal(signal.SIGTERM, note)
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def asked_to_stop(asked, world):
+    """Whether any process of the run has been asked to; the same answer on all of them."""
+    return bool(world.sum_(torch.tensor(float(asked.is_set()), device=world.device)))
+
+
+class NotFinite(UserError):
+    """The loss of a step (counted from 0) is not a finite number."""
+
+    def __init__(self, text, step):
+        super().__init__(text)
+        self.step = step
+
+
+def with_batch(error, epoch, ids, folder):
+    """The UserError to raise for a NotFinite: names the file, written here, with the batch's ids (pool indices).
+
+    folder: None where nothing is written (on ranks above 0, or without --output_dir).
+    """
+    hint = "--output_dir DIR would save the ids of its batch"
+    if folder:
+        path = Path(folder) / BAD_BATCH
+        with atomic_write(path, "w") as handle:
+            json.dump({"epoch": epoch, "step": error.step + 1, "ids": ids}, handle)
+        hint = f"the ids of its batch are in {path}"
+    return UserError(f"{error}; {hint}; --skip-nonfinite leaves such steps out and goes on")
