@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import torch
 
-from data_selection.downloads import cache_folder, fetch_weights
+from data_selection.downloads import cache_folder, fetch_file
 from data_selection.errors import UserError
 
 DEMO_WEIGHTS = Path(__file__).parent / "demo" / "demo_vit.safetensors"
@@ -175,7 +175,7 @@ def local_file(source, log=print, what="weights file"):
     gets a line then. what: how the error calls the file.
     """
     if str(source).startswith(("https://", "http://")):
-        return fetch_weights(str(source))
+        return fetch_file(str(source))
     path = Path(source)
     if path.is_file():
         return path

@@ -7,6 +7,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from data_selection.feature_table import load_features
+from data_selection.subset_files import save_names, save_subset
 
 DATA_SELECTION = Path(__file__).resolve().parent  # default paths start here; paths that the user types do not
 
@@ -45,6 +46,13 @@ def add_label_column(parser):
 def open_table(path, args):
     """The FeatureTable of a path under the flags of add_label_column."""
     return load_features(path, label_column=not args.no_label_column)
+
+
+def write_subset(path, ids, table, record, *, order="given"):
+    """Write a subset and, where the pool has names, its list of names. Returns the end of the command's last line."""
+    save_subset(path, ids, record, order=order)
+    lists = " and ".join(str(file) for file in save_names(path, table))
+    return f"; their names, one a line, in {lists}" if lists else ""
 
 
 def bar_factory(world):

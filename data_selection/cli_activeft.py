@@ -15,6 +15,7 @@ from data_selection.cli import (
     bar_factory,
     make_parser,
     open_table,
+    write_subset,
 )
 from data_selection.distributed import start
 from data_selection.files import atomic_write, check_writable
@@ -94,10 +95,10 @@ def main_activeft(preset, argv=None):
             steps.write(history)
         settings = dataclasses.asdict(config)
         record = subset_files.describe(table, method="activeft", config=settings, seed=args.seed, budget=budget)
-        subset_files.save_subset(path, ids, record, order="sorted")
+        listed = write_subset(path, ids, table, record, order="sorted")
         print(
             f"{'replaced' if replaced else 'wrote'} {path}: {budget} of {len(table)} images chosen by ActiveFT "
-            f"in {time.monotonic() - began:.1f} s"
+            f"in {time.monotonic() - began:.1f} s{listed}"
         )
 
 

@@ -14,6 +14,7 @@ from data_selection.cli import (
     bar_factory,
     make_parser,
     open_table,
+    write_subset,
 )
 from data_selection.distributed import start
 from data_selection.errors import UserError
@@ -103,10 +104,10 @@ def main_bilaf(script, argv=None):
             return
         settings = {"variant": args.variant, **dataclasses.asdict(config), "cores": cores.tolist()}
         record = subset_files.describe(table, method="bilaf", config=settings, seed=args.seed, budget=args.budget)
-        subset_files.save_subset(path, ids, record)
+        listed = write_subset(path, ids, table, record)
         print(
             f"{'replaced' if replaced else 'wrote'} {path}: {args.budget} of {len(table)} images chosen by BiLAF "
-            f"({args.variant}) around {len(cores)} cores in {seconds:.1f} s"
+            f"({args.variant}) around {len(cores)} cores in {seconds:.1f} s{listed}"
         )
 
 

@@ -5,10 +5,17 @@ import time
 from pathlib import Path
 
 from data_selection import subset_files
-from data_selection.cli import add_device, add_label_column, add_seed, bar_factory, make_parser, open_table
+from data_selection.cli import (
+    add_device,
+    add_label_column,
+    add_seed,
+    bar_factory,
+    make_parser,
+    open_table,
+    write_subset,
+)
 from data_selection.distributed import start
 from data_selection.errors import UserError
-from data_selection.files import atomic_write
 from data_selection.methods import METHODS
 
 NEEDS_ORDER = ("bilaf",)  # methods whose order in the file means something; the others are written ascending
@@ -81,18 +88,8 @@ def main_select(argv=None):
             table, method=args.method, config=dataclasses.asdict(config), seed=args.seed, budget=budget
         )
         order = "given" if args.method in NEEDS_ORDER else "sorted"
-        subset_files.save_subset(path, ids, record, order=order)
+        listed = write_subset(path, ids, table, record, order=order)
         print(
             f"wrote {path}: {budget} of {len(table)} images chosen by {args.method} in "
-            f"{time.monotonic() - began:.1f} s{_names(path, table)}"
+            f"{time.monotonic() - began:.1f} s{listed}"
         )
-
-
-def _names(path, table):
-    """Write the chosen images' names beside the subset, one a line, for annotators; returns what to say of it."""
-    if table.names is None:
-        return ""
-    beside = path.with_suffix(".txt")
-    with atomic_write(beside, "w") as handle:
-        handle.writelines(f"{table.names[i]}\n" for i in subset_files.load_subset(path, len(table)).tolist())
-    return f"; their file names, one a line, in {beside}"

@@ -1,4 +1,4 @@
-"""Fetch a file of weights: whole, verified and resumable, or an error that says what to fetch and where to put it."""
+"""Fetch a file: whole, verified and resumable, or an error that says what to fetch and where to put it."""
 
 import fcntl
 import http.client
@@ -13,7 +13,7 @@ import torch
 from tqdm import tqdm
 
 from data_selection.errors import UserError
-from data_selection.files import sha256
+from data_selection.files import file_digest
 
 BLOCK = 1 << 20  # bytes
 TIMEOUT = 30  # seconds without a byte
@@ -24,12 +24,13 @@ def cache_folder():
     return Path(torch.hub.get_dir()) / "checkpoints"
 
 
-def fetch_weights(url, folder=None, *, digest=None, progress=True):
+def fetch_file(url, folder=None, *, digest=None, progress=True):
     """The local copy of `url`, downloaded on the first call. Returns its path.
 
-    folder: default cache_folder(). digest: start of the file's SHA-256, where known; a name like model-cd65a155.pth
-    carries its own, as in torch.hub. An interrupted download goes on where it stopped; the file gets its name only
-    when its size (and digest) are right. Concurrent calls wait for each other.
+    folder: default cache_folder(). digest: the start of the file's SHA-256, or of another digest (`md5:...`), where
+    known; a name like model-cd65a155.pth carries its own, as in torch.hub. An interrupted download goes on where it
+    stopped; the file gets its name only when its size (and digest) are right. A file that is there is checked against
+    the given digest too. Concurrent calls wait for each other.
     Raises UserError where the file cannot be fetched or is not what it should be.
     """
     name = Path(urllib.parse.urlparse(url).path).name
@@ -37,6 +38,8 @@ def fetch_weights(url, folder=None, *, digest=None, progress=True):
         raise UserError(f"{url} names no file: give the address of a .pth or .safetensors file")
     target = Path(folder or cache_folder()) / name
     if target.is_file():
+        if digest and not _matches(target, digest):
+            raise UserError(f"{target} has another digest than {digest}: remove it to fetch {url} again")
         return target
     in_name = re.search(r"-([0-9a-f]{8,})\.", name)
     digest = digest or (in_name and in_name[1])
@@ -54,11 +57,17 @@ def fetch_weights(url, folder=None, *, digest=None, progress=True):
             raise UserError(f"{_cannot(url, target)} ({reason})") from None
         handle.flush()
         os.fsync(handle.fileno())
-        if digest and not sha256(partial).startswith(digest):
+        if digest and not _matches(partial, digest):
             handle.truncate(0)  # the next call starts again
             raise UserError(f"{_cannot(url, target)} (the file that came has another digest than {digest})")
         os.replace(partial, target)
     return target
+
+
+def _matches(path, expected):
+    """Whether a file's digest starts as expected: hexadecimal digits of its SHA-256, or `algorithm:digits`."""
+    algorithm, _, digits = expected.rpartition(":")
+    return file_digest(path, algorithm or "sha256").startswith(digits)
 
 
 def _cannot(url, target):

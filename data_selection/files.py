@@ -38,16 +38,16 @@ def current_umask():
 
 
 def sha256(path):
-    """Hex digest of a file's bytes, read in blocks."""
+    """Hex SHA-256 of a file's bytes, read in blocks."""
+    return file_digest(path, "sha256")
+
+
+def file_digest(path, algorithm):
+    """Hex digest of a file's bytes by any algorithm of hashlib, read in blocks."""
+    digest = hashlib.new(algorithm)
     with open(path, "rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(handle)
-
-
-def _digest(handle):
-    """hashlib.file_digest for Python 3.10."""
-    digest = hashlib.sha256()
-    for block in iter(lambda: handle.read(1 << 20), b""):
-        digest.update(block)
+        for block in iter(lambda: handle.read(1 << 20), b""):
+            digest.update(block)
     return digest.hexdigest()
 
 

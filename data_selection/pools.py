@@ -2,10 +2,9 @@
 
 import csv
 import difflib
-import gzip
+import functools
 import os
 import struct
-import zlib
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +14,15 @@ import numpy as np
 from PIL import Image
 from torch.utils.data import Dataset
 
+from data_selection.dataset_files import (
+    existing,
+    find_idx,
+    imbalanced_rows,
+    read_ade20k,
+    read_cub,
+    read_idx,
+    read_voc,
+)
 from data_selection.errors import UserError
 
 DATA = Path(__file__).parent / "data"  # where the released programs look, and where torchvision downloads to
@@ -62,7 +70,6 @@ class Pool(Dataset):
 class PoolKind:
     """A row of POOLS. build(root, train) -> Pool; backbone: what embeds it by default; root: where it is by default."""
 
-    classes: int
     build: Callable
     backbone: str = "vit_small"
     root: Path | None = DATA
@@ -163,13 +170,8 @@ def list_pool(path, root):
     if repeated:
         twice = Counter(names).most_common(1)[0][0]
         raise UserError(f"list {path} names {twice!r} more than once ({repeated} repeats): remove the repeats")
-    paths = [os.path.join(root, name) for name in names]
-    missing = [file for file in paths if not os.path.isfile(file)]
-    if missing:
-        raise UserError(
-            f"list {path}: {len(missing)} of {len(paths)} files are missing, first {missing[0]}; "
-            f"relative paths start from {root} (--data_path sets another folder)"
-        )
+    hint = f"relative paths start from {root} (--data_path sets another folder)"
+    paths = existing([os.path.join(root, name) for name in names], f"list {path}", hint)
     numbers, class_names = _number_labels(labels, path)
     known = [] if numbers is None else numbers
     classes = len(class_names) if class_names else max(known, default=-1) + 1 or None
@@ -208,36 +210,6 @@ def _number_labels(labels, path):
     if min(numbers) < UNKNOWN:
         raise UserError(f"list {path} holds the label {min(numbers)}: labels count from 0 (-1 or nothing: unknown)")
     return numbers, None
-
-
-def find_idx(folder, name):
-    """The idx file `name` or `name.gz` in a folder. Raises UserError where neither is there."""
-    for path in (Path(folder) / name, Path(folder) / f"{name}.gz"):
-        if path.is_file():
-            return path
-    raise UserError(f"neither {name} nor {name}.gz is in {folder}: give the folder with the original idx files")
-
-
-def read_idx(path):
-    """An idx file (MNIST's format, .gz or not) as a uint8 array of its own shape.
-
-    Raises UserError where it is missing, truncated or no idx file of bytes.
-    """
-    try:
-        with (gzip.open if str(path).endswith(".gz") else open)(path, "rb") as handle:
-            data = handle.read()
-    except FileNotFoundError:
-        raise UserError(f"idx file {path} does not exist") from None
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise UserError(f"{path} is truncated or no gzip file ({error}): fetch it again") from None
-    if len(data) < 4 or data[:3] != b"\x00\x00\x08":
-        raise UserError(f"{path} is no idx file of bytes: it starts with {data[:4].hex()!r}, 000008 is needed")
-    dimensions = data[3]
-    start = 4 + 4 * dimensions
-    shape = [int.from_bytes(data[at : at + 4], "big") for at in range(4, start, 4)]
-    if len(data) != start + int(np.prod(shape)):
-        raise UserError(f"{path} holds {len(data)} bytes, {start + int(np.prod(shape))} are needed: fetch it again")
-    return np.frombuffer(data, np.uint8, offset=start).reshape(shape).copy()
 
 
 def load_demo():
@@ -311,12 +283,32 @@ def _build_inaturalist(root, train, year):
     return open_inaturalist(root, train, year)
 
 
+def _build_long_tail(ratio, root, train):
+    """The training part of CIFAR100 thinned out; its names are CIFAR100 indices. The held-out part is CIFAR100's."""
+    whole = _build_cifar("CIFAR100", root, train)
+    if not train:
+        return whole
+    rows = imbalanced_rows(whole.labels, ratio)
+    return Pool(
+        arrays=whole.arrays[rows], labels=np.asarray(whole.labels)[rows], classes=whole.classes,
+        names=map(str, rows), class_names=whole.class_names,
+    )  # fmt: skip
+
+
+def _build_from(reader, root, train):
+    return Pool(**reader(root, train))
+
+
 POOLS = {
-    "DEMO": PoolKind(10, _build_demo, backbone="demo_vit", root=None),
-    "CIFAR10": PoolKind(10, lambda root, train: _build_cifar("CIFAR10", root, train)),
-    "CIFAR100": PoolKind(100, lambda root, train: _build_cifar("CIFAR100", root, train)),
-    "ImageNet": PoolKind(1000, _build_imagenet),
-    "FashionMNIST": PoolKind(10, _build_fashion),
-    "INAT": PoolKind(8142, lambda root, train: _build_inaturalist(root, train, 2018)),
-    "INAT19": PoolKind(1010, lambda root, train: _build_inaturalist(root, train, 2019)),
+    "DEMO": PoolKind(_build_demo, backbone="demo_vit", root=None),
+    "CIFAR10": PoolKind(functools.partial(_build_cifar, "CIFAR10")),
+    "CIFAR100": PoolKind(functools.partial(_build_cifar, "CIFAR100")),
+    "ImageNet": PoolKind(_build_imagenet),
+    "FashionMNIST": PoolKind(_build_fashion),
+    "CUB2011": PoolKind(functools.partial(_build_from, read_cub)),
+    "CIFAR100LT_IR10": PoolKind(functools.partial(_build_long_tail, 10)),
+    "CIFAR100LT_IR50": PoolKind(functools.partial(_build_long_tail, 50)),
+    "CIFAR100LT_IR100": PoolKind(functools.partial(_build_long_tail, 100)),
+    "ADE20K": PoolKind(functools.partial(_build_from, read_ade20k)),
+    "PascalVOC": PoolKind(functools.partial(_build_from, read_voc)),
 }

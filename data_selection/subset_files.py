@@ -64,6 +64,32 @@ def save_subset(path, ids, provenance=None, *, order="given"):
     return Path(path)
 
 
+def save_names(path, table):
+    """Write the names of a subset file's images beside it, one a line, for annotators and other programs.
+
+    One file, X.txt, in the subset's order; for the pool PascalVOC two, as released: X_VOC2007.txt and X_VOC2012.txt,
+    each sorted (ids of 2012 have an underscore). Returns the files written, none where the table has no names.
+    """
+    if table.names is None:
+        return []
+    names, path = [table.names[i] for i in load_subset(path, len(table)).tolist()], Path(path)
+    if (pool_provenance(table).get("pool") or {}).get("name") == "PascalVOC":
+        years = {"2007": [name for name in names if "_" not in name], "2012": [name for name in names if "_" in name]}
+        lists = {path.with_name(f"{path.stem}_VOC{year}.txt"): sorted(chosen) for year, chosen in years.items()}
+    else:
+        lists = {path.with_suffix(".txt"): names}
+    for file, chosen in lists.items():
+        with atomic_write(file, "w") as handle:
+            handle.writelines(f"{name}\n" for name in chosen)
+    return list(lists)
+
+
+def pool_provenance(table):
+    """The provenance beside the table's feature file, {} where there is none."""
+    source = sidecar(table.path, "provenance") if table.path else None
+    return read_json(source) if source and source.exists() else {}
+
+
 def activeft_name(stem, config, count, seed=0):
     """The released default name of an ActiveFT subset.
 
@@ -125,7 +151,6 @@ def describe(table, *, method, config, seed, budget, command=None):
 
     table: the FeatureTable selected from. config: a dictionary.
     """
-    source = sidecar(table.path, "provenance") if table.path else None
     return {
         "method": method,
         "config": config,
@@ -136,7 +161,7 @@ def describe(table, *, method, config, seed, budget, command=None):
             "shape": list(table.features.shape),
             "sha256": sha256(table.path) if table.path else None,
             "names_sha256": names_digest(table.names) if table.names else None,
-            "provenance": read_json(source) if source and source.exists() else None,
+            "provenance": pool_provenance(table) or None,
         },
         "versions": versions(),
         "command": command if command is not None else [Path(sys.argv[0]).name, *sys.argv[1:]],

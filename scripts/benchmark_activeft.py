@@ -66,7 +66,7 @@ def pool(args):
 
 def convolutions(folder, count):
     """Random-convolution features of Fashion-MNIST training images, (count, 384): correlated as a network's are."""
-    from data_selection.pools import find_idx, read_idx
+    from data_selection.dataset_files import find_idx, read_idx
 
     images = read_idx(find_idx(folder, "train-images-idx3-ubyte"))[:count, None]
     kernels = torch.randn(96, 1, 5, 5, generator=torch.Generator().manual_seed(0)) / 5

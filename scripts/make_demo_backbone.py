@@ -28,10 +28,11 @@ if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from data_selection.backbones import DEMO_WEIGHTS, build_model
+from data_selection.dataset_files import find_idx, read_idx
 from data_selection.errors import UserError, run
 from data_selection.evaluation import knn_accuracy, probe_accuracy
 from data_selection.files import atomic_write
-from data_selection.pools import FASHION_MEAN, FASHION_STD, find_idx, load_demo, read_idx
+from data_selection.pools import FASHION_MEAN, FASHION_STD, load_demo
 
 GLOBAL_SIZE, LOCAL_SIZE = 28, 14  # pixels: 16 and 4 patches of 7 x 7
 GLOBAL_SCALE, LOCAL_SCALE = (0.5, 1.0), (0.2, 0.5)  # share of the image's area that a crop shows

@@ -18,9 +18,10 @@ import numpy as np
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from data_selection.dataset_files import find_idx, read_idx
 from data_selection.errors import run
 from data_selection.files import atomic_write
-from data_selection.pools import DEMO_FILE, find_idx, read_idx
+from data_selection.pools import DEMO_FILE
 
 SIZES = {"train": 10_000, "test": 2_000}
 PREFIX = {"train": "train", "test": "t10k"}

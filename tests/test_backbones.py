@@ -20,7 +20,7 @@ from data_selection.backbones import (
     load_weights,
     state_digest,
 )  # fmt: skip
-from data_selection.downloads import fetch_weights
+from data_selection.downloads import fetch_file
 from data_selection.errors import UserError
 
 SILENT = {"log": lambda line: None}
@@ -231,7 +231,7 @@ def server():
 def test_download_once(tmp_path, server):
     server.files["w.pth"] = b"x" * 3_000_000
     for _ in range(2):
-        path = fetch_weights(server.base + "w.pth", tmp_path / "new")
+        path = fetch_file(server.base + "w.pth", tmp_path / "new")
         assert path.read_bytes() == server.files["w.pth"]
     assert server.log == [("w.pth", None)]
     assert [entry.name for entry in path.parent.iterdir()] == ["w.pth"]
@@ -242,36 +242,36 @@ def test_interrupted_download_goes_on(tmp_path, server):
     with pytest.raises(
         UserError, match=r"cannot fetch http.*w.pth: .*put it at .*the connection ended after 128000 of"
     ):
-        fetch_weights(server.base + "w.pth", tmp_path)
+        fetch_file(server.base + "w.pth", tmp_path)
     assert not (tmp_path / "w.pth").exists()
-    assert fetch_weights(server.base + "w.pth", tmp_path).read_bytes() == server.files["w.pth"]
+    assert fetch_file(server.base + "w.pth", tmp_path).read_bytes() == server.files["w.pth"]
     assert server.log[1] == ("w.pth", "bytes=128000-")
 
 
 def test_partial_file_of_another_length_is_dropped(tmp_path, server):
     server.files["w.pth"] = b"abc"
     (tmp_path / "w.pth.partial").write_bytes(b"longer than it")
-    assert fetch_weights(server.base + "w.pth", tmp_path).read_bytes() == b"abc"
+    assert fetch_file(server.base + "w.pth", tmp_path).read_bytes() == b"abc"
 
 
 def test_digest(tmp_path, server):
     digest = hashlib.sha256(b"right").hexdigest()[:8]
     server.files[f"vit-{digest}.pth"] = b"wrong"
     with pytest.raises(UserError, match=f"another digest than {digest}"):
-        fetch_weights(f"{server.base}vit-{digest}.pth", tmp_path)
+        fetch_file(f"{server.base}vit-{digest}.pth", tmp_path)
     server.files[f"vit-{digest}.pth"] = b"right"
-    assert fetch_weights(f"{server.base}vit-{digest}.pth", tmp_path).read_bytes() == b"right"
+    assert fetch_file(f"{server.base}vit-{digest}.pth", tmp_path).read_bytes() == b"right"
 
 
 def test_no_network_says_what_to_do(tmp_path, server):
     with pytest.raises(UserError, match=r"put it at .*lost.pth \(Not Found\)"):
-        fetch_weights(server.base + "lost.pth", tmp_path)
+        fetch_file(server.base + "lost.pth", tmp_path)
     with pytest.raises(
         UserError, match=r"cannot fetch http://127.0.0.1:9/w.pth: start again, or fetch it .* put it at"
     ):
-        fetch_weights("http://127.0.0.1:9/w.pth", tmp_path)
+        fetch_file("http://127.0.0.1:9/w.pth", tmp_path)
     with pytest.raises(UserError, match="names no file"):
-        fetch_weights("http://127.0.0.1:9/", tmp_path)
+        fetch_file("http://127.0.0.1:9/", tmp_path)
 
 
 def test_load_from_address(tmp_path, server, weights, monkeypatch):

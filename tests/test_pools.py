@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from data_selection.dataset_files import find_idx, read_idx
 from data_selection.errors import UserError
-from data_selection.pools import POOLS, find_idx, load_demo, open_pool, read_idx, read_image
+from data_selection.pools import POOLS, load_demo, open_pool, read_image
 
 
 @pytest.fixture
