@@ -2,15 +2,14 @@
 
 from pathlib import Path
 
-from data_selection import pools
 from data_selection.errors import UserError
 from data_selection.feature_table import read_json
 
 CATEGORIES = ("kingdom", "phylum", "class", "order", "supercategory", "family", "genus", "name")
 
 
-def open_inaturalist(root, train, year, category="name"):
-    """The pool of a year's training or validation images, in the order of {train,val}{year}.json.
+def read_inaturalist(root, train, *, year, category="name"):
+    """A year's training or validation images in the order of {train,val}{year}.json, as the keywords of a Pool.
 
     root: the folder with train{year}.json, val{year}.json, categories.json and the images under the names that the
     lists give them. category: of CATEGORIES, the rank of the taxonomy that makes a class; classes are numbered in
@@ -48,4 +47,4 @@ def open_inaturalist(root, train, year, category="name"):
     paths = [str(root / name) for name in names]
     if not Path(paths[0]).is_file():
         raise UserError(f"{paths[0]} of iNaturalist {year} does not exist: unpack the images into {root}")
-    return pools.Pool(paths=paths, labels=labels, classes=len(class_names), names=names, class_names=class_names)
+    return {"paths": paths, "labels": labels, "names": names, "classes": len(class_names), "class_names": class_names}

@@ -24,6 +24,7 @@ from data_selection.dataset_files import (
     read_voc,
 )
 from data_selection.errors import UserError
+from data_selection.inaturalist import read_inaturalist
 
 DATA = Path(__file__).parent / "data"  # where the released programs look, and where torchvision downloads to
 DEMO_FILE = Path(__file__).parent / "demo" / "fashion_mnist_12k.npz"
@@ -277,12 +278,6 @@ def _build_imagenet(root, train):
     return Pool(paths=list(paths), labels=labels, classes=len(source.classes), class_names=source.classes)
 
 
-def _build_inaturalist(root, train, year):
-    from data_selection.inaturalist import open_inaturalist  # it needs Pool
-
-    return open_inaturalist(root, train, year)
-
-
 def _build_long_tail(ratio, root, train):
     """The training part of CIFAR100 thinned out; its names are CIFAR100 indices. The held-out part is CIFAR100's."""
     whole = _build_cifar("CIFAR100", root, train)
@@ -306,6 +301,8 @@ POOLS = {
     "ImageNet": PoolKind(_build_imagenet),
     "FashionMNIST": PoolKind(_build_fashion),
     "CUB2011": PoolKind(functools.partial(_build_from, read_cub)),
+    "INAT": PoolKind(functools.partial(_build_from, functools.partial(read_inaturalist, year=2018))),
+    "INAT19": PoolKind(functools.partial(_build_from, functools.partial(read_inaturalist, year=2019))),
     "CIFAR100LT_IR10": PoolKind(functools.partial(_build_long_tail, 10)),
     "CIFAR100LT_IR50": PoolKind(functools.partial(_build_long_tail, 50)),
     "CIFAR100LT_IR100": PoolKind(functools.partial(_build_long_tail, 100)),

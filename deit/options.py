@@ -8,10 +8,11 @@ import yaml
 
 from data_selection.errors import UserError
 
-DATA_SETS = ("CIFAR10", "CIFAR100", "IMNET", "FASHIONMNIST", "FOLDER", "DEMO")
+DATA_SETS = ("CIFAR10", "CIFAR100", "IMNET", "INAT", "INAT19", "CUB2011", "FASHIONMNIST", "FOLDER", "DEMO")
 DATA_SETS += tuple(f"{name}SUBSET" for name in DATA_SETS)
+RANKS = ("kingdom", "phylum", "class", "order", "supercategory", "family", "genus", "name")  # of iNaturalist
 MODES = ("full", "linear", "lp-ft")
-NOT_YET = ("INAT", "INAT19", "CUB2011", "CUB2011SUBSET", "IMNETSUBSET_Generate")
+NOT_YET = ("IMNETSUBSET_Generate",)
 SCHEDULES = ("cosine", "tanh", "step", "constant", "multistep", "poly", "wsd", "rsqrt", "none")
 
 
@@ -72,7 +73,7 @@ def _add_data(add, switch):
     )
     switch("--pin-mem", True, "page-locked memory for copies to a GPU")
     add("--data_Gen_path", action=Refused, reason="generated images (IMNETSUBSET_Generate) are not read")
-    add("--inat-category", action=Refused, reason="iNaturalist's files are not read; use class folders and FOLDER")
+    add("--inat-category", choices=RANKS, default="name", help="INAT, INAT19: the rank that makes a class")
 
 
 def _add_model(add, switch):
@@ -255,6 +256,8 @@ def check(args):
         raise UserError(f"--data-set {args.data_set} needs --subset_ids FILE, a JSON list of training-set indices")
     if args.subset_ids and not args.data_set.endswith("SUBSET"):
         raise UserError(f"--subset_ids is for the SUBSET data sets: use --data-set {args.data_set}SUBSET")
+    if args.inat_category != "name" and not args.data_set.startswith("INAT"):
+        raise UserError(f"--inat-category is for INAT and INAT19, not --data-set {args.data_set}")
     if (args.labels or args.val_labels) and not args.data_set.startswith("FOLDER"):
         raise UserError(f"--labels and --val-labels are for FOLDER and FOLDERSUBSET, not --data-set {args.data_set}")
     at_least = {

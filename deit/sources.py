@@ -6,7 +6,7 @@ from pathlib import Path
 from data_selection import pools
 from data_selection.errors import UserError
 from data_selection.feature_table import read_json, sidecar
-from data_selection.inaturalist import open_inaturalist
+from data_selection.inaturalist import read_inaturalist
 from data_selection.subset_files import load_subset, names_digest
 from deit.label_files import open_folders
 
@@ -15,7 +15,7 @@ DEFAULT_PATH = Path(__file__).resolve().parent / "data"
 POOL_NAMES = {"FASHIONMNIST": "FashionMNIST", "IMNET": "ImageNet"}  # where extraction's differ from the trainer's
 YEARS = {"INAT": 2018, "INAT19": 2019}
 HELD = {"CIFAR10": ("cifar-10-*",), "CIFAR100": ("cifar-100-*",), "FASHIONMNIST": ("FashionMNIST", "*-ubyte*"),
-        "INAT": ("train2018.json",), "INAT19": ("train2019.json",)}  # fmt: skip
+        "CUB2011": ("CUB_200_2011",), "INAT": ("train2018.json",), "INAT19": ("train2019.json",)}  # fmt: skip
 
 
 def find_data(name, data_path):
@@ -44,7 +44,10 @@ def open_images(name, data_path=None, labels=None, val_labels=None, category="na
     if name == "FOLDER":
         return open_folders(root, labels, val_labels)
     if name in YEARS:
-        return tuple(open_inaturalist(root, train, YEARS[name], category) for train in (True, False))
+        year = YEARS[name]
+        return tuple(
+            pools.Pool(**read_inaturalist(root, train, year=year, category=category)) for train in (True, False)
+        )
     if name == "IMNET":
         if root.name == "ImageNet":
             return tuple(pools.open_pool("ImageNet", split, root.parent) for split in ("train", "val"))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from trainer_runs import write_images
+from trainer_runs import command, log_lines, write_images
 
 from data_selection import pools
 from data_selection.errors import UserError
@@ -12,6 +12,7 @@ from deit import sources
 from deit.datasets import Transformed, prepare
 from deit.draws import seeded
 from deit.label_files import labelled_folder
+from deit.main import main
 from deit.pipeline import MARGIN, Pipeline
 from deit.samplers import epoch_order, plan_epoch
 from deit.sources import check_same_pool, find_data, open_images
@@ -159,3 +160,19 @@ def test_a_list_chosen_from_another_data_set_is_told(pool, tmp_path):
     (tmp_path / "s.provenance.json").write_text('{"features": null}')
     check_same_pool(tmp_path / "s.json", pool, "CIFAR10", lines.append)
     assert len(lines) == 1
+
+
+@pytest.mark.parametrize("name", ["CUB2011", "CUB2011SUBSET"])
+def test_the_trainer_reads_cub(tmp_path, name):
+    files = [f"00{i % 2 + 1}.Bird/{9 - i}.jpg" for i in range(6)]
+    write_images(tmp_path / "CUB_200_2011" / "images", files)
+    tables = {"images": files, "image_class_labels": [1, 2] * 3, "train_test_split": [1, 1, 0, 1, 1, 0]}
+    for table, values in tables.items():
+        lines = [f"{i + 1} {value}\n" for i, value in enumerate(values)]
+        (tmp_path / "CUB_200_2011" / f"{table}.txt").write_text("".join(lines))
+    train, test = open_images("CUB2011", tmp_path)
+    assert (train.labels, test.labels, len(train), len(test)) == ([0, 1, 1, 0], [0, 1], 4, 2)
+    (tmp_path / "subset.json").write_text("[3, 1]")
+    subset = tmp_path / "subset.json" if name.endswith("SUBSET") else None
+    main(command(tmp_path, tmp_path / "out", data_set=name, subset_ids=subset, finetune="none", epochs=1))
+    assert len(log_lines(tmp_path / "out")) == 1

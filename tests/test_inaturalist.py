@@ -6,8 +6,8 @@ import pytest
 from trainer_runs import command, log_lines, write_images
 
 from data_selection.errors import UserError
-from data_selection.inaturalist import CATEGORIES, open_inaturalist
-from data_selection.pools import open_pool
+from data_selection.inaturalist import CATEGORIES, read_inaturalist
+from data_selection.pools import Pool, open_pool
 from deit.main import main
 from deit.options import RANKS
 from deit.sources import open_images
@@ -31,7 +31,7 @@ def root(tmp_path):
 
 
 def test_images_keep_the_order_of_the_list(root):
-    pool = open_inaturalist(root, True, 2018)
+    pool = Pool(**read_inaturalist(root, True, year=2018))
     assert pool.class_names == ("Felis catus", "Felis silvestris", "Zea mays")
     assert pool.labels == [2, 0, 1, 2, 0, 1]
     assert [name.split("/")[-1] for name in pool.names] == [f"{9 - k}train.jpg" for k in range(6)]
@@ -47,14 +47,14 @@ def test_a_rank_joins_species(root):
 
 def test_what_is_missing_is_named(root):
     with pytest.raises(UserError, match=r"2019 needs train2019\.json, val2019\.json in"):
-        open_inaturalist(root, True, 2019)
+        read_inaturalist(root, True, year=2019)
     with pytest.raises(UserError, match="unknown category 'kind'"):
-        open_inaturalist(root, True, 2018, "kind")
+        read_inaturalist(root, True, year=2018, category="kind")
     with pytest.raises(UserError, match="lack 'family'"):
-        open_inaturalist(root, True, 2018, "family")
+        read_inaturalist(root, True, year=2018, category="family")
     (root / "train_val2018" / "Any" / "7" / "9train.jpg").unlink()
     with pytest.raises(UserError, match=r"9train\.jpg of iNaturalist 2018 does not exist: unpack"):
-        open_inaturalist(root, True, 2018)
+        read_inaturalist(root, True, year=2018)
 
 
 @pytest.mark.parametrize("name", ["INAT", "INATSUBSET"])
