@@ -1,6 +1,7 @@
 """The training and evaluation images as batches, augmented the same on any process."""
 
 import os
+import signal
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -101,6 +102,11 @@ class Batches:
         return len(self.items)
 
 
+def ignore_sigterm(worker):
+    """A scheduler's warning reaches every process of a job; the trainer decides, and its workers end with it."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
 class PilImages:
     """Images transformed one by one with PIL, in workers that live as long as the run."""
 
@@ -110,6 +116,7 @@ class PilImages:
         self.loader = DataLoader(
             Transformed(pool, ids, cached, transform), batch_sampler=self.batches, num_workers=workers,
             pin_memory=pin_memory and device.type == "cuda", persistent_workers=workers > 0,
+            worker_init_fn=ignore_sigterm,
         )  # fmt: skip
 
     def __len__(self):

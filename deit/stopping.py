@@ -1,4 +1,4 @@
-"""Reasons to stop early: a scheduler's warning, and a loss that is not finite."""
+"""Reasons to stop early: a scheduler's warning, a loss that is not finite, a worker process that died."""
 
 import contextlib
 import json
@@ -33,6 +33,20 @@ def sigterm():
 def asked_to_stop(asked, world):
     """Whether any process of the run has been asked to; the same answer on all of them."""
     return bool(world.sum_(torch.tensor(float(asked.is_set()), device=world.device)))
+
+
+@contextlib.contextmanager
+def workers_named():
+    """Turn what a DataLoader raises, at any moment, where one of its workers was killed into a UserError."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        raise UserError(
+            f"a process that loads images has died ({str(error).splitlines()[0]}), often for want of memory: try fewer "
+            "--num_workers or --cache none, and continue with --auto-resume"
+        ) from None
 
 
 class NotFinite(UserError):

@@ -20,7 +20,7 @@ from deit.samplers import epoch_order, plan_epoch
 from deit.saving import BEST, NEWEST, Saver
 from deit.sources import check_same_pool, choose_ids, hold_out, open_images, say_of_labels
 from deit.starting import finished, starting_point
-from deit.stopping import NotFinite, asked_to_stop, sigterm, with_batch
+from deit.stopping import NotFinite, asked_to_stop, sigterm, with_batch, workers_named
 
 
 def train(args):
@@ -74,7 +74,8 @@ def finetune(args, world):
     say_of_labels(args.mode, train_pool, ids, log.say)
     log.keep(done if state is not None else 0)
     try:
-        with sigterm() as asked, distributed.watched(world), Saver(log.folder, source if state else None) as saver:
+        saver = Saver(log.folder, source if state else None)
+        with sigterm() as asked, distributed.watched(world), workers_named(), saver:
             return run_epochs(learner, log, saver, asked, args, settings, data, done, best)
     finally:
         log.close()
