@@ -60,8 +60,8 @@ def train_one_epoch(
     """Train on the samplers.Steps of one epoch. Returns (mean training loss per image, steps left out).
 
     data: has augmented(parts, epoch). The loss of a step is the mean over its global batch, so gradients are summed,
-    not averaged, over parts and processes. on_step(number, loss, factor): called after each step; loss: this process's
-    share, on the device; times factor: the mean over its images.
+    not averaged, over parts and processes. on_step(epoch, number, steps, loss, factor): called at each step; loss:
+    this process's share, on the device; times factor: the mean over its images.
     Where a loss is not finite, raises NotFinite on every process after the epoch; with skip_nonfinite such a step
     changes nothing, which takes a look at every step's loss.
     """
@@ -85,6 +85,9 @@ def train_one_epoch(
             learner.scaler.scale(loss).backward()
             losses[number] += loss.detach()
         world.sum_(learner.gradients.buffer)
+        if on_step is not None:
+            mine = sum(len(part.rows) for part in step.parts)
+            on_step(epoch, number, len(steps), losses[number], step.size / max(1, mine))
         if skip_nonfinite and not is_finite(learner, losses[number]):
             losses[number] = sizes[number] = 0
             for buffer, value in zip(model.buffers(), before, strict=True):
@@ -97,8 +100,6 @@ def train_one_epoch(
         learner.scaler.update()
         if learner.ema is not None:
             learner.ema.update(model)
-        if on_step is not None:
-            on_step(number, losses[number], step.size / max(1, sum(len(part.rows) for part in step.parts)))
     average_buffers(model, world)
     losses = world.sum_(losses).double().cpu()
     if not losses.isfinite().all():

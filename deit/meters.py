@@ -1,4 +1,4 @@
-"""What a run says: one progress bar or short lines, and the files log.txt, result.json and args.yaml."""
+"""What a run says: one progress bar or short lines; log.txt, result.json, args.yaml, and events for TensorBoard."""
 
 import json
 import time
@@ -7,19 +7,22 @@ from pathlib import Path
 import yaml
 from tqdm import tqdm
 
+from data_selection.errors import UserError
 from data_selection.files import atomic_write
 
 
 class RunLog:
     """The voice of rank 0; on other ranks, and where folder is None, the respective part is silent.
 
-    At a terminal one bar over the run's steps shows the rate, the loss and the accuracy; elsewhere each evaluation
-    prints a line.
+    At a terminal one bar over the run's steps shows the time left, the loss and the accuracy; elsewhere each
+    evaluation prints a line. verbose: a line for each step instead. tensorboard: events in folder/tensorboard.
     """
 
-    def __init__(self, folder, is_main):
+    def __init__(self, folder, is_main, *, verbose=False, tensorboard=False):
         self.folder = Path(folder) if folder and is_main else None
-        self.is_main, self.bar, self.loss = is_main, None, ""
+        self.is_main, self.verbose, self.bar, self.accuracy, self.read = is_main, verbose, None, "", 0.0
+        writer = summary_writer() if tensorboard else None  # on every process: all end where it is missing
+        self.events = writer(str(self.folder / "tensorboard")) if writer and self.folder else None
 
     def say(self, text):
         if self.is_main:
@@ -28,7 +31,7 @@ class RunLog:
     def start(self, epoch, epochs, steps, args):
         """Open the bar (epochs `epoch` to `epochs`, of `steps` steps) and write args.yaml."""
         self.began, self.first, self.epochs = time.monotonic(), epoch, epochs
-        hidden = None if self.is_main else True
+        hidden = None if self.is_main and not self.verbose else True  # None: off where there is no terminal
         self.bar = tqdm(
             total=epochs * steps, initial=max(0, epoch - 1) * steps, desc="finetune", unit="step", disable=hidden,
             dynamic_ncols=True, mininterval=0.5,
@@ -42,8 +45,16 @@ class RunLog:
         if self.folder:
             keep_lines(self.folder / "log.txt", epochs)
 
-    def step(self, number, loss, factor):
-        """Advance the bar after step `number` (from 0) of an epoch; loss times factor is its training loss."""
+    def step(self, epoch, number, steps, loss, factor):
+        """Show step `number` (from 0) of an epoch; loss (a tensor on the device) times factor is its training loss.
+
+        The loss is read, which makes the device wait, once in two seconds for a bar that is seen, and if verbose.
+        """
+        if self.verbose and self.is_main:
+            self.say(f"epoch {epoch}/{self.epochs} step {number + 1}/{steps}: loss {loss.item() * factor:.4f}")
+        elif not self.bar.disable and time.monotonic() - self.read > 2:
+            self.read = time.monotonic()
+            self.bar.set_postfix_str(f"loss {loss.item() * factor:.4f}{self.accuracy}", refresh=False)
         self.bar.update()
 
     def record(self, line, best=None):
@@ -52,8 +63,10 @@ class RunLog:
             with open(self.folder / "log.txt", "a", encoding="utf-8") as handle:
                 handle.write(json.dumps(line) + "\n")
         accuracy = f", top-1 {line['test_acc1']:.2f} %" if "test_acc1" in line else ""
-        self.loss = accuracy or self.loss
-        self.bar.set_postfix_str(f"loss {line['train_loss']:.4f}{self.loss}", refresh=False)
+        self.accuracy, self.read = accuracy or self.accuracy, time.monotonic()
+        self.bar.set_postfix_str(f"loss {line['train_loss']:.4f}{self.accuracy}", refresh=False)
+        for name, value in line.items() if self.events else ():
+            self.events.add_scalar(name.replace("_", "/", 1), value, line["epoch"])
         if accuracy and self.bar.disable:
             numbers = f"loss {line['train_loss']:.4f}, test loss {line['test_loss']:.4f}{accuracy}"
             if line["epoch"] == 0:
@@ -68,6 +81,8 @@ class RunLog:
     def close(self):
         if self.bar is not None:
             self.bar.close()
+        if self.events is not None:
+            self.events.close()
 
     def stopped(self, epoch):
         """Say that the run ends early, as asked, after `epoch`."""
@@ -85,6 +100,18 @@ class RunLog:
             with atomic_write(self.folder / "result.json", "w") as handle:
                 json.dump(values, handle)
                 handle.write("\n")
+
+
+def summary_writer():
+    """torch's SummaryWriter. Raises UserError where the package tensorboard is missing."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise UserError(
+            f"--tensorboard needs the package tensorboard ({error}): pip install tensorboard, or leave the flag out; "
+            "log.txt has the same numbers"
+        ) from None
+    return SummaryWriter
 
 
 def keep_lines(path, epochs):

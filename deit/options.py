@@ -162,6 +162,8 @@ def _add_augmentation(add, switch):
 
 def _add_run(add, switch):
     add("--output_dir", default="", metavar="DIR", help="default: nothing is saved")
+    add("--verbose", action="store_true", help="a line for each step instead of one bar for the run")
+    add("--tensorboard", action="store_true", help="write events to output_dir/tensorboard (needs that package)")
     add("--config", metavar="FILE", help="YAML of flags; the command line wins")
     add("--eval", action="store_true", help="evaluate the weights of --resume or --finetune and exit")
     add(
@@ -307,6 +309,8 @@ def check_together(args):
         raise UserError(
             f"--start_epoch {args.start_epoch} is for --mode full: {args.mode} starts with fitting the head"
         )
+    if args.tensorboard and not args.output_dir:
+        raise UserError("--tensorboard needs --output_dir, where its events go")
     if args.auto_resume and not args.output_dir:
         raise UserError("--auto-resume needs --output_dir, where it looks for checkpoint.pth")
     if args.resume and args.finetune:

@@ -33,7 +33,7 @@ def finetune(args, world):
     name, defaults = resolve(args)
     if args.output_dir:
         checkpoints.check_folder(args.output_dir)
-    log = RunLog(args.output_dir, world.is_main)
+    log = RunLog(args.output_dir, world.is_main, verbose=args.verbose, tensorboard=args.tensorboard)
     train_pool, test_pool, ids = distributed.on_main_first(world, lambda: open_data(args, name, log))
     ids, held = hold_out(ids, train_pool, args.val_fraction, args.seed)
     global_batch = args.global_batch_size or args.batch_size * world.size
