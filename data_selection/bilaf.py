@@ -5,7 +5,8 @@ from dataclasses import dataclass, replace
 import torch
 
 from data_selection.bilaf_classes import group_classes, open_batch, plan_batches, rank_and_size, rows_at, sum_over_ranks
-from data_selection.bilaf_steps import allocate, assign, denoise, find_rivals, kept_count, pick
+from data_selection.bilaf_cores import CoreSearch, assign, find_rivals
+from data_selection.bilaf_steps import allocate, denoise, kept_count, pick
 from data_selection.checks import check_ids, check_request, check_selection
 from data_selection.errors import UserError
 from data_selection.pool_reader import pool_device, working_memory
@@ -137,7 +138,8 @@ def select_bilaf(
             f"budget {budget} is smaller than the {fresh} cores it has to hold: raise it or use fewer cores"
         )
 
-    own, rival = assign(features, cores, config, device, max_bytes, progress)
+    rivals = 1 if config.opponent == "nearest" else max(1, 2 * budget // len(cores))  # what most classes will need
+    own, rival = assign(features, cores, config, device, max_bytes, progress, rivals)
     own[excluded] = -1
     members, sizes = group_classes(own, len(cores))
     annotated[cores] = False  # from here on: annotated besides the cores
@@ -192,8 +194,9 @@ def _stage_totals(budget, cores, nested):
 
 def _pick_all(features, classes, stages, config, device, max_bytes, progress):
     """(N,) int64: 0, or the place 1, 2, ... at which a sample was chosen in its class. Ranks share the batches."""
-    cores, members, sizes, kept, _, annotated = classes
+    cores, members, sizes, kept, rival, annotated = classes
     count = stages[-1]
+    search = CoreSearch(features, cores, config, device)
     turn = torch.zeros(len(features), dtype=torch.int64, device=device)
     rank, size = rank_and_size()
     batches = plan_batches(sizes, count > 1, features.shape[1], max_bytes, device)
@@ -202,7 +205,8 @@ def _pick_all(features, classes, stages, config, device, max_bytes, progress):
             batch = open_batch(features, labels, members, sizes, cores, config, device, max_bytes)
             must = annotated[batch.ids].to(device)
             local = denoise(batch.pairs, batch.sizes, batch.core, kept[labels].to(device), config, must)
-            ids, place = _pick_batch(batch, local, must, features, classes, stages, config, max_bytes)
+            rivals = find_rivals(batch, local, search, rival, count[labels].to(device), config, max_bytes)
+            ids, place = _pick_batch(batch, local, must, kept, rivals, stages, config)
             turn[ids] = place
             bar.update(len(labels) * size)
     turn = sum_over_ranks(turn).cpu()
@@ -210,9 +214,8 @@ def _pick_all(features, classes, stages, config, device, max_bytes, progress):
     return turn
 
 
-def _pick_batch(batch, local, must, features, classes, stages, config, max_bytes):
+def _pick_batch(batch, local, must, kept, rivals, stages, config):
     """Run the stages on one batch; local: (G, n) members that denoising kept. Returns (ids, places), both flat."""
-    cores, _, _, kept, rival, _ = classes
     device = local.device
     wanted = [stage[batch.labels].to(device) for stage in stages]
     sizes = kept[batch.labels].to(device)
@@ -220,7 +223,6 @@ def _pick_batch(batch, local, must, features, classes, stages, config, max_bytes
     must = must.gather(1, local) & (torch.arange(local.shape[1], device=device) < sizes[:, None])
     must[torch.arange(len(core), device=device), core] = False
     pairs = batch.pairs.take(local)
-    rivals = find_rivals(batch, local, features, cores, rival, wanted[-1], config, max_bytes)
     chosen = torch.cat([core[:, None], _true_first(must)], dim=1)  # the core, then what was annotated before
     for count in wanted:
         chosen = pick(pairs, sizes, core, count, rivals, config, forced=chosen)

@@ -10,6 +10,8 @@ import torch.nn.functional as F
 
 GRID_BITS = 32  # squared distances are whole numbers of 2^-32 of the class radius squared
 CACHE_BYTES = 32 << 20  # a CPU works faster on batches that stay in its cache
+SUM_BYTES = 1 << 20  # the same for sums over many distances
+HALF_ROWS = 256  # rows of one product of the symmetric table
 
 
 def rank_and_size():
@@ -58,61 +60,76 @@ class Batch:
 class Pairs:
     """Squared distances within G classes, whole numbers in float64, so that equal distances are equal bit by bit.
 
-    x: (G, n, D) float64, centred on the core and scaled to the grid. held: all of them (G, n, n), or None where they
-    don't fit and are computed on demand. max_bytes bounds every block.
+    x: (G, n, D) float64, centred on the core and scaled to the grid. max_bytes bounds every block. held: (G, N, N) of
+    the whole classes, or None where they don't fit and are computed on demand. place: (G, n), where the members stand
+    in held, None: members are all.
     """
 
-    def __init__(self, x, max_bytes, held=None):
-        self.x, self.max_bytes, self.held = x, max_bytes, held
+    def __init__(self, x, max_bytes, held=None, place=None):
+        self.x, self.max_bytes, self.held, self.place = x, max_bytes, held, place
         self.square = x.square().sum(-1)  # (G, n)
-        self.classes = torch.arange(len(x), device=x.device)[:, None]  # (G, 1)
 
     @classmethod
     def build(cls, x, max_bytes):
         """Pairs of x, held in memory where max_bytes allows."""
+        groups, n, _ = x.shape
         pairs = cls(x, max_bytes)
-        if 8 * x.shape[0] * x.shape[1] ** 2 <= max_bytes:
-            pairs.held = pairs._product(x, pairs.square, x, pairs.square)
+        if 8 * groups * n**2 > max_bytes:
+            return pairs
+        held = x.new_empty(groups, n, n)
+        for start in range(0, n, HALF_ROWS):  # above the diagonal; below it a copy costs less
+            stop = start + HALF_ROWS
+            block = pairs._product(x[:, start:stop], pairs.square[:, start:stop], x[:, start:], pairs.square[:, start:])
+            held[:, start:stop, start:] = block
+            held[:, stop:, start:stop] = block[:, :, HALF_ROWS:].mT
+        pairs.held = held
         return pairs
 
     def take(self, local):
-        """Pairs of the members local (G, m) alone, in that order."""
-        held = None if self.held is None else self.between(local, local).mT  # symmetric, and contiguous this way round
-        return Pairs(self.rows(local), self.max_bytes, held)
+        """Pairs of the members local (G, m) alone, in that order; not of a selection again."""
+        return Pairs(self.rows(local), self.max_bytes, self.held, None if self.held is None else local)
 
     def rows(self, local):
         """Coordinates (G, m, D) of the members local (G, m)."""
         return _copy_rows(self.x, local)
 
-    def between(self, rows, columns):
-        """(G, R, C) squared distances of members rows (G, R) to members columns (G, C)."""
-        if self.held is not None:  # symmetric: whole rows are copied fast, so copy those of `columns`
-            held = _copy_rows(self.held, columns)  # (G, C, n)
-            return held.gather(2, rows[:, None].expand(-1, columns.shape[1], -1)).mT
-        picked = [(self.rows(index), self.square.gather(1, index)) for index in (rows, columns)]
-        return self._product(*picked[0], *picked[1])
+    def between(self, rows):
+        """(G, R, n) squared distances of members rows (G, R) to all."""
+        return self._members(self._table(rows))
 
-    def to_all(self, rows):
-        """(G, R, n) squared distances of members rows (G, R) to all members."""
-        if self.held is not None:
-            return _copy_rows(self.held, rows)
-        return self._product(self.rows(rows), self.square.gather(1, rows), self.x, self.square)
+    def sums(self, columns, weight):
+        """(G, n) for each member the sum of its distances to the members columns (G, m), times weight (G, m)."""
+        weight = weight.double()[:, None]
+        blocks = self.blocks(columns.shape[1])
+        total = sum(weight[:, :, a:b] @ self._table(columns[:, a:b]).sqrt_() for a, b in blocks)  # (G, 1, N)
+        return self._members(total)[:, 0]
 
-    def each(self, rows, columns):
-        """(G, R, k) squared distances of members rows (G, R) to their own lists columns (G, R, k)."""
+    def each(self, columns):
+        """(G, n, k) squared distances of every member to its own list columns (G, n, k); of whole classes."""
         if self.held is not None:
-            n = self.held.shape[2]
-            return self.held.reshape(-1).take((self.classes * n + rows)[:, :, None] * n + columns)
-        left = self.rows(rows)  # (G, R, D)
-        parts = [(left - self.rows(columns[:, :, k])).square().sum(-1) for k in range(columns.shape[2])]
+            return self.held.gather(2, columns)
+        parts = [(self.x - self.rows(some)).square().sum(-1) for some in columns.unbind(2)]
         return torch.stack(parts, dim=2).round_()
 
-    def blocks(self, rows, width):
-        """(start, stop) over `rows` rows so that a (G, stop - start, width) block keeps within max_bytes."""
-        if self.held is not None:
-            return [(0, rows)]
-        step = max(1, int(self.max_bytes // (8 * len(self.x) * max(1, width))))
-        return [(start, min(rows, start + step)) for start in range(0, rows, step)]
+    def blocks(self, count):
+        """(start, stop) over `count` rows, so that their distances to all fit the cache (on a GPU: max_bytes)."""
+        few = self.held is not None and self.x.device.type == "cpu"
+        limit = min(self.max_bytes, SUM_BYTES) if few else self.max_bytes
+        width = self.x.shape[1] if self.held is None else self.held.shape[2]
+        step = max(1, int(limit // (8 * len(self.x) * width)))
+        return [(start, min(count, start + step)) for start in range(0, count, step)]
+
+    def _table(self, rows):
+        """(G, R, N) squared distances of members rows (G, R) to whole classes, a copy."""
+        if self.held is None:
+            return self._product(self.rows(rows), self.square.gather(1, rows), self.x, self.square)
+        return _copy_rows(self.held, rows if self.place is None else self.place.gather(1, rows))
+
+    def _members(self, values):
+        """(G, R, n) of values (G, R, N) of whole classes."""
+        if self.place is None:
+            return values
+        return values.gather(2, self.place[:, None].expand(-1, values.shape[1], -1))
 
     @staticmethod
     def _product(a, a_square, b, b_square):

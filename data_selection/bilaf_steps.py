@@ -1,59 +1,10 @@
-"""The four steps of BiLAF as pure functions: assign, denoise, allocate, pick. config: bilaf.BiLAFConfig."""
+"""BiLAF's steps within the classes as pure functions: denoise, allocate, pick. config: bilaf.BiLAFConfig."""
 
 import heapq
 
 import torch
 
-from data_selection.bilaf_classes import grid_unit, key_base, on_grid, rank_and_size, rows_at, sum_over_ranks
-from data_selection.progress import open_bar
-from data_selection.similarity import normalise, read_rows, row_blocks
-
-NO_RIVAL = 1e9 + 7  # the distance to "the other cores" where there is one core only, as in the released program
-
-
-def assign(features, cores, config, device, max_bytes, progress=None):
-    """Pseudo-class of every sample: the nearest core, and the nearest of the others (its rival).
-
-    features: (N, D). cores: (K,) pool indices. Returns (own, rival), each (N,) int64 on the CPU with values 0..K-1;
-    equal distances go to the lowest; a core is always in its own class; with one core the rival is that core.
-    Source: c(x) = argmin_j D(f_x, f_cj), section 3.3. Cost: N x K x D, in blocks; memory: one block.
-
-    Blocks are float32 products; rows whose first places are closer than float32 can tell are measured again in
-    float64, so the result is that of float64.
-    """
-    n, k = len(features), len(cores)
-    centre = rows_at(features, cores, device, config.normalised)  # (K, D) float64
-    mean = centre.mean(0)
-    centre = centre - mean  # short vectors round less
-    narrow = centre.float()
-    half = narrow.square().sum(1) / 2  # (K,)
-    reach = half.max().mul(2).sqrt()
-    near = torch.zeros(n, 2, dtype=torch.int64, device=device)
-    rank, size = rank_and_size()
-    blocks = row_blocks(n, k + features.shape[1], min(max_bytes // 8, 64 << 20))[rank::size]
-    with open_bar(progress, n, "BiLAF assign", "row") as bar:
-        for start, stop in blocks:
-            rows = read_rows(features, start, stop, device)
-            rows = (normalise(rows) if config.normalised else rows) - mean.float()  # (B, D)
-            value, index = torch.addmm(-half, rows, narrow.T).topk(min(3, k), dim=1)
-            near[start:stop] = index[:, [0, min(1, k - 1)]]
-            blur = 2.0**-18 * reach * (rows.square().sum(1).sqrt() + reach)  # (B,) far above the rounding error
-            unsure = (value[:, :-1] - value[:, 1:] < blur[:, None]).any(1).nonzero()[:, 0] + start
-            for part in unsure.split(max(1, max_bytes // (64 * k))):
-                near[part] = _exact_nearest(rows_at(features, part.cpu(), device, config.normalised) - mean, centre)
-            bar.update((stop - start) * size)
-    near = sum_over_ranks(near).cpu()
-    own = near[:, 0].clone()
-    own[cores] = torch.arange(k)
-    return own, torch.where(near[:, 0] == own, near[:, 1], near[:, 0])
-
-
-def _exact_nearest(rows, centre):
-    """(B, 2) indices of the two nearest centres of rows (B, D) in float64, ties to the lowest."""
-    square = torch.addmm(centre.square().sum(1), rows, centre.T, alpha=-2) + rows.square().sum(1, keepdim=True)
-    unit = grid_unit(square.amax(1, keepdim=True), bits=34)
-    key = (square * unit**2).round_() * key_base(len(centre)) + torch.arange(len(centre), device=rows.device)
-    return key.topk(min(2, len(centre)), dim=1, largest=False).indices[:, [0, -1]]
+from data_selection.bilaf_classes import key_base, on_grid
 
 
 def included_count(sizes, config):
@@ -95,31 +46,28 @@ def denoise(pairs, sizes, core, kept, config, must=None):
     rank = torch.full((groups, n), float(n), dtype=torch.float64, device=device)
     rank = torch.where((sizes < config.small_class)[:, None], local.double(), rank)  # untouched: ascending order
 
-    rest, left = local, torch.where(target > 0, sizes, 0)  # candidates (G, R) ascending, how many of them are real
-    near = torch.full((groups, n, config.density_number), torch.inf, dtype=torch.float64, device=device)
+    free = (local < sizes[:, None]) & (target > 0)[:, None]  # candidates
+    near = torch.full((groups, n, config.density_number), torch.inf, dtype=torch.float64, device=device)  # keys
     if config.ring_start == "core":
         rho = torch.where(local == core[:, None], -1.0, 0.0).double()
         take = torch.ones_like(ring)
     else:
-        rho, take = pairs.to_all(core[:, None])[:, 0], ring
+        rho, take = pairs.between(core[:, None])[:, 0], ring
     joined = torch.zeros_like(ring)
     while True:
         take = torch.minimum(take, target - joined)  # (G,)
-        width = int(take.max())
-        rho = rho.masked_fill(torch.arange(rest.shape[1], device=device) >= left[:, None], torch.inf)
-        place = rho.sort(dim=1, stable=True).indices[:, :width]  # positions in rest, best first
-        step = torch.arange(width, device=device)
+        step = torch.arange(int(take.max()), device=device)
         joins = step < take[:, None]  # (G, W)
-        new = rest.gather(1, place)
-        rank.scatter_(1, new, torch.where(joins, (joined[:, None] + step).double(), rank.gather(1, new)))
+        new = rho.masked_fill(~free, torch.inf).sort(dim=1, stable=True).indices[:, : len(step)]  # best first
         position = torch.where(joins, (joined[:, None] + step).double(), torch.inf)  # in the cluster's list
-        joined, left = joined + take, left - take
+        rank.scatter_(1, new, torch.where(joins, position, rank.gather(1, new)))
+        free.scatter_(1, new, free.gather(1, new) & ~joins)
+        joined = joined + take
         if not (joined < target).any():
             break
-        gone = torch.zeros_like(rest, dtype=torch.bool).scatter_(1, place, joins)
-        stay = gone.sort(dim=1, stable=True).indices[:, : int(left.max())]
-        rest, near = rest.gather(1, stay), near.gather(1, stay[:, :, None].expand(-1, -1, near.shape[2]))
-        near, rho = _update_density(pairs, rest, near, new, position, joined, base, config)
+        for start, stop in pairs.blocks(len(step)):
+            _merge_nearest(near, pairs.between(new[:, start:stop]), position[:, start:stop], free, base)
+        rho = _density(pairs, near, joined, base, config)
         take = ring
     required = torch.zeros_like(rank, dtype=torch.bool) if must is None else must.clone()
     required[torch.arange(groups, device=device), core] = True
@@ -128,25 +76,37 @@ def denoise(pairs, sizes, core, kept, config, must=None):
     return torch.where(torch.arange(order.shape[1], device=device) < kept[:, None], order, core[:, None])
 
 
-def _update_density(pairs, rest, near, new, position, joined, base, config):
-    """Merge the members `new` (G, W) into each candidate's k nearest and return (near, rho).
+def _merge_nearest(near, square, position, free, base):
+    """Put the new members of the cluster among the k nearest of each candidate, in place.
 
-    near: (G, R, k) keys, squared distance x base + position in the cluster's list. position: (G, W), inf for padding.
+    near: (G, n, k) ascending keys, squared distance x base + position in the cluster's list. square: (G, W, n) squared
+    distances of the new members, position: (G, W), inf for padding. free: (G, n) bool, the candidates. Few new members
+    are among the nearest of a candidate, so these are listed, and only the candidates that have one are sorted again.
     """
-    k = near.shape[2]
-    merged, means = [], []
-    for start, stop in pairs.blocks(rest.shape[1], 2 * (new.shape[1] + 3 * k)):
-        rows = rest[:, start:stop]
-        keys = torch.add(position[:, None, :], pairs.between(rows, new), alpha=base)  # (G, R', W)
-        keys = torch.cat([near[:, start:stop], keys], dim=2).topk(k, dim=2, largest=False).values
-        found = torch.isfinite(keys)
-        square = torch.where(found, (keys / base).floor(), 0)
-        if config.neighbours == "position":
-            place = torch.where(found, keys - square * base, 0).long()
-            square = torch.where(found, pairs.each(rows, place), 0)
-        merged.append(keys)
-        means.append(square.sqrt().sum(2) / joined.clamp(1, k)[:, None])
-    return torch.cat(merged, dim=1), on_grid(torch.cat(means, dim=1))
+    groups, n, k = near.shape
+    bound = (near[:, :, -1] / base).floor().masked_fill_(~free, -1)  # of equal ones the earlier in the list stays
+    hit = (square < bound[:, None]) & torch.isfinite(position)[:, :, None]
+    group, candidate, member = hit.mT.nonzero(as_tuple=True)  # candidate by candidate
+    if not len(group):
+        return
+    key = square[group, member, candidate] * base + position[group, member]
+    rows, count = torch.unique_consecutive(group * n + candidate, return_counts=True)
+    line = torch.repeat_interleave(torch.arange(len(rows), device=rows.device), count)
+    slot = torch.arange(len(line), device=rows.device) - (count.cumsum(0) - count)[line]
+    keys = near.new_full((len(rows), k + int(count.max())), torch.inf)
+    keys[:, :k] = near.view(-1, k)[rows]
+    keys[line, k + slot] = key
+    near.view(-1, k)[rows] = keys.topk(k, dim=1, largest=False).values
+
+
+def _density(pairs, near, joined, base, config):
+    """rho (G, n): the mean distance to the samples in near (G, n, k); joined: (G,) size of the cluster."""
+    found = torch.isfinite(near)
+    square = torch.where(found, (near / base).floor(), 0)
+    if config.neighbours == "position":
+        place = torch.where(found, near - square * base, 0).long()
+        square = torch.where(found, pairs.each(place), 0)
+    return on_grid(square.sqrt_().sum(2) / joined.clamp(1, near.shape[2])[:, None])
 
 
 def allocate(sizes, total, lower, upper, rule):
@@ -201,11 +161,11 @@ def pick(pairs, sizes, core, count, rivals, config, forced=None):
     real = torch.arange(n, device=device) < sizes[:, None]
     alive, taken = real.clone(), torch.zeros_like(real)
     taken[group, core] = True
-    intra, left = _intra_sum(pairs, real), sizes.clone()
+    intra, left = pairs.sums(torch.arange(n, device=device).expand(groups, n), real), sizes.clone()
     chosen = torch.full((groups, int(count.max())), -1, device=device)
     chosen[:, 0] = core
     for turn in range(1, chosen.shape[1]):
-        row = pairs.to_all(chosen[:, turn - 1, None])[:, 0].masked_fill(~alive, torch.inf)  # (G, n) to the last choice
+        row = pairs.between(chosen[:, turn - 1, None])[:, 0].masked_fill(~alive, torch.inf)  # (G, n) to the last choice
         order = row.sort(dim=1, stable=True).indices
         remove = (sizes // count).clamp(min=1) if config.removal == "class" else (left // count).clamp(min=1)
         leaving = order[:, : int(remove.max())]
@@ -213,7 +173,7 @@ def pick(pairs, sizes, core, count, rivals, config, forced=None):
         alive.scatter_(1, leaving, alive.gather(1, leaving) & ~leaves)
         left = left - leaves.sum(1)
         if config.intra == "remaining":
-            intra = intra - _sum_to(pairs, leaving, leaves)
+            intra = intra - pairs.sums(leaving, leaves)
         spread = left.clamp(min=1) if config.intra == "remaining" else sizes
         score, border = _boundary_score(factor, distance, on_grid(intra / spread[:, None]))
         free = alive & ~taken
@@ -234,57 +194,3 @@ def _boundary_score(factor, distance, intra):
     intra = intra[:, :, None]
     largest = torch.maximum(distance, intra).clamp(min=torch.finfo(torch.float64).tiny)
     return ((factor * distance - intra) / largest).min(dim=2)
-
-
-def _intra_sum(pairs, real):
-    """(G, n) sum of the distances to all real members."""
-    n = real.shape[1]
-    every = torch.arange(n, device=real.device).expand(len(real), n)
-    weight = real.double()[:, :, None]
-    return torch.cat([(pairs.to_all(every[:, a:b]).sqrt() @ weight)[:, :, 0] for a, b in pairs.blocks(n, 2 * n)], dim=1)
-
-
-def _sum_to(pairs, columns, weight):
-    """(G, n) sum of the distances to the members columns (G, m) where weight (G, m) is true."""
-    n = pairs.square.shape[1]
-    every = torch.arange(n, device=columns.device).expand(len(columns), n)
-    weight = weight.double()[:, :, None]
-    blocks = pairs.blocks(n, 2 * columns.shape[1])
-    return torch.cat([(pairs.between(every[:, a:b], columns).sqrt() @ weight)[:, :, 0] for a, b in blocks], dim=1)
-
-
-def find_rivals(batch, local, features, cores, rival, count, config, max_bytes):
-    """The other cores that each kept member may border on: (ids, distance in the batch's unit), each (G, n, T).
-
-    local: (G, n) kept members. rival: (N,) the nearest other core. count: (G,) samples wanted. T = 1 for the `nearest`
-    opponent. For `all`, T = max(count) - 1: by then at least one of the T nearest was never penalised, and no farther
-    core can score lower than it, so the minimum over T is the minimum over all.
-    """
-    device, k = local.device, len(cores)
-    ids = batch.ids.to(device).gather(1, local)
-    x = batch.pairs.rows(local)  # (G, n, D)
-    nearest = rival.to(device)[ids][:, :, None]
-    if k == 1:
-        return nearest, (NO_RIVAL * batch.unit).expand(nearest.shape)
-    centre = rows_at(features, cores, device, config.normalised)
-    own = centre[batch.labels.to(device)][:, None]  # (G, 1, D)
-    most = min(k - 1, int(count.max()) - 1)
-    if config.opponent == "nearest" or most <= 1:
-        away = (centre[nearest[:, :, 0]] - own) * batch.unit - x
-        return nearest, away.square().sum(-1, keepdim=True).round_().sqrt_()
-    centre = centre - centre.mean(0)  # short vectors round less
-    own = centre[batch.labels.to(device)]  # (G, D)
-    apart = torch.addmm(centre.square().sum(1), own, centre.T, alpha=-2) + own.square().sum(1, keepdim=True)
-    apart = (apart[:, None] * batch.unit**2).scatter_(2, batch.labels.to(device)[:, None, None], torch.inf)  # (G, 1, K)
-    step = max(1, int(max_bytes // (64 * k * len(x))))
-    parts = [_nearest_rivals(block, own, centre, apart, batch.unit, most) for block in x.split(step, dim=1)]
-    return tuple(torch.cat(part, dim=1) for part in zip(*parts))
-
-
-def _nearest_rivals(x, own, centre, apart, unit, most):
-    """(ids, distance) of the `most` nearest centres of x (G, R, D), given relative to `own`; ties to the lowest."""
-    dot = x @ centre.T - (x @ own[:, :, None])  # (G, R, K), x.(c - own)
-    square = torch.addcmul(apart + x.square().sum(-1, keepdim=True), dot, unit, value=-2).round_()
-    ids = square.topk(most, dim=2, largest=False).indices.sort(dim=2).values
-    square, order = square.gather(2, ids).sort(dim=2, stable=True)
-    return ids.gather(2, order), square.clamp_(min=0).sqrt_()

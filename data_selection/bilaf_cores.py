@@ -1,0 +1,139 @@
+"""BiLAF's samples against its cores: pseudo-classes, and the other cores that a sample may border on."""
+
+import torch
+
+from data_selection.bilaf_classes import grid_unit, key_base, rank_and_size, rows_at, sum_over_ranks
+from data_selection.progress import open_bar
+from data_selection.similarity import CHUNK_ROWS, normalise, read_rows, row_blocks
+
+NO_RIVAL = 1e9 + 7  # the distance to "the other cores" where there is one core only, as in the released program
+
+
+class CoreSearch:
+    """The cores nearest to any rows: a float32 product, and float64 for the rows that it cannot decide.
+
+    centre: (K, D) float64 cores minus their mean; short vectors round less. mean: (D,) float64.
+    """
+
+    def __init__(self, features, cores, config, device):
+        centre = rows_at(features, cores, device, config.normalised)
+        self.mean = centre.mean(0)
+        self.centre = centre - self.mean
+        self.narrow = self.centre.float()
+        self.half = self.narrow.square().sum(1) / 2  # (K,)
+        self.reach = self.half.max().mul(2).sqrt()
+
+    def nearest(self, rows, count, exact):
+        """(B, count) numbers of the `count` nearest cores; equal distances go to the lowest number.
+
+        rows: (B, D) float32. exact: exact(positions) gives some of the same rows in float64. The first core and which
+        cores are among the `count` are decided as in float64; those in between are in the order of float32.
+        """
+        rows = rows - self.mean.float()
+        product = torch.addmm(-self.half, rows, self.narrow.T)  # argmin |r - c|^2 = argmax r.c - |c|^2 / 2
+        value, index = product.topk(min(count + 1, len(self.half)), dim=1)
+        blur = 2.0**-18 * self.reach * (rows.square().sum(1).sqrt() + self.reach)  # (B,) far above the rounding error
+        gap = (value[:, :-1] - value[:, 1:])[:, [0, -1]] if value.shape[1] > 1 else value.new_empty(len(rows), 0)
+        index = index[:, :count]
+        unsure = (gap < blur[:, None]).any(1).nonzero()[:, 0]
+        for part in unsure.split(CHUNK_ROWS):
+            index[part] = self._nearest_exact(exact(part) - self.mean, count)
+        return index
+
+    def _nearest_exact(self, rows, count):
+        """The same of rows (B, D) in float64 minus the mean, in order."""
+        centre = self.centre
+        square = torch.addmm(centre.square().sum(1), rows, centre.T, alpha=-2) + rows.square().sum(1, keepdim=True)
+        unit = grid_unit(square.amax(1, keepdim=True), bits=34)
+        key = (square * unit**2).round_() * key_base(len(centre)) + torch.arange(len(centre), device=rows.device)
+        return key.topk(count, dim=1, largest=False).indices
+
+
+def assign(features, cores, config, device, max_bytes, progress=None, rivals=1):
+    """Pseudo-class of every sample: the nearest core, and the `rivals` nearest of the others.
+
+    features: (N, D). cores: (K,) pool indices. Returns own (N,) int64 and rival (N, T) int32 on the CPU, core numbers
+    0..K-1, T = rivals or K - 1 where that is less. Equal distances go to the lowest; a core is always in its own class;
+    with one core the rival is that core; of more rivals than one only the set is exact, not the order.
+    Source: c(x) = argmin_j D(f_x, f_cj), section 3.3. Cost: N x K x D, in blocks; memory: one block and N x T.
+    """
+    n, k = len(features), len(cores)
+    search = CoreSearch(features, cores, config, device)
+    count = min(rivals + 1, k)
+    near = torch.zeros(n, count, dtype=torch.int32, device=device)
+    rank, size = rank_and_size()
+    limit = 4 * CHUNK_ROWS * (k + features.shape[1]) if device.type == "cpu" else 64 << 20
+    blocks = row_blocks(n, k + features.shape[1], min(max_bytes // 8, limit))[rank::size]
+    with open_bar(progress, n, "BiLAF assign", "row") as bar:
+        for start, stop in blocks:
+            rows = read_rows(features, start, stop, device)  # (B, D)
+            rows = normalise(rows) if config.normalised else rows
+
+            def exact(part, start=start):
+                return rows_at(features, part.cpu() + start, device, config.normalised)
+
+            near[start:stop] = search.nearest(rows, count, exact)
+            bar.update((stop - start) * size)
+    near = sum_over_ranks(near).cpu()
+    own = near[:, 0].long()
+    own[cores] = torch.arange(k)
+    return own, others(near, own)
+
+
+def others(near, own):
+    """near (N, C) without each row's own core, or, where that is not among them, without the last: (N, C - 1).
+
+    One column stays as it is.
+    """
+    if near.shape[1] == 1:
+        return near
+    drop = near == own[:, None]
+    drop[:, -1] |= ~drop.any(1)
+    return near[~drop].reshape(len(near), -1)
+
+
+def find_rivals(batch, local, search, rival, count, config, max_bytes):
+    """The other cores that each kept member may border on: (ids, distance in the batch's unit), each (G, n, T).
+
+    local: (G, n) kept members. search: the CoreSearch of these cores. rival: (N, R) the nearest other cores as assign
+    gives them. count: (G,) samples wanted. T = 1 for the `nearest` opponent. For `all`, T = max(count) - 1: by then at
+    least one of the T nearest was never penalised, and no farther core can score lower than it, so the minimum over T
+    is the minimum over all. Nearest first. Distances are taken only to cores that some member of the class has among
+    its nearest.
+    """
+    device, k = local.device, len(search.centre)
+    ids = batch.ids.to(device).gather(1, local)  # (G, n)
+    if k == 1:
+        return torch.zeros_like(ids)[:, :, None], (NO_RIVAL * batch.unit).expand(*ids.shape, 1)
+    labels = batch.labels.to(device)
+    most = 1 if config.opponent == "nearest" else max(1, min(k - 1, int(count.max()) - 1))
+    x = batch.pairs.rows(local)  # (G, n, D) relative to the class's core, in the batch's unit
+    own = search.centre[labels]  # (G, D)
+    if most <= rival.shape[1]:
+        near = rival[ids.flatten().cpu()].to(device)
+    else:
+        rows = (x / batch.unit + own[:, None] + search.mean).flatten(0, 1)  # (G n, D) float64
+        blocks = rows.split(max(1, max_bytes // (16 * k)))
+        near = torch.cat([search.nearest(block.float(), most + 1, block.__getitem__) for block in blocks])
+        near = others(near, labels.repeat_interleave(ids.shape[1]))
+    met = torch.zeros(len(ids), k, dtype=torch.bool, device=device)
+    met.scatter_(1, near.long().view(len(ids), -1), True)
+    known = (~met).sort(dim=1, stable=True).indices[:, : int(met.sum(1).max())]  # (G, U) ascending, then the unmet
+    centre = search.centre[known] - own[:, None]  # (G, U, D) relative to the class's core, as x is
+    apart = (centre.square().sum(2) * batch.unit[:, 0] ** 2).masked_fill_(~met.gather(1, known), torch.inf)
+    step = max(1, int(max_bytes // (64 * known.numel())))
+    parts = [_nearest_known(block, centre, apart, batch.unit, most) for block in x.split(step, dim=1)]
+    place, distance = (torch.cat(part, dim=1) for part in zip(*parts))
+    return known[:, None].expand(-1, ids.shape[1], -1).gather(2, place), distance
+
+
+def _nearest_known(x, centre, apart, unit, most):
+    """(columns, distance), (G, R, most), of the nearest centres (G, U, D) of x (G, R, D); ties to the lowest column."""
+    square = torch.baddbmm(apart[:, None], x, (centre * unit).mT, alpha=-2)  # (G, R, U)
+    square = square.add_(x.square().sum(-1, keepdim=True)).round_()
+    if most == 1:
+        square, column = square.min(dim=2, keepdim=True)
+        return column, square.clamp_(min=0).sqrt_()
+    column = square.topk(most, dim=2, largest=False).indices.sort(dim=2).values
+    square, order = square.gather(2, column).sort(dim=2, stable=True)
+    return column.gather(2, order), square.clamp_(min=0).sqrt_()
