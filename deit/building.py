@@ -141,6 +141,9 @@ def make_scheduler(args, optimizer):
         min_lr=args.min_lr, warmup_lr=args.warmup_lr, warmup_epochs=args.warmup_epochs,
         noise=noise, noise_pct=args.lr_noise_pct, noise_std=args.lr_noise_std,
     )  # fmt: skip
+    if scheduler is None:  # timm leaves the scaling of --layer-decay to its schedules
+        for group in optimizer.param_groups:
+            group["lr"] *= group.get("lr_scale", 1.0)
     return scheduler
 
 
