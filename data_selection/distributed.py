@@ -143,18 +143,18 @@ def watched(world):
         watcher.join(BEAT)
 
 
-def watch(world, over, beat=BEAT, silence=SILENCE):
+def watch(world, over):
     """Beat and look until `over` is set."""
     run, other = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), (world.rank + 1) % world.size
     seen, since = None, time.monotonic()
     try:
         store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
-        while not over.wait(beat):
+        while not over.wait(BEAT):
             store.add(f"watch/{run}/{world.rank}", 1)
             count = store.add(f"watch/{run}/{other}", 0)
             if count != seen:
                 seen, since = count, time.monotonic()
-            if time.monotonic() - since > silence:
+            if time.monotonic() - since > SILENCE:
                 store.add(f"watch/{run}/gone", other + 1)  # so that all know at once
             gone = store.add(f"watch/{run}/gone", 0)
             if gone:

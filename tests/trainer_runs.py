@@ -1,6 +1,7 @@
 """What tests of whole training runs share: a small folder of demo images, the command line, the files it leaves."""
 
 import json
+import multiprocessing
 import os
 import socket
 import subprocess
@@ -11,8 +12,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from data_selection import pools
+from data_selection import distributed, pools
 from data_selection.backbones import build_model
+from data_selection.errors import run
+from deit.main import main
 
 MAIN = Path(__file__).resolve().parents[1] / "deit" / "main.py"
 IMAGES = 20  # for training; three times that in an epoch
@@ -55,18 +58,58 @@ def command(images, output=None, epochs=2, **flags):
     return words
 
 
-def launch(words, processes=2):
-    """The trainer under the papers' launcher; the finished process, which must have succeeded."""
+def free_port():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    launcher = ["-m", "torch.distributed.launch", f"--nproc_per_node={processes}", f"--master_port={port}", "--use_env"]
+        return probe.getsockname()[1]
+
+
+def launch(words, processes=2):
+    """The trainer under the papers' launcher; the finished process, which must have succeeded."""
+    port = f"--master_port={free_port()}"
+    launcher = ["-m", "torch.distributed.launch", f"--nproc_per_node={processes}", port, "--use_env"]
     done = subprocess.run(
         [sys.executable, *launcher, "main.py", *words], cwd=MAIN.parent, env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return done
+
+
+def child(words, said=os.devnull, **environment):
+    """A process that trains, its words going to the file `said`; forked from one that has imported the trainer."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["deit.trainer", __name__])
+    process = context.Process(target=train_into, args=(words, said, environment))
+    process.start()
+    return process
+
+
+def train_into(words, said, environment):
+    os.environ.update(environment)
+    distributed.BEAT, distributed.SILENCE = 0.5, 5  # not to wait long in tests of processes that hang
+    torch.set_num_threads(1)
+    with open(said, "w") as file:
+        for stream in (1, 2):
+            os.dup2(file.fileno(), stream)
+    sys.exit(run(main, words))
+
+
+def ranks(words, folder, processes=2):
+    """The processes of one run without a launcher, which would end the others itself; they write to folder/said_R."""
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(processes)}
+    return [
+        child(words, str(folder / f"said_{rank}"), **shared, RANK=str(rank), LOCAL_RANK=str(rank))
+        for rank in range(processes)
+    ]
+
+
+def train_on(processes, words, folder):
+    """Train on that many processes (one: without a group), which must end well."""
+    running = [child(words)] if processes == 1 else ranks(words, folder, processes)
+    for rank, process in enumerate(running):
+        process.join(120)
+        assert process.exitcode == 0, (folder / f"said_{rank}").read_text()
 
 
 def log_lines(folder):
