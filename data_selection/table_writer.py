@@ -40,41 +40,44 @@ class TableWriter:
         self.unsaved, self.saved_at, self.descriptors = [], time.monotonic(), []
         try:
             self.resumed = on_main(world, lambda: self._prepare(request))
-            self.table, self.done = (self._open(name) for name in ("table.npy", "done"))
+            self.table, self.done = (self._open(name, os.O_RDWR) for name in ("table.npy", "done"))
         except BaseException:
             self._close()  # or the lock would outlive the failure
             raise
         self.start = os.fstat(self.table).st_size - self.shape[0] * self.row_bytes
 
-    def _open(self, name):
-        self.descriptors.append(os.open(self.folder / name, os.O_RDWR | os.O_CREAT, 0o666))
+    def _open(self, name, flags):
+        self.descriptors.append(os.open(self.folder / name, flags, 0o666))
         return self.descriptors[-1]
 
     def _prepare(self, request):
         """Make the folder, or check the one that is there. Returns the number of rows done."""
         self.folder.mkdir(parents=True, exist_ok=True)
         try:
-            fcntl.flock(self._open("lock"), fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(self._open("lock", os.O_RDWR | os.O_CREAT), fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(f"another process is writing {self.path}: wait for it, or choose another name") from None
         request = json.loads(json.dumps(request | {"shape": self.shape, "dtype": self.dtype.name}))
-        if (self.folder / "request.json").exists():
-            self._compare(request, read_json(self.folder / "request.json"))
+        told, table = self.folder / "request.json", self.folder / "table.npy"
+        if told.exists() and table.exists():  # without a table, a kill came between its publishing and the folder's end
+            self._compare(request, read_json(told))
             (self.folder / "stop").unlink(missing_ok=True)
             return int(np.count_nonzero(self.flags()))
+        told.unlink(missing_ok=True)  # it comes last: without it, all is made anew
         size = self.shape[0] * self.row_bytes
         free = shutil.disk_usage(self.folder).free
         if free < size:
             raise UserError(
                 f"{self.path} needs {size / 1e9:.2f} GB, {free / 1e9:.2f} GB are free in {self.path.parent}"
             )
-        with open(self.folder / "table.npy", "wb") as handle:
-            header = {"descr": np.lib.format.dtype_to_descr(self.dtype), "fortran_order": False, "shape": self.shape}
-            np.lib.format.write_array_header_1_0(handle, header)
-            handle.truncate(handle.tell() + size)
-        (self.folder / "done").write_bytes(bytes(self.shape[0]))
-        with atomic_write(self.folder / "request.json", "w") as handle:  # last: without it, all is made anew
-            json.dump(request, handle, indent=1)
+        with self._disk():
+            with open(table, "wb") as handle:
+                header = {"descr": np.lib.format.dtype_to_descr(self.dtype), "fortran_order": False}
+                np.lib.format.write_array_header_1_0(handle, header | {"shape": self.shape})
+                handle.truncate(handle.tell() + size)
+            (self.folder / "done").write_bytes(bytes(self.shape[0]))
+            with atomic_write(told, "w") as handle:
+                json.dump(request, handle, indent=1)
         return 0
 
     def _compare(self, request, before):

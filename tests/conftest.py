@@ -1,0 +1,34 @@
+"""What several test files of extraction share: random demo weights and a folder of demo images."""
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from data_selection.backbones import build_model
+from data_selection.pools import load_demo
+from tests.extraction_cases import COUNT
+
+
+@pytest.fixture(scope="session")
+def model():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return build_model("demo_vit").eval()
+
+
+@pytest.fixture(scope="session")
+def weights(model, tmp_path_factory):
+    path = tmp_path_factory.mktemp("weights") / "demo.safetensors"
+    save_file(model.state_dict(), path)
+    return str(path)
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory):
+    """The first demo images as PNG files; the names sort like the rows."""
+    root = tmp_path_factory.mktemp("pools") / "shoes"
+    root.mkdir()
+    for i, image in enumerate(load_demo()["train_images"][:COUNT]):
+        Image.fromarray(image).save(root / f"{i:03}.png")
+    return root

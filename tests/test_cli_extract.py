@@ -1,0 +1,129 @@
+"""The command extract_feature.py: documented files, flags and words; mistakes are one line."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from data_selection import pools
+from data_selection.cli_extract import main_extract
+from data_selection.errors import run
+from data_selection.feature_table import sidecar
+from data_selection.pools import load_demo
+from tests.extraction_cases import COUNT, command, oracle
+
+
+def test_command_writes_the_documented_file(weights, model, tmp_path, folder, capsys):
+    out = tmp_path / "made" / "here"
+    assert run(main_extract, command(weights, out, "--extra_name", "_x_", dataset=folder)) == 0
+    assert sorted(p.name for p in out.iterdir()) == [
+        "shoes_x_train.names.json", "shoes_x_train.npy", "shoes_x_train.provenance.json",
+    ]  # fmt: skip
+    assert re.fullmatch(
+        r"70 rows in .*shoes_x_train.npy: 70 images in .* images/s, bound by the .*\n", capsys.readouterr().out
+    )
+    told = json.loads(sidecar(out / "shoes_x_train.npy", "provenance").read_text())
+    assert told["pool"] == {"name": "shoes", "split": "train", "images": COUNT, "classes": None}
+    assert told["backbone"]["arch"] == "demo_vit"
+    assert len(told["backbone"]["weights_sha256"]) == 64
+    assert run(main_extract, command(weights, out, "--extra_name", "_x_", dataset=folder)) == 0
+    assert "exists and will be replaced" in capsys.readouterr().out
+
+
+def test_demo_pool_uses_the_demo_backbone(weights, model, tmp_path, monkeypatch):
+    arrays = {key: value[:COUNT] for key, value in load_demo().items()}
+    monkeypatch.setattr(pools, "load_demo", lambda: arrays)
+    flags = ["--dataset", "DEMO", "--split", "test", "--pretrained_weights", weights, "--output_dir", str(tmp_path)]
+    assert run(main_extract, [*flags, "--amp", "off"]) == 0
+    table = np.load(tmp_path / "DEMO_test.npy")
+    assert table.shape == (COUNT, 193)
+    assert np.abs(table[-5:, :-1] - oracle(model, arrays["test_images"][-5:])).max() < 1e-4
+
+
+@pytest.mark.parametrize("arch", ["small", "tiny"])
+def test_dino_checkpoint_and_pipeline(tmp_path, folder, arch):
+    """ViT-S/16 from a full DINO checkpoint and ViT-Ti from a flat one: timm's models on torchvision's pipeline."""
+    import timm
+
+    theirs = timm.create_model(f"deit_{arch}_patch16_224", num_classes=0).eval()
+    state = theirs.state_dict()
+    if arch == "small":
+        state = {"teacher": {f"module.backbone.{key}": value for key, value in state.items()}
+                 | {"module.head.mlp.0.weight": torch.ones(3)}, "epoch": 100}  # fmt: skip
+    torch.save(state, tmp_path / "w.pth")
+    listed = tmp_path / "two.csv"
+    listed.write_text(f"{folder}/001.png,4\n{folder}/005.png,0\n")
+    flags = ["--dataset", str(listed), "--pretrained_weights", str(tmp_path / "w.pth"), "--output_dir", str(tmp_path)]
+    flags += ["--arch", "auto" if arch == "small" else "vit_tiny"]
+    assert run(main_extract, [*flags, "--num_workers", "0", "--device", "cpu", "--amp", "off"]) == 0
+    table = np.load(tmp_path / "two_train.npy")
+    images = [
+        Image.open(folder / name).convert("RGB").resize((224, 224), Image.Resampling.BICUBIC)
+        for name in ("001.png", "005.png")
+    ]
+    x = torch.stack([torch.from_numpy(np.array(image)).permute(2, 0, 1) for image in images]).float() / 255
+    x = (x - torch.tensor([0.485, 0.456, 0.406])[:, None, None]) / torch.tensor([0.229, 0.224, 0.225])[:, None, None]
+    with torch.inference_mode():
+        assert np.abs(table[:, :-1] - theirs(x).numpy()).max() < 1e-4
+    assert table[:, -1].tolist() == [4, 0]
+
+
+def test_timm_architecture_with_its_own_preprocessing(tmp_path, folder, capsys):
+    import timm
+    from timm.data import create_transform, resolve_data_config
+
+    theirs = timm.create_model("resnet10t", num_classes=5).eval()
+    torch.save(theirs.state_dict(), tmp_path / "w.pth")
+    (tmp_path / "two.txt").write_text(f"{folder}/001.png\n{folder}/005.png\n")
+    flags = [
+        "--dataset",
+        str(tmp_path / "two.txt"),
+        "--arch",
+        "resnet10t",
+        "--pretrained_weights",
+        str(tmp_path / "w.pth"),
+    ]
+    flags += ["--output_dir", str(tmp_path), "--num_workers", "0", "--device", "cpu", "--amp", "off"]
+    assert run(main_extract, flags) == 0
+    assert "2 tensors are ignored, only in w.pth: fc.weight, fc.bias" in capsys.readouterr().out
+    theirs.reset_classifier(0)
+    transform = create_transform(**resolve_data_config({}, model=theirs), is_training=False)
+    x = torch.stack([transform(Image.open(folder / name).convert("RGB")) for name in ("001.png", "005.png")])
+    with torch.inference_mode():
+        assert np.abs(np.load(tmp_path / "two_train.npy")[:, :-1] - theirs(x).numpy()).max() < 1e-4
+    assert run(main_extract, [*flags, "--n_last_blocks", "2"]) == 2
+    assert "resnet10t has no class tokens" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "match"),
+    [
+        (["--dataset", "CIFAR-10"], "known data set .*Did you mean CIFAR10"),
+        (["--dataset", "DEMO", "--pretrained_weights", "lost.pth"], "lost.pth does not exist"),
+        (["--dataset", "DEMO", "--arch", "vit_tiny"], "no pretrained weights are known for vit_tiny"),
+        (["--dataset", "DEMO", "--patch_size", "8"], "--patch_size is for vit_tiny"),
+        (["--dataset", "DEMO", "--extra_name", "a/b"], "part of a file name"),
+        (["--dataset", "DEMO", "--output_dir", "/proc/x"], "cannot make the output folder /proc/x"),
+        (["--dataset", "DEMO", "--device", "cuda:99"], "cuda:99"),
+        (["--dataset", "DEMO", "--split", "tran"], "unknown split"),
+    ],
+)
+def test_mistakes_are_one_line(flags, match, tmp_path, capsys):
+    if "--output_dir" not in flags:
+        flags = [*flags, "--output_dir", str(tmp_path / "out")]
+    assert run(main_extract, flags) == 2
+    said = capsys.readouterr()
+    assert re.search(match, said.err)
+    assert said.err.count("\n") == 1
+    assert not list(tmp_path.glob("out/*"))
+
+
+def test_released_words(capsys):
+    for flags in (["--avgpool_patchtokens", "maybe"], ["--batch_size_per_gpu", "0"], ["--datset", "DEMO"]):
+        with pytest.raises(SystemExit) as caught:
+            main_extract(flags)
+        assert caught.value.code == 2
+    assert "'maybe' is none of on, true, 1, off, false, 0" in capsys.readouterr().err
