@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 GRID_BITS = 32  # squared distances are whole numbers of 2^-32 of the class radius squared
 CACHE_BYTES = 32 << 20  # a CPU works faster on batches that stay in its cache
-SUM_BYTES = 1 << 20  # the same for sums over many distances
+SUM_BYTES = 1 << 20  # the same for sums over distances that are held
 HALF_ROWS = 256  # rows of one product of the symmetric table
 
 
@@ -100,23 +100,24 @@ class Pairs:
     def sums(self, columns, weight):
         """(G, n) for each member the sum of its distances to the members columns (G, m), times weight (G, m)."""
         weight = weight.double()[:, None]
-        blocks = self.blocks(columns.shape[1])
+        blocks = self.blocks(columns.shape[1], SUM_BYTES if self.held is not None else self.max_bytes)
         total = sum(weight[:, :, a:b] @ self._table(columns[:, a:b]).sqrt_() for a, b in blocks)  # (G, 1, N)
         return self._members(total)[:, 0]
 
-    def each(self, columns):
-        """(G, n, k) squared distances of every member to its own list columns (G, n, k); of whole classes."""
+    def each(self, rows, columns):
+        """(G, R, k) squared distances of members rows (G, R) to their own lists columns (G, R, k); of whole classes."""
         if self.held is not None:
-            return self.held.gather(2, columns)
-        parts = [(self.x - self.rows(some)).square().sum(-1) for some in columns.unbind(2)]
+            groups, n, _ = self.held.shape
+            first = (torch.arange(groups, device=rows.device)[:, None] * n + rows) * n  # (G, R) where a row begins
+            return self.held.view(-1).take(first[:, :, None] + columns)
+        left = self.rows(rows)  # (G, R, D)
+        parts = [(left - self.rows(some)).square().sum(-1) for some in columns.unbind(2)]
         return torch.stack(parts, dim=2).round_()
 
-    def blocks(self, count):
-        """(start, stop) over `count` rows, so that their distances to all fit the cache (on a GPU: max_bytes)."""
-        few = self.held is not None and self.x.device.type == "cpu"
-        limit = min(self.max_bytes, SUM_BYTES) if few else self.max_bytes
+    def blocks(self, count, max_bytes=None):
+        """(start, stop) over `count` rows, so that their distances to all keep within max_bytes (None: its own)."""
         width = self.x.shape[1] if self.held is None else self.held.shape[2]
-        step = max(1, int(limit // (8 * len(self.x) * width)))
+        step = max(1, int((max_bytes or self.max_bytes) // (8 * len(self.x) * width)))
         return [(start, min(count, start + step)) for start in range(0, count, step)]
 
     def _table(self, rows):

@@ -46,8 +46,8 @@ def denoise(pairs, sizes, core, kept, config, must=None):
     rank = torch.full((groups, n), float(n), dtype=torch.float64, device=device)
     rank = torch.where((sizes < config.small_class)[:, None], local.double(), rank)  # untouched: ascending order
 
-    free = (local < sizes[:, None]) & (target > 0)[:, None]  # candidates
-    near = torch.full((groups, n, config.density_number), torch.inf, dtype=torch.float64, device=device)  # keys
+    rest, left = local, torch.where(target > 0, sizes, 0)  # candidates (G, R) ascending, how many of them are real
+    near = torch.full((groups, n, config.density_number), torch.inf, dtype=torch.float64, device=device)
     if config.ring_start == "core":
         rho = torch.where(local == core[:, None], -1.0, 0.0).double()
         take = torch.ones_like(ring)
@@ -56,18 +56,22 @@ def denoise(pairs, sizes, core, kept, config, must=None):
     joined = torch.zeros_like(ring)
     while True:
         take = torch.minimum(take, target - joined)  # (G,)
+        rho = rho.masked_fill(torch.arange(rest.shape[1], device=device) >= left[:, None], torch.inf)
         step = torch.arange(int(take.max()), device=device)
+        place = rho.sort(dim=1, stable=True).indices[:, : len(step)]  # positions in rest, best first
         joins = step < take[:, None]  # (G, W)
-        new = rho.masked_fill(~free, torch.inf).sort(dim=1, stable=True).indices[:, : len(step)]  # best first
+        new = rest.gather(1, place)
         position = torch.where(joins, (joined[:, None] + step).double(), torch.inf)  # in the cluster's list
         rank.scatter_(1, new, torch.where(joins, position, rank.gather(1, new)))
-        free.scatter_(1, new, free.gather(1, new) & ~joins)
-        joined = joined + take
+        joined, left = joined + take, left - take
         if not (joined < target).any():
             break
+        gone = torch.zeros_like(rest, dtype=torch.bool).scatter_(1, place, joins)
+        stay = gone.sort(dim=1, stable=True).indices[:, : int(left.max())]
+        rest, near = rest.gather(1, stay), near.gather(1, stay[:, :, None].expand(-1, -1, near.shape[2]))
         for start, stop in pairs.blocks(len(step)):
-            _merge_nearest(near, pairs.between(new[:, start:stop]), position[:, start:stop], free, base)
-        rho = _density(pairs, near, joined, base, config)
+            near = _merge_nearest(pairs, rest, near, new[:, start:stop], position[:, start:stop], base)
+        rho = _density(pairs, rest, near, joined, base, config)
         take = ring
     required = torch.zeros_like(rank, dtype=torch.bool) if must is None else must.clone()
     required[torch.arange(groups, device=device), core] = True
@@ -76,36 +80,24 @@ def denoise(pairs, sizes, core, kept, config, must=None):
     return torch.where(torch.arange(order.shape[1], device=device) < kept[:, None], order, core[:, None])
 
 
-def _merge_nearest(near, square, position, free, base):
-    """Put the new members of the cluster among the k nearest of each candidate, in place.
+def _merge_nearest(pairs, rest, near, new, position, base):
+    """The k nearest of each candidate, members `new` (G, W) of the cluster counted in.
 
-    near: (G, n, k) ascending keys, squared distance x base + position in the cluster's list. square: (G, W, n) squared
-    distances of the new members, position: (G, W), inf for padding. free: (G, n) bool, the candidates. Few new members
-    are among the nearest of a candidate, so these are listed, and only the candidates that have one are sorted again.
+    rest: (G, R) candidates. near: (G, R, k) keys, squared distance x base + position in the cluster's list. position:
+    (G, W) of the new members, inf for padding. Returns keys like near.
     """
-    groups, n, k = near.shape
-    bound = (near[:, :, -1] / base).floor().masked_fill_(~free, -1)  # of equal ones the earlier in the list stays
-    hit = (square < bound[:, None]) & torch.isfinite(position)[:, :, None]
-    group, candidate, member = hit.mT.nonzero(as_tuple=True)  # candidate by candidate
-    if not len(group):
-        return
-    key = square[group, member, candidate] * base + position[group, member]
-    rows, count = torch.unique_consecutive(group * n + candidate, return_counts=True)
-    line = torch.repeat_interleave(torch.arange(len(rows), device=rows.device), count)
-    slot = torch.arange(len(line), device=rows.device) - (count.cumsum(0) - count)[line]
-    keys = near.new_full((len(rows), k + int(count.max())), torch.inf)
-    keys[:, :k] = near.view(-1, k)[rows]
-    keys[line, k + slot] = key
-    near.view(-1, k)[rows] = keys.topk(k, dim=1, largest=False).values
+    square = pairs.between(new).gather(2, rest[:, None].expand(-1, new.shape[1], -1))  # (G, W, R)
+    keys = torch.add(position[:, :, None], square, alpha=base).mT
+    return torch.cat([near, keys], dim=2).topk(near.shape[2], dim=2, largest=False).values
 
 
-def _density(pairs, near, joined, base, config):
-    """rho (G, n): the mean distance to the samples in near (G, n, k); joined: (G,) size of the cluster."""
+def _density(pairs, rest, near, joined, base, config):
+    """rho (G, R) of the candidates: mean distance to the members in near (G, R, k); joined: (G,) the cluster's size."""
     found = torch.isfinite(near)
     square = torch.where(found, (near / base).floor(), 0)
     if config.neighbours == "position":
         place = torch.where(found, near - square * base, 0).long()
-        square = torch.where(found, pairs.each(place), 0)
+        square = torch.where(found, pairs.each(rest, place), 0)
     return on_grid(square.sqrt_().sum(2) / joined.clamp(1, near.shape[2])[:, None])
 
 
