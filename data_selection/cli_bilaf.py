@@ -10,10 +10,10 @@ from data_selection.cli import (
     DATA_SELECTION,
     add_device,
     add_label_column,
-    add_seed,
     bar_factory,
     make_parser,
     open_table,
+    seed,
     write_subset,
 )
 from data_selection.distributed import start
@@ -24,6 +24,7 @@ SCRIPTS = {  # dataset, cores, budget, preset of ActiveFT that wrote the cores, 
     "density_cluster": ("CIFAR100", 250, 1000, "bilaf_cifar", "released"),
     "density_cluster_imagenet": ("ImageNet", 6405, 12811, "bilaf_imagenet", "released_imagenet"),
 }
+SHIPPED_STEPS = 300  # of ActiveFT, in the names of all core files that the papers' repositories ship
 OVERRIDES = {  # flag -> config field, where the flag is given
     "density_nearst_number": "density_number",
     "remove_percentage": "remove_share",
@@ -50,7 +51,12 @@ def build_parser(script):
         "--cur_number", type=int, help=f"number of cores (default: as many as the core file holds; to find it, {cores})"
     )
     add("--budget", type=int, default=budget, help="images to choose, the cores among them")
-    add("--output_dir", type=Path, help="folder of the subset file (default: subsets/<dataset>)")
+    add(
+        "--output_dir",
+        type=Path,
+        help="folder of the subset file (default: subsets/<dataset>); its name says "
+        "which settings are not the defaults, and a file of the same name is replaced",
+    )
     add(
         "--variant",
         choices=VARIANTS,
@@ -79,7 +85,7 @@ def build_parser(script):
         help="working memory in GB; never changes the result (default: a quarter of the free)",
     )
     add_label_column(parser)
-    add_seed(parser)
+    add("--seed", type=seed, default=0, help="seed of the cores: names both files; this stage itself draws nothing")
     add_device(parser)
     return parser
 
@@ -94,7 +100,8 @@ def main_bilaf(script, argv=None):
         if args.budget < len(cores):
             raise UserError(f"--budget {args.budget} is smaller than the {len(cores)} cores it has to hold: raise it")
         folder = args.output_dir or subset_files.SUBSETS / args.dataset
-        path = subset_files.output_path(folder, subset_files.bilaf_name(args.budget, len(cores), args.seed))
+        name = subset_files.bilaf_name(args.budget, len(cores), args.seed, named_settings(args))
+        path = subset_files.output_path(folder, name)
         began, replaced = time.monotonic(), path.exists()
         ids = select_bilaf(
             table.features, args.budget, cores=cores, config=config, device=world.device, progress=bar_factory(world)
@@ -118,18 +125,30 @@ def make_config(script, args):
     return dataclasses.replace(PRESETS[preset], nested=args.nested, **given)
 
 
+def named_settings(args):
+    """What the default file name must say: the settings that are not this command's defaults."""
+    given = {field: getattr(args, flag) for flag, field in OVERRIDES.items() if field != "max_memory"}
+    given = {name: value for name, value in given.items() if value is not None}
+    variant = {} if args.variant == "paper" else {"variant": args.variant}
+    return {**variant, **given, **({"nested": "yes"} if args.nested else {})}
+
+
 def load_cores(script, args, pool_size):
     """The core ids (K,) in file order. Raises UserError where the file is missing, or not of --cur_number ids."""
     _, count, _, preset, _ = SCRIPTS[script]
-    path = args.indices_file_name
-    if path is None:
+    paths = [args.indices_file_name]
+    if args.indices_file_name is None:
         config = activeft.PRESETS[preset].config
-        name = subset_files.activeft_name(f"{args.dataset}_train", config, args.cur_number or count, args.seed)
-        path = subset_files.SUBSETS / args.dataset / name
-    if not path.exists():
+        steps = dict.fromkeys((config.max_iter, SHIPPED_STEPS))
+        configs = [dataclasses.replace(config, max_iter=max_iter) for max_iter in steps]
+        stem, cores = f"{args.dataset}_train", args.cur_number or count
+        names = [subset_files.activeft_name(stem, config, cores, args.seed) for config in configs]
+        paths = [subset_files.SUBSETS / args.dataset / name for name in names]
+    path = next((path for path in paths if path.exists()), None)
+    if path is None:
         raise UserError(
-            f"core file {path} does not exist: write it with data_selection/Core_Selection, or name another with "
-            "--indices_file_name"
+            f"core file {' or '.join(map(str, paths))} does not exist: write it with data_selection/Core_Selection, or "
+            "name another with --indices_file_name"
         )
     cores = subset_files.load_subset(path, pool_size)
     if args.cur_number not in (None, len(cores)):

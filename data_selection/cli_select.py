@@ -35,7 +35,9 @@ def build_parser():
     parser.add_argument("--labelled", type=Path, help="subset file of images that already have labels")
     parser.add_argument("--excluded", type=Path, help="subset file of images that must not be chosen")
     parser.add_argument("--output_dir", type=Path, help="folder of the subset file (default: subsets/<POOL>)")
-    parser.add_argument("--filename", help="name of the subset file (default: says pool, method, budget and seed)")
+    parser.add_argument(
+        "--filename", help="name of the subset file (default: says pool, method, budget and the flags given)"
+    )
     add_label_column(parser)
     add_seed(parser)
     add_device(parser)
@@ -70,7 +72,9 @@ def main_select(argv=None):
         }
         config = make_config(args.method, args)
         folder = args.output_dir or subset_files.default_folder(args.features)
-        name = args.filename or subset_files.method_name(args.features.stem, args.method, budget, args.seed)
+        given = {"cores": args.cores, "variant": args.variant}
+        given = {name: value for name, value in given.items() if value is not None}
+        name = args.filename or subset_files.method_name(args.features.stem, args.method, budget, args.seed, given)
         path = subset_files.output_path(folder, name)
         began = time.monotonic()
         ids = METHODS[args.method].select(

@@ -114,14 +114,21 @@ def _digits(value, places):
     return text if float(text) == value else f"{value:g}"
 
 
-def bilaf_name(budget, cores, seed=0):
-    """The released default name of a BiLAF subset, plus `_seed_S` where the seed is not 0."""
-    return f"Density_{budget}_from_ActiveFT{cores}{seed_suffix(seed)}.json"
+def bilaf_name(budget, cores, seed=0, settings=None):
+    """The released default name of a BiLAF subset.
+
+    Appended: `_NAME_VALUE` for each of settings (a dictionary), `_seed_S` where the seed is not 0.
+    """
+    return f"Density_{budget}_from_ActiveFT{cores}{_listed(settings)}{seed_suffix(seed)}.json"
 
 
-def method_name(stem, method, count, seed=0):
-    """The default name of a subset of any other method."""
-    return f"{stem}_{method}_sampleNum_{count}{seed_suffix(seed)}.json"
+def method_name(stem, method, count, seed=0, settings=None):
+    """The default name of a subset of any other method; settings as in bilaf_name."""
+    return f"{stem}_{method}_sampleNum_{count}{_listed(settings)}{seed_suffix(seed)}.json"
+
+
+def _listed(settings):
+    return "".join(f"_{name}_{value}" for name, value in (settings or {}).items())
 
 
 def default_folder(feature_path):

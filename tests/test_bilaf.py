@@ -261,15 +261,22 @@ def test_command_line(tmp_path, capsys):
     common = ["--features_inputs", str(DATA / "FM3000_train.npy"), "--output_dir", str(tmp_path), "--device", "cpu"]
     common += ["--init_indices", str(core_file)]
     main_bilaf("density_cluster", [*common, "--budget", "75", "--variant", "released", "--cur_number", "30"])
-    written = tmp_path / "Density_75_from_ActiveFT30.json"
+    written = tmp_path / "Density_75_from_ActiveFT30_variant_released.json"
     assert json.loads(written.read_text()) == GOLDEN[0]["selected"]
-    assert json.loads((tmp_path / "Density_75_from_ActiveFT30.provenance.json").read_text())["config"]["variant"]
+    assert json.loads((tmp_path / f"{written.stem}.provenance.json").read_text())["config"]["variant"]
     assert capsys.readouterr().out.startswith(f"wrote {written}: 75 of 3000 images")
     main_bilaf("density_cluster_imagenet", [*common, "--budget", "75", "--variant", "released", "--seed", "4"])
-    assert json.loads((tmp_path / "Density_75_from_ActiveFT30_seed_4.json").read_text()) == GOLDEN[2]["selected"]
+    assert (
+        json.loads((tmp_path / "Density_75_from_ActiveFT30_variant_released_seed_4.json").read_text())
+        == GOLDEN[2]["selected"]
+    )
+    main_bilaf("density_cluster", [*common, "--budget", "75", "--remove_percentage", "0.2", "--nested"])
+    assert (tmp_path / "Density_75_from_ActiveFT30_remove_share_0.2_nested_yes.json").exists()
     with pytest.raises(UserError, match="--budget 20 is smaller than the 30 cores"):
         main_bilaf("density_cluster", [*common, "--budget", "20"])
     with pytest.raises(UserError, match=r"--cur_number 31, but .* holds 30 cores"):
         main_bilaf("density_cluster", [*common, "--cur_number", "31"])
-    with pytest.raises(UserError, match=r"sampleNum_250.json does not exist: write it with"):
+    with pytest.raises(UserError, match=r"iter_300_sampleNum_250.json does not exist: write it with"):
         main_bilaf("density_cluster", common[:-2] + ["--dataset", "NOWHERE"])
+    with pytest.raises(UserError, match=r"iter_100_sampleNum_6405.json or .*iter_300_sampleNum_6405.json does not"):
+        main_bilaf("density_cluster_imagenet", common[:-2] + ["--dataset", "NOWHERE"])
