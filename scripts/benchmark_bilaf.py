@@ -1,6 +1,8 @@
 """Time of BiLAF's boundary stage: the fast path against the plain-loop version, and at ImageNet size.
 
 python scripts/benchmark.py bilaf --size cifar
+
+The cores are random images: which they are matters little for the time.
 """
 
 import argparse
@@ -35,6 +37,7 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description="Time of BiLAF's boundary stage on a made pool of 384 dimensions.")
     parser.add_argument("--size", choices=[*SIZES, "all"], default="all", help="pool of CIFAR's or ImageNet's size")
     parser.add_argument("--variant", choices=["paper", "released", "both"], default="both")
+    parser.add_argument("--pool", type=Path, help="array (images, dimensions) in an .npy file to measure on instead")
     parser.add_argument("--images", type=int, help="use only so many images and the same share of cores and budget")
     parser.add_argument("--threads", type=int, help="processor cores to use (default: PyTorch's choice)")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
@@ -49,7 +52,10 @@ def main(argv=None):
         images, cases, compare = SIZES[size]
         scale = (args.images or images) / images
         with tempfile.TemporaryDirectory() as folder:
-            features = make_pool(Path(folder) / "pool.npy", round(images * scale))
+            if args.pool:
+                features = np.load(args.pool, mmap_mode="r", allow_pickle=False)[: round(images * scale)]
+            else:
+                features = make_pool(Path(folder) / "pool.npy", round(images * scale))
             for cores, budget in cases:
                 cores, budget = max(1, round(cores * scale)), max(1, round(budget * scale))
                 for variant in variants:
