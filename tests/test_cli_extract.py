@@ -2,14 +2,16 @@
 
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
 
-from data_selection import pools
-from data_selection.cli_extract import main_extract
+from data_selection import extraction, pools
+from data_selection.cli_extract import main_extract, pick_amp
 from data_selection.errors import run
 from data_selection.feature_table import sidecar
 from data_selection.pools import load_demo
@@ -46,8 +48,6 @@ def test_demo_pool_uses_the_demo_backbone(weights, model, tmp_path, monkeypatch)
 @pytest.mark.parametrize("arch", ["small", "tiny"])
 def test_dino_checkpoint_and_pipeline(tmp_path, folder, arch):
     """ViT-S/16 from a full DINO checkpoint and ViT-Ti from a flat one: timm's models on torchvision's pipeline."""
-    import timm
-
     theirs = timm.create_model(f"deit_{arch}_patch16_224", num_classes=0).eval()
     state = theirs.state_dict()
     if arch == "small":
@@ -72,7 +72,6 @@ def test_dino_checkpoint_and_pipeline(tmp_path, folder, arch):
 
 
 def test_timm_architecture_with_its_own_preprocessing(tmp_path, folder, capsys):
-    import timm
     from timm.data import create_transform, resolve_data_config
 
     theirs = timm.create_model("resnet10t", num_classes=5).eval()
@@ -127,3 +126,35 @@ def test_released_words(capsys):
             main_extract(flags)
         assert caught.value.code == 2
     assert "'maybe' is none of on, true, 1, off, false, 0" in capsys.readouterr().err
+
+
+def test_automatic_precision(monkeypatch):
+    """bf16 exactly where the CPU says that it computes in it."""
+    cpu = torch.device("cpu")
+    for flags, precision in (("fpu avx512f avx512_bf16 sha", torch.bfloat16), ("fpu avx512f avx512_bf16x", None)):
+        monkeypatch.setattr(Path, "read_text", lambda path, encoding, flags=flags: f"flags\t\t: {flags}\n")
+        assert pick_amp("auto", cpu) is precision
+    assert pick_amp("fp16", cpu) is torch.float16
+
+
+def test_compile_and_channels_last_reach_the_model(tmp_path, folder, monkeypatch):
+    """Both change speed only: the features are those of the plain way."""
+    flags = ["--dataset", str(folder), "--arch", "resnet10t", "--num_workers", "0", "--device", "cpu", "--amp", "off"]
+    torch.save(timm.create_model("resnet10t", num_classes=0).state_dict(), tmp_path / "w.pth")
+    flags += ["--pretrained_weights", str(tmp_path / "w.pth"), "--output_dir", str(tmp_path)]
+    seen = []
+
+    def compiled(embed):
+        def counted(model, images):
+            seen.append((len(images), images.is_contiguous(memory_format=torch.channels_last)))
+            return embed(model, images)
+
+        return counted
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    assert run(main_extract, [*flags, "--extra_name", "_fast_", "--compile"]) == 0
+    assert seen == [(COUNT, True)]
+    monkeypatch.setattr(extraction, "memory_layout", lambda model: torch.contiguous_format)
+    assert run(main_extract, flags) == 0
+    fast, plain = (np.load(tmp_path / f"shoes{name}train.npy") for name in ("_fast_", "_"))
+    assert np.abs(fast - plain).max() < 1e-4

@@ -235,6 +235,15 @@ def test_damaged_images_are_named(folder):
             open_pool(str(folder))[0]
 
 
+def test_a_decompression_bomb_is_refused(folder, monkeypatch):
+    """A small file that unpacks to gigabytes; the limit is PIL's own."""
+    Image.new("L", (400, 300)).save(folder / "z.bmp")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50_000)
+    pool = open_pool(str(folder))
+    with pytest.raises(UserError, match=r"z.bmp cannot be read \(DecompressionBombError"):
+        pool.image(len(pool) - 1)
+
+
 def test_a_folder_of_splits_is_no_pool(folder):
     for name in ("val", "train", "other"):
         (folder / name).mkdir()
