@@ -89,7 +89,7 @@ def to_input(images, preprocess, device):
         images = images.permute(0, 3, 1, 2)
     images = resize(images, preprocess.size)
     mean, std = (torch.tensor(v, device=device).view(1, 3, 1, 1) for v in (preprocess.mean, preprocess.std))
-    return (images.float() / 255 - mean) / std
+    return images.float().div(255).sub(mean).div_(std)  # sub makes three channels of one
 
 
 def resize(images, size):
@@ -104,7 +104,7 @@ def resize(images, size):
     x = images.double()
     for right in (True, False):
         x = x @ weights.T if right else weights @ x
-        x = ((x + PIL_ONE / 2) / PIL_ONE).floor().clamp(0, 255)
+        x.add_(PIL_ONE / 2).div_(PIL_ONE).floor_().clamp_(0, 255)  # in place: the largest array there is on the way
     return x.to(torch.uint8)
 
 

@@ -24,7 +24,7 @@ from data_selection.pools import Pool, load_demo, open_pool
 from scripts.benchmark_activeft import high_water
 
 CASES = {  # what, backbone, preprocessing, images of every round
-    "demo": ("demo pool, 28 x 28", "demo_vit", DEMO_PREPROCESS, 4096),
+    "demo": ("demo pool, 28 x 28", "demo_vit", DEMO_PREPROCESS, 10_000),
     "cifar": ("CIFAR-shaped, 32 x 32", "vit_small", DINO_PREPROCESS, 128),
     "jpeg": ("JPEG files, 500 x 375", "vit_small", DINO_PREPROCESS, 128),
 }
@@ -39,7 +39,7 @@ def main(argv=None):
     """Print Markdown tables: the rates of each case, and peak memory beyond the start for two sizes of pool."""
     parser = argparse.ArgumentParser(description="Throughput and memory of feature extraction.")
     parser.add_argument("--case", nargs="+", choices=[*CASES, "memory"], default=["demo", "cifar", "memory"])
-    parser.add_argument("--images", type=int, help="images of every round (default: 4,096 of the demo pool, 128 else)")
+    parser.add_argument("--images", type=int, help="images of every round (default: the demo pool, 128 of the others)")
     parser.add_argument("--rounds", type=int, default=3, help="each measures all three in turn; the median counts")
     parser.add_argument("--batch", type=int, default=128, help="images in a forward pass")
     parser.add_argument("--amp", default="auto", choices=["auto", *AMP], help="precision of all but the plain approach")
