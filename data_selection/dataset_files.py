@@ -52,8 +52,8 @@ def read_cub(root, train):
     """CUB-200-2011 in root/CUB_200_2011 (downloaded where it is not there), as the keywords of a Pool.
 
     The archive's own split (5,994 training and 5,794 test images) in the order of images.txt; labels count from 0, and
-    the names are the paths within images/. open_pool("CUB2011", "train" or "test", root) is what a trainer wants: images
-    with labels, and class_names the same for both parts. Raises UserError where files are missing or do not fit each other.
+    the names are the paths within images/. For training: open_pool("CUB2011", "train" or "test", root) gives images
+    with labels; class_names are the same for both. Raises UserError where files are missing or do not fit together.
     Deviation from the released extraction, which took the training part whatever the split.
     """
     folder = root / "CUB_200_2011"
