@@ -7,13 +7,10 @@ from pathlib import Path
 import yaml
 
 from data_selection.errors import UserError
+from deit.option_checks import DATA_SETS, SCHEDULES, check, check_no_idle_flag
 
-DATA_SETS = ("CIFAR10", "CIFAR100", "IMNET", "INAT", "INAT19", "CUB2011", "FASHIONMNIST", "FOLDER", "DEMO")
-DATA_SETS += tuple(f"{name}SUBSET" for name in DATA_SETS)
 RANKS = ("kingdom", "phylum", "class", "order", "supercategory", "family", "genus", "name")  # of iNaturalist
 MODES = ("full", "linear", "lp-ft")
-NOT_YET = ("IMNETSUBSET_Generate",)
-SCHEDULES = ("cosine", "tanh", "step", "constant", "multistep", "poly", "wsd", "rsqrt", "none")
 
 
 class Refused(argparse.Action):
@@ -210,22 +207,6 @@ def parse(argv=None):
     return args
 
 
-def check_no_idle_flag(parser, words):
-    """Raise UserError for flags typed (not from --config, which serves every mode) that do nothing in --mode linear."""
-    used = {"mode", "smoothing", "batch_size"}
-    groups = [group for group in parser._action_groups if group.title in ("optimisation", "augmentation and loss")]
-    idle = {action.dest for group in groups for action in group._group_actions} - used
-    idle |= {"drop", "drop_path", "model_ema", "model_ema_decay", "model_ema_force_cpu"}
-    for action in parser._actions:
-        action.default = argparse.SUPPRESS
-    typed = [flag(name) for name in vars(parser.parse_args(words)) if name in idle]
-    if typed:
-        raise UserError(
-            f"{', '.join(typed)} does nothing in --mode linear, which fits the head in one go: leave it out, or use "
-            "--mode lp-ft to train on from that head"
-        )
-
-
 def config_tokens(path, parser):
     """A YAML file of flags as command-line words, so that types and choices are checked as if typed."""
     try:
@@ -250,86 +231,3 @@ def config_tokens(path, parser):
         elif value is not None:
             words += [option, *map(str, value)] if isinstance(value, list) else [f"{option}={value}"]
     return words
-
-
-def check(args):
-    """Raise UserError for flags that are wrong by themselves or together. Reads no file."""
-    known_data_set(args.data_set)
-    if args.data_set.endswith("SUBSET") and not args.subset_ids:
-        raise UserError(f"--data-set {args.data_set} needs --subset_ids FILE, a JSON list of training-set indices")
-    if args.subset_ids and not args.data_set.endswith("SUBSET"):
-        raise UserError(f"--subset_ids is for the SUBSET data sets: use --data-set {args.data_set}SUBSET")
-    if args.inat_category != "name" and not args.data_set.startswith("INAT"):
-        raise UserError(f"--inat-category is for INAT and INAT19, not --data-set {args.data_set}")
-    if (args.labels or args.val_labels) and not args.data_set.startswith("FOLDER"):
-        raise UserError(f"--labels and --val-labels are for FOLDER and FOLDERSUBSET, not --data-set {args.data_set}")
-    at_least = {
-        "epochs": 1, "start_epoch": 1, "batch_size": 1, "global_batch_size": 1, "input_size": 1, "eval_interval": 1,
-        "save_interval": 1, "num_workers": 0, "warmup_epochs": 0, "cooldown_epochs": 0, "recount": 1, "seed": 0,
-        "lr": 0, "weight_decay": 0, "warmup_lr": 0, "min_lr": 0, "color_jitter": 0, "mixup": 0, "cutmix": 0,
-    }  # fmt: skip
-    for name, low in at_least.items():
-        value = getattr(args, name)
-        if value is not None and not value >= low:
-            raise UserError(f"{flag(name)} {value} is below {low}")
-    for name in ("drop", "drop_path", "smoothing"):
-        if not 0 <= getattr(args, name) < 1:
-            raise UserError(f"{flag(name)} {getattr(args, name)} is outside 0 <= rate < 1")
-    for name in ("reprob", "mixup_prob", "mixup_switch_prob", "distillation_alpha", "model_ema_decay", "layer_decay"):
-        value = getattr(args, name)
-        if value is not None and not 0 <= value <= 1:
-            raise UserError(f"{flag(name)} {value} is outside 0..1")
-    if args.val_fraction is not None and not 0 < args.val_fraction < 1:
-        raise UserError(f"--val-fraction {args.val_fraction} is outside 0 < F < 1")
-    for name in ("clip_grad", "distillation_tau"):
-        value = getattr(args, name)
-        if value is not None and not value > 0:
-            raise UserError(f"{flag(name)} {value} must be above 0")
-    if args.sched not in SCHEDULES:
-        why = "plateau cannot be resumed exactly; " if args.sched == "plateau" else ""
-        raise UserError(f"--sched {args.sched!r}: {why}use one of {', '.join(SCHEDULES)}")
-    if args.start_epoch > args.epochs + args.cooldown_epochs:
-        raise UserError(
-            f"--start_epoch {args.start_epoch} is after the last epoch, {args.epochs + args.cooldown_epochs}"
-        )
-    check_together(args)
-
-
-def check_together(args):
-    """Flags that need or exclude one another."""
-    mixes = args.mixup > 0 or args.cutmix > 0 or args.cutmix_minmax is not None
-    if mixes != bool(args.mixup_prob):
-        raise UserError("--mixup or --cutmix and --mixup-prob go together (1.0 mixes every batch): one is missing")
-    if args.cutmix_minmax and not 0 <= args.cutmix_minmax[0] < args.cutmix_minmax[1] <= 1:
-        raise UserError(f"--cutmix-minmax {args.cutmix_minmax} must be 0 <= LOW < HIGH <= 1")
-    if args.distillation_type != "none" and not (args.teacher_path or args.eval):
-        raise UserError("--distillation-type needs --teacher-path FILE, the teacher's weights")
-    if args.teacher_path and args.distillation_type == "none":
-        raise UserError("--teacher-path needs --distillation-type soft or hard")
-    if args.mode != "full" and args.start_epoch != 1:
-        raise UserError(
-            f"--start_epoch {args.start_epoch} is for --mode full: {args.mode} starts with fitting the head"
-        )
-    if args.tensorboard and not args.output_dir:
-        raise UserError("--tensorboard needs --output_dir, where its events go")
-    if args.auto_resume and not args.output_dir:
-        raise UserError("--auto-resume needs --output_dir, where it looks for checkpoint.pth")
-    if args.resume and args.finetune:
-        raise UserError(
-            "--resume and --finetune name two starts: give one (--resume continues, --finetune starts anew)"
-        )
-    if args.eval and not (args.resume or args.finetune):
-        raise UserError("--eval needs the weights to evaluate: --resume Outputs/checkpoint.pth")
-
-
-def known_data_set(name):
-    if name in NOT_YET:
-        raise UserError(f"--data-set {name} is not read here: put the images into class folders and use FOLDER")
-    if name not in DATA_SETS:
-        close = difflib.get_close_matches(name.upper(), DATA_SETS, 1)
-        hint = f" Did you mean {close[0]}?" if close else ""
-        raise UserError(f"unknown --data-set {name!r}: use one of {', '.join(DATA_SETS)}.{hint}")
-
-
-def flag(name):
-    return f"--{name.replace('_', '-')}"
