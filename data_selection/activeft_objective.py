@@ -16,12 +16,16 @@ term shifted out, so low temperatures do not overflow.
 Paper objective (eq. 5-7): L = -(1/N) sum_i s_i / t + b (1/K) sum_j log sum_{l != j} exp(u_l . u_j / t).
 """
 
+from itertools import combinations_with_replacement
+
 import torch
 import torch.nn.functional as F
 
 from data_selection.similarity import row_blocks
 
-REPULSION_BYTES = 32 << 20  # fixed, so that no rounding depends on the memory limit
+REPULSION_BYTES = 32 << 20  # fixed, as all sizes here, so that no rounding depends on the memory limit
+TILE_ROWS = 512  # of centroids: a tile of pairs stays in a core's cache
+SEGMENT_ROWS = 2048  # rows converted to float64 at a time: they stay in the cache
 
 
 class Released:
@@ -64,52 +68,62 @@ OBJECTIVES = {"released": Released, "paper": Paper}
 
 
 def repulsion(units, temperature, world, paper=False):
-    """log S_j (K,) and the centroids' pull on each other (K, D), both float64; blocks are shared out over the ranks.
+    """log S_j (K,) and the centroids' pull on each other (K, D), both float64; tiles are shared out over the ranks.
 
     units: (K, D) float32 unit centroids. Released: sum_l q_jl u_l. Paper: l = j is left out, and since nothing is held
     fixed, u_j also appears in every other S_l: sum over l of (q_jl + q_lj) u_l.
     """
-    count = len(units)
-    log_sum = torch.zeros(count, dtype=torch.float64, device=units.device)
+    if paper:
+        return paper_repulsion(units, temperature, world)
+    sums = torch.zeros(len(units), dtype=torch.float64, device=units.device)
     mean = torch.zeros(units.shape, dtype=torch.float64, device=units.device)
-    blocks = row_blocks(count, 2 * count, REPULSION_BYTES)[world.rank :: world.size]
+    parts = [slice(start, start + TILE_ROWS) for start in range(0, len(units), TILE_ROWS)]
+    tiles = list(combinations_with_replacement(parts, 2))
+    for rows, columns in tiles[world.rank :: world.size]:
+        weights = (units[rows] @ units[columns].T).div_(temperature)
+        weights = weights.sub_(1 / temperature).exp_()  # l = j is the largest term: shifted by it, nothing overflows
+        sums[rows] += weights.sum(1)
+        mean[rows] += weights @ units[columns]
+        if rows != columns:  # the pairs are symmetric
+            sums[columns] += weights.sum(0)
+            mean[columns] += weights.T @ units[rows]
+    world.sum_(sums)
+    return sums.log() + 1 / temperature, world.sum_(mean).div_(sums[:, None])
+
+
+def paper_repulsion(units, temperature, world):
+    """As repulsion, for the paper's objective; without l = j the shift depends on the row, so rows stay whole."""
+    log_sum = torch.zeros(len(units), dtype=torch.float64, device=units.device)
+    mean = torch.zeros(units.shape, dtype=torch.float64, device=units.device)
+    blocks = row_blocks(len(units), 2 * len(units), REPULSION_BYTES)[world.rank :: world.size]
     for start, stop in blocks:
-        logits = pair_logits(units, start, stop, temperature, paper)  # (B, K)
-        if paper:
-            log_sum[start:stop] = logits.logsumexp(1)
-            continue
-        weights = logits.sub_(1 / temperature).exp_()  # l = j is the largest term: shifted by it, nothing overflows
-        sums = weights.sum(1)
-        log_sum[start:stop] = sums.double().log() + 1 / temperature
-        mean[start:stop] = weights @ units / sums[:, None]
+        log_sum[start:stop] = other_logits(units, start, stop, temperature).logsumexp(1)
     world.sum_(log_sum)
-    if paper and count > 1:
-        for start, stop in blocks:
-            logits = pair_logits(units, start, stop, temperature, paper)
-            mine = log_sum[start:stop, None].float()
-            mean[start:stop] = ((logits - mine).exp() + (logits - log_sum.float()).exp()) @ units
+    for start, stop in blocks if len(units) > 1 else ():
+        logits = other_logits(units, start, stop, temperature)
+        mine = log_sum[start:stop, None].float()
+        mean[start:stop] = ((logits - mine).exp() + (logits - log_sum.float()).exp()) @ units
     return log_sum, world.sum_(mean)
 
 
-def pair_logits(units, start, stop, temperature, paper):
-    """u_j . u_l / t for rows start..stop, (B, K); the paper leaves out l = j."""
+def other_logits(units, start, stop, temperature):
+    """u_j . u_l / t for rows j of start..stop, (B, K); -inf for l = j."""
     logits = (units[start:stop] @ units.T).div_(temperature)
-    if paper:
-        logits.diagonal(start).fill_(-torch.inf)
+    logits.diagonal(start).fill_(-torch.inf)
     return logits
 
 
 def segment_sums(rows, index, weights, count):
-    """Sums of weights_i * rows_i over the samples of each centroid, (count, D) float64, and of the weights, (count,).
+    """Sums of weights_i * rows_i over the samples of each centroid, (count, D), and of the weights, (count,); float64.
 
-    rows: (B, D), index: (B,) 0..count-1, weights: (B,) float64. The order of summation is that of the rows, whatever
-    the number of threads.
+    rows: (B, D), index: (B,) 0..count-1, weights: (B,) float64. In float64 throughout, so that neither the order nor
+    the number of blocks, threads or ranks shows in float32.
     """
-    order = index.argsort(stable=True)
-    offsets = torch.searchsorted(index[order], torch.arange(count, device=index.device))
-    sums = F.embedding_bag(order, rows, offsets, mode="sum", per_sample_weights=weights[order].to(rows.dtype))
-    totals = F.embedding_bag(order, weights[:, None], offsets, mode="sum")[:, 0]
-    return sums.double(), totals
+    sums = torch.zeros(count, rows.shape[1], dtype=torch.float64, device=rows.device)
+    for start in range(0, len(rows), SEGMENT_ROWS):
+        part = slice(start, start + SEGMENT_ROWS)
+        sums.index_add_(0, index[part], rows[part].double().mul_(weights[part, None]))
+    return sums, sums.new_zeros(count).index_add_(0, index, weights)
 
 
 def through_normalisation(gradient, centroids):

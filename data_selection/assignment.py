@@ -2,7 +2,10 @@
 
 import torch
 
-from data_selection.similarity import best_reference, block_rows, product_error
+from data_selection.narrow import Narrow, narrow_is_faster, pair_dots, pairs_above
+from data_selection.similarity import block_rows, product_error, recheck
+
+MIN_UNITS = 64  # fewer are found as fast without rounding the rows
 
 
 def distinct_nearest(blocks, units, barred, world, max_bytes):
@@ -32,23 +35,35 @@ def distinct_nearest(blocks, units, barred, world, max_bytes):
 def favourites(blocks, units, turns, holder, world, max_bytes):
     """The most similar sample of every centroid among those that no earlier centroid holds, (P,) pool indices.
 
-    units: (P, D); turns: (P,) the place of each in the order of choice. One product per block; the comparison in
-    float64 only for centroids whose best of this block can beat the best so far.
+    units: (P, D); turns: (P,) the place of each in the order of choice. One product per block finds the pairs that can
+    beat a centroid's best so far; float64 decides.
     """
     best = torch.full((len(units),), -torch.inf, dtype=torch.float64, device=units.device)
     index = torch.full((len(units),), len(holder), device=units.device)
-    slack = product_error(units.shape[1])
-    for first, rows in blocks(block_rows(3 * len(units) + 2 * units.shape[1], max_bytes)):
+    narrow = units.device.type == "cpu" and len(units) >= MIN_UNITS and narrow_is_faster()
+    for first, rows in blocks(block_rows((1 if narrow else 3) * len(units) + 2 * units.shape[1], max_bytes)):
         held = holder[first : first + len(rows)]  # (B,)
-        product = units @ rows.T  # (P, B)
-        product.masked_fill_(held < turns[:, None], -torch.inf)
-        value = product.amax(1)
-        contenders = ((value >= best - slack) & (value > -torch.inf)).nonzero()[:, 0]
-        top, position = best_reference(units[contenders], rows, product=product[contenders])
-        wins = top > best[contenders]  # blocks ascend, so an equal one comes later and loses
-        best[contenders[wins]] = top[wins]
-        index[contenders[wins]] = position[wins] + first
+        barred = held < turns[:, None] if (held < turns.max()).any() else None  # (P, B)
+        which, row = pairs_to_beat(units, rows, best.float(), barred, narrow)
+        free = held[row] >= turns[which]
+        recheck(units, rows, None, which[free], row[free], best, index, first)
     return merge(best, index, world)
+
+
+def pairs_to_beat(units, rows, best, barred, narrow):
+    """(which, row), (P,) each: the pairs of units (P, D) and rows (B, D) that could reach the unit's best, (P,)."""
+    slack = 2 * product_error(units.shape[1])
+    if not narrow:
+        product = units @ rows.T  # (P, B)
+        if barred is not None:
+            product.masked_fill_(barred, -torch.inf)
+        top = product.amax(1)
+        return pairs_above(product, torch.maximum(top, best).clamp(min=-2) - slack, top)
+    which, row = Narrow(rows).above(units, best, barred)
+    value = pair_dots(units, rows, which, row)
+    top = best.scatter_reduce(0, which, value, "amax")
+    near = value >= top[which] - slack
+    return which[near], row[near]
 
 
 def merge(best, index, world):

@@ -120,10 +120,11 @@ def _exact(rows, references, offsets, index):
     return value if offsets is None else value - offsets[index]
 
 
-def recheck(rows, references, offsets, row, rival, best, index, max_pairs=2048):
+def recheck(rows, references, offsets, row, rival, best, index, first=0, max_pairs=2048):
     """Let rivals compete exactly; best and index, (B,), are updated in place.
 
-    row, rival: (P,) row numbers and the references that could beat the row's `index`.
+    row, rival: (P,) row numbers and the references that could beat the row's `index`; `first` is added to the rivals'
+    numbers where they are noted in `index`.
     """
     for some, others in zip(row.split(max_pairs), rival.split(max_pairs)):
         value = exact_dot(rows[some], references[others])
@@ -131,6 +132,6 @@ def recheck(rows, references, offsets, row, rival, best, index, max_pairs=2048):
             value -= offsets[others]
         top = best.scatter_reduce(0, some, value, "amax")  # (B,) the best value so far
         wins = value == top[some]
-        index[top > best] = len(references)  # beaten: the lowest of the new winners follows
-        index.scatter_reduce_(0, some[wins], others[wins], "amin")
+        index[top > best] = torch.iinfo(index.dtype).max  # beaten: the lowest of the new winners follows
+        index.scatter_reduce_(0, some[wins], others[wins] + first, "amin")
         best.copy_(top)

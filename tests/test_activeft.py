@@ -14,7 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from data_selection import activeft, screening
+from data_selection import activeft, assignment, screening
 from data_selection.activeft import PRESETS, ActiveFTConfig, select_activeft
 from data_selection.activeft_objective import OBJECTIVES, through_normalisation
 from data_selection.assignment import distinct_nearest
@@ -102,7 +102,7 @@ def full_gradient(rows, centroids, objective, temperature, balance, fixed=None):
     config = ActiveFTConfig(temperature=temperature, balance=balance, objective=objective)
     pool = UnitPool(rows, None, CPU, 1e9)
     fixed = rows[:0] if fixed is None else fixed
-    search = screening.DirectSearch(64)
+    search = screening.ProductSearch(64, narrow=False)
     return activeft.loss_and_gradient(pool, centroids, fixed, config, ALONE, None, search)
 
 
@@ -128,15 +128,31 @@ def test_normalisation_keeps_the_gradient_tangential():
     torch.testing.assert_close((through_normalisation(gradient, centroids) * centroids).sum(1), torch.zeros(5).double())
 
 
+@pytest.mark.parametrize("options", [{}, {"lr": 0.5}, {"batch_size": 700}], ids=["grouped", "wild", "minibatch"])
 @pytest.mark.parametrize("count", [64, 300])
 @pytest.mark.parametrize("make", [clusters, lambda n, d, seed: F.normalize(torch.randn(n, d), dim=1)])
-def test_screened_search_is_exact(make, count, monkeypatch):
+def test_screened_search_is_exact(make, count, options, monkeypatch):
     rows = make(1500, 96, 0)
     rows[700:760] = rows[:60]  # ties
-    config = ActiveFTConfig(max_iter=25, lr=3e-3)
+    rows[760:765] = 0
+    config = ActiveFTConfig(max_iter=25, **{"lr": 3e-3, **options})
+    narrow = "batch_size" in options
+    monkeypatch.setattr(screening, "narrow_is_faster", lambda: narrow)
+    monkeypatch.setattr(assignment, "narrow_is_faster", lambda: narrow)
     fast = trace(rows, count, config=config)
-    monkeypatch.setattr(activeft, "make_search", lambda *rest: screening.DirectSearch(100))
+    monkeypatch.setattr(assignment, "narrow_is_faster", lambda: False)
+    monkeypatch.setattr(activeft, "make_search", lambda *rest: screening.ProductSearch(100, narrow=False))
     assert trace(rows, count, config=config) == fast
+
+
+def test_groups_leave_most_products_out(monkeypatch):
+    taken = []
+    multiply = screening.GroupedSearch._multiply
+    monkeypatch.setattr(
+        screening.GroupedSearch, "_multiply", lambda *args: taken.append(len(args[-1])) or multiply(*args)
+    )
+    trace(clusters(3000, 96, 0), 256, config=ActiveFTConfig(max_iter=40, lr=3e-4))
+    assert sum(taken[-100:]) / 100 < 256 / 3
 
 
 def test_textbook_run():
@@ -168,13 +184,15 @@ def test_sweep_against_the_textbook():
         np.testing.assert_allclose(losses[0], oracles.activeft_loss(unit, unit[start]).item(), rtol=1e-4)
 
 
+@pytest.mark.parametrize("narrow", [False, True])
 @pytest.mark.parametrize("repeats", [1, 4])
-@pytest.mark.parametrize("count", [1, 40, 300])
-def test_assignment_is_the_greedy_one(count, repeats):
+@pytest.mark.parametrize("count", [1, 40, 100, 300])
+def test_assignment_is_the_greedy_one(count, repeats, narrow, monkeypatch):
+    monkeypatch.setattr(assignment, "narrow_is_faster", lambda: narrow)
     rows = clusters(300 // repeats, 16, 7).repeat(repeats, 1)
     units = clusters(count, 16, 8)
     barred = torch.zeros(300, dtype=torch.bool)
-    if count == 40:
+    if count in (40, 100):
         barred[:50] = True
     similarity = (units.double()[:, None] * rows.double()).sum(-1)
     expected = oracles.greedy_assignment(similarity, barred.nonzero()[:, 0].tolist())

@@ -1,0 +1,70 @@
+"""bfloat16 finds the candidates, float64 decides: the outcome must be that of float64."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from data_selection.narrow import LOWEST, Narrow, floor_bits, nearest_unit, own_dot, wide_candidates
+
+
+def directions(count):
+    return F.normalize(torch.randn(count, 64, generator=torch.Generator().manual_seed(count)), dim=1)
+
+
+def pools():
+    """(name, rows, units): ties, near-ties below both precisions, one direction only, zeros."""
+    generator = torch.Generator().manual_seed(0)
+    rows, units = (F.normalize(torch.randn(n, 48, generator=generator), dim=1) for n in (400, 90))
+    yield "uniform", rows, units
+    yield "repeated", rows, units[:30].repeat(3, 1)
+    close = F.normalize(units[:1] + 1e-4 * torch.randn(90, 48, generator=generator), dim=1)
+    yield "closer than bfloat16", rows, close
+    yield "closer than float32", rows, F.normalize(units[:1] + 3e-8 * torch.randn(90, 48, generator=generator), dim=1)
+    yield "opposite", F.normalize(-close.repeat(4, 1) + 0.1 * rows[:360], dim=1), close
+    yield "half the space", rows.abs(), units.abs()
+    yield "zeros", torch.cat([torch.zeros(3, 48), rows[:20]]), torch.cat([units[:5], torch.zeros(2, 48)])
+    yield "one unit", rows, units[:1]
+
+
+@pytest.mark.parametrize(("rows", "units"), [pool[1:] for pool in pools()], ids=[pool[0] for pool in pools()])
+def test_nearest_is_that_of_float64(rows, units):
+    exact = (rows.double()[:, None] * units.double()).sum(-1)  # (B, K), each pair added up in the same order
+    best = exact.amax(1, keepdim=True)
+    expected = (exact == best).int().argmax(1)  # the lowest of equal ones
+    for low in (None, Narrow(units)):
+        similarity, index = nearest_unit(rows, units, low)
+        assert index.tolist() == expected.tolist()
+        assert torch.equal(similarity, own_dot(rows, units, expected))
+
+
+def test_candidates_are_few_on_separate_units():
+    """The bounds are not so wide that everything passes."""
+    rows, units = (
+        F.normalize(torch.randn(n, 64, generator=torch.Generator().manual_seed(n)), dim=1) for n in (500, 80)
+    )
+    assert len(wide_candidates(rows, units)[1]) < 5
+    assert len(Narrow(units).candidates(rows)[1]) < 200
+
+
+def test_above_finds_every_pair_that_reaches_the_best():
+    rows, units = directions(50), directions(80)
+    exact = rows.double() @ units.double().T
+    barred = torch.rand(50, 80, generator=torch.Generator().manual_seed(1)) < 0.3
+    allowed = exact.masked_fill(barred, -2)
+    best = allowed.amax(1)
+    row, unit = Narrow(units).above(rows, torch.full((50,), -torch.inf), barred)
+    found = set(zip(row.tolist(), unit.tolist()))
+    assert {(i, int(allowed[i].argmax())) for i in range(50)} <= found
+    assert not any(barred[i, j] for i, j in found)
+    assert len(Narrow(units).above(rows, (best + 0.05).float(), barred)[0]) == 0
+    row, _ = Narrow(units).above(rows, (best - 1e-6).float(), barred)
+    assert set(row.tolist()) == set(range(50))
+
+
+def test_floor_is_below_and_close():
+    values = torch.rand(1000) + 1e-3
+    bits = floor_bits(values, torch.zeros(1000))
+    floor = bits.view(torch.bfloat16).float()
+    assert (floor <= values).all()
+    assert (floor > values * 0.97).all()
+    assert floor_bits(torch.tensor([-0.5, 0.0]), torch.zeros(2)).tolist() == [LOWEST] * 2
