@@ -223,7 +223,9 @@ def test_a_worker_that_dies_is_named(images, monkeypatch):
 
 @pytest.mark.parametrize(("how", "victim"), [(signal.SIGKILL, 0), (signal.SIGKILL, 1), (signal.SIGSTOP, 1)])
 def test_when_a_rank_dies_or_hangs_the_others_end(images, tmp_path, how, victim):
-    processes = ranks(command(images, tmp_path, epochs=100_000, num_workers=0, save_interval=1000), tmp_path)
+    processes = ranks(
+        command(images, tmp_path, epochs=100_000, num_workers=0, save_interval=1000), tmp_path, SILENCE="10"
+    )
     try:
         wait_for(lambda: (tmp_path / "log.txt").exists() and (tmp_path / "log.txt").stat().st_size > 0)
         os.kill(processes[victim].pid, how)

@@ -87,7 +87,8 @@ def child(words, said=os.devnull, **environment):
 
 def train_into(words, said, environment):
     os.environ.update(environment)
-    distributed.BEAT, distributed.SILENCE = 0.5, 5  # not to wait long in tests of processes that hang
+    if "SILENCE" in environment:  # not to wait long in tests of processes that hang
+        distributed.BEAT, distributed.SILENCE = 0.5, float(environment["SILENCE"])
     torch.set_num_threads(1)
     with open(said, "w") as file:
         for stream in (1, 2):
@@ -95,9 +96,9 @@ def train_into(words, said, environment):
     sys.exit(run(main, words))
 
 
-def ranks(words, folder, processes=2):
+def ranks(words, folder, processes=2, **environment):
     """The processes of one run without a launcher, which would end the others itself; they write to folder/said_R."""
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(processes)}
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(processes), **environment}
     return [
         child(words, str(folder / f"said_{rank}"), **shared, RANK=str(rank), LOCAL_RANK=str(rank))
         for rank in range(processes)
