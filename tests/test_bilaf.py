@@ -150,6 +150,32 @@ def test_assignment_far_from_the_origin_is_exact():
     assert rival[:, 0].tolist() == order[:, 1].tolist()
 
 
+@pytest.mark.parametrize("rivals", [1, 3, 50])
+def test_rivals_are_the_nearest_other_cores(rivals):
+    rng = np.random.default_rng(1)
+    x = rng.normal(size=(500, 5))
+    x[40:50] = x[30]  # cores among them: twins
+    cores = torch.arange(0, 60, 3)
+    own, rival = assign(x, cores, PRESETS["released"], torch.device("cpu"), 1 << 20, rivals=rivals)
+    dist = np.stack([np.square(x - x[core]).sum(1) for core in cores], axis=1).round(12)
+    for i, near in enumerate(dist.argsort(1, kind="stable")):
+        mine = i // 3 if i % 3 == 0 and i < 60 else near[0]
+        assert own[i] == mine
+        assert set(rival[i].tolist()) == set([j for j in near if j != mine][:rivals]), i
+
+
+def test_distances_held_and_on_demand_are_the_same():
+    x = torch.from_numpy(np.random.default_rng(2).normal(size=(2, 600, 7))) * 2.0**14
+    held, demand = Pairs.build(x, 1 << 30), Pairs(x, 1 << 20)
+    assert held.held is not None
+    assert (held.held - torch.cdist(x, x).square()).abs().max() <= 1
+    local = torch.stack([torch.randperm(600, generator=torch.Generator().manual_seed(g))[:450] for g in range(2)])
+    for a, b in ((held, demand), (held.take(local), demand.take(local))):
+        some = local[:, :20] % 450
+        assert a.between(some).equal(b.between(some))
+        assert a.sums(some, some > 100).allclose(b.sums(some, some > 100))
+
+
 def test_memory_limit_changes_nothing(fashion, monkeypatch):
     cores = GOLDEN[0]["core_ids"]
     for variant in ("paper", "released"):
