@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from data_selection.bilaf_classes import group_classes, open_batch, plan_batches, rank_and_size, rows_at, sum_over_ranks
-from data_selection.bilaf_cores import CoreSearch, assign, find_rivals
+from data_selection.bilaf_cores import FEW_CORES, CoreSearch, assign, find_rivals
 from data_selection.bilaf_steps import allocate, denoise, kept_count, pick
 from data_selection.checks import check_ids, check_request, check_selection
 from data_selection.errors import UserError
@@ -138,7 +138,8 @@ def select_bilaf(
             f"budget {budget} is smaller than the {fresh} cores it has to hold: raise it or use fewer cores"
         )
 
-    rivals = 1 if config.opponent == "nearest" else max(1, 2 * budget // len(cores))  # what most classes will need
+    few = config.opponent == "nearest" or len(cores) <= FEW_CORES
+    rivals = 1 if few else max(1, 2 * budget // len(cores))  # what most classes will need
     own, rival = assign(features, cores, config, device, max_bytes, progress, rivals)
     own[excluded] = -1
     members, sizes = group_classes(own, len(cores))

@@ -7,6 +7,7 @@ from data_selection.progress import open_bar
 from data_selection.similarity import CHUNK_ROWS, normalise, read_rows, row_blocks
 
 NO_RIVAL = 1e9 + 7  # the distance to "the other cores" where there is one core only, as in the released program
+FEW_CORES = 512  # so many are compared with every member in float64 faster than sorted out before
 
 
 class CoreSearch:
@@ -109,15 +110,11 @@ def find_rivals(batch, local, search, rival, count, config, max_bytes):
     most = 1 if config.opponent == "nearest" else max(1, min(k - 1, int(count.max()) - 1))
     x = batch.pairs.rows(local)  # (G, n, D) relative to the class's core, in the batch's unit
     own = search.centre[labels]  # (G, D)
-    if most <= rival.shape[1]:
-        near = rival[ids.flatten().cpu()].to(device)
+    if most > rival.shape[1] and k <= FEW_CORES:
+        met = torch.ones(len(ids), k, dtype=torch.bool, device=device).scatter_(1, labels[:, None], False)
     else:
-        rows = (x / batch.unit + own[:, None] + search.mean).flatten(0, 1)  # (G n, D) float64
-        blocks = rows.split(max(1, max_bytes // (16 * k)))
-        near = torch.cat([search.nearest(block.float(), most + 1, block.__getitem__) for block in blocks])
-        near = others(near, labels.repeat_interleave(ids.shape[1]))
-    met = torch.zeros(len(ids), k, dtype=torch.bool, device=device)
-    met.scatter_(1, near.long().view(len(ids), -1), True)
+        near = _nearest_others(x, ids, labels, batch, search, rival, most, max_bytes)
+        met = torch.zeros(len(ids), k, dtype=torch.bool, device=device).scatter_(1, near, True)
     known = (~met).sort(dim=1, stable=True).indices[:, : int(met.sum(1).max())]  # (G, U) ascending, then the unmet
     centre = search.centre[known] - own[:, None]  # (G, U, D) relative to the class's core, as x is
     apart = (centre.square().sum(2) * batch.unit[:, 0] ** 2).masked_fill_(~met.gather(1, known), torch.inf)
@@ -125,6 +122,16 @@ def find_rivals(batch, local, search, rival, count, config, max_bytes):
     parts = [_nearest_known(block, centre, apart, batch.unit, most) for block in x.split(step, dim=1)]
     place, distance = (torch.cat(part, dim=1) for part in zip(*parts))
     return known[:, None].expand(-1, ids.shape[1], -1).gather(2, place), distance
+
+
+def _nearest_others(x, ids, labels, batch, search, rival, most, max_bytes):
+    """(G, m) cores, repeated ones among them: at least the `most` nearest others of each member x (G, n, D)."""
+    if most <= rival.shape[1]:
+        return rival[ids.flatten().cpu()].to(x.device, torch.int64).view(len(ids), -1)
+    rows = (x / batch.unit + search.centre[labels][:, None] + search.mean).flatten(0, 1)  # (G n, D)
+    blocks = rows.split(max(1, max_bytes // (16 * len(search.centre))))
+    near = torch.cat([search.nearest(block.float(), most + 1, block.__getitem__) for block in blocks])
+    return others(near, labels.repeat_interleave(ids.shape[1])).view(len(ids), -1)
 
 
 def _nearest_known(x, centre, apart, unit, most):

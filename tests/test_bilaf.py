@@ -10,7 +10,7 @@ import torch
 import torch.multiprocessing as mp
 from oracles_bilaf import released_program, textbook
 
-from data_selection import distributed
+from data_selection import bilaf, bilaf_cores, distributed
 from data_selection.bilaf import CHOICES, PRESETS, BiLAFConfig, default_core_number, select_bilaf
 from data_selection.bilaf_classes import Pairs
 from data_selection.bilaf_cores import assign
@@ -162,6 +162,16 @@ def test_rivals_are_the_nearest_other_cores(rivals):
         mine = i // 3 if i % 3 == 0 and i < 60 else near[0]
         assert own[i] == mine
         assert set(rival[i].tolist()) == set([j for j in near if j != mine][:rivals]), i
+
+
+@pytest.mark.parametrize("nested", [False, True])  # nested: some classes need more rivals than were kept
+def test_many_cores_are_sorted_out_first(nested, monkeypatch):
+    x = make_pool("duplicates", 5)
+    config = BiLAFConfig(nested=nested)
+    expected = select_bilaf(x, 25, cores=list(range(0, 24, 3)), config=config)
+    for module in (bilaf, bilaf_cores):
+        monkeypatch.setattr(module, "FEW_CORES", 0)
+    assert select_bilaf(x, 25, cores=list(range(0, 24, 3)), config=config).equal(expected)
 
 
 def test_distances_held_and_on_demand_are_the_same():
