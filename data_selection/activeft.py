@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 import torch.distributed as dist
 
-from data_selection.activeft_objective import OBJECTIVES, segment_sums, through_normalisation
+from data_selection.activeft_objective import OBJECTIVES, add_segment_sums, through_normalisation
 from data_selection.assignment import distinct_nearest
 from data_selection.baselines import DISTANCES, farthest_point, plus_plus
 from data_selection.checks import check_request, check_selection
@@ -200,9 +200,7 @@ def loss_and_gradient(pool, centroids, fixed, config, world, generator, search):
         rows = read(start, stop)
         similarity, index = search.nearest(rows, start)
         losses, weights = terms.sample_terms(similarity.double(), index)
-        sums, masses = segment_sums(rows, index, weights, len(units))
-        pull += sums
-        totals[:-1] += masses
+        add_segment_sums(pull, totals[:-1], rows, index, weights)
         totals[-1] += losses.sum()
     count = spans[-1][1]
     pull, totals = world.sum_(pull) / count, world.sum_(totals) / count

@@ -25,7 +25,6 @@ from data_selection.similarity import row_blocks
 
 REPULSION_BYTES = 32 << 20  # fixed, as all sizes here, so that no rounding depends on the memory limit
 TILE_ROWS = 512  # of centroids: a tile of pairs stays in a core's cache
-SEGMENT_ROWS = 2048  # rows converted to float64 at a time: they stay in the cache
 
 
 class Released:
@@ -113,17 +112,17 @@ def other_logits(units, start, stop, temperature):
     return logits
 
 
-def segment_sums(rows, index, weights, count):
-    """Sums of weights_i * rows_i over the samples of each centroid, (count, D), and of the weights, (count,); float64.
+def add_segment_sums(sums, masses, rows, index, weights):
+    """Add weights_i * rows_i to its centroid's row of sums (K, D), and the weights to masses (K,), both in place.
 
-    rows: (B, D), index: (B,) 0..count-1, weights: (B,) float64. In float64 throughout, so that neither the order nor
-    the number of blocks, threads or ranks shows in float32.
+    rows: (B, D), index: (B,) 0..K-1, weights: (B,) float64. float32 within the call, in the order of the rows, whatever
+    the number of threads; float64 between calls.
     """
-    sums = torch.zeros(count, rows.shape[1], dtype=torch.float64, device=rows.device)
-    for start in range(0, len(rows), SEGMENT_ROWS):
-        part = slice(start, start + SEGMENT_ROWS)
-        sums.index_add_(0, index[part], rows[part].double().mul_(weights[part, None]))
-    return sums, sums.new_zeros(count).index_add_(0, index, weights)
+    order = index.argsort(stable=True)
+    offsets = torch.searchsorted(index[order], torch.arange(len(sums), device=index.device))
+    weights = weights[order]
+    sums += F.embedding_bag(order, rows, offsets, mode="sum", per_sample_weights=weights.to(rows.dtype))
+    masses.index_add_(0, index[order], weights)
 
 
 def through_normalisation(gradient, centroids):

@@ -2,8 +2,8 @@
 
 import torch
 
-from data_selection.narrow import Narrow, narrow_is_faster, pair_dots, pairs_above
-from data_selection.similarity import block_rows, product_error, recheck
+from data_selection.narrow import Narrow, narrow_is_faster, pairs_above, settle
+from data_selection.similarity import block_rows, product_error
 
 MIN_UNITS = 64  # fewer are found as fast without rounding the rows
 
@@ -40,30 +40,22 @@ def favourites(blocks, units, turns, holder, world, max_bytes):
     """
     best = torch.full((len(units),), -torch.inf, dtype=torch.float64, device=units.device)
     index = torch.full((len(units),), len(holder), device=units.device)
+    slack = 2 * product_error(units.shape[1])
     narrow = units.device.type == "cpu" and len(units) >= MIN_UNITS and narrow_is_faster()
     for first, rows in blocks(block_rows((1 if narrow else 3) * len(units) + 2 * units.shape[1], max_bytes)):
         held = holder[first : first + len(rows)]  # (B,)
         barred = held < turns[:, None] if (held < turns.max()).any() else None  # (P, B)
-        which, row = pairs_to_beat(units, rows, best.float(), barred, narrow)
+        if narrow:
+            which, row = Narrow(rows).pairs(units, best.float(), barred)
+        else:
+            product = units @ rows.T  # (P, B)
+            if barred is not None:
+                product.masked_fill_(barred, -torch.inf)
+            reach = best.float().clamp(min=-2) - slack  # above -inf, so that nobody is offered a barred sample
+            which, row = pairs_above(product, lambda top, reach=reach: torch.maximum(top - slack, reach))
         free = held[row] >= turns[which]
-        recheck(units, rows, None, which[free], row[free], best, index, first)
+        settle(units, rows, which[free], row[free], best, index, first)
     return merge(best, index, world)
-
-
-def pairs_to_beat(units, rows, best, barred, narrow):
-    """(which, row), (P,) each: the pairs of units (P, D) and rows (B, D) that could reach the unit's best, (P,)."""
-    slack = 2 * product_error(units.shape[1])
-    if not narrow:
-        product = units @ rows.T  # (P, B)
-        if barred is not None:
-            product.masked_fill_(barred, -torch.inf)
-        top = product.amax(1)
-        return pairs_above(product, torch.maximum(top, best).clamp(min=-2) - slack, top)
-    which, row = Narrow(rows).above(units, best, barred)
-    value = pair_dots(units, rows, which, row)
-    top = best.scatter_reduce(0, which, value, "amax")
-    near = value >= top[which] - slack
-    return which[near], row[near]
 
 
 def merge(best, index, world):

@@ -11,11 +11,12 @@ from functools import cache
 
 import torch
 
-from data_selection.similarity import CHUNK_ROWS, exact_dot, product_error, recheck
+from data_selection.similarity import CHUNK_ROWS, product_error, recheck
 
 ROUND_UP = 1 + 2.0**-12  # float32 norms stay upper bounds
 BFLOAT16_UNIT = 2.0**-9  # largest relative error of one rounding to bfloat16
 LOWEST = torch.iinfo(torch.int16).min
+FOLDS = 16  # groups of columns that share a maximum
 
 
 def nearest_unit(rows, units, low=None):
@@ -24,29 +25,35 @@ def nearest_unit(rows, units, low=None):
     low: Narrow(units), to find candidates in bfloat16; None: in float32. The index is that of exact arithmetic, of
     equal units the lowest. For tensors on the CPU: it waits for the number of close pairs.
     """
-    index, row, rival = wide_candidates(rows, units) if low is None else low.candidates(rows)
-    similarity = own_dot(rows, units, index)
-    settle(rows, units, row, rival, similarity, index)
-    return similarity, index
+    if low is None:
+        product = rows @ units.T  # (B, K)
+        row, unit = pairs_above(product, lambda top: top - 2 * product_error(rows.shape[1]))
+    else:
+        row, unit = low.pairs(rows)
+    index = torch.zeros(len(rows), dtype=torch.int64)
+    settle(rows, units, row, unit, torch.full((len(rows),), -torch.inf, dtype=torch.float64), index)
+    return own_dot(rows, units, index), index
 
 
-def wide_candidates(rows, units, product=None):
-    """(index, row, rival): each row's best in float32, (B,), and the pairs (P,) that rounding could have put behind it.
+def pairs_above(product, floor_of):
+    """(row, column), (P,) each, of the entries of product (B, K) that reach their row's floor.
 
-    product: rows @ units.T where the caller has it; the best of each row is overwritten.
+    floor_of: from the row maxima (B,) to the floors (B,). The columns are folded first, as comparing all of them with
+    the floors costs ten times a maximum.
     """
-    product = rows @ units.T if product is None else product  # (B, K)
-    top, index = product.max(1)
-    floor = top - 2 * product_error(rows.shape[1])
-    product.scatter_(1, index[:, None], -torch.inf)
-    return index, *pairs_above(product, floor, product.amax(1))
-
-
-def pairs_above(product, floor, highest):
-    """(row, column), (P,) each, of the entries of product (B, K) at or above their row's floor; highest: row maxima."""
-    close = (highest >= floor).nonzero()[:, 0]
-    row, column = (product[close] >= floor[close, None]).nonzero(as_tuple=True)
-    return close[row], column
+    folds = FOLDS if product.shape[1] >= FOLDS**2 else 1
+    width = product.shape[1] // folds
+    whole = width * folds
+    folded = product[:, :whole].view(len(product), folds, width)
+    highest = folded.amax(1)  # (B, width)
+    rest = product[:, whole:]
+    top = highest.amax(1)
+    floor = floor_of(top if whole == product.shape[1] else torch.maximum(top, rest.amax(1)))
+    row, column = (highest >= floor[:, None]).nonzero(as_tuple=True)
+    place, fold = (folded[row, :, column] >= floor[row, None]).nonzero(as_tuple=True)
+    last_row, last = (rest >= floor[:, None]).nonzero(as_tuple=True)
+    columns = column[place] + fold * width
+    return torch.cat([row[place], last_row]), torch.cat([columns, last + whole])
 
 
 class Narrow:
@@ -63,32 +70,23 @@ class Narrow:
         self.error = (centred - self.table.float()).norm(dim=1).max() * ROUND_UP
         self.reach = centred.norm(dim=1).max() * ROUND_UP
 
-    def product(self, rows):
-        """(bits, error): rows @ table.T, (B, K), as bits, and a bound (B,) of its error but for its last rounding.
+    def pairs(self, rows, best=None, barred=None):
+        """Pairs (row, unit), (P,) each, that could be the row's best and reach `best` (B,); barred: (B, K) bool.
 
         Of positive bfloat16 numbers, the larger one also has the larger bits as int16, and integers compare faster.
         """
         short = rows.bfloat16()
         blur = (rows - short.float()).norm(dim=1) * ROUND_UP  # (B,)
         error = blur * self.reach + 1.01 * (self.error + product_error(rows.shape[1], self.reach + self.error))
-        return (short @ self.table.T).view(torch.int16), error
-
-    def candidates(self, rows):
-        """As wide_candidates."""
-        bits, error = self.product(rows)
-        top, index = bits.max(1)
-        floor = floor_bits(top.view(torch.bfloat16).float(), error)
-        bits.scatter_(1, index[:, None], LOWEST)
-        return index, *pairs_above(bits, floor, bits.amax(1))
-
-    def above(self, rows, best, barred=None):
-        """Pairs (row, unit), (P,) each, that could be the row's best and reach `best` (B,); barred: (B, K) bool."""
-        bits, error = self.product(rows)
+        bits = (short @ self.table.T).view(torch.int16)  # (B, K)
         if barred is not None:
             bits.masked_fill_(barred, LOWEST)
-        top = bits.amax(1)
-        floor = floor_bits(torch.maximum(top.view(torch.bfloat16).float(), best - rows @ self.mean), error)
-        return pairs_above(bits, floor, top)
+
+        def floor_of(top):
+            value = top.view(torch.bfloat16).float()
+            return floor_bits(value if best is None else torch.maximum(value, best - rows @ self.mean), error)
+
+        return pairs_above(bits, floor_of)
 
 
 def floor_bits(values, error):
@@ -113,18 +111,15 @@ def pair_dots(rows, units, row, unit):
     return torch.cat([own_dot(rows.index_select(0, some), units, which) for some, which in parts])
 
 
-def settle(rows, units, row, rival, similarity, index):
-    """Let the pairs (row, rival), (P,), compete exactly; similarity and index, (B,), change in place."""
-    if not len(row):
-        return
-    near = pair_dots(rows, units, row, rival) >= similarity[row] - 2 * product_error(rows.shape[1])
-    row, rival = row[near], rival[near]  # in float32 no losers; what is left is decided exactly
-    which, place = row.unique(return_inverse=True)
-    some, winner = rows[which], index[which]
-    best = exact_dot(some, units[winner])
-    recheck(some, units, None, place, rival, best, winner)
-    index[which] = winner
-    similarity[which] = own_dot(some, units, winner)
+def settle(rows, units, row, unit, best, index, first=0):
+    """Let the pairs (row, unit), (P,), compete exactly; best and index, (B,) float64 and int64, change in place.
+
+    best: similarity of each row's winner so far, -inf where there is none; first: added to the units' numbers.
+    """
+    value = pair_dots(rows, units, row, unit)
+    top = best.float().scatter_reduce(0, row, value, "amax")
+    near = value >= top[row] - 2 * product_error(rows.shape[1])  # the others have lost in float32
+    recheck(rows, units, None, row[near], unit[near], best, index, first)
 
 
 @cache

@@ -89,7 +89,7 @@ class GroupedSearch:
         self.margin = torch.where(wanted, self.measured, self.margin + self.fall[:, None])
         self.margin[self.group, self.found] = 0
         close = (self.second >= self.top - 2 * self.error).nonzero()[:, 0]
-        for some in close.split(self.step):  # a second place that rounding could have put there
+        for some in close.split(self.step) if len(close) else ():  # a second place that rounding could have put there
             self.found[some] = nearest_unit(self.table.index_select(0, self.rows[some]), units)[1]
         self.index = torch.empty_like(self.found).index_copy_(0, self.order, self.found)
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from data_selection.narrow import LOWEST, Narrow, floor_bits, nearest_unit, own_dot, wide_candidates
+from data_selection.narrow import LOWEST, Narrow, floor_bits, nearest_unit, own_dot, pairs_above
 
 
 def directions(count):
@@ -42,22 +42,29 @@ def test_candidates_are_few_on_separate_units():
     rows, units = (
         F.normalize(torch.randn(n, 64, generator=torch.Generator().manual_seed(n)), dim=1) for n in (500, 80)
     )
-    assert len(wide_candidates(rows, units)[1]) < 5
-    assert len(Narrow(units).candidates(rows)[1]) < 200
+    assert len(Narrow(units).pairs(rows)[0]) < 700
 
 
-def test_above_finds_every_pair_that_reaches_the_best():
+@pytest.mark.parametrize("columns", [1, 255, 256, 300, 513])
+def test_folded_search_finds_all(columns):
+    product = torch.randint(-50, 50, (37, columns), generator=torch.Generator().manual_seed(columns))
+    row, column = pairs_above(product, lambda top: top - 9)
+    expected = (product >= product.amax(1, keepdim=True) - 9).nonzero().tolist()
+    assert sorted(zip(row.tolist(), column.tolist())) == [tuple(pair) for pair in expected]
+
+
+def test_finds_every_pair_that_reaches_the_best():
     rows, units = directions(50), directions(80)
     exact = rows.double() @ units.double().T
     barred = torch.rand(50, 80, generator=torch.Generator().manual_seed(1)) < 0.3
     allowed = exact.masked_fill(barred, -2)
     best = allowed.amax(1)
-    row, unit = Narrow(units).above(rows, torch.full((50,), -torch.inf), barred)
+    row, unit = Narrow(units).pairs(rows, torch.full((50,), -torch.inf), barred)
     found = set(zip(row.tolist(), unit.tolist()))
     assert {(i, int(allowed[i].argmax())) for i in range(50)} <= found
     assert not any(barred[i, j] for i, j in found)
-    assert len(Narrow(units).above(rows, (best + 0.05).float(), barred)[0]) == 0
-    row, _ = Narrow(units).above(rows, (best - 1e-6).float(), barred)
+    assert len(Narrow(units).pairs(rows, (best + 0.05).float(), barred)[0]) == 0
+    row, _ = Narrow(units).pairs(rows, (best - 1e-6).float(), barred)
     assert set(row.tolist()) == set(range(50))
 
 
