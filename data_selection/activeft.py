@@ -20,7 +20,7 @@ from data_selection.screening import make_search
 from data_selection.similarity import normalise
 
 FINAL_LR = 1e-6  # of the cosine schedule
-ASSIGN_BYTES = 64 << 20  # larger blocks of the assignment gain nothing
+ASSIGN_BYTES = 128 << 20  # larger blocks of the assignment gain nothing
 PATIENCE = 10  # iterations over which the loss must move by `threshold`
 INITS, SCHEDULERS = ("random", "fps", "kmeans++"), ("none", "cosine")
 
@@ -140,8 +140,8 @@ def optimise(pool, start, fixed, config, world, seed, max_bytes, progress=None, 
     centroids = start.double()  # (K, D)
     adam = Adam(centroids)
     generator = torch.Generator().manual_seed(seed)
-    mine = pool.spans(pool.count)[world.rank :: world.size]
     full = config.batch_size is None
+    mine = pool.spans(pool.count if full else config.batch_size)[world.rank :: world.size]
     search = make_search(pool, mine, len(start) + len(fixed), full, max_bytes / 8, config.slice)
     losses = []
     with open_bar(progress, config.max_iter, "ActiveFT", "step") as bar:
@@ -192,8 +192,8 @@ def loss_and_gradient(pool, centroids, fixed, config, world, generator, search):
     """
     units = torch.cat([fixed, normalise(centroids)])  # (L + K, D) float32
     terms = OBJECTIVES[config.objective](units, config, world)
-    search.begin(units)
     spans, read = batch(pool, config, generator)
+    search.begin(units)
     pull = torch.zeros(units.shape, dtype=torch.float64, device=units.device)  # (L + K, D)
     totals = pull.new_zeros(len(units) + 1)  # sums of w_i per centroid; the last is the summed loss
     for start, stop in spans[world.rank :: world.size]:

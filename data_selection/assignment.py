@@ -2,7 +2,7 @@
 
 import torch
 
-from data_selection.narrow import Narrow, narrow_is_faster, pairs_above, settle
+from data_selection.narrow import Screen, narrow_is_faster, pairs_above, pick, settle
 from data_selection.similarity import block_rows, product_error
 
 MIN_UNITS = 64  # fewer are found as fast without rounding the rows
@@ -41,18 +41,22 @@ def favourites(blocks, units, turns, holder, world, max_bytes):
     best = torch.full((len(units),), -torch.inf, dtype=torch.float64, device=units.device)
     index = torch.full((len(units),), len(holder), device=units.device)
     slack = 2 * product_error(units.shape[1])
-    narrow = units.device.type == "cpu" and len(units) >= MIN_UNITS and narrow_is_faster()
-    for first, rows in blocks(block_rows((1 if narrow else 3) * len(units) + 2 * units.shape[1], max_bytes)):
+    screen = None
+    if units.device.type == "cpu" and len(units) >= MIN_UNITS and narrow_is_faster():
+        screen = Screen(units)
+    for first, rows in blocks(block_rows((0.6 if screen else 3) * len(units) + 2 * units.shape[1], max_bytes)):
         held = holder[first : first + len(rows)]  # (B,)
         barred = held < turns[:, None] if (held < turns.max()).any() else None  # (P, B)
-        if narrow:
-            which, row = Narrow(rows).pairs(units, best.float(), barred)
+        if screen:
+            which, row = screen.narrow(rows).pairs(units, best.float(), barred)
         else:
             product = units @ rows.T  # (P, B)
             if barred is not None:
                 product.masked_fill_(barred, -torch.inf)
-            reach = best.float().clamp(min=-2) - slack  # above -inf, so that nobody is offered a barred sample
-            which, row = pairs_above(product, lambda top, reach=reach: torch.maximum(top - slack, reach))
+            best_so_far = best.float().clamp(min=-2)  # above -inf, so that nobody is offered a barred sample
+            which, row = pairs_above(
+                product, lambda guess, some=product, best=best_so_far: torch.maximum(pick(some, guess), best) - slack
+            )
         free = held[row] >= turns[which]
         settle(units, rows, which[free], row[free], best, index, first)
     return merge(best, index, world)

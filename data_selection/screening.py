@@ -1,50 +1,28 @@
-"""Which unit centroid is nearest to each unit row, iteration after iteration, without most of the products.
-
-A pool that is seen whole in every iteration is grouped: similar rows go together, and a group multiplies only the
-centroids that can win one of its rows. M_gl bounds from above by how much centroid l exceeds (if negative: stays
-behind) the winner over the rows of group g. Where the product was taken, M_gl is known; else it follows the centroid:
-with the rows' mean m, the centroid's move d_l, and the largest distances r of the rows from m, block by block of the
-principal directions, Cauchy and Schwarz give
-
-    f . d_l  <=  m . d_l + sum over blocks b of r_b |d_lb|,
-
-and if the similarity of every row's winner has risen, or fallen by no more than h, M_gl grows by that + h. A centroid
-with M_gl < 0 is left out. The result is exact.
-
-Measured (50,000 x 384 features of Fashion-MNIST, K = 1,000): XX of the 1,000 centroids are multiplied. Tried and
-dropped: a bound per row instead of per group (products of single rows cost ten times those of groups); bounds that
-only use the length of a move (twice the products); bounds on angles between centroids (exclude nothing in 384
-dimensions).
-"""
-
-from itertools import pairwise
+"""Which unit centroid is nearest to each unit row, iteration after iteration: the search that suits a pool."""
 
 import torch
-import torch.nn.functional as F
 
-from data_selection.narrow import Narrow, narrow_is_faster, nearest_unit, own_dot
-from data_selection.similarity import BLOCK_BYTES, best_reference, block_rows, normalise, product_error
+from data_selection.grouped import BLOCK_ROWS, GroupedSearch
+from data_selection.narrow import Screen, narrow_is_faster, nearest_unit, own_dot
+from data_selection.similarity import BLOCK_BYTES, best_reference, block_rows
 
-MEMBERS = 8  # centroids whose rows make a group: more make fewer and larger products
-EDGES = (4, 16, 64, 192)  # borders of the blocks of principal directions
+NARROW_ROWS = 2048  # of a coarse product
 SAMPLE_ROWS = 16384  # for the principal directions
-BLOCK_ROWS = 1024  # of one product: its operands stay in the cache
-FALL = 0.002  # how much more the winners' similarities may fall in an iteration before a group is looked at twice
 
 
 class ProductSearch:
     """Every product, in blocks: for CUDA, where nothing may wait for the host, random batches and small pools.
 
-    narrow: find candidates in bfloat16.
+    screen: finds candidates by coarse products, None for float32.
     """
 
-    def __init__(self, step, narrow):
-        self.step, self.narrow = step, narrow
+    def __init__(self, step, screen=None):
+        self.step, self.screen = step, screen
 
     def begin(self, units):
         """Take the centroids of this iteration, (K, D) float32."""
         self.units = units
-        self.low = Narrow(units) if self.narrow else None
+        self.low = self.screen and self.screen.narrow(units)
 
     def nearest(self, rows, start):
         """(similarity, index) of the nearest unit for rows (B, D), both (B,); start: place of the first row."""
@@ -55,121 +33,15 @@ class ProductSearch:
         return tuple(map(torch.cat, zip(*parts)))
 
 
-class GroupedSearch:
-    """The search by groups, for the resident rows of a pool on the CPU; spans: those that this process looks at."""
-
-    def __init__(self, pool, spans, step):
-        self.table, self.step = pool.resident, step
-        self.places = torch.cat([torch.arange(*span) for span in spans])  # (n,) in the pool
-        ends = torch.tensor([stop - start for start, stop in spans]).cumsum(0).tolist()
-        self.first = {start: end - (stop - start) for (start, stop), end in zip(spans, ends)}
-        sample = pool.read(*spans[0])[:SAMPLE_ROWS].double()
-        self.basis = torch.linalg.eigh(sample.T @ sample)[1].flip(1).float()  # (D, D), largest variance first
-        self.edges = [edge for edge in EDGES if edge < pool.dimensions] + [pool.dimensions]
-        self.error = product_error(pool.dimensions)
-        self.units = None
-
-    def begin(self, units):
-        """Find the nearest of the centroids of this iteration, (K, D) float32, for every row."""
-        if self.units is None:
-            self._make_groups(units)
-        else:
-            self._follow(units - self.units)
-        self.units, before = units, self.top.clone()
-        wanted = self.margin >= torch.minimum(-self.fall.clamp(min=0) - FALL, self.margin.amax(1))[:, None]
-        todo = range(len(self.bounds))
-        while len(todo):
-            for group in todo:
-                which = wanted[group].nonzero()[:, 0]
-                self._multiply(group, units.index_select(0, which), which)
-            self.fall = torch.full_like(self.fall, -torch.inf).scatter_reduce_(0, self.group, before - self.top, "amax")
-            missed = (self.margin >= -self.fall[:, None]) & ~wanted
-            todo = missed.any(1).nonzero()[:, 0].tolist()
-            wanted |= missed
-        self.margin = torch.where(wanted, self.measured, self.margin + self.fall[:, None])
-        self.margin[self.group, self.found] = 0
-        close = (self.second >= self.top - 2 * self.error).nonzero()[:, 0]
-        for some in close.split(self.step) if len(close) else ():  # a second place that rounding could have put there
-            self.found[some] = nearest_unit(self.table.index_select(0, self.rows[some]), units)[1]
-        self.index = torch.empty_like(self.found).index_copy_(0, self.order, self.found)
-
-    def nearest(self, rows, start):
-        """(similarity, index) of the nearest unit for the rows of the span that begins at `start`."""
-        index = self.index[self.first[start] : self.first[start] + len(rows)]
-        return own_dot(rows, self.units, index), index
-
-    def _follow(self, moves):
-        """Let the bounds follow the centroids, moves (K, D)."""
-        norms = self._block_norms(moves)  # (K, blocks)
-        self.margin += self.mean @ moves.T + self.radius @ norms.T + (self.error * norms.sum(1) + 2.0**-21)
-
-    def _multiply(self, group, chosen, which):
-        """Find the best two of the centroids `chosen` (C, D), numbers `which`, for every row of a group."""
-        behind = torch.full((len(which),), -torch.inf)
-        for start, stop in self.bounds[group]:
-            product = self.table.index_select(0, self.rows[start:stop]) @ chosen.T  # (B, C)
-            top, place = product.max(1)
-            product.scatter_(1, place[:, None], -torch.inf)
-            self.top[start:stop], self.found[start:stop] = top, which[place]
-            self.second[start:stop] = product.amax(1)
-            behind = torch.maximum(behind, product.sub_(top[:, None]).amax(0))
-        self.measured[group, which] = behind + 2 * self.error
-
-    def _make_groups(self, units):
-        """Group the rows by these centroids."""
-        centres = normalise(torch.stack([units[part].mean(0) for part in bisect(units, MEMBERS)]))  # (G, D)
-        spans = self.places.split(BLOCK_ROWS)
-        near = torch.cat([(self.table.index_select(0, some) @ centres.T).argmax(1) for some in spans])
-        self.order = near.argsort(stable=True)
-        self.rows = self.places[self.order]
-        sizes = torch.bincount(near)
-        sizes = sizes[sizes > 0]
-        groups, ends = len(sizes), sizes.cumsum(0)
-        self.group = torch.arange(groups).repeat_interleave(sizes)
-        self.bounds = [
-            [(start, min(end, start + self.step)) for start in range(end - size, end, self.step)]
-            for size, end in zip(sizes.tolist(), ends.tolist())
-        ]
-        self.mean = F.embedding_bag(self.rows, self.table, ends - sizes, mode="mean")  # (G, D)
-        self.radius = torch.zeros(groups, len(self.edges))
-        for some, group in zip(self.rows.split(BLOCK_ROWS), self.group.split(BLOCK_ROWS)):
-            norms = self._block_norms(self.table.index_select(0, some) - self.mean[group])
-            self.radius.scatter_reduce_(0, group[:, None].expand_as(norms), norms, "amax")
-        self.top, self.second = torch.ones(len(near)), torch.empty(len(near))
-        self.found = torch.empty(len(near), dtype=torch.int64)
-        self.margin = torch.full((groups, len(units)), torch.inf)
-        self.measured, self.fall = torch.empty_like(self.margin), torch.zeros(groups)
-
-    def _block_norms(self, rows):
-        """Lengths of the blocks of coordinates in the basis, (B, blocks)."""
-        rotated = rows @ self.basis
-        edges = [0, *self.edges]
-        return torch.stack([rotated[:, first:last].norm(dim=1) for first, last in pairwise(edges)], 1)
-
-
-def bisect(units, members):
-    """Index tensors of at most `members` similar units each: halved across the longest extent again and again."""
-    whole, parts = [torch.arange(len(units))], []
-    while whole:
-        part = whole.pop()
-        if len(part) <= members:
-            parts.append(part)
-            continue
-        centred = units[part] - units[part].mean(0)
-        direction = centred[centred.square().sum(1).argmax()]
-        for _ in range(3):  # power iteration; which direction comes out changes the speed, never the result
-            direction = F.normalize(centred.T @ (centred @ direction), dim=0)
-        order = (centred @ direction).argsort(stable=True)
-        whole += [part[half] for half in order.tensor_split(2)]
-    return parts
-
-
 def make_search(pool, spans, count, full, max_bytes, step):
     """The search that suits a pool and `count` centroids. full: every iteration sees the same rows."""
     limit = max_bytes if pool.device.type == "cuda" else min(max_bytes, BLOCK_BYTES)  # larger ones gain nothing
-    step = step or block_rows(3 * count + 4 * pool.dimensions, limit)
+    block = step or block_rows(3 * count + 4 * pool.dimensions, limit)
     if pool.device.type == "cuda" or count < 64 or not spans:
-        return ProductSearch(step, narrow=False)
+        return ProductSearch(block)
     if full and pool.resident is not None:
-        return GroupedSearch(pool, spans, min(step, BLOCK_ROWS))
-    return ProductSearch(min(step, 2 * BLOCK_ROWS), narrow=narrow_is_faster())
+        return GroupedSearch(pool, spans, min(block, BLOCK_ROWS))
+    if not narrow_is_faster():
+        return ProductSearch(block)
+    block = step or min(NARROW_ROWS, block_rows(count + 4 * pool.dimensions, max_bytes))
+    return ProductSearch(block, Screen(pool.read(*pool.spans(pool.count)[0])[:SAMPLE_ROWS]))

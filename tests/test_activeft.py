@@ -14,7 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from data_selection import activeft, assignment, screening
+from data_selection import activeft, assignment, grouped, screening
 from data_selection.activeft import PRESETS, ActiveFTConfig, select_activeft
 from data_selection.activeft_objective import OBJECTIVES, through_normalisation
 from data_selection.assignment import distinct_nearest
@@ -102,7 +102,7 @@ def full_gradient(rows, centroids, objective, temperature, balance, fixed=None):
     config = ActiveFTConfig(temperature=temperature, balance=balance, objective=objective)
     pool = UnitPool(rows, None, CPU, 1e9)
     fixed = rows[:0] if fixed is None else fixed
-    search = screening.ProductSearch(64, narrow=False)
+    search = screening.ProductSearch(64)
     return activeft.loss_and_gradient(pool, centroids, fixed, config, ALONE, None, search)
 
 
@@ -141,16 +141,14 @@ def test_screened_search_is_exact(make, count, options, monkeypatch):
     monkeypatch.setattr(assignment, "narrow_is_faster", lambda: narrow)
     fast = trace(rows, count, config=config)
     monkeypatch.setattr(assignment, "narrow_is_faster", lambda: False)
-    monkeypatch.setattr(activeft, "make_search", lambda *rest: screening.ProductSearch(100, narrow=False))
+    monkeypatch.setattr(activeft, "make_search", lambda *rest: screening.ProductSearch(100))
     assert trace(rows, count, config=config) == fast
 
 
 def test_groups_leave_most_products_out(monkeypatch):
     taken = []
-    multiply = screening.GroupedSearch._multiply
-    monkeypatch.setattr(
-        screening.GroupedSearch, "_multiply", lambda *args: taken.append(len(args[-1])) or multiply(*args)
-    )
+    search = grouped.GroupedSearch._search
+    monkeypatch.setattr(grouped.GroupedSearch, "_search", lambda *args: taken.append(len(args[-1])) or search(*args))
     trace(clusters(3000, 96, 0), 256, config=ActiveFTConfig(max_iter=40, lr=3e-4))
     assert sum(taken[-100:]) / 100 < 256 / 3
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from data_selection.narrow import LOWEST, Narrow, floor_bits, nearest_unit, own_dot, pairs_above
+from data_selection.narrow import LOWEST, Narrow, Screen, floor_bits, nearest_unit, own_dot, pairs_above, pick
 
 
 def directions(count):
@@ -31,7 +31,8 @@ def test_nearest_is_that_of_float64(rows, units):
     exact = (rows.double()[:, None] * units.double()).sum(-1)  # (B, K), each pair added up in the same order
     best = exact.amax(1, keepdim=True)
     expected = (exact == best).int().argmax(1)  # the lowest of equal ones
-    for low in (None, Narrow(units)):
+    basis = torch.linalg.eigh(units.T @ units)[1][:, -16:]
+    for low in (None, Narrow(units), Narrow(units, basis)):
         similarity, index = nearest_unit(rows, units, low)
         assert index.tolist() == expected.tolist()
         assert torch.equal(similarity, own_dot(rows, units, expected))
@@ -45,10 +46,25 @@ def test_candidates_are_few_on_separate_units():
     assert len(Narrow(units).pairs(rows)[0]) < 700
 
 
+def test_screen_uses_as_many_directions_as_it_takes():
+    scale = 1 / torch.arange(1, 129)
+    falling = F.normalize(torch.randn(2000, 128, generator=torch.Generator().manual_seed(0)) * scale, dim=1)
+    flat = F.normalize(torch.randn(2000, 128, generator=torch.Generator().manual_seed(0)), dim=1)
+    used = {}
+    for name, rows in {"falling": falling, "flat": flat}.items():
+        screen = Screen(rows)
+        for _ in range(6):
+            low = screen.narrow(rows[:300])
+            nearest_unit(rows, rows[:300], low)
+        used[name] = screen.sizes[screen.level]
+    assert used["falling"] <= 64
+    assert used["flat"] == 128
+
+
 @pytest.mark.parametrize("columns", [1, 255, 256, 300, 513])
 def test_folded_search_finds_all(columns):
     product = torch.randint(-50, 50, (37, columns), generator=torch.Generator().manual_seed(columns))
-    row, column = pairs_above(product, lambda top: top - 9)
+    row, column = pairs_above(product, lambda guess: pick(product, guess) - 9)
     expected = (product >= product.amax(1, keepdim=True) - 9).nonzero().tolist()
     assert sorted(zip(row.tolist(), column.tolist())) == [tuple(pair) for pair in expected]
 
