@@ -19,8 +19,8 @@ from data_selection.similarity import CHUNK_ROWS, product_error, recheck
 ROUND_UP = 1 + 2.0**-12  # float32 norms stay upper bounds
 BFLOAT16_UNIT = 2.0**-9  # largest relative error of one rounding to bfloat16
 LOWEST = torch.iinfo(torch.int16).min
-FOLDS = 16  # columns that share a maximum
-COLUMNS = (32, 64, 96, 128, 192, 256, 384, 512)  # principal directions to use: one of these, or all
+FOLDS = 32  # columns that share a maximum
+COLUMNS = (31, 63, 95, 127, 191, 255, 383, 511)  # principal directions to use, or all; one column is added
 SHARE = 0.8  # of the variance that those of the first attempt hold
 MOST_PAIRS = 64  # per row; beyond them a product over all directions is cheaper
 PAIR_COST = 100  # a pair that is looked at singly costs as much as this many in a coarse product
@@ -48,7 +48,7 @@ def pairs_above(product, floor_of, most=None):
     floor_of: from the columns of the rows' maxima (B,) to the floors (B,). most: None is returned where many more pairs
     pass. The columns are folded first: to compare all of them with the floors costs ten times as much as a maximum.
     """
-    folds = FOLDS if product.shape[1] >= FOLDS**2 else 1
+    folds = FOLDS if product.shape[1] >= 16 * FOLDS else 1
     width = product.shape[1] // folds
     folded = product[:, : width * folds].view(len(product), folds, width)
     rest = product[:, width * folds :]
@@ -86,8 +86,9 @@ class Narrow:
     numbers, and with them the errors, are smaller. basis: (D, p) orthonormal directions to use, None for all.
     """
 
-    def __init__(self, units, basis=None):
+    def __init__(self, units, basis=None, scratch=None):
         self.units, self.basis, self.mean = units, basis, units.mean(0)
+        self.scratch = Scratch() if scratch is None else scratch
         self.whole, self.seen, self.passed = None, 0, 0
         parts, tail = self._split(units - self.mean)
         short = parts.bfloat16()
@@ -112,7 +113,8 @@ class Narrow:
         short = parts.bfloat16()
         blur = (parts - short.float()).norm(dim=1) * ROUND_UP  # (B,)
         error = blur * self.reach + 1.01 * self.error + 3 * product_error(rows.shape[1])
-        bits = (torch.cat([short, tail], 1) @ self.table.T).view(torch.int16)  # (B, K)
+        product = self.scratch.take(len(rows), len(self.table))  # (B, K)
+        bits = torch.mm(torch.cat([short, tail], 1), self.table.T, out=product).view(torch.int16)
         if barred is not None:
             bits.masked_fill_(barred, LOWEST)
 
@@ -124,9 +126,22 @@ class Narrow:
         self.seen += len(rows)
         self.passed += MOST_PAIRS * len(rows) if pairs is None else len(pairs[0])
         if pairs is None:  # these directions do not tell the units apart
-            self.whole = self.whole or Narrow(self.units)
+            self.whole = self.whole or Narrow(self.units, scratch=self.scratch)
             return self.whole.pairs(rows, best, barred)
         return pairs
+
+
+class Scratch:
+    """Memory for one product after another: fresh memory of this size costs as much as the product itself."""
+
+    def __init__(self):
+        self.memory = torch.empty(0, dtype=torch.bfloat16)
+
+    def take(self, rows, columns):
+        """An uninitialised (rows, columns) bfloat16 table; the one taken before is gone."""
+        if len(self.memory) < rows * columns:
+            self.memory = torch.empty(rows * columns, dtype=torch.bfloat16)
+        return self.memory[: rows * columns].view(rows, columns)
 
 
 class Screen:
@@ -140,7 +155,8 @@ class Screen:
         self.sizes = [size for size in COLUMNS if size < 0.7 * dimensions] + [dimensions]
         share = values.flip(0).cumsum(0) / values.sum()
         self.level = next(k for k, size in enumerate(self.sizes) if share[size - 1] >= SHARE or size == dimensions)
-        self.low = None
+        self.least = 0  # what was too few once is not tried again
+        self.low, self.scratch = None, Scratch()
 
     def narrow(self, units):
         """Narrow(units) over as many directions as suit what the last one saw."""
@@ -148,11 +164,11 @@ class Screen:
             pairs = PAIR_COST * self.low.passed / max(1, self.low.seen)
             dense = len(self.low.units) * self.sizes[self.level] / len(self.basis)
             if pairs > dense:
-                self.level = min(self.level + 1, len(self.sizes) - 1)
+                self.level = self.least = min(self.level + 1, len(self.sizes) - 1)
             elif pairs < dense / 8:
-                self.level = max(self.level - 1, 0)
+                self.level = max(self.level - 1, self.least)
         size = self.sizes[self.level]
-        self.low = Narrow(units, None if size == len(self.basis) else self.basis[:, :size])
+        self.low = Narrow(units, None if size == len(self.basis) else self.basis[:, :size], self.scratch)
         return self.low
 
 

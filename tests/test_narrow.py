@@ -47,21 +47,19 @@ def test_candidates_are_few_on_separate_units():
 
 
 def test_screen_uses_as_many_directions_as_it_takes():
-    scale = 1 / torch.arange(1, 129)
+    scale = 0.9 ** torch.arange(128)
     falling = F.normalize(torch.randn(2000, 128, generator=torch.Generator().manual_seed(0)) * scale, dim=1)
     flat = F.normalize(torch.randn(2000, 128, generator=torch.Generator().manual_seed(0)), dim=1)
     used = {}
     for name, rows in {"falling": falling, "flat": flat}.items():
         screen = Screen(rows)
         for _ in range(6):
-            low = screen.narrow(rows[:300])
-            nearest_unit(rows, rows[:300], low)
+            nearest_unit(rows, rows[:1500], screen.narrow(rows[:1500]))
         used[name] = screen.sizes[screen.level]
-    assert used["falling"] <= 64
-    assert used["flat"] == 128
+    assert used["falling"] < used["flat"] == 128
 
 
-@pytest.mark.parametrize("columns", [1, 255, 256, 300, 513])
+@pytest.mark.parametrize("columns", [1, 511, 512, 513, 700])
 def test_folded_search_finds_all(columns):
     product = torch.randint(-50, 50, (37, columns), generator=torch.Generator().manual_seed(columns))
     row, column = pairs_above(product, lambda guess: pick(product, guess) - 9)
