@@ -2,7 +2,6 @@
 
 import multiprocessing
 import random
-import resource
 import statistics
 import tempfile
 import time
@@ -29,11 +28,12 @@ def build_parser():
     add("--features", type=Path, help="feature file to measure on instead")
     add("--rows", type=int, default=50_000, help="pool images")
     add("--budgets", type=int, nargs="+", default=[250, 1000, 5000], help="images to choose")
-    add("--iterations", type=int, default=300, help="steps of our run; its mean counts, since steps differ")
+    add("--iterations", type=int, help="steps of our run, whose mean counts (default: 300; ImageNet's preset: 100)")
     add("--losses", action="store_true", help="run the textbook version to the end as well and compare the last loss")
     add("--imagenet", action="store_true", help="measure a synthetic pool of ImageNet's size instead")
     add("--workdir", type=Path, default=Path("benchmark"), help="folder for made-up pools (ImageNet: 2 GB)")
     add("--threads", type=int, default=2, help="CPU threads")
+    add("--device", default="cpu", help="cpu or cuda; the time of a step includes the reading of its loss")
     return parser
 
 
@@ -43,8 +43,11 @@ def main(argv=None):
     args.workdir.mkdir(parents=True, exist_ok=True)
     if args.imagenet:
         return imagenet(args)
+    args.iterations = args.iterations or 300
     rows, what = pool(args)
-    print(f"Pool: {what}, {len(rows)} x {rows.shape[1]}; {args.threads} CPU threads, {args.iterations} iterations.\n")
+    rows = rows.to(args.device)
+    where = f"{args.threads} CPU threads" if args.device == "cpu" else torch.cuda.get_device_name()
+    print(f"Pool: {what}, {len(rows)} x {rows.shape[1]}; {where}, {args.iterations} iterations.\n")
     print("| budget | ours s/it | textbook s/it | ratio (wall) | ratio (CPU) | last loss / textbook's | peak memory |")
     print("|---|---|---|---|---|---|---|")
     for budget in args.budgets:
@@ -109,7 +112,7 @@ def measure(features, budget, args):
     wall_textbook, cpu_textbook = (statistics.median(times[i] for times in textbook) for i in (0, 1))
     ratio = "-"
     if args.losses:
-        start = torch.tensor(random.Random(0).sample(range(len(unit)), budget))
+        start = torch.tensor(random.Random(0).sample(range(len(unit)), budget), device=unit.device)
         ratio = f"{losses[-1] / oracles.optimise(unit, unit[start], args.iterations)[0][-1]:.6f}"
     return (
         f"| {budget} | {wall:.3f} | {wall_textbook:.3f} | {wall_textbook / wall:.1f} | {cpu_textbook / cpu:.1f} "
@@ -139,19 +142,21 @@ def memory(features, budget, workdir):
     """Peak memory in MB that three iterations and the assignment need beyond the features, in a fresh process."""
     with tempfile.TemporaryDirectory(dir=workdir) as folder, multiprocessing.get_context("spawn").Pool(1) as pool:
         path = Path(folder) / "features.npy"
-        np.save(path, features.numpy(), allow_pickle=False)
-        return pool.apply(peak, (path, budget))
+        np.save(path, features.cpu().numpy(), allow_pickle=False)
+        return pool.apply(peak, (path, budget, str(features.device)))
 
 
-def peak(path, budget):
-    features = torch.from_numpy(np.load(path, allow_pickle=False))
-    before = high_water()
+def peak(path, budget, device):
+    features = torch.from_numpy(np.load(path, allow_pickle=False)).to(device)
+    before = high_water(device)
     select_activeft(features, budget, config=ActiveFTConfig(max_iter=3))
-    return high_water() - before
+    return high_water(device) - before
 
 
-def high_water():
-    """This process's peak resident memory in MB (ru_maxrss would begin with that of the parent)."""
+def high_water(device="cpu"):
+    """Peak memory in MB: the GPU's, or this process's resident memory (ru_maxrss would begin with the parent's)."""
+    if device != "cpu":
+        return torch.cuda.max_memory_allocated() / 2**20
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
     return int(line.split()[1]) / 1024
 
@@ -167,20 +172,20 @@ def imagenet(args):
             for block in clustered(np.random.default_rng(0), count, dimensions, 50_000):
                 handle.write(block.astype("<f4").tobytes())
     config = PRESETS["activeft_imagenet"].config
-    if args.iterations != 300:
+    if args.iterations:
         config = ActiveFTConfig(max_iter=args.iterations, batch_size=config.batch_size)
     laps, clock = [], Clock()
     began = time.perf_counter(), time.process_time()
     features = np.load(path, mmap_mode="r", allow_pickle=False)
-    select_activeft(features, budget, config=config, on_iteration=lambda *step: laps.append(clock.lap()))
+    device = torch.device(args.device)
+    select_activeft(features, budget, config=config, device=device, on_iteration=lambda *_: laps.append(clock.lap()))
     assignment = clock.lap()
     wall, cpu = time.perf_counter() - began[0], time.process_time() - began[1]
     print("| pool | budget | iterations | total s (CPU s) | s/it (CPU s) | assignment s (CPU s) | peak memory |")
     print("|---|---|---|---|---|---|---|")
     steps = [statistics.median(lap[i] for lap in laps) for i in (0, 1)]
-    memory_gb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(
         f"| {count} x {dimensions} | {budget} | {len(laps)} | {wall:.0f} ({cpu:.0f}) | {steps[0]:.2f} ({steps[1]:.2f}) "
-        f"| {assignment[0]:.0f} ({assignment[1]:.0f}) | {memory_gb:.1f} GB |"
+        f"| {assignment[0]:.0f} ({assignment[1]:.0f}) | {high_water(args.device) / 1024:.1f} GB |"
     )
     return 0
