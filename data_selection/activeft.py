@@ -106,7 +106,7 @@ def select_activeft(
     pool = UnitPool(features, ids, device, max_bytes)
     place = kept.cumsum(0) - 1  # (N,) index -> position among the kept rows
     fixed = pool.take(place[labelled])  # (L, D)
-    start = pool.take(place[initial(features, budget, candidates, labelled, config, seed, device)])  # order kept
+    start = pool.take(place[initial(features, budget, candidates, labelled, config, seed, device, max_bytes)])
     units = optimise(pool, start, fixed, config, world, seed, max_bytes, progress, on_iteration)
     barred = torch.ones(pool.count, dtype=torch.bool)
     barred[place[candidates]] = False
@@ -122,13 +122,15 @@ def current_world(device):
     return World(0, 1, device)
 
 
-def initial(features, budget, candidates, labelled, config, seed, device):
+def initial(features, budget, candidates, labelled, config, seed, device, max_bytes=None):
     """Pool indices of the rows that the centroids start from, (budget,), in parameter order."""
     if config.init == "random":  # the draw of the released programs after random.seed(seed)
         return torch.tensor(random.Random(seed).sample(candidates.tolist(), budget))
     if config.init == "fps":
-        return farthest_point(features, budget, candidates, labelled, config.distance, seed, device)
-    return plus_plus(features, budget, candidates, labelled, seed, device)
+        return farthest_point(
+            features, budget, candidates, labelled, config.distance, seed, device, max_bytes=max_bytes
+        )
+    return plus_plus(features, budget, candidates, labelled, seed, device, max_bytes)
 
 
 def optimise(pool, start, fixed, config, world, seed, max_bytes, progress=None, on_iteration=None):

@@ -9,11 +9,10 @@ from data_selection.assignment import distinct_nearest
 from data_selection.checks import check_request, check_selection
 from data_selection.distributed import World
 from data_selection.errors import UserError
-from data_selection.pool_reader import UnitPool, pool_device
+from data_selection.pool_reader import UnitPool, pool_device, working_memory
 from data_selection.progress import open_bar
 from data_selection.similarity import BLOCK_BYTES, normalise
 
-RESIDENT_BYTES = 8 << 30  # unit rows up to half of this stay in memory
 DISTANCES = ("euclidean", "cosine", "product", "KLDiv")
 
 
@@ -106,13 +105,15 @@ def select_kmeans(
     return check_selection(chosen, budget, len(features), labelled, excluded)
 
 
-def farthest_point(features, budget, candidates, labelled, distance, seed, device, progress=None):
+def farthest_point(features, budget, candidates, labelled, distance, seed, device, progress=None, max_bytes=None):
     """The first `budget` candidates of the farthest-point order, (budget,) int64 pool indices in that order.
 
     candidates, labelled: ascending pool indices; labelled ones count as chosen already. Of equal distances the lowest
-    index is taken. For unit vectors `euclidean`, `cosine` and `product` order alike.
+    index is taken. For unit vectors `euclidean`, `cosine` and `product` order alike. max_bytes: working memory, None: a
+    quarter of what is free.
     """
-    pool = UnitPool(features, torch.cat([labelled, candidates]), pool_device(features, device), RESIDENT_BYTES)
+    device = pool_device(features, device)
+    pool = UnitPool(features, torch.cat([labelled, candidates]), device, max_bytes or working_memory(None, device))
     distances = PointDistances(pool, distance)
     gap = torch.full((pool.count,), torch.inf, device=pool.device)  # to the nearest chosen sample
     for position in range(len(labelled)):
@@ -129,12 +130,13 @@ def farthest_point(features, budget, candidates, labelled, distance, seed, devic
     return candidates[chosen.cpu() - len(labelled)]
 
 
-def plus_plus(features, budget, candidates, labelled, seed, device):
+def plus_plus(features, budget, candidates, labelled, seed, device, max_bytes=None):
     """A k-means++ start: each next sample is drawn with probability proportional to its squared distance.
 
     Arguments and result as for farthest_point. Source: Arthur and Vassilvitskii 2007.
     """
-    pool = UnitPool(features, torch.cat([labelled, candidates]), pool_device(features, device), RESIDENT_BYTES)
+    device = pool_device(features, device)
+    pool = UnitPool(features, torch.cat([labelled, candidates]), device, max_bytes or working_memory(None, device))
     distances = PointDistances(pool, "euclidean")
     generator = random.Random(seed)
     gap = torch.full((pool.count,), torch.inf, device=pool.device)

@@ -40,7 +40,7 @@ class UnitPool:
         return self._read(start, stop) if self.resident is None else self.resident[start:stop]
 
     def take(self, positions):
-        """Unit rows at ascending positions (B,) on the CPU, (B, D)."""
+        """Unit rows at positions (B,) on the CPU, (B, D); ascending ones read a memory map onwards."""
         if self.resident is not None:
             return self.resident[positions.to(self.device)]
         return self._gather(positions if self.ids is None else self.ids[positions])
