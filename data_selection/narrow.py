@@ -14,10 +14,11 @@ from functools import cache
 
 import torch
 
-from data_selection.similarity import CHUNK_ROWS, product_error, recheck
+from data_selection.similarity import CHUNK_ROWS, exact_dot, product_error, recheck
 
 ROUND_UP = 1 + 2.0**-12  # float32 norms stay upper bounds
 BFLOAT16_UNIT = 2.0**-9  # largest relative error of one rounding to bfloat16
+TIES = 4
 LOWEST = torch.iinfo(torch.int16).min
 FOLDS = 32  # columns that share a maximum
 COLUMNS = (31, 63, 95, 127, 191, 255, 383, 511)  # principal directions to use, or all; one column is added
@@ -39,6 +40,18 @@ def nearest_unit(rows, units, low=None):
         row, unit = low.pairs(rows)
     index = torch.zeros(len(rows), dtype=torch.int64)
     settle(rows, units, row, unit, torch.full((len(rows),), -torch.inf, dtype=torch.float64), index)
+    return own_dot(rows, units, index), index
+
+
+def nearest_of_few(rows, units):
+    """As nearest_unit, without waiting for the device: the best few of a float32 product are compared exactly.
+
+    So an index could only be wrong where more than TIES units are equally near but for rounding. TF32 must be off, as
+    it is unless a program allows it.
+    """
+    few = (rows @ units.T).topk(min(TIES, len(units)), dim=1).indices  # (B, TIES)
+    value = torch.stack([exact_dot(rows, units[column]) for column in few.T], 1)
+    index = few.masked_fill(value < value.amax(1, keepdim=True), len(units)).amin(1)
     return own_dot(rows, units, index), index
 
 
@@ -202,7 +215,7 @@ def settle(rows, units, row, unit, best, index, first=0):
     value = pair_dots(rows, units, row, unit)
     top = best.float().scatter_reduce(0, row, value, "amax")
     near = value >= top[row] - 2 * product_error(rows.shape[1])  # the others have lost in float32
-    recheck(rows, units, None, row[near], unit[near], best, index, first)
+    recheck(rows, units, row[near], unit[near], best, index, first)
 
 
 @cache

@@ -3,8 +3,8 @@
 import torch
 
 from data_selection.grouped import BLOCK_ROWS, GroupedSearch
-from data_selection.narrow import Screen, narrow_is_faster, nearest_unit, own_dot
-from data_selection.similarity import BLOCK_BYTES, best_reference, block_rows
+from data_selection.narrow import Screen, narrow_is_faster, nearest_of_few, nearest_unit
+from data_selection.similarity import BLOCK_BYTES, block_rows
 
 NARROW_ROWS = 2048  # of a coarse product
 SAMPLE_ROWS = 16384  # for the principal directions
@@ -27,9 +27,9 @@ class ProductSearch:
     def nearest(self, rows, start):
         """(similarity, index) of the nearest unit for rows (B, D), both (B,); start: place of the first row."""
         if rows.is_cuda:
-            index = torch.cat([best_reference(some, self.units)[1] for some in rows.split(self.step)])
-            return own_dot(rows, self.units, index), index
-        parts = [nearest_unit(some, self.units, self.low) for some in rows.split(self.step)]
+            parts = [nearest_of_few(some, self.units) for some in rows.split(self.step)]
+        else:
+            parts = [nearest_unit(some, self.units, self.low) for some in rows.split(self.step)]
         return tuple(map(torch.cat, zip(*parts)))
 
 

@@ -4,7 +4,25 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from data_selection.narrow import LOWEST, Narrow, Screen, floor_bits, nearest_unit, own_dot, pairs_above, pick
+from data_selection.narrow import (
+    LOWEST,
+    Narrow,
+    Screen,
+    floor_bits,
+    nearest_of_few,
+    nearest_unit,
+    own_dot,
+    pairs_above,
+    pick,
+)
+
+
+def test_few_are_enough_without_many_ties():
+    rows, units = directions(300), torch.cat([directions(60), directions(60)])
+    similarity, index = nearest_of_few(rows, units)
+    expected, among = nearest_unit(rows, units)
+    assert index.tolist() == among.tolist()
+    assert torch.equal(similarity, expected)
 
 
 def directions(count):
