@@ -20,7 +20,7 @@ from data_selection.screening import make_search
 from data_selection.similarity import normalise
 
 FINAL_LR = 1e-6  # of the cosine schedule
-ASSIGN_BYTES = 128 << 20  # larger blocks of the assignment gain nothing
+ASSIGN_BYTES = 48 << 20  # larger blocks of the assignment gain nothing
 PATIENCE = 10  # iterations over which the loss must move by `threshold`
 INITS, SCHEDULERS = ("random", "fps", "kmeans++"), ("none", "cosine")
 
