@@ -1,9 +1,11 @@
 """One distinct sample per centroid, without sorting the pool for each (ActiveFT, section 3.3)."""
 
+from functools import partial
+
 import torch
 
-from data_selection.narrow import Screen, narrow_is_faster, pairs_above, pick, settle
-from data_selection.similarity import block_rows, product_error
+from data_selection.narrow import Screen, narrow_is_faster, settle, wide_pairs
+from data_selection.similarity import block_rows
 
 MIN_UNITS = 64  # fewer are found as fast without rounding the rows
 
@@ -13,8 +15,8 @@ def distinct_nearest(blocks, units, barred, world, max_bytes):
 
     blocks: called with a row count, yields (first, rows) of this process's part of the pool in ascending order: rows
     (B, D) float32 unit vectors, `first` the index of the first. units: (K, D) unit centroids in the order in which
-    they choose. barred: (N,) bool, samples that nobody may take. Similarities are compared exactly (similarity.py); of
-    equal ones the lowest index is taken.
+    they choose. barred: (N,) bool, samples that nobody may take. Similarities are compared in float64 (see
+    similarity.py); of equal ones the lowest index is taken.
 
     The released programs sort the pool for every centroid. Here every centroid proposes to its favourite; a sample
     holds the earliest centroid that asked and turns the others away, who then propose to their best sample that no
@@ -40,25 +42,25 @@ def favourites(blocks, units, turns, holder, world, max_bytes):
     """
     best = torch.full((len(units),), -torch.inf, dtype=torch.float64, device=units.device)
     index = torch.full((len(units),), len(holder), device=units.device)
-    slack = 2 * product_error(units.shape[1])
     screen = None
     if units.device.type == "cpu" and len(units) >= MIN_UNITS and narrow_is_faster():
         screen = Screen(units)
     for first, rows in blocks(block_rows((0.6 if screen else 3) * len(units) + 2 * units.shape[1], max_bytes)):
         held = holder[first : first + len(rows)]  # (B,)
-        barred = held < turns[:, None] if (held < turns.max()).any() else None  # (P, B)
-        if screen:
-            which, row = screen.narrow(rows).pairs(units, best.float(), barred)
-        else:
-            product = units @ rows.T  # (P, B)
-            if barred is not None:
-                product.masked_fill_(barred, -torch.inf)
-            best_so_far = best.float().clamp(min=-2)  # above -inf, so that nobody is offered a barred sample
-            which, row = pairs_above(
-                product, lambda guess, some=product, best=best_so_far: torch.maximum(pick(some, guess), best) - slack
-            )
-        free = held[row] >= turns[which]
-        settle(units, rows, which[free], row[free], best, index, first)
+        taken = (held < turns.max()).any()
+        find = screen.narrow(rows).pairs if screen else partial(wide_pairs, units=rows)
+        parts = [slice(0, len(units))]
+        while parts:
+            part = parts.pop()
+            barred = held < turns[part, None] if taken else None  # (p, B)
+            pairs = find(units[part], best=best[part].float(), barred=barred)
+            if pairs is None:  # so many are close that memory counts
+                middle = (part.start + part.stop) // 2
+                parts += [slice(middle, part.stop), slice(part.start, middle)]
+                continue
+            which, row = pairs
+            free = held[row] >= turns[part][which]
+            settle(units[part], rows, which[free], row[free], best[part], index[part], first)
     return merge(best, index, world)
 
 

@@ -17,27 +17,27 @@ import torch
 from data_selection.similarity import CHUNK_ROWS, exact_dot, product_error, recheck
 
 ROUND_UP = 1 + 2.0**-12  # float32 norms stay upper bounds
-BFLOAT16_UNIT = 2.0**-9  # largest relative error of one rounding to bfloat16
+BFLOAT16_UNIT = 2.0**-8  # largest relative error of one rounding to bfloat16
 TIES = 4
 LOWEST = torch.iinfo(torch.int16).min
 FOLDS = 32  # columns that share a maximum
 COLUMNS = (31, 63, 95, 127, 191, 255, 383, 511)  # principal directions to use, or all; one column is added
 SHARE = 0.8  # of the variance that those of the first attempt hold
 MOST_PAIRS = 64  # per row; beyond them a product over all directions is cheaper
+MANY_PAIRS = 1 << 18  # at a time; one needs about 60 bytes
 PAIR_COST = 100  # a pair that is looked at singly costs as much as this many in a coarse product
 
 
 def nearest_unit(rows, units, low=None):
     """The nearest of the unit rows (K, D) to every row (B, D): (similarity, index), (B,) float32 and int64.
 
-    low: Narrow(units), to find candidates by coarse products; None: by float32 products. The index is that of exact
-    arithmetic, of equal units the lowest. For tensors on the CPU: it waits for the number of close pairs.
+    low: Narrow(units), to find candidates by coarse products; None: by float32 products. The index is that of float64
+    products (exact_dot), of equal ones the lowest. For tensors on the CPU: it waits for the number of close pairs.
     """
-    if low is None:
-        product = rows @ units.T  # (B, K)
-        row, unit = pairs_above(product, lambda guess: pick(product, guess) - 2 * product_error(rows.shape[1]))
-    else:
-        row, unit = low.pairs(rows)
+    pairs = wide_pairs(rows, units) if low is None else low.pairs(rows)
+    if pairs is None:  # so many are close that memory counts
+        return tuple(map(torch.cat, zip(*(nearest_unit(half, units, low) for half in rows.tensor_split(2)))))
+    row, unit = pairs
     index = torch.zeros(len(rows), dtype=torch.int64)
     settle(rows, units, row, unit, torch.full((len(rows),), -torch.inf, dtype=torch.float64), index)
     return own_dot(rows, units, index), index
@@ -55,11 +55,24 @@ def nearest_of_few(rows, units):
     return own_dot(rows, units, index), index
 
 
-def pairs_above(product, floor_of, most=None):
+def wide_pairs(rows, units, best=None, barred=None):
+    """As Narrow.pairs, from float32 products."""
+    product = rows @ units.T  # (B, K)
+    if barred is not None:
+        product.masked_fill_(barred, -torch.inf)
+
+    def floor_of(guess):
+        top = pick(product, guess).clamp_(min=-2)  # above -inf, so that no barred pair passes
+        return (top if best is None else torch.maximum(top, best)) - 2 * product_error(rows.shape[1])
+
+    return pairs_above(product, floor_of, MANY_PAIRS if len(rows) > 1 else None)
+
+
+def pairs_above(product, floor_of, most):
     """(row, column), (P,) each, of the entries of product (B, K) that reach their row's floor.
 
-    floor_of: from the columns of the rows' maxima (B,) to the floors (B,). most: None is returned where many more pairs
-    pass. The columns are folded first: to compare all of them with the floors costs ten times as much as a maximum.
+    floor_of: from the columns of the rows' maxima (B,) to the floors (B,). most: None is returned where more pass.
+    The columns are folded first: to compare all of them with the floors costs ten times as much as a maximum.
     """
     folds = FOLDS if product.shape[1] >= 16 * FOLDS else 1
     width = product.shape[1] // folds
@@ -72,6 +85,8 @@ def pairs_above(product, floor_of, most=None):
         return None
     row, column = passing.nonzero(as_tuple=True)
     place, fold = (folded[row, :, column] >= floor[row, None]).nonzero(as_tuple=True)
+    if most is not None and len(place) > most:
+        return None
     last_row, last = (rest >= floor[:, None]).nonzero(as_tuple=True)
     return torch.cat([row[place], last_row]), torch.cat([column[place] + fold * width, last + width * folds])
 
@@ -114,13 +129,15 @@ class Narrow:
         if self.basis is None:
             return rows, rows.new_zeros(len(rows), 0).bfloat16()
         parts = rows @ self.basis
-        rest = (rows.square().sum(1) - parts.square().sum(1)).clamp_(min=0) + 2.0**-20  # above its rounding error
-        return parts, (rest.sqrt() * (1 + 4 * BFLOAT16_UNIT)).bfloat16()[:, None]
+        rest = (rows.square().sum(1) - parts.square().sum(1)).clamp_(min=0)
+        rest += 2 * product_error(rows.shape[1])  # the squares of both are off by no more
+        return parts, (rest.sqrt() * (1 + 2 * BFLOAT16_UNIT)).bfloat16()[:, None]
 
     def pairs(self, rows, best=None, barred=None):
-        """Pairs (row, unit), (P,) each, that could be the row's best and reach `best` (B,); barred: (B, K) bool.
+        """Pairs (row, unit), (P,) each, that could be the row's best and reach `best` (B,), or None: very many.
 
-        Of positive bfloat16 numbers, the larger one also has the larger bits as int16, and integers compare faster.
+        barred: (B, K) bool, pairs left out (but for rows that have no others). One row is always answered. Of positive
+        bfloat16 numbers, the larger one also has the larger bits as int16, and integers compare faster.
         """
         parts, tail = self._split(rows)
         short = parts.bfloat16()
@@ -135,7 +152,9 @@ class Narrow:
             value = own_dot(rows, self.units, guess)
             return floor_bits((value if best is None else torch.maximum(value, best)) - rows @ self.mean, error)
 
-        pairs = pairs_above(bits, floor_of, None if self.basis is None else MOST_PAIRS * len(rows))
+        if self.basis is None:
+            return pairs_above(bits, floor_of, MANY_PAIRS if len(rows) > 1 else None)
+        pairs = pairs_above(bits, floor_of, MOST_PAIRS * len(rows))
         self.seen += len(rows)
         self.passed += MOST_PAIRS * len(rows) if pairs is None else len(pairs[0])
         if pairs is None:  # these directions do not tell the units apart
@@ -191,7 +210,7 @@ def floor_bits(values, error):
     LOWEST, which all reach, where that is not positive: bits of negative numbers are in the wrong order, but below
     those of all positive ones.
     """
-    floor = (values - error) * (1 - 4 * BFLOAT16_UNIT)
+    floor = (values - error) * (1 - 2 * BFLOAT16_UNIT)
     return torch.where(floor > 0, floor.bfloat16().view(torch.int16), LOWEST)
 
 
@@ -208,7 +227,7 @@ def pair_dots(rows, units, row, unit):
 
 
 def settle(rows, units, row, unit, best, index, first=0):
-    """Let the pairs (row, unit), (P,), compete exactly; best and index, (B,) float64 and int64, change in place.
+    """Let the pairs (row, unit), (P,), compete in float64; best and index, (B,) float64 and int64, change in place.
 
     best: similarity of each row's winner so far, -inf where there is none; first: added to the units' numbers.
     """

@@ -1,8 +1,9 @@
 """Unit vectors and exact comparisons of their products.
 
-Which reference is nearest is decided as if the float32 inputs were multiplied exactly: float32 (or coarser) products
-find the candidates, and all that rounding could have put behind the best are compared in float64 (exact_dot). So the
-answer does not depend on block size or thread count, and of equal references the lowest index wins.
+Which reference is nearest is decided in float64: float32 (or coarser) products find the candidates, and all that
+rounding could have put behind the best are compared by exact_dot, which adds the coordinates' exact products up in one
+fixed order. So the answer does not depend on block size or thread count, and of equal references the lowest index wins
+(different references whose products agree to 16 digits are told apart by that order of summation).
 """
 
 import numpy as np

@@ -1,9 +1,13 @@
 """bfloat16 finds the candidates, float64 decides: the outcome must be that of float64."""
 
+import oracles
 import pytest
 import torch
 import torch.nn.functional as F
 
+from data_selection import narrow
+from data_selection.assignment import distinct_nearest
+from data_selection.distributed import World
 from data_selection.narrow import (
     LOWEST,
     Narrow,
@@ -80,7 +84,7 @@ def test_screen_uses_as_many_directions_as_it_takes():
 @pytest.mark.parametrize("columns", [1, 511, 512, 513, 700])
 def test_folded_search_finds_all(columns):
     product = torch.randint(-50, 50, (37, columns), generator=torch.Generator().manual_seed(columns))
-    row, column = pairs_above(product, lambda guess: pick(product, guess) - 9)
+    row, column = pairs_above(product, lambda guess: pick(product, guess) - 9, None)
     expected = (product >= product.amax(1, keepdim=True) - 9).nonzero().tolist()
     assert sorted(zip(row.tolist(), column.tolist())) == [tuple(pair) for pair in expected]
 
@@ -107,3 +111,35 @@ def test_floor_is_below_and_close():
     assert (floor <= values).all()
     assert (floor > values * 0.97).all()
     assert floor_bits(torch.tensor([-0.5, 0.0]), torch.zeros(2)).tolist() == [LOWEST] * 2
+
+
+@pytest.mark.parametrize("size", [384, 1024])
+def test_rest_of_a_length_is_not_lost_in_rounding(size):
+    """Rows almost along one direction of the basis: what is left of their squared length rounds to nothing."""
+    generator = torch.Generator().manual_seed(0)
+    along = torch.full((size,), size**-0.5)
+    side, tilt, lean = torch.eye(size)[:3] - along / size**0.5
+    side, tilt, lean = (F.normalize(vector, dim=0) for vector in (side, tilt, lean))
+    small, level = 0.0027, 0.3
+    first = level * along + (1 - level**2) ** 0.5 * side
+    second = (level + 0.9 * small * (1 - level**2) ** 0.5) * along + 0.9 * lean
+    others = (level - 0.015) * along + 0.9 * F.normalize(torch.randn(62, size, generator=generator), dim=1)
+    units = F.normalize(torch.cat([first[None], second[None], others]), dim=1)
+    rows = F.normalize(along + small * side + 1e-4 * torch.randn(500, size, generator=generator) / size**0.5, dim=1)
+    basis = torch.stack([along, tilt], 1)
+    expected = nearest_unit(rows, units)[1]
+    assert nearest_unit(rows, units, Narrow(units, basis))[1].tolist() == expected.tolist()
+
+
+def test_very_many_close_pairs_are_settled_in_parts(monkeypatch):
+    monkeypatch.setattr(narrow, "MANY_PAIRS", 500)
+    base = F.normalize(
+        torch.ones(1, 64) + 0.003 * torch.randn(300, 64, generator=torch.Generator().manual_seed(0)), dim=1
+    )
+    exact = (base.double()[:, None] * base[:90].double()).sum(-1)
+    for low in (None, Narrow(base[:90])):
+        assert nearest_unit(base, base[:90], low)[1].tolist() == exact.argmax(1).tolist()
+    parts = [(0, base[:200]), (200, base[200:])]
+    barred = torch.zeros(300, dtype=torch.bool)
+    chosen = distinct_nearest(lambda rows: parts, base[:90], barred, World(0, 1, torch.device("cpu")), 1 << 20)
+    assert chosen.tolist() == oracles.greedy_assignment(exact.T)
