@@ -153,6 +153,19 @@ def test_groups_leave_most_products_out(monkeypatch):
     assert sum(taken[-100:]) / 100 < 256 / 3
 
 
+def test_margins_bound_every_centroid_with_room_for_rounding():
+    rows, units = clusters(600, 96, 0), clusters(80, 96, 1)
+    pool = UnitPool(rows, None, CPU, 1e9)
+    search = grouped.GroupedSearch(pool, [(0, 400), (400, 600)], 64)
+    for step in range(4):
+        search.begin(F.normalize(units + 0.01 * step * clusters(80, 96, 2), dim=1))
+        exact = pool.resident[search.rows].double() @ search.units.double().T  # (n, K)
+        behind = torch.full(search.margin.shape, -torch.inf, dtype=torch.float64)
+        behind.scatter_reduce_(0, search.group[:, None].expand_as(exact), exact - search.top[:, None], "amax")
+        assert (search.margin >= behind + search.error).all()
+        assert torch.equal(search.found, exact.argmax(1))
+
+
 def test_textbook_run():
     rows = clusters(1200, 80, 3)
     start = activeft.initial(rows, 70, torch.arange(1200), (), ActiveFTConfig(), 5, CPU)

@@ -116,19 +116,22 @@ def test_floor_is_below_and_close():
 @pytest.mark.parametrize("size", [384, 1024])
 def test_rest_of_a_length_is_not_lost_in_rounding(size):
     """Rows almost along one direction of the basis: what is left of their squared length rounds to nothing."""
-    generator = torch.Generator().manual_seed(0)
-    along = torch.full((size,), size**-0.5)
-    side, tilt, lean = torch.eye(size)[:3] - along / size**0.5
-    side, tilt, lean = (F.normalize(vector, dim=0) for vector in (side, tilt, lean))
-    small, level = 0.0027, 0.3
-    first = level * along + (1 - level**2) ** 0.5 * side
-    second = (level + 0.9 * small * (1 - level**2) ** 0.5) * along + 0.9 * lean
-    others = (level - 0.015) * along + 0.9 * F.normalize(torch.randn(62, size, generator=generator), dim=1)
-    units = F.normalize(torch.cat([first[None], second[None], others]), dim=1)
-    rows = F.normalize(along + small * side + 1e-4 * torch.randn(500, size, generator=generator) / size**0.5, dim=1)
-    basis = torch.stack([along, tilt], 1)
-    expected = nearest_unit(rows, units)[1]
-    assert nearest_unit(rows, units, Narrow(units, basis))[1].tolist() == expected.tolist()
+
+    def vector(along, across, axis):
+        result = torch.zeros(size + 8)
+        result[:size] = along * size**-0.5
+        result[size + axis] = across
+        return result
+
+    basis = torch.stack([vector(1, 0, 0), vector(0, 1, 7)], 1)
+    rows = torch.stack([vector((1 - t**2) ** 0.5, t, 0) for t in torch.linspace(1e-4, 8e-3, 1000).tolist()])
+    lost = rows[:, size] - (rows.square().sum(1) - (rows @ basis).square().sum(1)).clamp(min=0).sqrt()
+    tilt = rows[lost.argmax(), size].item()
+    ahead, side = 0.3 + 0.9 * tilt * (1 - 0.09) ** 0.5, (1 - 0.09) ** 0.5
+    far = [vector(0.285, (-1) ** i * (1 - 0.285**2) ** 0.5, 2) for i in range(62)]
+    units = torch.stack([vector(0.3, side, 0), vector(ahead, (1 - ahead**2) ** 0.5, 1), *far])
+    exact = (rows.double()[:, None] * units.double()).sum(-1)
+    assert nearest_unit(rows, units, Narrow(units, basis))[1].tolist() == exact.argmax(1).tolist()
 
 
 def test_very_many_close_pairs_are_settled_in_parts(monkeypatch):
