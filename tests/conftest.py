@@ -1,4 +1,4 @@
-"""What several test files of extraction share: random demo weights and a folder of demo images."""
+"""What several test files share: random demo weights, a folder of demo images, one thread."""
 
 import pytest
 import torch
@@ -32,3 +32,12 @@ def folder(tmp_path_factory):
     for i, image in enumerate(load_demo()["train_images"][:COUNT]):
         Image.fromarray(image).save(root / f"{i:03}.png")
     return root
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """Small products: a second thread only waits for the first; and other threads round sums otherwise."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -28,15 +28,7 @@ DATA = Path(__file__).parent / "data"
 GOLDEN = json.loads((DATA / "golden.json").read_text())["activeft"]
 CPU = torch.device("cpu")
 ALONE = World(0, 1, CPU)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Small products: a second thread only waits for the first where cores are shared."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

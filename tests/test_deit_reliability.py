@@ -19,6 +19,7 @@ from deit.saving import Saver, write
 
 EPOCHS = 10
 RECIPE = {"drop_path": 0.2, "mixup": 0.8, "mixup_prob": 1.0, "model_ema_decay": 0.9, "auto_resume": True}
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +28,7 @@ def images(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def unbroken(images, tmp_path_factory):
+def unbroken(one_thread, images, tmp_path_factory):
     folder = tmp_path_factory.mktemp("unbroken")
     main(command(images, folder, epochs=EPOCHS, **RECIPE))
     return folder
@@ -51,7 +52,6 @@ def wait_for(condition, seconds=60):
 
 
 def test_five_kills_at_random_moments_change_nothing(images, unbroken, tmp_path):
-    torch.set_num_threads(1)
     words = command(images, tmp_path, epochs=EPOCHS, **RECIPE)
     log, chance, done = tmp_path / "log.txt", random.Random(0), []
     for _ in range(5):
