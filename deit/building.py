@@ -90,6 +90,8 @@ def build_learner(args, world, classes, global_batch, log, pretrained):
     amp = autocast_type(args.amp, world.device)
     if amp is not None and world.device.type == "cpu":
         write_out_attention(model)
+    if args.compile:
+        model.compile()  # in place: the names of the weights stay
     return Learner(
         model, optimizer, make_scheduler(args, optimizer),
         torch.amp.GradScaler(world.device.type, enabled=amp is torch.float16), ema, draws,

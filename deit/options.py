@@ -183,6 +183,7 @@ def _add_run(add, switch):
         default="auto",
         help="auto: bf16 or fp16 on a GPU, off on a CPU",
     )
+    add("--compile", action="store_true", help="torch.compile: minutes at the start, then faster on most GPUs")
     add("--seed", type=int, default=0)
     add("--world_size", action=Refused, reason="the launcher (torchrun --nproc_per_node) sets the number of processes")
     add("--dist_url", action=Refused, reason="the launcher's environment (MASTER_ADDR, MASTER_PORT) says where to meet")

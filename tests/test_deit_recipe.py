@@ -109,3 +109,22 @@ def test_every_family_trains_two_steps(tmp_path, monkeypatch, name):
     assert len(momenta) == len(list(small(name, 2).parameters()))
     assert sum(bool(momentum.any()) for momentum in momenta) > 0.9 * len(momenta)
     assert json.loads((tmp_path / "out" / "result.json").read_text())["last"]["epoch"] == 1
+
+
+def test_compiled_training_draws_and_learns_the_same(images, tmp_path, monkeypatch):
+    """The graph is traced and the masks of the drop layers come from the step, but no compiler is needed."""
+    compiled, compile_model = [], torch.nn.Module.compile
+
+    def traced(model):
+        compiled.append(model)
+        compile_model(model, backend="eager", fullgraph=True)
+
+    monkeypatch.setattr(torch.nn.Module, "compile", traced)
+    flags = {"drop_path": 0.3, "drop": 0.1, "epochs": 3}
+    main(command(images, tmp_path / "plain", **flags))
+    main(command(images, tmp_path / "compiled", compile=True, **flags))
+    assert len(compiled) == 1
+    for plain, other in zip(log_lines(tmp_path / "plain"), log_lines(tmp_path / "compiled"), strict=True):
+        assert other["train_loss"] == pytest.approx(plain["train_loss"], rel=1e-5)
+    one, two = (checkpoint(tmp_path / name)["model"] for name in ("plain", "compiled"))
+    assert list(one) == list(two)
