@@ -13,9 +13,9 @@ is left out. The result is that of float64 (see similarity.py).
 Measured (50,000 x 384 features of Fashion-MNIST, K = 1,000): 200 of the 1,000 centroids are multiplied in the first
 iterations, 75 in the 100th. Tried and dropped: a bound per row instead of per group (products of single rows cost ten
 times those of groups); taking every product anew from time to time instead of following each centroid (more of them);
-applying Cauchy and Schwarz to blocks of principal directions (2 % fewer);
-bounds on angles between centroids (exclude nothing in 384 dimensions); the same for random batches, whose bounds can't
-be measured (nothing is excluded on features without tight clusters).
+applying Cauchy and Schwarz to blocks of principal directions (no fewer); bounds on angles between centroids (exclude
+nothing in 384 dimensions); the same for random batches, whose bounds can't be measured (nothing is excluded on features
+without tight clusters).
 """
 
 from itertools import pairwise
@@ -94,9 +94,8 @@ class GroupedSearch:
         for some, group in zip(self.rows.split(BLOCK_ROWS), self.group.split(BLOCK_ROWS)):
             distance = (self.table.index_select(0, some) - self.mean[group]).norm(dim=1)
             self.radius.scatter_reduce_(0, group, distance, "amax")
-        self.top, self.second, self.own = torch.full(
-            (3, len(near)), -torch.inf
-        )  # (n,) the best two products, own_dot of the winner
+        # (n,) each, sorted: the best two products, and own_dot of the winner
+        self.top, self.second, self.own = torch.full((3, len(near)), -torch.inf)
         self.found = torch.empty(len(near), dtype=torch.int64)  # the winners
         self.margin = torch.full((len(sizes), len(units)), torch.inf)  # (G, K)
         self.measured, self.fall = torch.empty_like(self.margin), torch.zeros(len(sizes))

@@ -18,7 +18,7 @@ from data_selection.similarity import CHUNK_ROWS, exact_dot, product_error, rech
 
 ROUND_UP = 1 + 2.0**-12  # float32 norms stay upper bounds
 BFLOAT16_UNIT = 2.0**-8  # largest relative error of one rounding to bfloat16
-TIES = 4
+TIES = 4  # that are compared exactly on CUDA
 LOWEST = torch.iinfo(torch.int16).min
 FOLDS = 32  # columns that share a maximum
 COLUMNS = (31, 63, 95, 127, 191, 255, 383, 511)  # principal directions to use, or all; one column is added
@@ -93,7 +93,7 @@ def pairs_above(product, floor_of, most):
 
 def argmax(product, folded, highest, rest):
     """Column of each row's maximum, (B,), by way of the maxima of the folds."""
-    row = torch.arange(len(product))
+    row = torch.arange(len(product), device=product.device)
     column = highest.argmax(1)
     column += folded[row, :, column].argmax(1) * highest.shape[1]
     if rest.shape[1]:

@@ -16,13 +16,16 @@ STRENGTHS = (1, 10, 100, 1_000, 10_000)
 def main(argv=None):
     parser = make_parser(__doc__)
     parser.add_argument("--features", type=Path, required=True, help="folder with DEMO_train.npy and DEMO_test.npy")
-    parser.add_argument("--budgets", type=int, nargs="+", default=[50, 100, 500], help="labels")
+    parser.add_argument(
+        "--budgets", type=int, nargs="+", default=[50, 100, 500, 10_000], help="labels; all of them are fitted once"
+    )
     args = parser.parse_args(argv)
     train, test = (load_features(args.features / f"DEMO_{split}.npy") for split in ("train", "test"))
     held_out = (test.tensor(), torch.from_numpy(test.labels))
     table = []
     for budget in args.budgets:
-        subsets = [select_random(train.features, budget, seed=seed) for seed in range(1000, 1005)]
+        seeds = range(1000, 1005) if budget < len(train) else [1000]  # whose subsets differ
+        subsets = [select_random(train.features, budget, seed=seed) for seed in seeds]
         known = [(train.tensor()[ids], torch.from_numpy(train.labels)[ids]) for ids in subsets]
         table.append([budget, *(mean_sd(probe_accuracy(*some, *held_out, c=c) for some in known) for c in STRENGTHS)])
     print(markdown_table(["labels", *(f"C = {c}" for c in STRENGTHS)], table))
