@@ -19,8 +19,9 @@ from data_selection.backbones import (
 )  # fmt: skip
 from data_selection.cli import DATA_SELECTION, add_device, bar_factory, make_parser
 from data_selection.distributed import on_main, on_main_first, start
+from data_selection.embedding import class_tokens, pooled
 from data_selection.errors import UserError
-from data_selection.extraction import DEMO_PREPROCESS, DINO_PREPROCESS, class_tokens, extract, pooled
+from data_selection.extraction import DEMO_PREPROCESS, DINO_PREPROCESS, extract
 from data_selection.files import sha256
 from data_selection.pools import POOLS, SPLITS, open_pool
 from data_selection.subset_files import versions

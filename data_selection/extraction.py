@@ -13,6 +13,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from data_selection.distributed import share_error
+from data_selection.embedding import class_tokens, memory_layout, ready
 from data_selection.errors import UserError
 from data_selection.pools import FASHION_MEAN, FASHION_STD, IMAGENET_MEAN, IMAGENET_STD
 from data_selection.progress import open_bar
@@ -28,7 +29,8 @@ class Preprocess:
     std: tuple[float, ...] = IMAGENET_STD
 
 
-PIL_ONE = 2**22  # PIL's fixed-point 1
+PIL_ONE = 2**22  # PIL's weights are whole multiples of 1 / PIL_ONE
+CPU_PIXELS = 16 * 224**2
 
 DINO_PREPROCESS = Preprocess(224)  # the released extraction
 DEMO_PREPROCESS = Preprocess(28, (FASHION_MEAN,) * 3, (FASHION_STD,) * 3)
@@ -49,35 +51,9 @@ class Stats:
     resumed: int
 
 
-def class_tokens(model, images, n_last_blocks=1, avgpool_patchtokens=False):
-    """ViT features of images (B, 3, H, W): (B, n_last_blocks * D), or (B, 2 * D) with the mean patch token.
-
-    The class tokens of the last n blocks, each after the final norm, the oldest first. With avgpool_patchtokens the
-    class token and the mean of the last block's normed patch tokens are interleaved element by element (cls0, avg0,
-    cls1, avg1, ...), as in the released code, which crashes with n_last_blocks > 1; here that is a UserError.
-    """
-    if n_last_blocks < 1 or n_last_blocks > len(model.blocks):
-        raise UserError(f"n_last_blocks {n_last_blocks} is outside 1..{len(model.blocks)}, the blocks of this backbone")
-    if avgpool_patchtokens and n_last_blocks > 1:
-        raise UserError(f"avgpool_patchtokens goes with n_last_blocks 1, not {n_last_blocks}: choose one of the two")
-    if n_last_blocks > 1:
-        blocks = model.get_intermediate_layers(images, n=n_last_blocks, return_prefix_tokens=True, norm=True)
-        return torch.cat([prefix[:, 0] for _, prefix in blocks], dim=-1)  # (B, n * D)
-    tokens = model.forward_features(images)  # (B, prefix + patches, D), after the final norm
-    if not avgpool_patchtokens:
-        return tokens[:, 0]
-    return torch.stack([tokens[:, 0], tokens[:, model.num_prefix_tokens :].mean(dim=1)], dim=-1).flatten(1)
-
-
-def pooled(model, images):
-    """Features (B, D) of a timm model without classifier: its own pooling."""
-    return model(images)
-
-
-def memory_layout(model):
-    """channels_last for networks of convolutions, whose kernels are faster in it; a ViT has but one convolution."""
-    convolutions = sum(isinstance(module, torch.nn.Conv2d) for module in model.modules())
-    return torch.channels_last if convolutions > 1 else torch.contiguous_format
+def images_at_once(batch_size, size, device):
+    """Images of size x size pixels in one forward pass: the batch, on a CPU what its caches have room for."""
+    return min(batch_size, max(1, CPU_PIXELS // size**2)) if device.type == "cpu" else batch_size
 
 
 def to_input(images, preprocess, device):
@@ -89,14 +65,14 @@ def to_input(images, preprocess, device):
         images = images.permute(0, 3, 1, 2)
     images = resize(images, preprocess.size)
     mean, std = (torch.tensor(v, device=device).view(1, 3, 1, 1) for v in (preprocess.mean, preprocess.std))
-    return images.float().div(255).sub(mean).div_(std)  # sub makes three channels of one
+    return images.float().mul(1 / (255 * std)).sub_(mean / std)  # mul makes three channels of one
 
 
 def resize(images, size):
     """uint8 images (B, C, S, S) -> (B, C, size, size) uint8, bit-equal to PIL's bicubic resize of square images.
 
-    PIL filters rows, rounds to grey levels, then filters columns, with weights rounded to 22 bits; products of such
-    weights and grey levels are whole numbers that float64 holds exactly, on any device.
+    PIL filters rows, rounds to grey levels, then filters columns, with weights rounded to 22 bits; float64 holds the
+    products of such weights and grey levels, and their sums, exactly, on any device.
     """
     if images.shape[-1] == size:
         return images
@@ -104,16 +80,16 @@ def resize(images, size):
     x = images.double()
     for right in (True, False):
         x = x @ weights.T if right else weights @ x
-        x.add_(PIL_ONE / 2).div_(PIL_ONE).floor_().clamp_(0, 255)  # in place: the largest array there is on the way
+        x.add_(0.5).floor_().clamp_(0, 255)  # in place: the largest array there is on the way
     return x.to(torch.uint8)
 
 
 @functools.lru_cache(maxsize=8)
 def bicubic_weights(old, new):
-    """PIL's filter as a (new, old) float64 matrix, in units of 1 / PIL_ONE."""
+    """PIL's filter as a (new, old) float64 matrix."""
     eye = torch.eye(old, dtype=torch.float64)[None, None]
     # antialias selects PIL's kernel (a = -0.5, wider when shrinking); the other axis keeps its size, so it is untouched
-    return (F.interpolate(eye, (new, old), mode="bicubic", antialias=True)[0, 0] * PIL_ONE).round()
+    return (F.interpolate(eye, (new, old), mode="bicubic", antialias=True)[0, 0] * PIL_ONE).round() / PIL_ONE
 
 
 class Decoded(Dataset):
@@ -187,16 +163,19 @@ def extract(
     file. Returns Stats.
     Raises UserError where an image cannot be read, features are not finite, or the file cannot be written.
     """
-    layout = memory_layout(model)
-    model = model.eval().to(world.device, memory_format=layout)
+    layout, model = memory_layout(model), ready(model, world.device, amp_dtype)
+    at_once = images_at_once(batch_size, preprocess.size, world.device)
 
-    @torch.inference_mode()
-    def run(images):
+    def forward(images):
         if images.dtype == torch.uint8:
             images = to_input(images, preprocess, world.device)
         images = images.to(world.device, non_blocking=True, memory_format=layout)
+        return embed(model, images).float()
+
+    @torch.inference_mode()
+    def run(images):
         with torch.autocast(world.device.type, amp_dtype, enabled=amp_dtype is not None):
-            return embed(model, images).float()
+            return torch.cat([forward(part) for part in images.split(at_once)])
 
     blank = Image.new("RGB", (preprocess.size, preprocess.size))  # image 0 of the pool may be one that cannot be read
     first = (transform or ResizePIL(preprocess.size))(blank)[None]

@@ -10,6 +10,7 @@ from timm.utils import ModelEmaV3
 
 from data_selection import pools
 from data_selection.backbones import DEMO_WEIGHTS, build_model, load_weights
+from data_selection.embedding import write_out_attention
 from data_selection.errors import UserError
 from deit.checkpoints import load_pretrained
 from deit.draws import INIT, seed_drop_layers, seed_of, seeded
@@ -147,16 +148,6 @@ def make_scheduler(args, optimizer):
         for group in optimizer.param_groups:
             group["lr"] *= group.get("lr_scale", 1.0)
     return scheduler
-
-
-def write_out_attention(model):
-    """Let timm's attention layers multiply their matrices one by one.
-
-    In bf16 on a CPU the fused call's backward pass takes half of a training step; written out, a fifteenth.
-    """
-    for layer in model.modules():
-        if getattr(layer, "fused_attn", False):
-            layer.fused_attn = False
 
 
 def autocast_type(name, device):

@@ -19,7 +19,8 @@ from data_selection.backbones import build_model
 from data_selection.cli import add_device
 from data_selection.cli_extract import AMP, cores, pick_amp
 from data_selection.distributed import World, pick_device
-from data_selection.extraction import DEMO_PREPROCESS, DINO_PREPROCESS, class_tokens, extract
+from data_selection.embedding import class_tokens, ready
+from data_selection.extraction import DEMO_PREPROCESS, DINO_PREPROCESS, extract, images_at_once
 from data_selection.pools import Pool, load_demo, open_pool
 from scripts.benchmark_activeft import high_water
 
@@ -68,11 +69,12 @@ def row(case, args, folder):
     images, world = args.images or images, World(0, 1, pick_device(args.device))
     amp, model = pick_amp(args.amp, world.device), fresh_model(arch).to(world.device)
     embed = torch.compile(class_tokens) if args.compile else class_tokens
-    pool = make_pool(case, images, folder)
-    batch = torch.rand(args.batch, 3, preprocess.size, preprocess.size, device=world.device)
+    pool, prepared = make_pool(case, images, folder), ready(model, world.device, amp)
+    at_once = images_at_once(args.batch, preprocess.size, world.device)
+    batch = torch.rand(at_once, 3, preprocess.size, preprocess.size, device=world.device)
 
     def pure():
-        forward(model, batch, images, embed, amp, world.device)
+        forward(prepared, batch, images, embed, amp, world.device)
 
     def ours():
         extract(
@@ -116,7 +118,7 @@ def make_pool(case, images, folder):
 
 @torch.inference_mode()
 def forward(model, batch, images, embed, amp, device):
-    """The forward pass alone, on a batch that is there already, as often as `images` asks for."""
+    """The forward pass of extraction alone, on a batch that is there already, as often as `images` asks for."""
     with torch.autocast(device.type, amp, enabled=amp is not None):
         for at in range(0, images, len(batch)):
             embed(model, batch[: images - at])
@@ -132,7 +134,7 @@ def plain(pool, model, preprocess, batch_size, device):
     features = torch.empty(0)
     for at in range(0, len(pool), batch_size):
         images = torch.stack([prepare(pool.image(i)) for i in range(at, min(at + batch_size, len(pool)))])
-        features = torch.cat([features, class_tokens(model, images.to(device)).cpu()])
+        features = torch.cat([features, model(images.to(device)).cpu()])  # timm pools these by the class token
     return features
 
 

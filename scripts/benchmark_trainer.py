@@ -17,7 +17,8 @@ import torch
 from data_selection import pools
 from data_selection.backbones import DEMO_WEIGHTS, build_model, load_weights
 from data_selection.distributed import World, pick_device
-from deit.building import SMALL_GREY, build_learner, make_pipeline, resolve, write_out_attention
+from data_selection.embedding import write_out_attention
+from deit.building import SMALL_GREY, build_learner, make_pipeline, resolve
 from deit.datasets import prepare
 from deit.engine import train_one_epoch
 from deit.meters import RunLog

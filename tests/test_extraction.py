@@ -5,12 +5,12 @@ import pytest
 import torch
 from PIL import Image
 
+from data_selection.embedding import class_tokens
 from data_selection.errors import UserError
 from data_selection.extraction import (
     Preprocess,
     ResizePIL,
     check_labels,
-    class_tokens,
     resize,
     to_input,
 )  # fmt: skip

@@ -16,8 +16,8 @@ import torch
 import data_selection.table_writer as table_writer
 from data_selection.cli_extract import main_extract
 from data_selection.distributed import World, on_main_first
+from data_selection.embedding import class_tokens
 from data_selection.errors import UserError, run
-from data_selection.extraction import class_tokens
 from data_selection.pools import Pool, open_pool, read_image
 from tests.extraction_cases import ALONE, COUNT, save, small_pool
 

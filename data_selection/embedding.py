@@ -1,0 +1,110 @@
+"""Features of a batch of images: class tokens or a model's own pooling, without the work that they do not need."""
+
+import copy
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from data_selection.errors import UserError
+
+
+def class_tokens(model, images, n_last_blocks=1, avgpool_patchtokens=False):
+    """ViT features of images (B, 3, H, W): (B, n_last_blocks * D), or (B, 2 * D) with the mean patch token.
+
+    The class tokens of the last n blocks, each after the final norm, the oldest first. With avgpool_patchtokens the
+    class token and the mean of the last block's normed patch tokens are interleaved element by element (cls0, avg0,
+    cls1, avg1, ...), as in the released code, which crashes with n_last_blocks > 1; here that is a UserError.
+    """
+    if n_last_blocks < 1 or n_last_blocks > len(model.blocks):
+        raise UserError(f"n_last_blocks {n_last_blocks} is outside 1..{len(model.blocks)}, the blocks of this backbone")
+    if avgpool_patchtokens and n_last_blocks > 1:
+        raise UserError(f"avgpool_patchtokens goes with n_last_blocks 1, not {n_last_blocks}: choose one of the two")
+    if avgpool_patchtokens:
+        tokens = model.forward_features(images)  # (B, prefix + patches, D), after the final norm
+        return torch.stack([tokens[:, 0], tokens[:, model.num_prefix_tokens :].mean(dim=1)], dim=-1).flatten(1)
+    if is_plain_vit(model):
+        return torch.cat([model.norm(token) for token in _raw_class_tokens(model, images)[-n_last_blocks:]], dim=-1)
+    if n_last_blocks == 1:
+        return model.forward_features(images)[:, 0]
+    blocks = model.get_intermediate_layers(images, n=n_last_blocks, return_prefix_tokens=True, norm=True)
+    return torch.cat([prefix[:, 0] for _, prefix in blocks], dim=-1)  # (B, n * D)
+
+
+def _raw_class_tokens(model, images):
+    """The class token (B, D) after each block of a plain ViT, before the final norm."""
+    x = model.norm_pre(model.patch_drop(model._pos_embed(model.patch_embed(images))))  # (B, prefix + patches, D)
+    kept = []
+    for block in model.blocks[:-1]:
+        x = block(x)
+        kept.append(x[:, 0])
+    return [*kept, _last_class_token(model.blocks[-1], x)]
+
+
+def _last_class_token(block, x):
+    """The class token (B, D) of block(x), x (B, T, D): of the patch tokens this takes their keys and values alone."""
+    attention, width = block.attn, x.shape[-1]
+    weight, bias = attention.qkv.weight, attention.qkv.bias  # rows: queries, keys, values
+    normed = block.norm1(x)
+    query = F.linear(normed[:, :1], weight[:width], bias[:width])  # (B, 1, D)
+    key, value = F.linear(normed, weight[width:], bias[width:]).chunk(2, dim=-1)  # (B, T, D)
+    query, key, value = (
+        part.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2) for part in (query, key, value)
+    )  # (B, heads, 1 or T, D / heads)
+    mixed = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)  # (B, 1, D)
+    token = x[:, :1] + block.ls1(attention.proj(mixed))
+    return (token + block.ls2(block.mlp(block.norm2(token))))[:, 0]
+
+
+def pooled(model, images):
+    """Features (B, D) of a timm model without classifier: its own pooling."""
+    return model(images)
+
+
+def is_plain_vit(model):
+    """Whether model is timm's VisionTransformer with its usual blocks, whose parts are known here."""
+    from timm.models import vision_transformer as timm_vit  # slow to import: --help must not wait for it
+
+    if type(model) is not timm_vit.VisionTransformer:
+        return False
+    block = model.blocks[-1]
+    if type(block) is not timm_vit.Block or type(block.attn) is not timm_vit.Attention:
+        return False
+    extras = [part for name, part in block.attn.named_children() if name not in ("qkv", "proj")]
+    same_width = block.attn.qkv.out_features == 3 * block.attn.qkv.in_features
+    return block.attn.qkv.bias is not None and same_width and all(type(x) in (nn.Identity, nn.Dropout) for x in extras)
+
+
+def ready(model, device, amp_dtype=None):
+    """model on device in evaluation mode, to be called under torch.autocast(amp_dtype); may be a copy.
+
+    A plain ViT holds its matrices in amp_dtype then: autocast would round them to the same values at every batch. On a
+    CPU its attention is written out.
+    """
+    model = model.eval().to(device, memory_format=memory_layout(model))
+    if amp_dtype is None or not is_plain_vit(model):
+        return model
+    model = copy.deepcopy(model)
+    for module in model.modules():
+        if type(module) in (nn.Linear, nn.Conv2d):
+            module.to(amp_dtype)
+    if device.type == "cpu":
+        write_out_attention(model)
+    return model
+
+
+def write_out_attention(model):
+    """Let timm's attention layers multiply their matrices one by one.
+
+    In bf16 on a CPU this takes half the time of the fused call with 197 tokens; where a backward pass follows, which
+    takes half of a training step in the fused call, a fifteenth.
+    """
+    for layer in model.modules():
+        if getattr(layer, "fused_attn", False):
+            layer.fused_attn = False
+
+
+def memory_layout(model):
+    """channels_last for networks of convolutions, whose kernels are faster in it; a ViT has but one convolution."""
+    convolutions = sum(isinstance(module, nn.Conv2d) for module in model.modules())
+    return torch.channels_last if convolutions > 1 else torch.contiguous_format
