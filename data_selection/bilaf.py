@@ -4,7 +4,15 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from data_selection.bilaf_classes import group_classes, open_batch, plan_batches, rank_and_size, rows_at, sum_over_ranks
+from data_selection.bilaf_classes import (
+    Memory,
+    group_classes,
+    open_batch,
+    plan_batches,
+    rank_and_size,
+    rows_at,
+    sum_over_ranks,
+)
 from data_selection.bilaf_cores import FEW_CORES, CoreSearch, assign, find_rivals
 from data_selection.bilaf_steps import allocate, denoise, kept_count, pick
 from data_selection.checks import check_ids, check_request, check_selection
@@ -198,12 +206,12 @@ def _pick_all(features, classes, stages, config, device, max_bytes, progress):
     cores, members, sizes, kept, rival, annotated = classes
     count = stages[-1]
     search = CoreSearch(features, cores, config, device)
-    turn = torch.zeros(len(features), dtype=torch.int64, device=device)
+    turn, memory = torch.zeros(len(features), dtype=torch.int64, device=device), Memory(device)
     rank, size = rank_and_size()
     batches = plan_batches(sizes, count > 1, features.shape[1], max_bytes, device)
     with open_bar(progress, int((count > 1).sum()), "BiLAF classes", "class") as bar:
         for labels in batches[rank::size]:
-            batch = open_batch(features, labels, members, sizes, cores, config, device, max_bytes)
+            batch = open_batch(features, labels, members, sizes, cores, config, memory, max_bytes)
             must = annotated[batch.ids].to(device)
             local = denoise(batch.pairs, batch.sizes, batch.core, kept[labels].to(device), config, must)
             rivals = find_rivals(batch, local, search, rival, count[labels].to(device), config, max_bytes)

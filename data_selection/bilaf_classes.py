@@ -57,6 +57,20 @@ class Batch:
     pairs: "Pairs"
 
 
+class Memory:
+    """Float64 memory for one batch after another: to get it anew costs half as much as the products written to it."""
+
+    def __init__(self, device):
+        self.values = torch.empty(0, dtype=torch.float64, device=device)
+
+    def take(self, *shape):
+        """An uninitialised tensor; the one taken before is gone."""
+        count = math.prod(shape)
+        if count > len(self.values):
+            self.values = self.values.new_empty(count)
+        return self.values[:count].view(shape)
+
+
 class Pairs:
     """Squared distances within G classes, whole numbers in float64, so that equal distances are equal bit by bit.
 
@@ -70,19 +84,18 @@ class Pairs:
         self.square = x.square().sum(-1)  # (G, n)
 
     @classmethod
-    def build(cls, x, max_bytes):
-        """Pairs of x, held in memory where max_bytes allows."""
+    def build(cls, x, max_bytes, memory):
+        """Pairs of x, held in memory (Memory) where max_bytes allows."""
         groups, n, _ = x.shape
         pairs = cls(x, max_bytes)
         if 8 * groups * n**2 > max_bytes:
             return pairs
-        held = x.new_empty(groups, n, n)
+        pairs.held = memory.take(groups, n, n)
         for start in range(0, n, HALF_ROWS):  # above the diagonal; below it a copy costs less
             stop = start + HALF_ROWS
-            block = pairs._product(x[:, start:stop], pairs.square[:, start:stop], x[:, start:], pairs.square[:, start:])
-            held[:, start:stop, start:] = block
-            held[:, stop:, start:stop] = block[:, :, HALF_ROWS:].mT
-        pairs.held = held
+            block = pairs.held[:, start:stop, start:]
+            pairs._product(x[:, start:stop], pairs.square[:, start:stop], x[:, start:], pairs.square[:, start:], block)
+            pairs.held[:, stop:, start:stop] = block[:, :, HALF_ROWS:].mT
         return pairs
 
     def take(self, local):
@@ -133,8 +146,8 @@ class Pairs:
         return values.gather(2, self.place[:, None].expand(-1, values.shape[1], -1))
 
     @staticmethod
-    def _product(a, a_square, b, b_square):
-        product = torch.baddbmm(b_square[:, None, :], a, b.mT, alpha=-2)  # |a - b|^2 = |a|^2 + |b|^2 - 2 a.b
+    def _product(a, a_square, b, b_square, out=None):
+        product = torch.baddbmm(b_square[:, None, :], a, b.mT, alpha=-2, out=out)  # |a - b|^2 = |a|^2 + |b|^2 - 2 a.b
         return product.add_(a_square[:, :, None]).round_()
 
 
@@ -169,8 +182,9 @@ def plan_batches(sizes, wanted, dimensions, max_bytes, device):
     return batches
 
 
-def open_batch(features, labels, members, sizes, cores, config, device, max_bytes):
-    """The Batch of the classes `labels`; members and sizes as group_classes gives them."""
+def open_batch(features, labels, members, sizes, cores, config, memory, max_bytes):
+    """The Batch of the classes `labels`; members and sizes as group_classes gives them. memory: Memory."""
+    device = memory.values.device
     starts = sizes.cumsum(0) - sizes
     labels = torch.as_tensor(labels)
     count = sizes[labels]
@@ -181,7 +195,7 @@ def open_batch(features, labels, members, sizes, cores, config, device, max_byte
     x = rows_at(features, ids.reshape(-1), device, config.normalised).reshape(*ids.shape, -1)
     x = x - x[torch.arange(len(x)), core][:, None]  # centred: no cancellation far from the origin; padding is zero
     unit = grid_unit(x.square().sum(-1).amax(1))[:, None, None]
-    pairs = Pairs.build(x * unit, max_bytes // 4)
+    pairs = Pairs.build(x * unit, max_bytes // 4, memory)
     return Batch(labels, ids, count.to(device), core.to(device), unit, pairs)
 
 

@@ -107,9 +107,13 @@ def find_rivals(batch, local, search, rival, count, config, max_bytes):
     if k == 1:
         return torch.zeros_like(ids)[:, :, None], (NO_RIVAL * batch.unit).expand(*ids.shape, 1)
     labels = batch.labels.to(device)
-    most = 1 if config.opponent == "nearest" else max(1, min(k - 1, int(count.max()) - 1))
+    most = max(1, min(k - 1, int(count.max()) - 1))
     x = batch.pairs.rows(local)  # (G, n, D) relative to the class's core, in the batch's unit
     own = search.centre[labels]  # (G, D)
+    if config.opponent == "nearest":
+        near = rival[ids.cpu(), 0].to(device, torch.int64)  # (G, n)
+        away = x - (search.centre[near] - own[:, None]).mul_(batch.unit)
+        return near[:, :, None], away.square_().sum(2, keepdim=True).round_().sqrt_()
     if most > rival.shape[1] and k <= FEW_CORES:
         met = torch.ones(len(ids), k, dtype=torch.bool, device=device).scatter_(1, labels[:, None], False)
     else:
@@ -136,11 +140,11 @@ def _nearest_others(x, ids, labels, batch, search, rival, most, max_bytes):
 
 def _nearest_known(x, centre, apart, unit, most):
     """(columns, distance), (G, R, most), of the nearest centres (G, U, D) of x (G, R, D); ties to the lowest column."""
-    square = torch.baddbmm(apart[:, None], x, (centre * unit).mT, alpha=-2)  # (G, R, U)
-    square = square.add_(x.square().sum(-1, keepdim=True)).round_()
-    if most == 1:
-        square, column = square.min(dim=2, keepdim=True)
-        return column, square.clamp_(min=0).sqrt_()
-    column = square.topk(most, dim=2, largest=False).indices.sort(dim=2).values
-    square, order = square.gather(2, column).sort(dim=2, stable=True)
-    return column.gather(2, order), square.clamp_(min=0).sqrt_()
+    table = torch.baddbmm(apart[:, None], x, (centre * unit).mT, alpha=-2)  # (G, R, U)
+    table.add_(x.square().sum(-1, keepdim=True)).round_()
+    square, column = table.topk(most, dim=2, largest=False)
+    if (square[:, :, 1:] == square[:, :, :-1]).any():
+        column = column.sort(dim=2).values
+        square, order = table.gather(2, column).sort(dim=2, stable=True)
+        column = column.gather(2, order)
+    return column, square.clamp_(min=0).sqrt_()

@@ -153,25 +153,29 @@ def pick(pairs, sizes, core, count, rivals, config, forced=None):
     real = torch.arange(n, device=device) < sizes[:, None]
     alive, taken = real.clone(), torch.zeros_like(real)
     taken[group, core] = True
+    local, base = torch.arange(n, dtype=torch.float64, device=device), key_base(n)
     intra, left = pairs.sums(torch.arange(n, device=device).expand(groups, n), real), sizes.clone()
     chosen = torch.full((groups, int(count.max())), -1, device=device)
     chosen[:, 0] = core
     for turn in range(1, chosen.shape[1]):
-        row = pairs.between(chosen[:, turn - 1, None])[:, 0].masked_fill(~alive, torch.inf)  # (G, n) to the last choice
-        order = row.sort(dim=1, stable=True).indices
-        remove = (sizes // count).clamp(min=1) if config.removal == "class" else (left // count).clamp(min=1)
-        leaving = order[:, : int(remove.max())]
-        leaves = (torch.arange(leaving.shape[1], device=device) < remove[:, None]) & alive.gather(1, leaving)
-        alive.scatter_(1, leaving, alive.gather(1, leaving) & ~leaves)
-        left = left - leaves.sum(1)
+        row = pairs.between(chosen[:, turn - 1, None])[:, 0]  # (G, n) to the last choice
+        key = torch.add(local, row, alpha=base).masked_fill_(~alive, torch.inf)
+        remove = ((sizes if config.removal == "class" else left) // count).clamp(min=1)
+        nearest, leaving = key.topk(int(remove.max()), dim=1, largest=False)
+        last = nearest.gather(1, remove[:, None] - 1)
+        alive &= key > last
+        if config.intra == "remaining" or config.removal == "remaining":
+            leaves = (nearest <= last) & nearest.isfinite()
+            left = left - leaves.sum(1)
         if config.intra == "remaining":
             intra = intra - pairs.sums(leaving, leaves)
         spread = left.clamp(min=1) if config.intra == "remaining" else sizes
         score, border = _boundary_score(factor, distance, on_grid(intra / spread[:, None]))
         free = alive & ~taken
         free = torch.where(free.any(1, keepdim=True), free, real & ~taken)
-        best = score.masked_fill(~free, torch.inf).gather(1, order).argmin(1, keepdim=True)
-        best = order.gather(1, best)[:, 0]
+        score.masked_fill_(~free, torch.inf)
+        key.clamp_(max=torch.finfo(torch.float64).max)
+        best = key.masked_fill_(score > score.amin(1, keepdim=True), torch.inf).argmin(1)
         if forced is not None and turn < forced.shape[1]:
             best = torch.where(forced[:, turn] >= 0, forced[:, turn], best)
         chosen[:, turn] = best

@@ -12,7 +12,7 @@ from oracles_bilaf import released_program, textbook
 
 from data_selection import bilaf, bilaf_cores, distributed
 from data_selection.bilaf import CHOICES, PRESETS, BiLAFConfig, default_core_number, select_bilaf
-from data_selection.bilaf_classes import Pairs
+from data_selection.bilaf_classes import Memory, Pairs
 from data_selection.bilaf_cores import assign
 from data_selection.bilaf_steps import allocate, kept_count
 from data_selection.cli_bilaf import main_bilaf
@@ -176,7 +176,7 @@ def test_many_cores_are_sorted_out_first(nested, monkeypatch):
 
 def test_distances_held_and_on_demand_are_the_same():
     x = torch.from_numpy(np.random.default_rng(2).normal(size=(2, 600, 7))) * 2.0**14
-    held, demand = Pairs.build(x, 1 << 30), Pairs(x, 1 << 20)
+    held, demand = Pairs.build(x, 1 << 30, Memory(x.device)), Pairs(x, 1 << 20)
     assert held.held is not None
     assert (held.held - torch.cdist(x, x).square()).abs().max() <= 1
     local = torch.stack([torch.randperm(600, generator=torch.Generator().manual_seed(g))[:450] for g in range(2)])
@@ -193,7 +193,7 @@ def test_memory_limit_changes_nothing(fashion, monkeypatch):
         config = dataclasses.replace(PRESETS[variant], max_memory=0.01)
         assert select_bilaf(fashion[:600], 40, cores=[5, 70, 300], config=config).equal(free)
     full = select_bilaf(fashion, 150, cores=cores)
-    monkeypatch.setattr(Pairs, "build", classmethod(lambda cls, x, max_bytes: cls(x, 1 << 16)))  # no distances held
+    monkeypatch.setattr(Pairs, "build", classmethod(lambda cls, x, *_: cls(x, 1 << 16)))  # no distances held
     assert select_bilaf(fashion, 150, cores=cores).equal(full)
     assert select_bilaf(fashion, 150, cores=cores, config=PRESETS["released"]).tolist() == GOLDEN[1]["selected"]
 
