@@ -3,11 +3,23 @@
 import torch
 
 from data_selection.bilaf_classes import grid_unit, key_base, rank_and_size, rows_at, sum_over_ranks
+from data_selection.narrow import (
+    BFLOAT16_UNIT,
+    FOLDS,
+    ROUND_UP,
+    Scratch,
+    floor_bits,
+    narrow_is_faster,
+    pair_dots,
+    pairs_above,
+)
 from data_selection.progress import open_bar
-from data_selection.similarity import CHUNK_ROWS, normalise, read_rows, row_blocks
+from data_selection.similarity import CHUNK_ROWS, normalise, product_error, read_rows, row_blocks
 
 NO_RIVAL = 1e9 + 7  # the distance to "the other cores" where there is one core only, as in the released program
 FEW_CORES = 512  # so many are compared with every member in float64 faster than sorted out before
+MANY_CORES = 2048  # so many are worth a coarse product before
+MOST_PAIRS = 64  # per row and beyond those asked for; with more, a float32 product is cheaper
 
 
 class CoreSearch:
@@ -20,9 +32,12 @@ class CoreSearch:
         centre = rows_at(features, cores, device, config.normalised)
         self.mean = centre.mean(0)
         self.centre = centre - self.mean
+        self.square = self.centre.square().sum(1)  # (K,)
         self.narrow = self.centre.float()
         self.half = self.narrow.square().sum(1) / 2  # (K,)
         self.reach = self.half.max().mul(2).sqrt()
+        coarse = device.type == "cpu" and len(cores) >= MANY_CORES and narrow_is_faster()
+        self.coarse = Coarse(self.narrow, self.half) if coarse else None
 
     def nearest(self, rows, count, exact):
         """(B, count) numbers of the `count` nearest cores; equal distances go to the lowest number.
@@ -31,8 +46,11 @@ class CoreSearch:
         cores are among the `count` are decided as in float64; those in between are in the order of float32.
         """
         rows = rows - self.mean.float()
-        product = torch.addmm(-self.half, rows, self.narrow.T)  # argmin |r - c|^2 = argmax r.c - |c|^2 / 2
-        value, index = product.topk(min(count + 1, len(self.half)), dim=1)
+        most = min(count + 1, len(self.half))
+        best = self.coarse.nearest(rows, most) if self.coarse else None
+        if best is None:  # argmin |r - c|^2 = argmax r.c - |c|^2 / 2
+            best = torch.addmm(-self.half, rows, self.narrow.T).topk(most, dim=1)
+        value, index = best
         blur = 2.0**-18 * self.reach * (rows.square().sum(1).sqrt() + self.reach)  # (B,) far above the rounding error
         gap = (value[:, :-1] - value[:, 1:])[:, [0, -1]] if value.shape[1] > 1 else value.new_empty(len(rows), 0)
         index = index[:, :count]
@@ -44,10 +62,51 @@ class CoreSearch:
     def _nearest_exact(self, rows, count):
         """The same of rows (B, D) in float64 minus the mean, in order."""
         centre = self.centre
-        square = torch.addmm(centre.square().sum(1), rows, centre.T, alpha=-2) + rows.square().sum(1, keepdim=True)
+        square = torch.addmm(self.square, rows, centre.T, alpha=-2) + rows.square().sum(1, keepdim=True)
         unit = grid_unit(square.amax(1, keepdim=True), bits=34)
         key = (square * unit**2).round_() * key_base(len(centre)) + torch.arange(len(centre), device=rows.device)
         return key.topk(count, dim=1, largest=False).indices
+
+
+class Coarse:
+    """The nearest of many cores (K, D): bfloat16 products (see narrow.py) find candidates, float32 compares them."""
+
+    def __init__(self, cores, half):
+        self.cores, self.half, self.scratch = cores, half, Scratch()
+        lift = half.max() - half  # (K,) which keeps the products that matter positive
+        short, high = cores.bfloat16(), lift.bfloat16()
+        low = (lift - high.float()).bfloat16()
+        self.table = torch.cat([short, high[:, None], low[:, None]], 1)  # (K, D + 2)
+        self.error = (cores - short.float()).norm(dim=1).max()
+        self.reach, self.lift = cores.norm(dim=1).max(), lift.max()
+
+    def nearest(self, rows, count):
+        """(value, index), (B, count) each, of the highest r.c - |c|^2 / 2 of rows (B, D); None: too many are close."""
+        short, length = rows.bfloat16(), rows.norm(dim=1)
+        error = (rows - short.float()).norm(dim=1) * self.reach + 1.01 * length * self.error + self.lift * 2.0**-15
+        error = ROUND_UP * (error + product_error(self.table.shape[1]) * (length * self.reach + self.lift))  # (B,)
+        product = self.scratch.take(len(rows), len(self.table))  # (B, K)
+        bits = torch.mm(torch.cat([short, short.new_ones(len(rows), 2)], 1), self.table.T, out=product).view(
+            torch.int16
+        )
+        folds = max(1, min(FOLDS, len(self.table) // (2 * count)))
+        width = len(self.table) // folds
+        highest = bits[:, : width * folds].view(len(rows), folds, width).amax(1)
+        least = highest.topk(count, dim=1).values[:, -1].contiguous().view(torch.bfloat16).float()  # `count` reach it
+        floor = floor_bits(least * (1 - BFLOAT16_UNIT), 2 * error)
+        pairs = pairs_above(bits, lambda _: floor, (MOST_PAIRS + count) * len(rows))
+        if pairs is None:
+            return None
+        row, order = pairs[0].sort(stable=True)
+        core = pairs[1][order]
+        found = torch.bincount(row, minlength=len(rows))  # (B,)
+        place = torch.arange(len(row)) - (found.cumsum(0) - found)[row]
+        index = torch.zeros(len(rows), int(found.max()), dtype=torch.int64)
+        value = torch.full(index.shape, -torch.inf)
+        index[row, place] = core
+        value[row, place] = pair_dots(rows, self.cores, row, core) - self.half[core]
+        value, best = value.topk(count, dim=1)
+        return value, index.gather(1, best)
 
 
 def assign(features, cores, config, device, max_bytes, progress=None, rivals=1):
@@ -63,7 +122,7 @@ def assign(features, cores, config, device, max_bytes, progress=None, rivals=1):
     count = min(rivals + 1, k)
     near = torch.zeros(n, count, dtype=torch.int32, device=device)
     rank, size = rank_and_size()
-    limit = 4 * CHUNK_ROWS * (k + features.shape[1]) if device.type == "cpu" else 64 << 20
+    limit = 8 * CHUNK_ROWS * (k + features.shape[1]) if device.type == "cpu" else 64 << 20
     blocks = row_blocks(n, k + features.shape[1], min(max_bytes // 8, limit))[rank::size]
     with open_bar(progress, n, "BiLAF assign", "row") as bar:
         for start, stop in blocks:

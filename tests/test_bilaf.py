@@ -13,7 +13,7 @@ from oracles_bilaf import released_program, textbook
 from data_selection import bilaf, bilaf_cores, distributed
 from data_selection.bilaf import CHOICES, PRESETS, BiLAFConfig, default_core_number, select_bilaf
 from data_selection.bilaf_classes import Memory, Pairs
-from data_selection.bilaf_cores import assign
+from data_selection.bilaf_cores import Coarse, CoreSearch, assign
 from data_selection.bilaf_steps import allocate, kept_count
 from data_selection.cli_bilaf import main_bilaf
 from data_selection.errors import UserError
@@ -162,6 +162,23 @@ def test_rivals_are_the_nearest_other_cores(rivals):
         mine = i // 3 if i % 3 == 0 and i < 60 else near[0]
         assert own[i] == mine
         assert set(rival[i].tolist()) == set([j for j in near if j != mine][:rivals]), i
+
+
+@pytest.mark.parametrize("kind", ["spread", "twins", "far", "close"])
+def test_coarse_products_find_the_same_cores(kind):
+    rng = np.random.default_rng(3)
+    x = rng.normal(size=(700, 12)) * (1e-4 if kind == "close" else 1) + (30 if kind == "far" else 0)
+    if kind == "twins":
+        x[300:] = x[:400]
+    x = torch.from_numpy(x)
+    search = CoreSearch(x, torch.arange(0, 640, 2), PRESETS["released"], torch.device("cpu"))
+    for count in (1, 5, 40):
+        search.coarse = None
+        expected = search.nearest(x.float(), count, x.__getitem__)
+        search.coarse = Coarse(search.narrow, search.half)
+        found = search.nearest(x.float(), count, x.__getitem__)
+        assert found[:, 0].equal(expected[:, 0])
+        assert found.sort(1).values.equal(expected.sort(1).values)
 
 
 @pytest.mark.parametrize("nested", [False, True])  # nested: some classes need more rivals than were kept
