@@ -19,6 +19,7 @@ from data_selection.similarity import CHUNK_ROWS, normalise, product_error, read
 NO_RIVAL = 1e9 + 7  # the distance to "the other cores" where there is one core only, as in the released program
 FEW_CORES = 512  # so many are compared with every member in float64 faster than sorted out before
 MANY_CORES = 2048  # so many are worth a coarse product before
+BLOCK_BYTES = 4 << 20  # for coordinates of pairs or distances to all cores: what the cache holds
 MOST_PAIRS = 64  # per row and beyond those asked for; with more, a float32 product is cheaper
 
 
@@ -58,6 +59,12 @@ class CoreSearch:
         for part in unsure.split(CHUNK_ROWS):
             index[part] = self._nearest_exact(exact(part) - self.mean, count)
         return index
+
+    def others_of(self, rows, own, count, max_bytes):
+        """(B, count) numbers of the nearest cores but the own (B,) to float64 rows (B, D) minus the mean."""
+        step = max(1, min(2 * CHUNK_ROWS, max_bytes // (16 * len(self.half))))
+        blocks = (rows + self.mean).split(step)
+        return others(torch.cat([self.nearest(block.float(), count + 1, block.__getitem__) for block in blocks]), own)
 
     def _nearest_exact(self, rows, count):
         """The same of rows (B, D) in float64 minus the mean, in order."""
@@ -158,52 +165,43 @@ def find_rivals(batch, local, search, rival, count, config, max_bytes):
     local: (G, n) kept members. search: the CoreSearch of these cores. rival: (N, R) the nearest other cores as assign
     gives them. count: (G,) samples wanted. T = 1 for the `nearest` opponent. For `all`, T = max(count) - 1: by then at
     least one of the T nearest was never penalised, and no farther core can score lower than it, so the minimum over T
-    is the minimum over all. Nearest first. Distances are taken only to cores that some member of the class has among
-    its nearest.
+    is the minimum over all. Nearest first, equal ones by number.
     """
     device, k = local.device, len(search.centre)
     ids = batch.ids.to(device).gather(1, local)  # (G, n)
     if k == 1:
         return torch.zeros_like(ids)[:, :, None], (NO_RIVAL * batch.unit).expand(*ids.shape, 1)
     labels = batch.labels.to(device)
-    most = max(1, min(k - 1, int(count.max()) - 1))
-    x = batch.pairs.rows(local)  # (G, n, D) relative to the class's core, in the batch's unit
-    own = search.centre[labels]  # (G, D)
-    if config.opponent == "nearest":
-        near = rival[ids.cpu(), 0].to(device, torch.int64)  # (G, n)
-        away = x - (search.centre[near] - own[:, None]).mul_(batch.unit)
-        return near[:, :, None], away.square_().sum(2, keepdim=True).round_().sqrt_()
-    if most > rival.shape[1] and k <= FEW_CORES:
-        met = torch.ones(len(ids), k, dtype=torch.bool, device=device).scatter_(1, labels[:, None], False)
-    else:
-        near = _nearest_others(x, ids, labels, batch, search, rival, most, max_bytes)
-        met = torch.zeros(len(ids), k, dtype=torch.bool, device=device).scatter_(1, near, True)
-    known = (~met).sort(dim=1, stable=True).indices[:, : int(met.sum(1).max())]  # (G, U) ascending, then the unmet
-    centre = search.centre[known] - own[:, None]  # (G, U, D) relative to the class's core, as x is
-    apart = (centre.square().sum(2) * batch.unit[:, 0] ** 2).masked_fill_(~met.gather(1, known), torch.inf)
-    step = max(1, int(max_bytes // (64 * known.numel())))
-    parts = [_nearest_known(block, centre, apart, batch.unit, most) for block in x.split(step, dim=1)]
-    place, distance = (torch.cat(part, dim=1) for part in zip(*parts))
-    return known[:, None].expand(-1, ids.shape[1], -1).gather(2, place), distance
-
-
-def _nearest_others(x, ids, labels, batch, search, rival, most, max_bytes):
-    """(G, m) cores, repeated ones among them: at least the `most` nearest others of each member x (G, n, D)."""
+    most = 1 if config.opponent == "nearest" else max(1, min(k - 1, int(count.max()) - 1))
+    rows = (batch.pairs.rows(local) / batch.unit + search.centre[labels][:, None]).flatten(0, 1)  # (G n, D)
+    own, unit = (each.repeat_interleave(ids.shape[1]) for each in (labels, batch.unit[:, 0, 0]))  # (G n,)
     if most <= rival.shape[1]:
-        return rival[ids.flatten().cpu()].to(x.device, torch.int64).view(len(ids), -1)
-    rows = (x / batch.unit + search.centre[labels][:, None] + search.mean).flatten(0, 1)  # (G n, D)
-    blocks = rows.split(max(1, max_bytes // (16 * len(search.centre))))
-    near = torch.cat([search.nearest(block.float(), most + 1, block.__getitem__) for block in blocks])
-    return others(near, labels.repeat_interleave(ids.shape[1])).view(len(ids), -1)
+        near = rival[ids.flatten().cpu()].to(device, torch.int64)  # (G n, R)
+    elif k > FEW_CORES:
+        near = search.others_of(rows, own, most, max_bytes)
+    else:
+        near = None
+    step = max(1, BLOCK_BYTES // (8 * (k if near is None else near[0].numel() * rows.shape[1])))
+    parts = [
+        _nearest_of(search, rows[some], own[some], unit[some, None], None if near is None else near[some], most)
+        for some in (slice(start, start + step) for start in range(0, len(rows), step))
+    ]
+    return tuple(torch.cat(part).view(*ids.shape, most) for part in zip(*parts))
 
 
-def _nearest_known(x, centre, apart, unit, most):
-    """(columns, distance), (G, R, most), of the nearest centres (G, U, D) of x (G, R, D); ties to the lowest column."""
-    table = torch.baddbmm(apart[:, None], x, (centre * unit).mT, alpha=-2)  # (G, R, U)
-    table.add_(x.square().sum(-1, keepdim=True)).round_()
-    square, column = table.topk(most, dim=2, largest=False)
-    if (square[:, :, 1:] == square[:, :, :-1]).any():
-        column = column.sort(dim=2).values
-        square, order = table.gather(2, column).sort(dim=2, stable=True)
-        column = column.gather(2, order)
-    return column, square.clamp_(min=0).sqrt_()
+def _nearest_of(search, rows, own, unit, near, most):
+    """(numbers, distance), (B, most), of the nearest of the cores near (B, C), None: of all but own (B,), to rows."""
+    if near is None:
+        square = torch.addmm(search.square, rows, search.centre.T, alpha=-2) + rows.square().sum(1, keepdim=True)
+        square.scatter_(1, own[:, None], torch.inf)
+    else:
+        near = near.sort(dim=1).values
+        apart = search.centre.index_select(0, near.flatten()).view(*near.shape, -1).sub_(rows[:, None])  # (B, C, D)
+        square = apart.square_().sum(2)
+    square = square.mul_(unit**2).round_()
+    lowest, column = square.topk(most, dim=1, largest=False)
+    if (lowest[:, 1:] == lowest[:, :-1]).any():  # of equal ones, the lower number first
+        column = column.sort(dim=1).values
+        lowest, order = square.gather(1, column).sort(dim=1, stable=True)
+        column = column.gather(1, order)
+    return column if near is None else near.gather(1, column), lowest.clamp_(min=0).sqrt_()
