@@ -1,6 +1,7 @@
 """The command extract_feature.py: flags of the released program, its defaults and file names."""
 
 import argparse
+import contextlib
 import functools
 import os
 import sys
@@ -99,7 +100,7 @@ def build_parser():
 
 def main_extract(argv=None):
     args = build_parser().parse_args(argv)
-    with start(args.device) as world:
+    with start(args.device) as world, output_folder(args.output_dir):
         run_extract(args, world, say=print if world.is_main else _silent)
 
 
@@ -118,7 +119,6 @@ def run_extract(args, world, say):
             raise UserError(f"--{flag} {getattr(args, flag)!r} is part of a file name and cannot hold {os.sep}")
     name, split = name_parts(args.dataset, args.split)
     path = args.output_dir / f"{name}{args.extra_name}{split}.npy"
-    make_folder(args.output_dir)
     pool = on_main_first(world, lambda: open_pool(args.dataset, args.split, args.data_path))
     model, weights = on_main_first(world, lambda: open_backbone(args, arch, say))
     preprocess, transform = preprocessing(arch, model)
@@ -199,13 +199,23 @@ def cores():
     return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
 
 
-def make_folder(folder):
+@contextlib.contextmanager
+def output_folder(folder):
+    """Make the folder before the work, and remove it where the work ends in an error that left nothing in it."""
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot make the output folder {folder} ({error.strerror}): choose another") from None
-    if not os.access(folder, os.W_OK):
-        raise UserError(f"cannot write into the output folder {folder}: choose another --output_dir")
+    try:
+        if not os.access(folder, os.W_OK):
+            raise UserError(f"cannot write into the output folder {folder}: choose another --output_dir")
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):  # not empty: rows are kept in it
+            for path in made:
+                path.rmdir()
+        raise
 
 
 def pick_amp(word, device):

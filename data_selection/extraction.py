@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from data_selection.distributed import share_error
 from data_selection.embedding import class_tokens, memory_layout, ready
 from data_selection.errors import UserError
+from data_selection.list_files import UNKNOWN
 from data_selection.pools import FASHION_MEAN, FASHION_STD, IMAGENET_MEAN, IMAGENET_STD
 from data_selection.progress import open_bar
 from data_selection.table_writer import MISSING, TableWriter
@@ -186,7 +187,6 @@ def extract(
     rows = {"names_digest": _digest(pool.names), "labels_digest": _digest(pool.labels)}
     how = {"preprocess": prepared, "amp": str(amp_dtype), "compiled": compiled, "on_error": on_error}
     request = (request or {}) | rows | how
-    labels = np.full(len(pool), -1.0) if pool.labels is None else np.asarray(pool.labels, dtype=np.float64)
     with TableWriter(path, shape, dtype, request, world) as writer:
         if writer.resumed:
             log(f"going on: {writer.resumed} of {len(pool)} rows are in {writer.folder}")
@@ -200,7 +200,7 @@ def extract(
         with open_bar(progress, sum(map(len, ranges)), "extract", "image") as bar:
             error = None
             try:
-                loading = _fill(writer, source, ranges, run, labels, on_error, bar, log)
+                loading = _fill(writer, source, ranges, run, pool.labels, on_error, bar, log)
             except UserError as caught:
                 error = caught
                 writer.stop()
@@ -212,7 +212,12 @@ def extract(
 
 def _digest(values):
     """A short digest of a list, or None: tells an unfinished file's images from those of a folder that has changed."""
-    return None if values is None else hashlib.sha256(json.dumps(list(values)).encode()).hexdigest()[:16]
+    if values is None:
+        return None
+    digest = hashlib.sha256()
+    for at in range(0, len(values), 1024):  # in pieces: one text of all would take memory that grows with the pool
+        digest.update(json.dumps(values[at : at + 1024]).encode())
+    return digest.hexdigest()[:16]
 
 
 def _fill(writer, source, ranges, run, labels, on_error, bar, log):
@@ -252,7 +257,7 @@ def _to_host(features):
 
 def _write(writer, labels, rows, bad, embedded):
     block = np.zeros((len(rows), writer.shape[1]), dtype=writer.dtype)
-    block[:, -1] = labels[rows.start : rows.stop]
+    block[:, -1] = UNKNOWN if labels is None else labels[rows.start : rows.stop]
     if embedded is not None:
         features, event = embedded
         if event is not None:

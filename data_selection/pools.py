@@ -1,6 +1,5 @@
 """Image pools by name, folder or list: item i is (RGB image, label, i), and i is what subset files hold."""
 
-import csv
 import difflib
 import functools
 import os
@@ -25,6 +24,7 @@ from data_selection.dataset_files import (
 )
 from data_selection.errors import UserError
 from data_selection.inaturalist import read_inaturalist
+from data_selection.list_files import UNKNOWN, number_labels, read_list
 
 DATA = Path(__file__).parent / "data"  # where the released programs look, and where torchvision downloads to
 DEMO_FILE = Path(__file__).parent / "demo" / "fashion_mnist_12k.npz"
@@ -34,7 +34,6 @@ SPLITS = ("train", "test", "val")  # test and val both mean the held-out part
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".pgm", ".ppm", ".tif", ".tiff", ".webp")
 # What PIL's decoders raise for a damaged file
 DAMAGED = (OSError, ValueError, SyntaxError, EOFError, IndexError, struct.error, Image.DecompressionBombError)
-UNKNOWN = -1  # the label of an image without one
 
 
 class Pool(Dataset):
@@ -173,44 +172,10 @@ def list_pool(path, root):
         raise UserError(f"list {path} names {twice!r} more than once ({repeated} repeats): remove the repeats")
     hint = f"relative paths start from {root} (--data_path sets another folder)"
     paths = existing([os.path.join(root, name) for name in names], f"list {path}", hint)
-    numbers, class_names = _number_labels(labels, path)
+    numbers, class_names = number_labels(labels, path)
     known = [] if numbers is None else numbers
     classes = len(class_names) if class_names else max(known, default=-1) + 1 or None
     return Pool(paths=paths, labels=numbers if classes else None, classes=classes, names=names, class_names=class_names)
-
-
-def read_list(path):
-    """(names, labels as text) of a list file: text, or a .csv of path and (optional) label with a header or not."""
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as handle:
-            if path.suffix.lower() != ".csv":
-                names = [line.rstrip("\r\n") for line in handle if line.strip()]
-                return names, [""] * len(names)
-            rows = [[cell.strip() for cell in row] for row in csv.reader(handle) if any(cell.strip() for cell in row)]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path} is no list of image paths ({error}): give a folder, a text file or a CSV") from None
-    if rows and rows[0][0].lower() in ("file", "filename", "file_name", "image", "name", "path"):
-        rows = rows[1:]
-    wide = next((row for row in rows if len(row) > 2), None)
-    if wide:
-        raise UserError(f"list {path}: the row {','.join(wide)!r} has {len(wide)} columns; path and label are allowed")
-    return [row[0] for row in rows], [row[1] if len(row) > 1 else "" for row in rows]
-
-
-def _number_labels(labels, path):
-    """(labels as ints with -1 for none, class names or None) of labels as text."""
-    given = {label for label in labels if label}
-    if not given:
-        return None, None
-    try:
-        numbers = [int(label) if label else UNKNOWN for label in labels]
-    except ValueError:
-        class_names = sorted(given)
-        index = {name: i for i, name in enumerate(class_names)} | {"": UNKNOWN}
-        return [index[label] for label in labels], class_names
-    if min(numbers) < UNKNOWN:
-        raise UserError(f"list {path} holds the label {min(numbers)}: labels count from 0 (-1 or nothing: unknown)")
-    return numbers, None
 
 
 def load_demo():

@@ -52,33 +52,37 @@ class TableWriter:
 
     def _prepare(self, request):
         """Make the folder, or check the one that is there. Returns the number of rows done."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        told, table = self.folder / "request.json", self.folder / "table.npy"
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        if not (told.exists() and table.exists()):
+            self._check_room()
+        self.folder.mkdir(exist_ok=True)
         try:
             fcntl.flock(self._open("lock", os.O_RDWR | os.O_CREAT), fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(f"another process is writing {self.path}: wait for it, or choose another name") from None
         request = json.loads(json.dumps(request | {"shape": self.shape, "dtype": self.dtype.name}))
-        told, table = self.folder / "request.json", self.folder / "table.npy"
         if told.exists() and table.exists():  # without a table, a kill came between its publishing and the folder's end
             self._compare(request, read_json(told))
             (self.folder / "stop").unlink(missing_ok=True)
             return int(np.count_nonzero(self.flags()))
         told.unlink(missing_ok=True)  # it comes last: without it, all is made anew
-        size = self.shape[0] * self.row_bytes
-        free = shutil.disk_usage(self.folder).free
-        if free < size:
-            raise UserError(
-                f"{self.path} needs {size / 1e9:.2f} GB, {free / 1e9:.2f} GB are free in {self.path.parent}"
-            )
         with self._disk():
             with open(table, "wb") as handle:
                 header = {"descr": np.lib.format.dtype_to_descr(self.dtype), "fortran_order": False}
                 np.lib.format.write_array_header_1_0(handle, header | {"shape": self.shape})
-                handle.truncate(handle.tell() + size)
+                handle.truncate(handle.tell() + self.shape[0] * self.row_bytes)
             (self.folder / "done").write_bytes(bytes(self.shape[0]))
             with atomic_write(told, "w") as handle:
                 json.dump(request, handle, indent=1)
         return 0
+
+    def _check_room(self):
+        size, free = self.shape[0] * self.row_bytes, shutil.disk_usage(self.path.parent).free
+        if free < size:
+            raise UserError(
+                f"{self.path} needs {size / 1e9:.2f} GB, {free / 1e9:.2f} GB are free in {self.path.parent}"
+            )
 
     def _compare(self, request, before):
         keys = [key for key in before | request if before.get(key) != request.get(key)]
@@ -165,24 +169,23 @@ class TableWriter:
         if len(flags) != self.shape[0] or (flags == MISSING).any():
             raise RuntimeError(f"{np.count_nonzero(flags == MISSING)} rows of {self.path} were never written")
         os.fsync(self.done)
-        kept = np.flatnonzero(flags == WRITTEN)
-        if len(kept) == 0:
+        left_out = np.flatnonzero(flags == SKIPPED)
+        if len(left_out) == len(flags):
             raise UserError(f"none of the {len(flags)} images could be read: nothing to write")
         finished, listed = self.folder / "table.npy", self.path.with_name(f"{self.path.stem}.skipped.txt")
-        if len(kept) < len(flags):
-            names = names or files
-            left_out = [names[i] for i in np.flatnonzero(flags == SKIPPED)]
-            names = [names[i] for i in kept]
+        if len(left_out):
+            kept, names = np.flatnonzero(flags == WRITTEN), names or files
             finished = self._compact(kept)
             with atomic_write(listed, "w") as handle:
-                handle.write("".join(f"{name}\n" for name in left_out))
+                handle.write("".join(f"{names[i]}\n" for i in left_out))
+            names = [names[i] for i in kept]
         else:
             listed.unlink(missing_ok=True)
         write_sidecar(self.path, "names", None if names is None else list(names))
         write_sidecar(self.path, "provenance", provenance)
         os.replace(finished, self.path)
         shutil.rmtree(self.folder)
-        return len(kept)
+        return len(flags) - len(left_out)
 
     def _compact(self, kept):
         """A copy of the table without the skipped rows."""

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from data_selection import pools
 from data_selection.errors import UserError
+from data_selection.list_files import UNKNOWN, read_list
 
 
 def open_folders(root, labels=None, val_labels=None):
@@ -49,7 +50,7 @@ def labelled_folder(folder, labels, flag):
         words = read_labels(labels, pool.names, folder)
     pool.class_names = tuple(sorted(set(words) - {""}))
     pool.classes = len(pool.class_names)
-    number = {word: i for i, word in enumerate(pool.class_names)} | {"": pools.UNKNOWN}
+    number = {word: i for i, word in enumerate(pool.class_names)} | {"": UNKNOWN}
     pool.labels = [number[word] for word in words]
     return pool
 
@@ -61,7 +62,7 @@ def read_labels(path, names, folder):
     """
     if Path(path).suffix.lower() != ".csv" or not Path(path).is_file():
         raise UserError(f"label file {path} must be an existing .csv of file,label")
-    files, labels = pools.read_list(Path(path))
+    files, labels = read_list(Path(path))
     known = set(names)
     unknown = [file for file in files if file not in known]
     if unknown:
@@ -81,7 +82,7 @@ def read_labels(path, names, folder):
 
 def check_labels(pool, ids, source):
     """Raise UserError where images `ids` of a pool have no label. source: the CSV they come from, or None."""
-    bare = [i for i in ids if pool.label(i) == pools.UNKNOWN]
+    bare = [i for i in ids if pool.label(i) == UNKNOWN]
     if bare and source:
         raise UserError(
             f"{len(bare)} of the {len(ids)} images to use have no label in {source}, first {pool.names[bare[0]]!r}: "
@@ -96,7 +97,7 @@ def renumber(pool, class_names, source, other):
         close = difflib.get_close_matches(strange[0], class_names, 1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
         raise UserError(f"{source} has the label {strange[0]!r}, no class of {other} ({some(class_names)}){hint}")
-    number = [class_names.index(name) for name in pool.class_names] + [pools.UNKNOWN]  # the last one for -1
+    number = [class_names.index(name) for name in pool.class_names] + [UNKNOWN]  # the last one for -1
     pool.labels = [number[label] for label in pool.labels]
     pool.class_names, pool.classes = class_names, len(class_names)
 

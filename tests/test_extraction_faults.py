@@ -93,6 +93,7 @@ def test_full_disk_keeps_the_rows(model, tmp_path, monkeypatch):
     monkeypatch.setattr(table_writer.shutil, "disk_usage", lambda path: types.SimpleNamespace(free=100))
     with pytest.raises(UserError, match=r"needs 0.00 GB, 0.00 GB are free"):
         save(small_pool(), model, tmp_path / "v.npy")
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["t.npy", "u.npy"]
 
 
 def test_a_dying_worker_is_named(model, tmp_path, folder, monkeypatch):
