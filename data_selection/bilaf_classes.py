@@ -76,12 +76,13 @@ class Pairs:
 
     x: (G, n, D) float64, centred on the core and scaled to the grid. max_bytes bounds every block. held: (G, N, N) of
     the whole classes, or None where they don't fit and are computed on demand. place: (G, n), where the members stand
-    in held, None: members are all.
+    in x and held, None: members are all. shape: (G, n).
     """
 
     def __init__(self, x, max_bytes, held=None, place=None):
         self.x, self.max_bytes, self.held, self.place = x, max_bytes, held, place
-        self.square = x.square().sum(-1)  # (G, n)
+        self.square = x.square().sum(-1) if place is None else None  # (G, n)
+        self.shape = x.shape[:2] if place is None else place.shape
 
     @classmethod
     def build(cls, x, max_bytes, memory):
@@ -100,7 +101,9 @@ class Pairs:
 
     def take(self, local):
         """Pairs of the members local (G, m) alone, in that order; not of a selection again."""
-        return Pairs(self.rows(local), self.max_bytes, self.held, None if self.held is None else local)
+        if self.held is None:
+            return Pairs(self.rows(local), self.max_bytes)
+        return Pairs(self.x, self.max_bytes, self.held, local)
 
     def rows(self, local):
         """Coordinates (G, m, D) of the members local (G, m)."""
