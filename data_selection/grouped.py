@@ -8,14 +8,15 @@ with the rows' mean m, the largest distance r of a row from m and the centroid's
     f . d_l  <=  m . d_l + r |d_l|,
 
 and if no row's winning similarity has fallen by more than h, M_gl grows by at most that + h. A centroid with M_gl < 0
-is left out. The result is that of float64 (see similarity.py).
+is left out. The products are in bfloat16 where that is faster; the few rows that they leave open (another centroid
+comes close to the last winner) are decided in float64 (see similarity.py).
 
-Measured (50,000 x 384 features of Fashion-MNIST, K = 1,000): 200 of the 1,000 centroids are multiplied in the first
-iterations, 75 in the 100th. Tried and dropped: a bound per row instead of per group (products of single rows cost ten
-times those of groups); taking every product anew from time to time instead of following each centroid (more of them);
-applying Cauchy and Schwarz to blocks of principal directions (no fewer); bounds on angles between centroids (exclude
-nothing in 384 dimensions); the same for random batches, whose bounds can't be measured (nothing is excluded on features
-without tight clusters).
+Measured (50,000 x 384 features of Fashion-MNIST, K = 1,000): NUMBERS. Tried and dropped: float32 products of rows gathered from the pool (five
+times the time of the search); a bound per row instead of per group (products of single rows cost ten times those of
+groups); taking every product anew from time to time instead of following each centroid (more of them); applying Cauchy
+and Schwarz to blocks of principal directions (no fewer); bounds on angles between centroids (exclude nothing in 384
+dimensions); the same for random batches, whose bounds can't be measured (nothing is excluded on features without tight
+clusters).
 """
 
 from itertools import pairwise
@@ -23,103 +24,135 @@ from itertools import pairwise
 import torch
 import torch.nn.functional as F
 
-from data_selection.narrow import nearest_unit, own_dot
+from data_selection.narrow import MANY_PAIRS, ROUND_UP, own_dot, pair_dots, settle
 from data_selection.similarity import normalise, product_error
 
 MEMBERS = 16  # centroids whose rows make a group: more make fewer and larger products
 TABLE_SIZE = 1 << 22  # groups x centroids at most
+SHAPE = 32  # sizes of products are multiples: each new pair of sizes is compiled, which costs more than the product
 BLOCK_ROWS = 1024  # of one product: its operands stay in the cache
-FALL = 0.002  # how much more the winners' similarities may fall in an iteration before a group is looked at twice
 
 
 class GroupedSearch:
     """The search for the resident rows of a pool on the CPU, the same in every iteration.
 
-    spans: (start, stop) of the rows that this process looks at; step: rows of a product at most.
+    spans: (start, stop) of the rows that this process looks at; step: rows of a product at most; dtype: of products.
     """
 
-    def __init__(self, pool, spans, step):
-        self.table, self.step = pool.resident, step
-        ends = torch.tensor([stop - start for start, stop in spans]).cumsum(0).tolist()
-        self.first = {start: end - (stop - start) for (start, stop), end in zip(spans, ends)}
-        self.places = torch.cat([torch.arange(*span) for span in spans])  # (n,) in the pool
+    def __init__(self, pool, spans, step, dtype):
+        self.table, self.spans, self.step, self.dtype = pool.resident, spans, step, dtype
         self.error = product_error(pool.dimensions)
+        self.rounding = torch.finfo(dtype).eps / 2
         self.units = None
+        self.pairs, self.close = [], 0  # (row, centroid) to be decided, and how many
 
     def begin(self, units):
         """Find the nearest of the centroids of this iteration, (K, D) float32, for every row."""
         if self.units is None:
             self._group(units)
-        else:
-            self._follow(units - self.units)
-        self.units, before = units, self.top.clone()
-        wanted = self.margin >= torch.minimum(-self.fall.clamp(min=0) - FALL, self.margin.amax(1))[:, None]
-        todo = range(len(self.blocks))
-        while len(todo):
-            for group in todo:
-                self._search(group, wanted[group].nonzero()[:, 0])
-            self.fall = torch.full_like(self.fall, -torch.inf).scatter_reduce_(0, self.group, before - self.top, "amax")
-            missed = (self.margin >= -self.fall[:, None]) & ~wanted
-            todo = missed.any(1).nonzero()[:, 0].tolist()
-            wanted |= missed
-        self.margin = torch.where(wanted, self.measured, self.margin + self.fall[:, None])
-        self.margin[self.group, self.found] = 2 * self.error
-        close = (self.second >= self.top - 2 * self.error).nonzero()[:, 0]  # rounding could have put them there
-        for some in close.split(BLOCK_ROWS) if len(close) else ():
-            self.own[some], self.found[some] = nearest_unit(self.table.index_select(0, self.rows[some]), units)
-        self.index = torch.empty_like(self.found).index_copy_(0, self.order, self.found)
-        self.similarity = torch.empty_like(self.own).index_copy_(0, self.order, self.own)
+        self._follow(units)
+        centred = units - units.mean(0)  # what all have in common decides nothing, and smaller numbers round less
+        self.short = centred.to(self.dtype)
+        off = (centred - self.short.float()).norm(dim=1).max() * ROUND_UP
+        reach = centred.norm(dim=1).max() * ROUND_UP + off
+        self.blur = self.rows_off * reach + off + 3 * self.error  # (n,) how far the sums of a product can be off
+        held = self.index[self.order]
+        for group in range(len(self.bounds)):
+            self._search(group)
+        self._decide()
+        for winners in (held, self.index[self.order]):  # old ones were left out of the maxima
+            self.margin[self.group, winners] = 2 * self.error
 
     def nearest(self, rows, start):
         """(similarity, index) of the nearest unit for the rows of the span that begins at `start`."""
-        part = slice(self.first[start], self.first[start] + len(rows))
+        part = slice(start, start + len(rows))
         return self.similarity[part], self.index[part]
 
     def _group(self, units):
         """Sort the rows into groups by the means of sets of similar centroids, and note what the bounds need."""
-        members = max(MEMBERS, -(-(len(units) ** 2) // TABLE_SIZE))
-        centres = normalise(torch.stack([units[part].mean(0) for part in bisect(units, members)]))
-        parts = [self.table.index_select(0, some) @ centres.T for some in self.places.split(BLOCK_ROWS)]
-        near = torch.cat([part.argmax(1) for part in parts]).unique(return_inverse=True)[1]  # (n,) no group is empty
-        self.order = near.argsort(stable=True)  # (n,) row at each sorted place
-        self.group, self.rows = near[self.order], self.places[self.order]
-        sizes = torch.bincount(near)
+        mine = torch.cat([torch.arange(*span) for span in self.spans])  # (n,) places in the pool
+        parts = bisect(units, max(MEMBERS, -(-(len(units) ** 2) // TABLE_SIZE)))
+        centres = normalise(torch.stack([units[part].mean(0) for part in parts]))
+        near = torch.cat([(self.table.index_select(0, some) @ centres.T).argmax(1) for some in mine.split(BLOCK_ROWS)])
+        order = near.argsort(stable=True)
+        self.order, near = mine[order], near[order]
+        self.group = near.unique(return_inverse=True)[1]  # no group is empty
+        # (N,) each, by place in the pool: the winner, at first any centroid, and its similarity
+        self.index, self.similarity = torch.zeros(len(self.table), dtype=torch.int64), torch.zeros(len(self.table))
+        self.index[self.order] = torch.stack([part[0] for part in parts])[near]
+        sizes = torch.bincount(self.group)
         ends = sizes.cumsum(0)
-        self.blocks = [
-            [(first, min(end, first + self.step)) for first in range(start, end, self.step)]
-            for start, end in pairwise([0, *ends.tolist()])
-        ]
-        self.mean = F.embedding_bag(self.rows, self.table, ends - sizes, mode="mean")  # (G, D)
+        self.bounds = list(pairwise([0, *ends.tolist()]))
+        self.mean = F.embedding_bag(self.order, self.table, ends - sizes, mode="mean")  # (G, D)
         self.radius = torch.zeros(len(sizes))
-        for some, group in zip(self.rows.split(BLOCK_ROWS), self.group.split(BLOCK_ROWS)):
-            distance = (self.table.index_select(0, some) - self.mean[group]).norm(dim=1)
-            self.radius.scatter_reduce_(0, group, distance, "amax")
-        # (n,) each, sorted: the best two products, and own_dot of the winner
-        self.top, self.second, self.own = torch.full((3, len(near)), -torch.inf)
-        self.found = torch.empty(len(near), dtype=torch.int64)  # the winners
+        self.low = torch.zeros(len(near) + SHAPE, self.table.shape[1], dtype=self.dtype)
+        self.rows_off = torch.empty(len(near))
+        for start in range(0, len(near), BLOCK_ROWS):
+            part = slice(start, start + BLOCK_ROWS)
+            rows = self.table.index_select(0, self.order[part])
+            self.low[start : start + len(rows)] = rows
+            self.rows_off[part] = (rows - rows.to(self.dtype).float()).norm(dim=1) * ROUND_UP
+            distance = (rows - self.mean[self.group[part]]).norm(dim=1) * ROUND_UP
+            self.radius.scatter_reduce_(0, self.group[part], distance, "amax")
         self.margin = torch.full((len(sizes), len(units)), torch.inf)  # (G, K)
-        self.measured, self.fall = torch.empty_like(self.margin), torch.zeros(len(sizes))
+        self.units = units
 
-    def _follow(self, moves):
-        """Let the bounds follow the centroids, moves (K, D)."""
-        length = moves.norm(dim=1)  # (K,)
-        rounding = self.error * length + 2.0**-21
-        self.margin += self.mean @ moves.T + self.radius[:, None] * length + rounding
+    def _follow(self, units):
+        """Let the bounds follow the centroids, and compute the similarities of the last winners anew."""
+        before = self.similarity.clone()
+        for start, stop in self.spans:
+            part = slice(start, stop)
+            self.similarity[part] = own_dot(self.table[part], units, self.index[part])
+        fall = torch.full((len(self.mean),), -torch.inf)  # it is less where another one wins
+        fall.scatter_reduce_(0, self.group, (before - self.similarity)[self.order], "amax")
+        moves = units - self.units  # (K, D)
+        length = moves.norm(dim=1) * ROUND_UP
+        self.margin += self.mean @ moves.T + self.radius[:, None] * length + self.error * (length + 2) + fall[:, None]
+        self.units = units
 
-    def _search(self, group, which):
-        """Note the best two of the centroids `which`, (C,) ascending, for a group's rows, and measure their margins."""
-        chosen = self.units.index_select(0, which)
-        behind = torch.full((len(which),), -torch.inf)
-        for start, stop in self.blocks[group]:
-            rows = self.table.index_select(0, self.rows[start:stop])
-            product = rows @ chosen.T  # (B, C)
-            top, place = product.max(1)
-            self.own[start:stop] = own_dot(rows, chosen, place)
-            product.scatter_(1, place[:, None], -torch.inf)
-            self.top[start:stop], self.found[start:stop] = top, which[place]
-            self.second[start:stop] = product.amax(1)
-            behind = torch.maximum(behind, product.sub_(top[:, None]).amax(0))
-        self.measured[group, which] = behind + 2 * self.error
+    def _search(self, group):
+        """Compare the last winners of a group's rows with the centroids that could beat one, and measure their margins.
+
+        The sums of a product are off by `blur`, and it is rounded once more; twice both is the doubt about a difference.
+        """
+        which = (self.margin[group] >= 0).nonzero()[:, 0]  # (C,) ascending
+        short = self.short.index_select(0, F.pad(which, (0, -len(which) % SHAPE)))
+        column = torch.empty(len(self.units), dtype=torch.int64)
+        column[which] = torch.arange(len(which))
+        behind, most = torch.full((len(which),), -torch.inf), torch.zeros(())
+        first, last = self.bounds[group]
+        for start in range(first, last, self.step):
+            part = slice(start, min(last, start + self.step))
+            rows = self.order[part]
+            low = self.low[start : part.stop + (start - part.stop) % SHAPE]
+            product = torch.mm(short, low.T)[: len(which), : part.stop - start].float()  # (C, B)
+            held = column.index_select(0, self.index.index_select(0, rows))[None]
+            winner = product.gather(0, held)[0]
+            rival = product.scatter_(0, held, -torch.inf).amax(0)
+            top = torch.maximum(winner, rival)
+            doubt = 2.04 * torch.add(self.blur[part], top.abs(), alpha=self.rounding)  # 2 and what is left out here
+            product.sub_(top)
+            behind, most = torch.maximum(behind, product.amax(1)), torch.maximum(most, doubt.max())
+            unsure = (rival >= top - doubt).nonzero()[:, 0]
+            for some in unsure.split(max(1, MANY_PAIRS // len(which))):
+                unit, row = (product.index_select(1, some) >= -doubt[some]).nonzero(as_tuple=True)
+                self.pairs.append((rows[some[row]], which[unit]))
+                self.close += len(row)
+                if self.close > MANY_PAIRS:
+                    self._decide()
+        self.margin[group, which] = behind + 1.02 * self.rounding * behind.abs() + most
+
+    def _decide(self):
+        """Let the pairs noted so far compete with the last winners in float64."""
+        if self.pairs:
+            row, unit = map(torch.cat, zip(*self.pairs))
+            close = pair_dots(self.table, self.units, row, unit) >= self.similarity[row] - 2 * self.error
+            row, unit = row[close].repeat(2), torch.cat([unit[close], self.index[row[close]]])
+            best = torch.full((len(self.table),), -torch.inf, dtype=torch.float64)
+            settle(self.table, self.units, row, unit, best, self.index)
+            row = row.unique()
+            self.similarity[row] = pair_dots(self.table, self.units, row, self.index[row])
+        self.pairs, self.close = [], 0
 
 
 def bisect(units, members):

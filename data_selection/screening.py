@@ -40,7 +40,8 @@ def make_search(pool, spans, count, full, max_bytes, step):
     if pool.device.type == "cuda" or count < 64 or not spans:
         return ProductSearch(block)
     if full and pool.resident is not None:
-        return GroupedSearch(pool, spans, min(block, BLOCK_ROWS))
+        dtype = torch.bfloat16 if narrow_is_faster() else torch.float32
+        return GroupedSearch(pool, spans, min(block, BLOCK_ROWS), dtype)
     if not narrow_is_faster():
         return ProductSearch(block)
     block = step or min(NARROW_ROWS, block_rows(count + 4 * pool.dimensions, max_bytes))

@@ -1,4 +1,6 @@
-"""What each deviation of the released BiLAF program changes: linear-probe accuracy, all variants on the same cores.
+"""What each deviation of the released BiLAF program changes: accuracy of a linear probe or of finetuning.
+
+Every variant has the same cores.
 
 python scripts/benchmark.py deviations --train outputs/quickstart/DEMO_train.npy --test outputs/quickstart/DEMO_test.npy
 """
@@ -22,6 +24,7 @@ from data_selection.files import atomic_write
 from data_selection.progress import open_bar
 from data_selection.report import markdown_table
 from data_selection.subset_files import budget_from_percent
+from scripts.benchmark_finetune import score
 
 FIELDS = ("normalised", "small_class", *CHOICES)  # each is one deviation
 
@@ -35,12 +38,14 @@ def build_parser():
     add("--cores", type=int, help="cores, at most half of the budget (default: as select_bilaf chooses)")
     add("--seeds", type=int, default=5, help="ActiveFT runs per budget; every variant takes their cores")
     add("--rows", nargs="+", metavar="ROW", help="only these rows of the table")
+    add("--finetune", action="store_true", help="judge by finetuning the demo backbone; only for the demo pool")
+    add("--epochs", type=int, default=20, help="of a finetuning")
     add("--scores", type=Path, help="JSON file of accuracies: those in it are not measured again, new ones are added")
     return parser
 
 
 def main(argv=None):
-    """Print two Markdown tables: accuracies, and differences to BiLAF paper with the same seed."""
+    """Print two Markdown tables: accuracies (of finetuning: the last epoch's), and differences to BiLAF paper with the same seed."""
     args = build_parser().parse_args(argv)
     train, test = (load_features(path) for path in (args.train, args.test))
     budgets = [budget_from_percent(len(train), percent) for percent in args.percents]
@@ -51,6 +56,13 @@ def main(argv=None):
         raise UserError(f"--rows {' '.join(unknown)} is unknown: use random, ActiveFT, {', '.join(variants)}")
     known = read_json(args.scores) if args.scores and args.scores.exists() else {}
     scores = {}
+
+    @functools.cache  # some variants choose the same images
+    def judge(ids, seed):
+        if args.finetune:
+            return score("full", list(ids), seed, args.epochs, every=args.epochs)[0]
+        return judge_subset(torch.tensor(ids), train, test)[1]
+
     with start("cpu") as world, open_bar(bar_factory(world), args.seeds * len(budgets), "deviations") as bar:
         for seed in range(args.seeds):
             activeft = functools.cache(functools.partial(select_activeft, train.features, seed=seed))  # budget -> ids
@@ -60,18 +72,19 @@ def main(argv=None):
                 for title in titles:
                     key = f"{args.train.name}, {title}, budget {budget}, seed {seed}"
                     key += f", {count} cores" if title in variants else ""
+                    key += f", {args.epochs} epochs" if args.finetune else ""
                     if key not in known:
                         ids = choose(title, variants, train.features, budget, count, seed, activeft)
-                        known[key] = judge_subset(ids, train, test)[1]
+                        known[key] = judge(tuple(sorted(ids.tolist())), seed)
+                        if args.scores:
+                            with atomic_write(args.scores, "w") as handle:
+                                json.dump(known, handle, indent=1)
                     scores[title, budget, seed] = known[key]
-                if args.scores:
-                    with atomic_write(args.scores, "w") as handle:
-                        json.dump(known, handle, indent=1)
                 bar.update(1)
     seeds = range(args.seeds)
     accuracy = [[t, *(mean_sd(scores[t, b, s] for s in seeds) for b in budgets)] for t in titles]
     header = ["chosen by", *(f"{percent} % ({budget})" for percent, budget in zip(args.percents, budgets))]
-    print(f"linear probe, %, mean ± sd over {args.seeds} seeds, torch {torch.__version__}\n")
+    print(f"{f'finetuning, {args.epochs} epochs' if args.finetune else 'linear probe'}, %, mean ± sd over {args.seeds} seeds, torch {torch.__version__}\n")
     print(markdown_table(header, accuracy))
     if "paper" in titles:
         gain = [

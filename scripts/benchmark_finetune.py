@@ -43,7 +43,7 @@ def main(argv=None):
         subsets = [select(table, method, args.budget, seed) for seed in range(args.seeds)]
         for loop in args.loops:
             began = time.perf_counter()
-            runs = [score(loop, ids, seed, args) for seed, ids in enumerate(subsets)]
+            runs = [score(loop, ids, seed, args.epochs, args.lp_lr) for seed, ids in enumerate(subsets)]
             seconds = (time.perf_counter() - began) / len(runs)
             rows.append([method, loop, *(mean_sd(values) for values in zip(*runs)), f"{seconds:.1f}"])
     print(markdown_table(columns, rows))
@@ -53,22 +53,22 @@ def select(table, method, budget, seed):
     return METHODS[method].select(table.features, budget, config=METHODS[method].config(), seed=seed).tolist()
 
 
-def score(loop, ids, seed, args):
-    """(accuracy of the last epoch, of the best on the evaluation set) of one run, percent."""
+def score(loop, ids, seed, epochs, lp_lr=None, every=EVERY):
+    """(accuracy of the last epoch, of the best on the evaluation set) of one run on the demo pool, percent."""
     if loop == "textbook":
         reached = finetune(
             open_pool("DEMO"), ids, open_pool("DEMO", "test"), weights=DEMO_WEIGHTS, mean=FASHION_MEAN, std=FASHION_STD,
-            epochs=args.epochs, seed=seed, every=EVERY,
+            epochs=epochs, seed=seed, every=every,
         )  # fmt: skip
-        return reached[args.epochs], max(reached.values())
+        return reached[epochs], max(reached.values())
     with tempfile.TemporaryDirectory() as folder:
         subset = save_subset(Path(folder) / "subset.json", ids)
         words = ["--config", ROOT / "configs" / "demo_finetune.yaml", "--subset_ids", subset, "--output_dir", folder]
-        words += ["--mode", loop, "--eval_interval", EVERY, "--seed", seed, "--amp", "bf16", "--device", "cpu"]
+        words += ["--mode", loop, "--eval_interval", every, "--seed", seed, "--amp", "bf16", "--device", "cpu"]
         if loop != "linear":
-            words += ["--epochs", args.epochs, "--no-model-ema"]
+            words += ["--epochs", epochs, "--no-model-ema"]
         if loop == "lp-ft":
-            words += ["--lr", args.lp_lr]
+            words += ["--lr", lp_lr]
         with contextlib.redirect_stdout(io.StringIO()):
             trainer([str(word) for word in words])
         result = json.loads((Path(folder) / "result.json").read_text())

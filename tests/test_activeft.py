@@ -120,15 +120,15 @@ def test_normalisation_keeps_the_gradient_tangential():
     torch.testing.assert_close((through_normalisation(gradient, centroids) * centroids).sum(1), torch.zeros(5).double())
 
 
+@pytest.mark.parametrize("narrow", [False, True], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("options", [{}, {"lr": 0.5}, {"batch_size": 700}], ids=["grouped", "wild", "minibatch"])
 @pytest.mark.parametrize("count", [64, 300])
 @pytest.mark.parametrize("make", [clusters, lambda n, d, seed: F.normalize(torch.randn(n, d), dim=1)])
-def test_screened_search_is_exact(make, count, options, monkeypatch):
+def test_screened_search_is_exact(make, count, options, narrow, monkeypatch):
     rows = make(1500, 96, 0)
     rows[700:760] = rows[:60]  # ties
     rows[760:765] = 0
     config = ActiveFTConfig(max_iter=25, **{"lr": 3e-3, **options})
-    narrow = "batch_size" in options
     monkeypatch.setattr(screening, "narrow_is_faster", lambda: narrow)
     monkeypatch.setattr(assignment, "narrow_is_faster", lambda: narrow)
     fast = trace(rows, count, config=config)
@@ -139,23 +139,28 @@ def test_screened_search_is_exact(make, count, options, monkeypatch):
 
 def test_groups_leave_most_products_out(monkeypatch):
     taken = []
-    search = grouped.GroupedSearch._search
-    monkeypatch.setattr(grouped.GroupedSearch, "_search", lambda *args: taken.append(len(args[-1])) or search(*args))
+
+    def counting(search, group, original=grouped.GroupedSearch._search):
+        taken.append(int((search.margin[group] >= 0).sum()))
+        original(search, group)
+
+    monkeypatch.setattr(grouped.GroupedSearch, "_search", counting)
     trace(clusters(3000, 96, 0), 256, config=ActiveFTConfig(max_iter=40, lr=3e-4))
     assert sum(taken[-100:]) / 100 < 256 / 3
 
 
-def test_margins_bound_every_centroid_with_room_for_rounding():
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_margins_bound_every_centroid_with_room_for_rounding(dtype):
     rows, units = clusters(600, 96, 0), clusters(80, 96, 1)
     pool = UnitPool(rows, None, CPU, 1e9)
-    search = grouped.GroupedSearch(pool, [(0, 400), (400, 600)], 64)
-    for step in range(4):
-        search.begin(F.normalize(units + 0.01 * step * clusters(80, 96, 2), dim=1))
-        exact = pool.resident[search.rows].double() @ search.units.double().T  # (n, K)
+    search = grouped.GroupedSearch(pool, [(0, 400), (400, 600)], 64, dtype)
+    for step in range(6):
+        search.begin(F.normalize(units + 0.02 * step * clusters(80, 96, 2), dim=1))
+        exact = pool.resident[search.order].double() @ search.units.double().T  # (n, K)
         behind = torch.full(search.margin.shape, -torch.inf, dtype=torch.float64)
-        behind.scatter_reduce_(0, search.group[:, None].expand_as(exact), exact - search.top[:, None], "amax")
+        behind.scatter_reduce_(0, search.group[:, None].expand_as(exact), exact - exact.amax(1, keepdim=True), "amax")
         assert (search.margin >= behind + search.error).all()
-        assert torch.equal(search.found, exact.argmax(1))
+        assert torch.equal(search.index[search.order], exact.argmax(1))
 
 
 def test_textbook_run():
