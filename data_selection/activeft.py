@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 import torch.distributed as dist
 
-from data_selection.activeft_objective import OBJECTIVES, add_segment_sums, through_normalisation
+from data_selection.activeft_objective import OBJECTIVES, TABLE_ROWS, add_segment_sums, through_normalisation
 from data_selection.assignment import distinct_nearest
 from data_selection.baselines import DISTANCES, farthest_point, plus_plus
 from data_selection.checks import check_request, check_selection
@@ -174,10 +174,12 @@ class Adam:
     def step(self, gradient, lr):
         first, second = self.betas
         self.steps += 1
-        self.mean.lerp_(gradient, 1 - first)
-        self.square.mul_(second).addcmul_(gradient, gradient, value=1 - second)
-        scale = self.square.sqrt().div_((1 - second**self.steps) ** 0.5).add_(self.epsilon)
-        self.values.addcdiv_(self.mean, scale, value=-lr / (1 - first**self.steps))
+        tables = (self.values, self.mean, self.square, gradient)
+        for values, mean, square, part in zip(*(table.split(TABLE_ROWS) for table in tables)):
+            mean.lerp_(part, 1 - first)
+            square.mul_(second).addcmul_(part, part, value=1 - second)
+            scale = square.sqrt().div_((1 - second**self.steps) ** 0.5).add_(self.epsilon)
+            values.addcdiv_(mean, scale, value=-lr / (1 - first**self.steps))
 
 
 def learning_rate(config, iteration):
@@ -205,9 +207,9 @@ def loss_and_gradient(pool, centroids, fixed, config, world, generator, search):
         add_segment_sums(pull, totals[:-1], rows, index, weights)
         totals[-1] += losses.sum()
     count = spans[-1][1]
-    pull, totals = world.sum_(pull) / count, world.sum_(totals) / count
+    pull, totals = world.sum_(pull), world.sum_(totals) / count
     loss, push = terms.centroid_terms(totals[:-1])
-    gradient = (push - pull / config.temperature)[len(fixed) :]
+    gradient = push.sub_(pull, alpha=1 / (count * config.temperature))[len(fixed) :]
     return totals[-1] + loss, through_normalisation(gradient, centroids)
 
 

@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from data_selection.similarity import row_blocks
 
 REPULSION_BYTES = 32 << 20  # fixed, as all sizes here, so that no rounding depends on the memory limit
+TABLE_ROWS = 1024  # of float64 tables that are changed in place: what is made on the way stays small
 TILE_ROWS = 512  # of centroids: a tile of pairs stays in a core's cache
 
 
@@ -42,8 +43,8 @@ class Released:
         return F.softplus(z), torch.sigmoid(z)
 
     def centroid_terms(self, weights):
-        """Loss and gradient (K, D) of the repulsion beyond the samples' loss; weights: (K,) sums of w_i, over N."""
-        return 0.0, weights[:, None] * self.mean / self.temperature
+        """Loss and gradient (K, D) of the repulsion beyond the samples' loss, once; weights: (K,) sums of w_i, over N."""
+        return 0.0, self.mean.mul_(weights[:, None] / self.temperature)
 
 
 class Paper:
@@ -60,7 +61,7 @@ class Paper:
         scale = self.balance / len(self.log_sum)
         if len(self.log_sum) == 1:  # nothing repels a single centroid
             return 0.0, torch.zeros_like(self.mean)
-        return scale * self.log_sum.sum(), scale / self.temperature * self.mean
+        return scale * self.log_sum.sum(), self.mean.mul_(scale / self.temperature)
 
 
 OBJECTIVES = {"released": Released, "paper": Paper}
@@ -126,7 +127,9 @@ def add_segment_sums(sums, masses, rows, index, weights):
 
 
 def through_normalisation(gradient, centroids):
-    """dL/dc from dL/du, both (K, D): the part along u drops out, the rest is divided by |c|."""
-    norm = centroids.norm(dim=1, keepdim=True).clamp(min=1e-12)
-    units = centroids / norm
-    return (gradient - (gradient * units).sum(1, keepdim=True) * units) / norm
+    """dL/dc from dL/du, both (K, D), in place: the part along u drops out, the rest is divided by |c|."""
+    for part, values in zip(gradient.split(TABLE_ROWS), centroids.split(TABLE_ROWS)):
+        norm = values.norm(dim=1, keepdim=True).clamp_(min=1e-12)
+        units = values / norm
+        part.sub_(units.mul_((part * units).sum(1, keepdim=True))).div_(norm)
+    return gradient

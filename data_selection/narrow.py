@@ -171,13 +171,13 @@ class Narrow:
 class Scratch:
     """Memory for one product after another: fresh memory of this size costs as much as the product itself."""
 
-    def __init__(self):
-        self.memory = torch.empty(0, dtype=torch.bfloat16)
+    def __init__(self, dtype=torch.bfloat16):
+        self.memory = torch.empty(0, dtype=dtype)
 
     def take(self, rows, columns):
-        """An uninitialised (rows, columns) bfloat16 table; the one taken before is gone."""
+        """An uninitialised (rows, columns) table; the one taken before is gone."""
         if len(self.memory) < rows * columns:
-            self.memory = torch.empty(rows * columns, dtype=torch.bfloat16)
+            self.memory = self.memory.new_empty(rows * columns)
         return self.memory[: rows * columns].view(rows, columns)
 
 
@@ -232,8 +232,10 @@ def own_dot(rows, units, index):
 
 def pair_dots(rows, units, row, unit):
     """rows[row] . units[unit] for pairs (P,), float32."""
-    parts = zip(row.split(CHUNK_ROWS), unit.split(CHUNK_ROWS))
-    return torch.cat([own_dot(rows.index_select(0, some), units, which) for some, which in parts])
+    value = rows.new_empty(len(row))  # filled in place: small results kept in between would scatter the large ones
+    for some, which, part in zip(row.split(CHUNK_ROWS), unit.split(CHUNK_ROWS), value.split(CHUNK_ROWS)):
+        part.copy_(own_dot(rows.index_select(0, some), units, which))
+    return value
 
 
 def settle(rows, units, row, unit, best, index, first=0):

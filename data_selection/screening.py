@@ -7,6 +7,7 @@ from data_selection.narrow import Screen, narrow_is_faster, nearest_of_few, near
 from data_selection.similarity import BLOCK_BYTES, block_rows
 
 NARROW_ROWS = 2048  # of a coarse product
+GROUP_BYTES = 16 << 20  # of a group's product, in the first iteration with all centroids
 SAMPLE_ROWS = 16384  # for the principal directions
 
 
@@ -41,7 +42,8 @@ def make_search(pool, spans, count, full, max_bytes, step):
         return ProductSearch(block)
     if full and pool.resident is not None:
         dtype = torch.bfloat16 if narrow_is_faster() else torch.float32
-        return GroupedSearch(pool, spans, min(block, BLOCK_ROWS), dtype)
+        block = step or min(BLOCK_ROWS, block_rows(4 * count, GROUP_BYTES))
+        return GroupedSearch(pool, spans, block, dtype)
     if not narrow_is_faster():
         return ProductSearch(block)
     block = step or min(NARROW_ROWS, block_rows(count + 4 * pool.dimensions, max_bytes))

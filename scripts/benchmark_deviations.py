@@ -45,7 +45,7 @@ def build_parser():
 
 
 def main(argv=None):
-    """Print two Markdown tables: accuracies (of finetuning: the last epoch's), and differences to BiLAF paper with the same seed."""
+    """Print two Markdown tables: accuracies, and differences to BiLAF paper with the same seed."""
     args = build_parser().parse_args(argv)
     train, test = (load_features(path) for path in (args.train, args.test))
     budgets = [budget_from_percent(len(train), percent) for percent in args.percents]
@@ -84,7 +84,8 @@ def main(argv=None):
     seeds = range(args.seeds)
     accuracy = [[t, *(mean_sd(scores[t, b, s] for s in seeds) for b in budgets)] for t in titles]
     header = ["chosen by", *(f"{percent} % ({budget})" for percent, budget in zip(args.percents, budgets))]
-    print(f"{f'finetuning, {args.epochs} epochs' if args.finetune else 'linear probe'}, %, mean ± sd over {args.seeds} seeds, torch {torch.__version__}\n")
+    judged = f"finetuning, {args.epochs} epochs, the last" if args.finetune else "linear probe"
+    print(f"{judged}, %, mean ± sd over {args.seeds} seeds, torch {torch.__version__}\n")
     print(markdown_table(header, accuracy))
     if "paper" in titles:
         gain = [
