@@ -43,7 +43,10 @@ class Released:
         return F.softplus(z), torch.sigmoid(z)
 
     def centroid_terms(self, weights):
-        """Loss and gradient (K, D) of the repulsion beyond the samples' loss, once; weights: (K,) sums of w_i, over N."""
+        """Loss and gradient (K, D) of the repulsion beyond the samples' loss; weights: (K,) sums of w_i, over N.
+
+        Can be called once: the gradient takes the place of what it is made from.
+        """
         return 0.0, self.mean.mul_(weights[:, None] / self.temperature)
 
 

@@ -112,7 +112,7 @@ class GroupedSearch:
         moves = units - self.units  # (K, D)
         length = moves.norm(dim=1) * ROUND_UP
         self.margin.addmm_(self.mean, moves.T).addcmul_(self.radius[:, None], length)
-        self.margin.add_(self.error * (length + 2)).add_(fall[:, None])
+        self.margin.add_(self.error * (length + 2) + 2.0**-21).add_(fall[:, None])  # similarities and sums are rounded
         self.units = units
 
     def _search(self, group):
