@@ -31,7 +31,7 @@ from data_selection.similarity import normalise, product_error
 
 MEMBERS = 16  # centroids whose rows make a group: more make fewer and larger products
 TABLE_SIZE = 1 << 22  # groups x centroids at most
-SHAPE = 32  # sizes of products are multiples: each new pair of sizes is compiled, which costs more than the product
+SHAPE = 16  # sizes of products are multiples: each new pair of sizes is compiled, which costs more than the product
 BLOCK_ROWS = 1024  # of one product: its operands stay in the cache
 OPEN_PAIRS = 1 << 16  # that wait for their decision
 
@@ -55,7 +55,8 @@ class GroupedSearch:
         if self.units is None:
             self._group(units)
         self._follow(units)
-        centred = units - units.mean(0)  # what all have in common decides nothing, and smaller numbers round less
+        mean = units.new_full((1, len(units)), 1 / len(units)) @ units
+        centred = units - mean  # what all have in common decides nothing, and smaller numbers round less
         self.short = centred.to(self.dtype)
         off = (centred - self.short.float()).norm(dim=1).max() * ROUND_UP
         reach = centred.norm(dim=1).max() * ROUND_UP + off
