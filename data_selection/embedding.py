@@ -14,8 +14,11 @@ def class_tokens(model, images, n_last_blocks=1, avgpool_patchtokens=False):
 
     The class tokens of the last n blocks, each after the final norm, the oldest first. With avgpool_patchtokens the
     class token and the mean of the last block's normed patch tokens are interleaved element by element (cls0, avg0,
-    cls1, avg1, ...), as in the released code, which crashes with n_last_blocks > 1; here that is a UserError.
+    cls1, avg1, ...), as in the released code, which crashes with n_last_blocks > 1; here that is a UserError, and so is
+    a ViT without class token.
     """
+    if model.cls_token is None:  # the first token is a register or a patch then
+        raise UserError("this backbone has no class token: leave out --n_last_blocks and --avgpool_patchtokens")
     if n_last_blocks < 1 or n_last_blocks > len(model.blocks):
         raise UserError(f"n_last_blocks {n_last_blocks} is outside 1..{len(model.blocks)}, the blocks of this backbone")
     if avgpool_patchtokens and n_last_blocks > 1:

@@ -8,6 +8,7 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 
 from data_selection.embedding import class_tokens, is_plain_vit, pooled, ready, write_out_attention
+from data_selection.errors import UserError
 
 CPU = torch.device("cpu")
 
@@ -45,6 +46,14 @@ def test_class_tokens_are_timms(options, plain):
         blocks = model.get_intermediate_layers(x, n=count, return_prefix_tokens=True, norm=True)
         expected = torch.cat([prefix[:, 0] for _, prefix in blocks], dim=1)
         assert torch.allclose(class_tokens(model, x, n_last_blocks=count), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("options", [{"n_last_blocks": 2}, {"avgpool_patchtokens": True}])
+def test_a_vit_without_class_token_is_refused(options):
+    for registers in (0, 2):  # the first token is a patch, or a register
+        model = small_vit(class_token=False, reg_tokens=registers, global_pool="avg")
+        with pytest.raises(UserError, match="no class token"):
+            class_tokens(model, images(), **options)
 
 
 def test_a_subclass_with_its_own_forward_is_not_plain():
