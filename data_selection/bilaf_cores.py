@@ -203,9 +203,9 @@ def _nearest_of(search, rows, own, unit, near, most):
         apart = search.centre.index_select(0, near.flatten()).view(*near.shape, -1).sub_(rows[:, None])  # (B, C, D)
         square = apart.square_().sum(2)
     square = square.mul_(unit**2).round_()
-    lowest, column = square.topk(most, dim=1, largest=False)
-    if (lowest[:, 1:] == lowest[:, :-1]).any():  # of equal ones, the lower number first
-        column = column.sort(dim=1).values
-        lowest, order = square.gather(1, column).sort(dim=1, stable=True)
-        column = column.gather(1, order)
+    lowest, column = square.topk(min(most + 1, square.shape[1]), dim=1, largest=False)
+    tied = (lowest[:, 1:] == lowest[:, :-1]).any(1).nonzero()[:, 0]  # also with the first one left out
+    lowest, column = lowest[:, :most], column[:, :most]
+    lowest[tied], order = (part[:, :most] for part in square[tied].sort(dim=1, stable=True))  # the lower number first
+    column[tied] = order
     return column if near is None else near.gather(1, column), lowest.clamp_(min=0).sqrt_()

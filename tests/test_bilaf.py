@@ -191,6 +191,19 @@ def test_many_cores_are_sorted_out_first(nested, monkeypatch):
     assert select_bilaf(x, 25, cores=list(range(0, 24, 3)), config=config).equal(expected)
 
 
+@pytest.mark.parametrize("most", [1, 3, 8])
+def test_equally_near_cores_are_taken_by_number(most):
+    x = torch.from_numpy(np.random.default_rng(4).integers(0, 4, (300, 2)).astype(float))
+    search = CoreSearch(x, torch.arange(60), PRESETS["released"], torch.device("cpu"))
+    square = (x[:, None] - x[:60]).square().sum(2)
+    own = square.argmin(1)
+    expected = square.scatter(1, own[:, None], torch.inf).sort(dim=1, stable=True).indices[:, :most]
+    others = torch.tensor([[j for j in range(60) if j != i] for i in own.tolist()])
+    for near in (None, others):
+        found = bilaf_cores._nearest_of(search, x - search.mean, own, torch.ones(300, 1) * 1024, near, most)[0]
+        assert found.equal(expected)
+
+
 def test_distances_held_and_on_demand_are_the_same():
     x = torch.from_numpy(np.random.default_rng(2).normal(size=(2, 600, 7))) * 2.0**14
     held, demand = Pairs.build(x, 1 << 30, Memory(x.device)), Pairs(x, 1 << 20)
