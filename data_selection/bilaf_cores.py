@@ -41,6 +41,7 @@ class CoreSearch:
         self.narrow = self.centre.float()
         self.half = self.narrow.square().sum(1) / 2  # (K,)
         self.reach = self.half.max().mul(2).sqrt()
+        self.shift = self.mean.norm().float() * 2.0**-20  # how far rounding moves rows that are far from the origin
         coarse = device.type == "cpu" and len(cores) >= MANY_CORES and narrow_is_faster()
         self.coarse = Coarse(self.narrow, self.half) if coarse else None
 
@@ -56,7 +57,8 @@ class CoreSearch:
         if best is None:  # argmin |r - c|^2 = argmax r.c - |c|^2 / 2
             best = torch.addmm(-self.half, rows, self.narrow.T).topk(most, dim=1)
         value, index = best
-        blur = 2.0**-18 * self.reach * (rows.square().sum(1).sqrt() + self.reach)  # (B,) far above the rounding error
+        length = rows.square().sum(1).sqrt() + self.reach  # (B,)
+        blur = self.reach * (2.0**-18 * length + self.shift)  # (B,) far above the rounding error
         gap = (value[:, :-1] - value[:, 1:])[:, [0, -1]] if value.shape[1] > 1 else value.new_empty(len(rows), 0)
         index = index[:, :count]
         unsure = (gap < blur[:, None]).any(1).nonzero()[:, 0]

@@ -150,6 +150,20 @@ def test_assignment_far_from_the_origin_is_exact():
     assert rival[:, 0].tolist() == order[:, 1].tolist()
 
 
+@pytest.mark.parametrize("coarse", [False, True])
+def test_assignment_in_a_narrow_cone_is_exact(coarse, monkeypatch):
+    """float32 rounds unit vectors by nearly a hundredth of what tells these apart."""
+    monkeypatch.setattr(bilaf_cores, "MANY_CORES", 0 if coarse else 10**9)
+    monkeypatch.setattr(bilaf_cores, "narrow_is_faster", lambda: True)
+    rng = np.random.default_rng(0)
+    x = torch.from_numpy(rng.normal(size=16) + 1e-5 * rng.normal(size=(3000, 16)))
+    unit = x / x.norm(dim=1, keepdim=True)
+    unit -= unit.mean(0)
+    own, _ = assign(x, torch.arange(600), PRESETS["paper"], torch.device("cpu"), 1 << 25)
+    square = torch.cat([(part[:, None] - unit[:600]).square().sum(2) for part in unit.split(500)])
+    assert own.equal(square.argmin(1))
+
+
 @pytest.mark.parametrize("rivals", [1, 3, 50])
 def test_rivals_are_the_nearest_other_cores(rivals):
     rng = np.random.default_rng(1)
