@@ -61,7 +61,7 @@ class CoreSearch:
         blur = self.reach * (2.0**-18 * length + self.shift)  # (B,) far above the rounding error
         gap = (value[:, :-1] - value[:, 1:])[:, [0, -1]] if value.shape[1] > 1 else value.new_empty(len(rows), 0)
         index = index[:, :count]
-        unsure = (gap < blur[:, None]).any(1).nonzero()[:, 0]
+        unsure = (gap <= blur[:, None]).any(1).nonzero()[:, 0]
         for part in unsure.split(CHUNK_ROWS):
             index[part] = self._nearest_exact(exact(part) - self.mean, count)
         return index

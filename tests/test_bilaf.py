@@ -112,6 +112,15 @@ def test_identical_samples_and_twin_cores(variant):
     assert len(chosen.unique()) == 25
 
 
+@pytest.mark.parametrize("variant", PRESETS)
+def test_cores_that_are_all_the_same(variant):
+    x = make_pool("uniform", 4)
+    cores = list(range(5, 25))
+    x[cores] = 1
+    chosen = select_bilaf(torch.from_numpy(x), 27, cores=cores, config=PRESETS[variant]).tolist()
+    assert chosen == textbook(x, cores, 27, PRESETS[variant])
+
+
 def test_kept_counts_of_the_released_program():
     sizes = torch.tensor([9, 10, 11, 15, 19, 20, 25, 29, 35, 39, 45, 57, 99, 105, 199, 200, 1000])
     expected = [9, 9, 9, 13, 17, 18, 21, 25, 29, 35, 39, 49, 89, 90, 171, 180, 900]
