@@ -31,8 +31,8 @@ class UnitPool:
 
     @staticmethod
     def spans(count):
-        """(start, stop) pairs over `count` rows: a quarter each, at least 1,024 and at most 16,384 rows."""
-        step = min(SPAN_ROWS, max(MIN_SPAN_ROWS, -(-count // 4)))
+        """(start, stop) pairs over `count` rows: an eighth each, at least 1,024 and at most 16,384 rows."""
+        step = min(SPAN_ROWS, max(MIN_SPAN_ROWS, -(-count // 8)))
         return [(start, min(count, start + step)) for start in range(0, count, step)]
 
     def read(self, start, stop):
