@@ -33,7 +33,10 @@ def rows_at(features, ids, device, normalised):
     else:
         rows = torch.from_numpy(np.asarray(features[ids.numpy()]))
     rows = rows.to(device, torch.float64)
-    return F.normalize(rows, dim=-1) if normalised else rows
+    if not normalised:
+        return rows
+    rows = F.normalize(rows, dim=-1)
+    return rows.mul_(2.0**40).round_().div_(2.0**40)  # so that samples that differ in length alone are equal
 
 
 def on_grid(values):

@@ -277,6 +277,15 @@ def test_labelled_and_excluded(fashion):
     assert len(select_bilaf(fashion, rest, cores=cores, labelled=labelled, excluded=excluded).unique()) == rest
 
 
+def test_length_changes_nothing_where_features_are_normalised():
+    """Not even where a class holds one direction only, whose radius is the rounding error of the lengths."""
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        x = rng.normal(size=(12, 5))[rng.integers(0, 12, 80)]
+        cores, lengths = rng.permutation(80)[:4].tolist(), rng.uniform(0.5, 2, (80, 1))
+        assert select_bilaf(x * lengths, 30, cores=cores).equal(select_bilaf(x, 30, cores=cores)), seed
+
+
 def test_cores_may_come_from_a_function():
     x = make_pool("uniform", 1)
     asked = []
