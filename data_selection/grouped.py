@@ -21,6 +21,7 @@ them); applying Cauchy and Schwarz to blocks of principal directions (no fewer);
 features without tight clusters).
 """
 
+from functools import reduce
 from itertools import pairwise
 
 import torch
@@ -33,6 +34,7 @@ MEMBERS = 16  # centroids whose rows make a group: more make fewer and larger pr
 TABLE_SIZE = 1 << 22  # groups x centroids at most
 SHAPE = 16  # sizes of products are multiples: each new pair of sizes is compiled, which costs more than the product
 BLOCK_ROWS = 1024  # of one product: its operands stay in the cache
+DOUBT = 2.04  # 2, as a difference has two errors, and a little for what the formulas leave out
 OPEN_PAIRS = 1 << 16  # that wait for their decision
 
 
@@ -60,10 +62,13 @@ class GroupedSearch:
         self.short = centred.to(self.dtype)
         off = (centred - self.short.float()).norm(dim=1).max() * ROUND_UP
         reach = centred.norm(dim=1).max() * ROUND_UP + off
-        self.blur = self.rows_off * reach + off + 3 * self.error  # (n,) how far the sums of a product can be off
+        blur = self.rows_off * reach + off + 3 * self.error  # (n,) how far the sums of a product can be off
+        self.doubt = DOUBT * blur
         held = self.index[self.order]
-        for group in range(len(self.bounds)):
-            self._search(group)
+        wanted = self.margin >= 0
+        which = wanted.nonzero()[:, 1].split(wanted.sum(1).tolist())
+        for group, some in enumerate(which):
+            self._search(group, some)
         self._decide()
         for winners in (held, self.index[self.order]):  # old ones were left out of the maxima
             self.margin[self.group, winners] = 2 * self.error
@@ -116,16 +121,15 @@ class GroupedSearch:
         self.margin.add_(self.error * (length + 2) + 2.0**-21).add_(fall[:, None])  # similarities and sums are rounded
         self.units = units
 
-    def _search(self, group):
-        """Compare the last winners of a group's rows with the centroids that could beat one; measure their margins.
+    def _search(self, group, which):
+        """Compare the last winners of a group's rows with the centroids `which`, (C,), and measure their margins.
 
         The sums of a product are off by `blur`, and it is rounded once more: twice both is the doubt of a difference.
         """
-        which = (self.margin[group] >= 0).nonzero()[:, 0]  # (C,) ascending
         short = self.short.index_select(0, F.pad(which, (0, -len(which) % SHAPE)))
         column = torch.empty(len(self.units), dtype=torch.int64)
-        column[which] = torch.arange(len(which))
-        behind, most = torch.full((len(which),), -torch.inf), torch.zeros(())
+        column.index_copy_(0, which, torch.arange(len(which)))
+        behind, most = [], []
         first, last = self.bounds[group]
         for start in range(first, last, self.step):
             part = slice(start, min(last, start + self.step))
@@ -138,17 +142,18 @@ class GroupedSearch:
             winner = product.gather(0, held)[0]
             rival = product.scatter_(0, held, -torch.inf).amax(0)
             top = torch.maximum(winner, rival)
-            doubt = 2.04 * torch.add(self.blur[part], top.abs(), alpha=self.rounding)  # 2 and what is left out here
-            product.sub_(top)
-            behind, most = torch.maximum(behind, product.amax(1)), torch.maximum(most, doubt.max())
-            unsure = (rival >= top - doubt).nonzero()[:, 0]
+            doubt = torch.add(self.doubt[part], top.abs(), alpha=DOUBT * self.rounding)
+            unsure = (rival + doubt >= top).nonzero()[:, 0]
+            behind.append(product.sub_(top).amax(1))
+            most.append(doubt.max())
             for some in unsure.split(max(1, OPEN_PAIRS // len(which))):
                 unit, row = (product.index_select(1, some) >= -doubt[some]).nonzero(as_tuple=True)
                 self.pairs.append((rows[some[row]], which[unit]))
                 self.close += len(row)
                 if self.close > OPEN_PAIRS:
                     self._decide()
-        self.margin[group, which] = behind + 1.02 * self.rounding * behind.abs() + most
+        behind, most = reduce(torch.maximum, behind), reduce(torch.maximum, most)  # (C,) 0 or below, and a scalar
+        self.margin[group].index_copy_(0, which, behind * (1 - 1.02 * self.rounding) + most)
 
     def _decide(self):
         """Let the pairs noted so far compete with the last winners in float64."""
