@@ -32,7 +32,7 @@ from data_selection.similarity import normalise, product_error
 
 MEMBERS = 16  # centroids whose rows make a group: more make fewer and larger products
 TABLE_SIZE = 1 << 22  # groups x centroids at most
-SHAPE = 16  # sizes of products are multiples: each new pair of sizes is compiled, which costs more than the product
+SHAPE = 32  # sizes of products are multiples: a new pair of sizes is compiled first, which costs time and 0.2 MB
 BLOCK_ROWS = 1024  # of one product: its operands stay in the cache
 DOUBT = 2.04  # 2, as a difference has two errors, and a little for what the formulas leave out
 OPEN_PAIRS = 1 << 16  # that wait for their decision

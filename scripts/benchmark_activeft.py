@@ -139,7 +139,7 @@ class Clock:
 
 
 def memory(features, budget, workdir):
-    """Peak memory in MB that three iterations and the assignment need beyond the features, in a fresh process."""
+    """Peak memory in MB that 30 iterations and the assignment need beyond the features, in a fresh process."""
     with tempfile.TemporaryDirectory(dir=workdir) as folder, multiprocessing.get_context("spawn").Pool(1) as pool:
         path = Path(folder) / "features.npy"
         np.save(path, features.cpu().numpy(), allow_pickle=False)
@@ -149,7 +149,7 @@ def memory(features, budget, workdir):
 def peak(path, budget, device):
     features = torch.from_numpy(np.load(path, allow_pickle=False)).to(device)
     before = high_water(device)
-    select_activeft(features, budget, config=ActiveFTConfig(max_iter=3))
+    select_activeft(features, budget, config=ActiveFTConfig(max_iter=30))
     return high_water(device) - before
 
 
