@@ -4,19 +4,12 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from data_selection.bilaf_classes import (
-    Memory,
-    group_classes,
-    open_batch,
-    plan_batches,
-    rank_and_size,
-    rows_at,
-    sum_over_ranks,
-)
+from data_selection.bilaf_classes import group_classes, open_batch, plan_batches, rank_and_size, rows_at, sum_over_ranks
 from data_selection.bilaf_cores import FEW_CORES, CoreSearch, assign, find_rivals
 from data_selection.bilaf_steps import allocate, denoise, kept_count, pick
 from data_selection.checks import check_ids, check_request, check_selection
 from data_selection.errors import UserError
+from data_selection.narrow import Scratch
 from data_selection.pool_reader import pool_device, working_memory
 from data_selection.progress import open_bar
 
@@ -206,7 +199,7 @@ def _pick_all(features, classes, stages, config, device, max_bytes, progress):
     cores, members, sizes, kept, rival, annotated = classes
     count = stages[-1]
     search = CoreSearch(features, cores, config, device)
-    turn, memory = torch.zeros(len(features), dtype=torch.int64, device=device), Memory(device)
+    turn, memory = torch.zeros(len(features), dtype=torch.int64, device=device), Scratch(torch.float64, device)
     rank, size = rank_and_size()
     batches = plan_batches(sizes, count > 1, features.shape[1], max_bytes, device)
     with open_bar(progress, int((count > 1).sum()), "BiLAF classes", "class") as bar:

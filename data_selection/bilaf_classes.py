@@ -60,20 +60,6 @@ class Batch:
     pairs: "Pairs"
 
 
-class Memory:
-    """Float64 memory for one batch after another: to get it anew costs half as much as the products written to it."""
-
-    def __init__(self, device):
-        self.values = torch.empty(0, dtype=torch.float64, device=device)
-
-    def take(self, *shape):
-        """An uninitialised tensor; the one taken before is gone."""
-        count = math.prod(shape)
-        if count > len(self.values):
-            self.values = self.values.new_empty(count)
-        return self.values[:count].view(shape)
-
-
 class Pairs:
     """Squared distances within G classes, whole numbers in float64, so that equal distances are equal bit by bit.
 
@@ -89,7 +75,7 @@ class Pairs:
 
     @classmethod
     def build(cls, x, max_bytes, memory):
-        """Pairs of x, held in memory (Memory) where max_bytes allows."""
+        """Pairs of x, held in memory (Scratch, float64) where max_bytes allows."""
         groups, n, _ = x.shape
         pairs = cls(x, max_bytes)
         if 8 * groups * n**2 > max_bytes:
@@ -189,8 +175,8 @@ def plan_batches(sizes, wanted, dimensions, max_bytes, device):
 
 
 def open_batch(features, labels, members, sizes, cores, config, memory, max_bytes):
-    """The Batch of the classes `labels`; members and sizes as group_classes gives them. memory: Memory."""
-    device = memory.values.device
+    """The Batch of the classes `labels`; members and sizes as group_classes gives them. memory: Scratch."""
+    device = memory.memory.device
     starts = sizes.cumsum(0) - sizes
     labels = torch.as_tensor(labels)
     count = sizes[labels]

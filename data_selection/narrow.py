@@ -9,6 +9,7 @@ Two to eight units per row pass (1,281,167 x 384 synthetic features, 12,811 unit
 directions used). Tried and dropped: int8 (no faster than bfloat16).
 """
 
+import math
 import time
 import warnings
 from functools import cache
@@ -169,16 +170,17 @@ class Narrow:
 
 
 class Scratch:
-    """Memory for one product after another: fresh memory of this size costs as much as the product itself."""
+    """Memory for one table after another: to get it anew costs as much as the product that is written to it."""
 
-    def __init__(self, dtype=torch.bfloat16):
-        self.memory = torch.empty(0, dtype=dtype)
+    def __init__(self, dtype=torch.bfloat16, device=None):
+        self.memory = torch.empty(0, dtype=dtype, device=device)
 
-    def take(self, rows, columns):
-        """An uninitialised (rows, columns) table; the one taken before is gone."""
-        if len(self.memory) < rows * columns:
-            self.memory = self.memory.new_empty(rows * columns)
-        return self.memory[: rows * columns].view(rows, columns)
+    def take(self, *shape):
+        """An uninitialised table; the one taken before is gone."""
+        count = math.prod(shape)
+        if len(self.memory) < count:
+            self.memory = self.memory.new_empty(count)
+        return self.memory[:count].view(shape)
 
 
 class Screen:

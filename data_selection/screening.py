@@ -42,7 +42,7 @@ def make_search(pool, spans, count, full, max_bytes, step):
         return ProductSearch(block)
     if full and pool.resident is not None:
         dtype = torch.bfloat16 if narrow_is_faster() else torch.float32
-        block = step or min(BLOCK_ROWS, block_rows(4 * count, GROUP_BYTES))
+        block = step or min(BLOCK_ROWS, block_rows(4 * count, min(max_bytes, GROUP_BYTES)))
         return GroupedSearch(pool, spans, block, dtype)
     if not narrow_is_faster():
         return ProductSearch(block)

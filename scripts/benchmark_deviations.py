@@ -21,6 +21,7 @@ from data_selection.errors import UserError
 from data_selection.evaluation import judge_subset, mean_sd
 from data_selection.feature_table import load_features, read_json
 from data_selection.files import atomic_write
+from data_selection.pools import open_pool
 from data_selection.progress import open_bar
 from data_selection.report import markdown_table
 from data_selection.subset_files import budget_from_percent
@@ -39,7 +40,7 @@ def build_parser():
     add("--seeds", type=int, default=5, help="ActiveFT runs per budget; every variant takes their cores")
     add("--rows", nargs="+", metavar="ROW", help="only these rows of the table")
     add("--finetune", action="store_true", help="judge by finetuning the demo backbone; only for the demo pool")
-    add("--epochs", type=int, default=20, help="of a finetuning")
+    add("--epochs", type=int, default=40, help="of a finetuning")
     add("--scores", type=Path, help="JSON file of accuracies: those in it are not measured again, new ones are added")
     return parser
 
@@ -54,6 +55,8 @@ def main(argv=None):
     unknown = set(titles) - {"random", "ActiveFT", *variants}
     if unknown:
         raise UserError(f"--rows {' '.join(unknown)} is unknown: use random, ActiveFT, {', '.join(variants)}")
+    if args.finetune and len(train) != len(open_pool("DEMO")):
+        raise UserError(f"--finetune trains on the demo pool, whose ids {args.train} does not hold: use DEMO_train.npy")
     known = read_json(args.scores) if args.scores and args.scores.exists() else {}
     scores = {}
 

@@ -12,11 +12,12 @@ from oracles_bilaf import released_program, textbook
 
 from data_selection import bilaf, bilaf_cores, distributed
 from data_selection.bilaf import CHOICES, PRESETS, BiLAFConfig, default_core_number, select_bilaf
-from data_selection.bilaf_classes import Memory, Pairs
+from data_selection.bilaf_classes import Pairs
 from data_selection.bilaf_cores import Coarse, CoreSearch, assign
 from data_selection.bilaf_steps import allocate, kept_count
 from data_selection.cli_bilaf import main_bilaf
 from data_selection.errors import UserError
+from data_selection.narrow import Scratch
 
 DATA = Path(__file__).parent / "data"
 GOLDEN = json.loads((DATA / "golden.json").read_text())["bilaf"]
@@ -229,7 +230,7 @@ def test_equally_near_cores_are_taken_by_number(most):
 
 def test_distances_held_and_on_demand_are_the_same():
     x = torch.from_numpy(np.random.default_rng(2).normal(size=(2, 600, 7))) * 2.0**14
-    held, demand = Pairs.build(x, 1 << 30, Memory(x.device)), Pairs(x, 1 << 20)
+    held, demand = Pairs.build(x, 1 << 30, Scratch(torch.float64)), Pairs(x, 1 << 20)
     assert held.held is not None
     assert (held.held - torch.cdist(x, x).square()).abs().max() <= 1
     local = torch.stack([torch.randperm(600, generator=torch.Generator().manual_seed(g))[:450] for g in range(2)])
