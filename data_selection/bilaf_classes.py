@@ -10,8 +10,9 @@ import torch.nn.functional as F
 
 GRID_BITS = 32  # squared distances are whole numbers of 2^-32 of the class radius squared
 CACHE_BYTES = 32 << 20  # a CPU works faster on batches that stay in its cache
-SUM_BYTES = 1 << 20  # the same for sums over distances that are held
+SUM_BYTES = 4 << 20  # the same for roots of distances that are held
 HALF_ROWS = 256  # rows of one product of the symmetric table
+PART_ROWS = 1024  # rows whose squares are added up together
 
 
 def rank_and_size():
@@ -65,19 +66,19 @@ class Pairs:
 
     x: (G, n, D) float64, centred on the core and scaled to the grid. max_bytes bounds every block. held: (G, N, N) of
     the whole classes, or None where they don't fit and are computed on demand. place: (G, n), where the members stand
-    in x and held, None: members are all. shape: (G, n).
+    in x and held, None: members are all. square: (G, n) squared lengths of x, None: to be computed. shape: (G, n).
     """
 
-    def __init__(self, x, max_bytes, held=None, place=None):
+    def __init__(self, x, max_bytes, held=None, place=None, square=None):
         self.x, self.max_bytes, self.held, self.place = x, max_bytes, held, place
-        self.square = x.square().sum(-1) if place is None else None  # (G, n)
+        self.square = squared_lengths(x) if place is None and square is None else square
         self.shape = x.shape[:2] if place is None else place.shape
 
     @classmethod
-    def build(cls, x, max_bytes, memory):
+    def build(cls, x, max_bytes, memory, square=None):
         """Pairs of x, held in memory (Scratch, float64) where max_bytes allows."""
         groups, n, _ = x.shape
-        pairs = cls(x, max_bytes)
+        pairs = cls(x, max_bytes, square=square)
         if 8 * groups * n**2 > max_bytes:
             return pairs
         pairs.held = memory.take(groups, n, n)
@@ -98,6 +99,10 @@ class Pairs:
         """Coordinates (G, m, D) of the members local (G, m)."""
         return _copy_rows(self.x, local)
 
+    def flat(self, local):
+        """(G m,) where the members local (G, m) stand in x.flatten(0, 1)."""
+        return _flat(local, self.x.shape[1])
+
     def between(self, rows):
         """(G, R, n) squared distances of members rows (G, R) to all."""
         return self._members(self._table(rows))
@@ -109,20 +114,35 @@ class Pairs:
         total = sum(weight[:, :, a:b] @ self._table(columns[:, a:b]).sqrt_() for a, b in blocks)  # (G, 1, N)
         return self._members(total)[:, 0]
 
+    def totals(self, weight):
+        """(G, n) for each member the sum of its distances to all members, times weight (G, n)."""
+        groups, n = self.shape
+        if self.held is None:
+            return self.sums(torch.arange(n, device=weight.device).expand(groups, n), weight)
+        weight = weight.double()
+        if self.place is not None:  # of whole classes
+            weight = weight.new_zeros(self.held.shape[:2]).scatter_add_(1, self.place, weight)
+        total = torch.zeros_like(weight)
+        for a, b in self.blocks(weight.shape[1], SUM_BYTES):
+            root = self.held[:, a:b, a:].sqrt()  # the table is symmetric: what is left of it was added before
+            total[:, a:] += (weight[:, None, a:b] @ root)[:, 0]
+            total[:, a:b] += (root[:, :, b - a :] @ weight[:, b:, None])[:, :, 0]
+        return self._members(total[:, None])[:, 0]
+
     def each(self, rows, columns):
         """(G, R, k) squared distances of members rows (G, R) to their own lists columns (G, R, k); of whole classes."""
         if self.held is not None:
             groups, n, _ = self.held.shape
             first = (torch.arange(groups, device=rows.device)[:, None] * n + rows) * n  # (G, R) where a row begins
-            return self.held.view(-1).take(first[:, :, None] + columns)
+            return self.held.view(-1).index_select(0, (first[:, :, None] + columns).flatten()).view_as(columns)
         left = self.rows(rows)  # (G, R, D)
         parts = [(left - self.rows(some)).square().sum(-1) for some in columns.unbind(2)]
         return torch.stack(parts, dim=2).round_()
 
-    def blocks(self, count, max_bytes=None):
-        """(start, stop) over `count` rows, so that their distances to all keep within max_bytes (None: its own)."""
+    def blocks(self, count, max_bytes=None, most=1 << 20):
+        """(start, stop) over `count` rows, `most` at a time, whose distances to all fit max_bytes (None: its own)."""
         width = self.x.shape[1] if self.held is None else self.held.shape[2]
-        step = max(1, int((max_bytes or self.max_bytes) // (8 * len(self.x) * width)))
+        step = min(most, max(1, int((max_bytes or self.max_bytes) // (8 * len(self.x) * width))))
         return [(start, min(count, start + step)) for start in range(0, count, step)]
 
     def _table(self, rows):
@@ -146,8 +166,17 @@ class Pairs:
 def _copy_rows(table, local):
     """table[g, local[g, m]], (G, m, width), of a table (G, n, width)."""
     groups, n, width = table.shape
-    flat = torch.arange(groups, device=table.device)[:, None] * n + local
-    return table.reshape(-1, width).index_select(0, flat.reshape(-1)).reshape(groups, -1, width)
+    return table.reshape(-1, width).index_select(0, _flat(local, n)).reshape(groups, -1, width)
+
+
+def _flat(local, n):
+    """(G m,) row numbers of local (G, m) in a table of n rows for each class."""
+    return (torch.arange(len(local), device=local.device)[:, None] * n + local).flatten()
+
+
+def squared_lengths(x):
+    """(G, n) of rows (G, n, D), in parts: the memory of small tables is used again, large ones are cleared anew."""
+    return torch.cat([rows.square().sum(1) for rows in x.flatten(0, 1).split(PART_ROWS)]).view(x.shape[:2])
 
 
 def group_classes(own, cores):
@@ -185,9 +214,11 @@ def open_batch(features, labels, members, sizes, cores, config, memory, max_byte
     ids = torch.where(valid, members[(starts[labels, None] + local).clamp(max=len(members) - 1)], cores[labels, None])
     core = ((ids == cores[labels, None]) & valid).int().argmax(1)
     x = rows_at(features, ids.reshape(-1), device, config.normalised).reshape(*ids.shape, -1)
-    x = x - x[torch.arange(len(x)), core][:, None]  # centred: no cancellation far from the origin; padding is zero
-    unit = grid_unit(x.square().sum(-1).amax(1))[:, None, None]
-    pairs = Pairs.build(x * unit, max_bytes // 4, memory)
+    x -= x[torch.arange(len(x)), core][:, None]  # centred: no cancellation far from the origin; padding is zero
+    square = squared_lengths(x)
+    unit = grid_unit(square.amax(1))[:, None, None]
+    square.mul_(unit[:, 0]).mul_(unit[:, 0])
+    pairs = Pairs.build(x.mul_(unit), max_bytes // 4, memory, square)
     return Batch(labels, ids, count.to(device), core.to(device), unit, pairs)
 
 

@@ -135,7 +135,7 @@ def assign(features, cores, config, device, max_bytes, progress=None, rivals=1):
     count = min(rivals + 1, k)
     near = torch.zeros(n, count, dtype=torch.int32, device=device)
     rank, size = rank_and_size()
-    limit = 8 * CHUNK_ROWS * (k + features.shape[1]) if device.type == "cpu" else 64 << 20
+    limit = max(2 * BLOCK_BYTES, 8 * CHUNK_ROWS * (k + features.shape[1])) if device.type == "cpu" else 64 << 20
     blocks = row_blocks(n, k + features.shape[1], min(max_bytes // 8, limit))[rank::size]
     with open_bar(progress, n, "BiLAF assign", "row") as bar:
         for start, stop in blocks:
@@ -179,18 +179,23 @@ def find_rivals(batch, local, search, rival, count, config, max_bytes):
         return torch.zeros_like(ids)[:, :, None], (NO_RIVAL * batch.unit).expand(*ids.shape, 1)
     labels = batch.labels.to(device)
     most = 1 if config.opponent == "nearest" else max(1, min(k - 1, int(count.max()) - 1))
-    rows = (batch.pairs.rows(local) / batch.unit + search.centre[labels][:, None]).flatten(0, 1)  # (G n, D)
     own, unit = (each.repeat_interleave(ids.shape[1]) for each in (labels, batch.unit[:, 0, 0]))  # (G n,)
+    table, place = batch.pairs.x.flatten(0, 1), batch.pairs.flat(local)
+
+    def rows_of(some):  # (B, D), made in parts that stay in the cache
+        rows = table.index_select(0, place[some]).div_(unit[some, None])
+        return rows.add_(search.centre.index_select(0, own[some]))
+
     if most <= rival.shape[1]:
         near = rival[ids.flatten().cpu()].to(device, torch.int64)  # (G n, R)
     elif k > FEW_CORES:
-        near = search.others_of(rows, own, most, max_bytes)
+        near = search.others_of(rows_of(slice(None)), own, most, max_bytes)
     else:
         near = None
-    step = max(1, BLOCK_BYTES // (8 * (k if near is None else near[0].numel() * rows.shape[1])))
+    step = max(1, BLOCK_BYTES // (8 * (k if near is None else near[0].numel() * search.centre.shape[1])))
     parts = [
-        _nearest_of(search, rows[some], own[some], unit[some, None], None if near is None else near[some], most)
-        for some in (slice(start, start + step) for start in range(0, len(rows), step))
+        _nearest_of(search, rows_of(some), own[some], unit[some, None], None if near is None else near[some], most)
+        for some in (slice(start, start + step) for start in range(0, len(own), step))
     ]
     return tuple(torch.cat(part).view(*ids.shape, most) for part in zip(*parts))
 

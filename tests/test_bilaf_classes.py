@@ -1,0 +1,122 @@
+"""BiLAF's parts: kept counts, shares, the nearest cores and the distances within classes."""
+
+import numpy as np
+import pytest
+import torch
+
+from data_selection import bilaf_cores
+from data_selection.bilaf import CHOICES, PRESETS
+from data_selection.bilaf_classes import Pairs
+from data_selection.bilaf_cores import Coarse, CoreSearch, assign
+from data_selection.bilaf_steps import allocate, kept_count
+from data_selection.narrow import Scratch
+
+
+def test_kept_counts_of_the_released_program():
+    sizes = torch.tensor([9, 10, 11, 15, 19, 20, 25, 29, 35, 39, 45, 57, 99, 105, 199, 200, 1000])
+    expected = [9, 9, 9, 13, 17, 18, 21, 25, 29, 35, 39, 49, 89, 90, 171, 180, 900]
+    assert kept_count(sizes, PRESETS["released"]).tolist() == expected
+    few = kept_count(torch.tensor([10, 20, 57, 100, 1000]), PRESETS["released_imagenet"])
+    assert few.tolist() == [8, 16, 44, 80, 800]
+
+
+def test_paper_removes_exactly_its_share():
+    sizes = torch.arange(1, 2000)
+    assert kept_count(sizes, PRESETS["paper"]).tolist() == [n - n // 10 for n in range(1, 2000)]
+
+
+def test_allocation_rules():
+    sizes = torch.tensor([70, 20, 10])
+    ones = torch.ones(3, dtype=torch.int64)
+    assert allocate(sizes, 90, ones, sizes, "smallest").tolist() == [62, 18, 10]  # 7/10 x 90 is 62.99.. in float64
+    assert allocate(sizes, 90, ones, sizes, "remainder").tolist() == [63, 18, 9]
+    uneven = torch.tensor([819] + [1] * 9)
+    lower = torch.ones(10, dtype=torch.int64)
+    for rule in CHOICES["budget_rule"]:
+        assert allocate(uneven, 10, lower, uneven, rule).tolist() == [1] * 10
+        assert allocate(uneven, 828, lower, uneven, rule).tolist() == uneven.tolist()
+        assert allocate(uneven, 200, lower, uneven, rule).sum() == 200
+
+
+def test_assignment_far_from_the_origin_is_exact():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(400, 6)) + 300
+    x[200:] = x[:200]
+    cores = list(range(0, 60, 3))
+    own, rival = assign(torch.from_numpy(x), torch.tensor(cores), PRESETS["released"], torch.device("cpu"), 1 << 20)
+    dist = np.stack([np.square(x - x[core]).sum(1) for core in cores], axis=1)
+    order = dist.argsort(1, kind="stable")
+    assert own.tolist() == order[:, 0].tolist()
+    assert rival[:, 0].tolist() == order[:, 1].tolist()
+
+
+@pytest.mark.parametrize("coarse", [False, True])
+def test_assignment_in_a_narrow_cone_is_exact(coarse, monkeypatch):
+    """float32 rounds unit vectors by nearly a hundredth of what tells these apart."""
+    monkeypatch.setattr(bilaf_cores, "MANY_CORES", 0 if coarse else 10**9)
+    monkeypatch.setattr(bilaf_cores, "narrow_is_faster", lambda: True)
+    rng = np.random.default_rng(0)
+    x = torch.from_numpy(rng.normal(size=16) + 1e-5 * rng.normal(size=(3000, 16)))
+    unit = x / x.norm(dim=1, keepdim=True)
+    unit -= unit.mean(0)
+    own, _ = assign(x, torch.arange(600), PRESETS["paper"], torch.device("cpu"), 1 << 25)
+    square = torch.cat([(part[:, None] - unit[:600]).square().sum(2) for part in unit.split(500)])
+    assert own.equal(square.argmin(1))
+
+
+@pytest.mark.parametrize("rivals", [1, 3, 50])
+def test_rivals_are_the_nearest_other_cores(rivals):
+    rng = np.random.default_rng(1)
+    x = rng.normal(size=(500, 5))
+    x[40:50] = x[30]  # cores among them: twins
+    cores = torch.arange(0, 60, 3)
+    own, rival = assign(x, cores, PRESETS["released"], torch.device("cpu"), 1 << 20, rivals=rivals)
+    dist = np.stack([np.square(x - x[core]).sum(1) for core in cores], axis=1).round(12)
+    for i, near in enumerate(dist.argsort(1, kind="stable")):
+        mine = i // 3 if i % 3 == 0 and i < 60 else near[0]
+        assert own[i] == mine
+        assert set(rival[i].tolist()) == set([j for j in near if j != mine][:rivals]), i
+
+
+@pytest.mark.parametrize("kind", ["spread", "twins", "far", "close"])
+def test_coarse_products_find_the_same_cores(kind):
+    rng = np.random.default_rng(3)
+    x = rng.normal(size=(700, 12)) * (1e-4 if kind == "close" else 1) + (30 if kind == "far" else 0)
+    if kind == "twins":
+        x[300:] = x[:400]
+    x = torch.from_numpy(x)
+    search = CoreSearch(x, torch.arange(0, 640, 2), PRESETS["released"], torch.device("cpu"))
+    for count in (1, 5, 40):
+        search.coarse = None
+        expected = search.nearest(x.float(), count, x.__getitem__)
+        search.coarse = Coarse(search.narrow, search.half)
+        found = search.nearest(x.float(), count, x.__getitem__)
+        assert found[:, 0].equal(expected[:, 0])
+        assert found.sort(1).values.equal(expected.sort(1).values)
+
+
+@pytest.mark.parametrize("most", [1, 3, 8])
+def test_equally_near_cores_are_taken_by_number(most):
+    x = torch.from_numpy(np.random.default_rng(4).integers(0, 4, (300, 2)).astype(float))
+    search = CoreSearch(x, torch.arange(60), PRESETS["released"], torch.device("cpu"))
+    square = (x[:, None] - x[:60]).square().sum(2)
+    own = square.argmin(1)
+    expected = square.scatter(1, own[:, None], torch.inf).sort(dim=1, stable=True).indices[:, :most]
+    others = torch.tensor([[j for j in range(60) if j != i] for i in own.tolist()])
+    for near in (None, others):
+        found = bilaf_cores._nearest_of(search, x - search.mean, own, torch.ones(300, 1) * 1024, near, most)[0]
+        assert found.equal(expected)
+
+
+def test_distances_held_and_on_demand_are_the_same():
+    x = torch.from_numpy(np.random.default_rng(2).normal(size=(2, 600, 7))) * 2.0**14
+    held, demand = Pairs.build(x, 1 << 30, Scratch(torch.float64)), Pairs(x, 1 << 20)
+    assert held.held is not None
+    assert (held.held - torch.cdist(x, x).square()).abs().max() <= 1
+    local = torch.stack([torch.randperm(600, generator=torch.Generator().manual_seed(g))[:450] for g in range(2)])
+    for a, b in ((held, demand), (held.take(local), demand.take(local))):
+        some = local[:, :20] % 450
+        assert a.between(some).equal(b.between(some))
+        assert a.sums(some, some > 100).allclose(b.sums(some, some > 100))
+        weight = torch.arange(a.shape[1]).expand(a.shape) % 3
+        assert a.totals(weight).allclose(b.totals(weight))
