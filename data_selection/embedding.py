@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from data_selection.errors import UserError
+from data_selection.packed_blocks import PackedBlock, can_pack
 
 
 def class_tokens(model, images, n_last_blocks=1, avgpool_patchtokens=False):
@@ -45,18 +46,21 @@ def _raw_class_tokens(model, images):
 
 
 def _last_class_token(block, x):
-    """The class token (B, D) of block(x), x (B, T, D): of the patch tokens this takes their keys and values alone."""
-    attention, width = block.attn, x.shape[-1]
-    weight, bias = attention.qkv.weight, attention.qkv.bias  # rows: queries, keys, values
-    normed = block.norm1(x)
-    query = F.linear(normed[:, :1], weight[:width], bias[:width])  # (B, 1, D)
-    key, value = F.linear(normed, weight[width:], bias[width:]).chunk(2, dim=-1)  # (B, T, D)
-    query, key, value = (
-        part.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2) for part in (query, key, value)
-    )  # (B, heads, 1 or T, D / heads)
-    mixed = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)  # (B, 1, D)
-    token = x[:, :1] + block.ls1(attention.proj(mixed))
-    return (token + block.ls2(block.mlp(block.norm2(token))))[:, 0]
+    """The class token (B, D) of block(x), x (B, T, D), without any other token's query, key or value.
+
+    A query's product with a key W n + b is that of (query W) with the normed token n, but for a number that is the same
+    for all tokens and drops out of softmax; the mean of values W n + b is W (mean of n) + b.
+    """
+    attention, heads = block.attn, (block.attn.num_heads, -1)
+    of_query, of_key, of_value = attention.qkv.weight.chunk(3)  # (D, D)
+    query_bias, _, value_bias = attention.qkv.bias.chunk(3)
+    normed = block.norm1(x).to(of_query.dtype)
+    query = F.linear(normed[:, 0], of_query, query_bias).unflatten(-1, heads)  # (B, heads, D / heads)
+    query = torch.einsum("bhd,hde->bhe", query, of_key.unflatten(0, heads)) * attention.scale  # (B, heads, D)
+    mean = (query @ normed.transpose(1, 2)).softmax(dim=-1) @ normed  # (B, heads, D)
+    mixed = torch.einsum("bhe,hde->bhd", mean, of_value.unflatten(0, heads)).flatten(1) + value_bias  # (B, D)
+    token = x[:, 0] + block.ls1(attention.proj(mixed))
+    return token + block.ls2(block.mlp(block.norm2(token)))
 
 
 def pooled(model, images):
@@ -78,16 +82,19 @@ def is_plain_vit(model):
     return block.attn.qkv.bias is not None and same_width and all(type(x) in (nn.Identity, nn.Dropout) for x in extras)
 
 
-def ready(model, device, amp_dtype=None):
+def ready(model, device, amp_dtype=None, compiled=False):
     """model on device in evaluation mode, to be called under torch.autocast(amp_dtype); may be a copy.
 
     A plain ViT holds its matrices in amp_dtype then: autocast would round them to the same values at every batch. On a
-    CPU its attention is written out.
+    CPU its attention is written out, and in bf16 all blocks but the last are packed where they can be, unless compiled:
+    torch.compile packs them itself.
     """
     model = model.eval().to(device, memory_format=memory_layout(model))
     if amp_dtype is None or not is_plain_vit(model):
         return model
     model = copy.deepcopy(model)
+    if device.type == "cpu" and amp_dtype == torch.bfloat16 and not compiled and can_pack(model.blocks[-1]):
+        model.blocks = nn.Sequential(*map(PackedBlock, model.blocks[:-1]), model.blocks[-1])
     for module in model.modules():
         if type(module) in (nn.Linear, nn.Conv2d):
             module.to(amp_dtype)

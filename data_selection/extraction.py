@@ -31,7 +31,7 @@ class Preprocess:
 
 
 PIL_ONE = 2**22  # PIL's weights are whole multiples of 1 / PIL_ONE
-CPU_PIXELS = 16 * 224**2
+CPU_PIXELS = 8 * 224**2
 
 DINO_PREPROCESS = Preprocess(224)  # the released extraction
 DEMO_PREPROCESS = Preprocess(28, (FASHION_MEAN,) * 3, (FASHION_STD,) * 3)
@@ -55,6 +55,15 @@ class Stats:
 def images_at_once(batch_size, size, device):
     """Images of size x size pixels in one forward pass: the batch, on a CPU what its caches have room for."""
     return min(batch_size, max(1, CPU_PIXELS // size**2)) if device.type == "cpu" else batch_size
+
+
+def keep_freed_memory():
+    """Let glibc keep the memory that a layer frees for the next one: saves up to a third of the time on a CPU.
+
+    It would give that back to the system and get it again page by page. It keeps twice the largest block it has seen
+    freed, of at most 32 MiB; this one is just below, and is never written. Other libraries lose nothing by it.
+    """
+    torch.empty(2**25 - 2**13, dtype=torch.uint8)
 
 
 def to_input(images, preprocess, device):
@@ -164,7 +173,8 @@ def extract(
     file. Returns Stats.
     Raises UserError where an image cannot be read, features are not finite, or the file cannot be written.
     """
-    layout, model = memory_layout(model), ready(model, world.device, amp_dtype)
+    keep_freed_memory()
+    layout, model = memory_layout(model), ready(model, world.device, amp_dtype, compiled)
     at_once = images_at_once(batch_size, preprocess.size, world.device)
 
     def forward(images):

@@ -70,7 +70,7 @@ def row(case, args, folder):
     images, world = args.images or images, World(0, 1, pick_device(args.device))
     amp, model = pick_amp(args.amp, world.device), fresh_model(arch).to(world.device)
     embed = torch.compile(class_tokens) if args.compile else class_tokens
-    pool, prepared = make_pool(case, images, folder), ready(model, world.device, amp)
+    pool, prepared = make_pool(case, images, folder), ready(model, world.device, amp, args.compile)
     at_once = images_at_once(args.batch, preprocess.size, world.device)
     batch = torch.rand(at_once, 3, preprocess.size, preprocess.size, device=world.device)
 
