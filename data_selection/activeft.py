@@ -106,7 +106,7 @@ def select_activeft(
     pool = UnitPool(features, ids, device, max_bytes)
     place = kept.cumsum(0) - 1  # (N,) index -> position among the kept rows
     fixed = pool.take(place[labelled])  # (L, D)
-    start = pool.take(place[initial(features, budget, candidates, labelled, config, seed, device, max_bytes)])
+    start = place[initial(features, budget, candidates, labelled, config, seed, device, max_bytes)]
     units = optimise(pool, start, fixed, config, world, seed, max_bytes, progress, on_iteration)
     barred = torch.ones(pool.count, dtype=torch.bool)
     barred[place[candidates]] = False
@@ -136,10 +136,10 @@ def initial(features, budget, candidates, labelled, config, seed, device, max_by
 def optimise(pool, start, fixed, config, world, seed, max_bytes, progress=None, on_iteration=None):
     """Adam on the centroids; returns the free ones at unit length, (K, D) float32.
 
-    start: (K, D) first centroids; fixed: (L, D) unit centroids that do not move. Centroids, their moments and all sums
+    start: (K,) positions of the first centroids; fixed: (L, D) unit centroids that do not move. Centroids, their moments and all sums
     are float64, so that neither the number of ranks nor of threads shows in the result.
     """
-    centroids = start.double()  # (K, D)
+    centroids = pool.take(start).double()  # (K, D)
     adam = Adam(centroids)
     generator = torch.Generator().manual_seed(seed)
     full = config.batch_size is None
@@ -151,6 +151,7 @@ def optimise(pool, start, fixed, config, world, seed, max_bytes, progress=None, 
             loss, gradient = loss_and_gradient(pool, centroids, fixed, config, world, generator, search)
             lr = learning_rate(config, iteration)
             adam.step(gradient, lr)
+            del gradient  # its memory is needed for the next one
             if on_iteration is not None:
                 on_iteration(iteration, lr, loss.item())
             bar.update(1)

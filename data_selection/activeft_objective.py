@@ -24,7 +24,8 @@ import torch.nn.functional as F
 from data_selection.similarity import row_blocks
 
 REPULSION_BYTES = 32 << 20  # fixed, as all sizes here, so that no rounding depends on the memory limit
-TABLE_ROWS = 1024  # of float64 tables that are changed in place: what is made on the way stays small
+TABLE_ROWS = 256  # of float64 tables that are changed in place: what is made on the way stays small
+BAGS = 1024  # centroids whose samples are added up at once
 TILE_ROWS = 512  # of centroids: a tile of pairs stays in a core's cache
 
 
@@ -125,7 +126,11 @@ def add_segment_sums(sums, masses, rows, index, weights):
     order = index.argsort(stable=True)
     offsets = torch.searchsorted(index[order], torch.arange(len(sums), device=index.device))
     weights = weights[order]
-    sums += F.embedding_bag(order, rows, offsets, mode="sum", per_sample_weights=weights.to(rows.dtype))
+    short = weights.to(rows.dtype)
+    ends = [*offsets[::BAGS].tolist(), len(rows)]
+    for some, bags, first, last in zip(sums.split(BAGS), offsets.split(BAGS), ends, ends[1:]):
+        part = slice(first, last)
+        some += F.embedding_bag(order[part], rows, bags - first, mode="sum", per_sample_weights=short[part])
     masses.index_add_(0, index[order], weights)
 
 

@@ -32,8 +32,10 @@ from data_selection.similarity import normalise, product_error
 
 MEMBERS = 16  # centroids whose rows make a group: more make fewer and larger products
 TABLE_SIZE = 1 << 22  # groups x centroids at most
-SHAPE = 32  # sizes of products are multiples: a new pair of sizes is compiled first, which costs time and 0.2 MB
+SHAPE = 32  # sizes of products are multiples of it at least
 BLOCK_ROWS = 1024  # of one product: its operands stay in the cache
+SPARE_ROWS = BLOCK_ROWS // 4  # that `shape` adds at most
+FEW_UNITS = 2048  # more take so long that their products' rows need not be held
 DOUBT = 2.04  # 2, as a difference has two errors, and a little for what the formulas leave out
 OPEN_PAIRS = 1 << 16  # that wait for their decision
 
@@ -46,11 +48,10 @@ class GroupedSearch:
 
     def __init__(self, pool, spans, step, dtype):
         self.table, self.spans, self.step, self.dtype = pool.resident, spans, step, dtype
-        self.error = product_error(pool.dimensions)
+        self.count, self.error = pool.count, product_error(pool.dimensions)
         self.rounding = torch.finfo(dtype).eps / 2
         self.units = None
-        self.scratch, self.wide = Scratch(dtype), Scratch(torch.float32)
-        self.pairs, self.close = [], 0  # (row, centroid) to be decided, and how many
+        self.chosen, self.gathered, self.narrow, self.wide = (Scratch(kind) for kind in (dtype,) * 3 + (torch.float32,))
 
     def begin(self, units):
         """Find the nearest of the centroids of this iteration, (K, D) float32, for every row."""
@@ -58,17 +59,19 @@ class GroupedSearch:
             self._group(units)
         self._follow(units)
         mean = units.new_full((1, len(units)), 1 / len(units)) @ units
-        centred = units - mean  # what all have in common decides nothing, and smaller numbers round less
-        self.short = centred.to(self.dtype)
-        off = (centred - self.short.float()).norm(dim=1).max() * ROUND_UP
-        reach = centred.norm(dim=1).max() * ROUND_UP + off
+        off = reach = torch.zeros(())
+        for part, short in zip(units.split(BLOCK_ROWS), self.short.split(BLOCK_ROWS)):
+            centred = part - mean  # what all have in common decides nothing, and smaller numbers round less
+            short.copy_(centred)
+            reach = torch.maximum(reach, centred.norm(dim=1).max() * ROUND_UP)
+            off = torch.maximum(off, centred.sub_(short).norm(dim=1).max() * ROUND_UP)
+        reach = reach + off
         blur = self.rows_off * reach + off + 3 * self.error  # (n,) how far the sums of a product can be off
         self.doubt = DOUBT * blur
         held = self.index[self.order]
         wanted = self.margin >= 0
-        which = wanted.nonzero()[:, 1].split(wanted.sum(1).tolist())
-        for group, some in enumerate(which):
-            self._search(group, some)
+        for group, some in enumerate(wanted):
+            self._search(group, some.nonzero()[:, 0])
         self._decide()
         for winners in (held, self.index[self.order]):  # old ones were left out of the maxima
             self.margin[self.group, winners] = 2 * self.error
@@ -83,28 +86,38 @@ class GroupedSearch:
         mine = torch.cat([torch.arange(*span) for span in self.spans])  # (n,) places in the pool
         parts = bisect(units, max(MEMBERS, -(-(len(units) ** 2) // TABLE_SIZE)))
         centres = normalise(torch.stack([units[part].mean(0) for part in parts]))
-        near = torch.cat([(self.table.index_select(0, some) @ centres.T).argmax(1) for some in mine.split(BLOCK_ROWS)])
+        near = torch.empty_like(mine)  # filled in place: small results kept in between would scatter the large ones
+        for some, best in zip(mine.split(BLOCK_ROWS), near.split(BLOCK_ROWS)):
+            best.copy_((self.table.index_select(0, some) @ centres.T).argmax(1))
         order = near.argsort(stable=True)
         self.order, near = mine[order], near[order]
         self.group = near.unique(return_inverse=True)[1]  # no group is empty
         # (N,) each, by place in the pool: the winner, at first any centroid, and its similarity
-        self.index, self.similarity = torch.zeros(len(self.table), dtype=torch.int64), torch.zeros(len(self.table))
+        self.index, self.similarity = torch.zeros(self.count, dtype=torch.int64), torch.zeros(self.count)
         self.index[self.order] = torch.stack([part[0] for part in parts])[near]
         sizes = torch.bincount(self.group)
         ends = sizes.cumsum(0)
         self.bounds = list(pairwise([0, *ends.tolist()]))
-        self.mean = F.embedding_bag(self.order, self.table, ends - sizes, mode="mean")  # (G, D)
-        self.radius = torch.zeros(len(sizes))
-        self.low = torch.zeros(len(near) + SHAPE, self.table.shape[1], dtype=self.dtype)
+        parts = [slice(start, start + BLOCK_ROWS) for start in range(0, len(near), BLOCK_ROWS)]
+        few = len(units) <= FEW_UNITS
+        self.low = torch.zeros(len(near) + SPARE_ROWS, self.table.shape[1], dtype=self.dtype) if few else None
         self.rows_off = torch.empty(len(near))
-        for start in range(0, len(near), BLOCK_ROWS):
-            part = slice(start, start + BLOCK_ROWS)
+        self.mean = torch.zeros(len(sizes), self.table.shape[1])  # (G, D)
+        for part in parts:
             rows = self.table.index_select(0, self.order[part])
-            self.low[start : start + len(rows)] = rows
+            if few:
+                self.low[part.start : part.start + len(rows)] = rows
             self.rows_off[part] = (rows - rows.to(self.dtype).float()).norm(dim=1) * ROUND_UP
-            distance = (rows - self.mean[self.group[part]]).norm(dim=1) * ROUND_UP
-            self.radius.scatter_reduce_(0, self.group[part], distance, "amax")
+            self.mean.index_add_(0, self.group[part], rows)
+        self.mean.div_(sizes[:, None])
+        self.radius = torch.zeros(len(sizes))
+        for part in parts:
+            distance = (self.table.index_select(0, self.order[part]) - self.mean[self.group[part]]).norm(dim=1)
+            self.radius.scatter_reduce_(0, self.group[part], distance * ROUND_UP, "amax")
         self.margin = torch.full((len(sizes), len(units)), torch.inf)  # (G, K)
+        self.short = torch.empty(units.shape, dtype=self.dtype)  # the centroids of this iteration, centred
+        self.pairs = torch.empty(2, OPEN_PAIRS + max(OPEN_PAIRS, len(units)), dtype=torch.int64)
+        self.open = 0  # of the pairs (row, centroid), to be decided
         self.units = units
 
     def _follow(self, units):
@@ -126,7 +139,8 @@ class GroupedSearch:
 
         The sums of a product are off by `blur`, and it is rounded once more: twice both is the doubt of a difference.
         """
-        short = self.short.index_select(0, F.pad(which, (0, -len(which) % SHAPE)))
+        padded = F.pad(which, (0, shape(len(which)) - len(which)))
+        short = torch.index_select(self.short, 0, padded, out=self.chosen.take(len(padded), self.short.shape[1]))
         column = torch.empty(len(self.units), dtype=torch.int64)
         column.index_copy_(0, which, torch.arange(len(which)))
         behind, most = [], []
@@ -134,8 +148,8 @@ class GroupedSearch:
         for start in range(first, last, self.step):
             part = slice(start, min(last, start + self.step))
             rows = self.order[part]
-            low = self.low[start : part.stop + (start - part.stop) % SHAPE]
-            whole = torch.mm(short, low.T, out=self.scratch.take(len(short), len(low)))
+            low = self._low(part)
+            whole = torch.mm(short, low.T, out=self.narrow.take(len(short), len(low)))
             product = self.wide.take(len(which), part.stop - start)  # (C, B)
             product.copy_(whole[: len(which), : part.stop - start])  # maxima of float32 are found faster
             held = column.index_select(0, self.index.index_select(0, rows))[None]
@@ -148,24 +162,41 @@ class GroupedSearch:
             most.append(doubt.max())
             for some in unsure.split(max(1, OPEN_PAIRS // len(which))):
                 unit, row = (product.index_select(1, some) >= -doubt[some]).nonzero(as_tuple=True)
-                self.pairs.append((rows[some[row]], which[unit]))
-                self.close += len(row)
-                if self.close > OPEN_PAIRS:
+                new = self.pairs[:, self.open : self.open + len(row)]
+                torch.index_select(rows, 0, some[row], out=new[0])
+                torch.index_select(which, 0, unit, out=new[1])
+                self.open += len(row)
+                if self.open > OPEN_PAIRS:
                     self._decide()
         behind, most = reduce(torch.maximum, behind), reduce(torch.maximum, most)  # (C,) 0 or below, and a scalar
         self.margin[group].index_copy_(0, which, behind * (1 - 1.02 * self.rounding) + most)
 
+    def _low(self, part):
+        """Sorted rows of a slice in the products' precision, as many as make their shape: the last ones are any."""
+        size = shape(part.stop - part.start)
+        if self.low is not None:
+            return self.low[part.start : part.start + size]
+        low = self.gathered.take(size, self.table.shape[1])
+        low[: part.stop - part.start] = self.table.index_select(0, self.order[part])
+        return low
+
     def _decide(self):
         """Let the pairs noted so far compete with the last winners in float64."""
-        if self.pairs:
-            row, unit = map(torch.cat, zip(*self.pairs))
+        if self.open:
+            row, unit = self.pairs[:, : self.open]
             close = pair_dots(self.table, self.units, row, unit) >= self.similarity[row] - 2 * self.error
             row, unit = row[close].repeat(2), torch.cat([unit[close], self.index[row[close]]])
-            best = torch.full((len(self.table),), -torch.inf, dtype=torch.float64)
+            best = torch.full((self.count,), -torch.inf, dtype=torch.float64)
             settle(self.table, self.units, row, unit, best, self.index)
             row = row.unique()
             self.similarity[row] = pair_dots(self.table, self.units, row, self.index[row])
-        self.pairs, self.close = [], 0
+        self.open = 0
+
+
+def shape(count):
+    """The size of a product for `count` rows or columns, at least as many: a power of two or one and a half."""
+    step = max(SHAPE, (1 << (count - 1).bit_length()) // 4)
+    return -(-count // step) * step
 
 
 def bisect(units, members):

@@ -234,7 +234,7 @@ def own_dot(rows, units, index):
 
 def pair_dots(rows, units, row, unit):
     """rows[row] . units[unit] for pairs (P,), float32."""
-    value = rows.new_empty(len(row))  # filled in place: small results kept in between would scatter the large ones
+    value = units.new_empty(len(row))  # filled in place: small results kept in between would scatter the large ones
     for some, which, part in zip(row.split(CHUNK_ROWS), unit.split(CHUNK_ROWS), value.split(CHUNK_ROWS)):
         part.copy_(own_dot(rows.index_select(0, some), units, which))
     return value

@@ -8,7 +8,6 @@ fixed order. So the answer does not depend on block size or thread count, and of
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from data_selection.checks import check_finite
 
@@ -40,7 +39,13 @@ def read_rows(features, start, stop, device="cpu"):
 
 def normalise(rows):
     """Rows at unit length, float32; a row of zeros stays zero."""
-    return F.normalize(rows.float(), dim=-1)
+    rows = rows.float()
+    return rows / lengths(rows)
+
+
+def lengths(rows):
+    """What rows (..., D) are divided by to get unit length, (..., 1); not 0 for rows of zeros."""
+    return rows.norm(dim=-1, keepdim=True).clamp_(min=1e-12)
 
 
 def exact_dot(a, b):
@@ -65,7 +70,7 @@ def recheck(rows, references, row, rival, best, index, first=0, max_pairs=2048):
     numbers where they are noted in `index`.
     """
     for some, others in zip(row.split(max_pairs), rival.split(max_pairs)):
-        value = exact_dot(rows[some], references[others])
+        value = exact_dot(rows.index_select(0, some), references.index_select(0, others))
         top = best.scatter_reduce(0, some, value, "amax")  # (B,) the best value so far
         wins = value == top[some]
         index[top > best] = torch.iinfo(index.dtype).max  # beaten: the lowest of the new winners follows
