@@ -136,11 +136,12 @@ def initial(features, budget, candidates, labelled, config, seed, device, max_by
 def optimise(pool, start, fixed, config, world, seed, max_bytes, progress=None, on_iteration=None):
     """Adam on the centroids; returns the free ones at unit length, (K, D) float32.
 
-    start: (K,) positions of the first centroids; fixed: (L, D) unit centroids that do not move. Centroids, their moments and all sums
-    are float64, so that neither the number of ranks nor of threads shows in the result.
+    start: (K,) positions of the first centroids; fixed: (L, D) unit centroids that do not move. Centroids, their
+    moments and all sums are float64, so that neither the number of ranks nor of threads shows in the result.
     """
     centroids = pool.take(start).double()  # (K, D)
     adam = Adam(centroids)
+    memory = centroids.new_empty(2, len(fixed) + len(start), pool.dimensions)
     generator = torch.Generator().manual_seed(seed)
     full = config.batch_size is None
     mine = pool.spans(pool.count if full else config.batch_size)[world.rank :: world.size]
@@ -148,10 +149,9 @@ def optimise(pool, start, fixed, config, world, seed, max_bytes, progress=None, 
     losses = []
     with open_bar(progress, config.max_iter, "ActiveFT", "step") as bar:
         for iteration in range(config.max_iter):
-            loss, gradient = loss_and_gradient(pool, centroids, fixed, config, world, generator, search)
+            loss, gradient = loss_and_gradient(pool, centroids, fixed, config, world, generator, search, memory)
             lr = learning_rate(config, iteration)
             adam.step(gradient, lr)
-            del gradient  # its memory is needed for the next one
             if on_iteration is not None:
                 on_iteration(iteration, lr, loss.item())
             bar.update(1)
@@ -190,16 +190,20 @@ def learning_rate(config, iteration):
     return FINAL_LR + (config.lr - FINAL_LR) * (1 + math.cos(math.pi * iteration / config.max_iter)) / 2
 
 
-def loss_and_gradient(pool, centroids, fixed, config, world, generator, search):
+def loss_and_gradient(pool, centroids, fixed, config, world, generator, search, memory):
     """The objective and its gradient at centroids (K, D) float64 over the pool or a batch drawn from it.
 
-    Returns (loss, gradient): float64 scalar and (K, D), the same on every rank.
+    memory: (2, L + K, D) float64, overwritten. Returns (loss, gradient): float64 scalar and (K, D), a part of memory,
+    the same on every rank.
     """
-    units = torch.cat([fixed, normalise(centroids)])  # (L + K, D) float32
-    terms = OBJECTIVES[config.objective](units, config, world)
+    units = fixed.new_empty(memory.shape[1:])  # (L + K, D) float32
+    units[: len(fixed)] = fixed
+    for part, values in zip(units[len(fixed) :].split(TABLE_ROWS), centroids.split(TABLE_ROWS)):
+        part.copy_(normalise(values))
+    terms = OBJECTIVES[config.objective](units, config, world, memory[0])
     spans, read = batch(pool, config, generator)
     search.begin(units)
-    pull = torch.zeros(units.shape, dtype=torch.float64, device=units.device)  # (L + K, D)
+    pull = memory[1].zero_()
     totals = pull.new_zeros(len(units) + 1)  # sums of w_i per centroid; the last is the summed loss
     for start, stop in spans[world.rank :: world.size]:
         rows = read(start, stop)

@@ -30,11 +30,12 @@ TILE_ROWS = 512  # of centroids: a tile of pairs stays in a core's cache
 
 
 class Released:
-    """The released objective's terms for one set of unit centroids (K, D)."""
+    """The released objective's terms for one set of unit centroids (K, D); memory: (K, D) float64, for the gradient."""
 
-    def __init__(self, units, config, world):
+    def __init__(self, units, config, world, memory):
         self.temperature, self.balance = config.temperature, config.balance
-        self.log_sum, self.mean = repulsion(units, config.temperature, world)  # (K,), (K, D): log S_j, sum_l q_jl u_l
+        # (K,), (K, D): log S_j, sum_l q_jl u_l
+        self.log_sum, self.mean = repulsion(units, config.temperature, world, memory)
 
     def sample_terms(self, similarity, index):
         """Loss and weight w_i of samples with this similarity to their centroid `index`, both (B,)."""
@@ -54,9 +55,9 @@ class Released:
 class Paper:
     """The paper's objective: no self term, no positive in the denominator, every centroid counts the same."""
 
-    def __init__(self, units, config, world):
+    def __init__(self, units, config, world, memory):
         self.temperature, self.balance = config.temperature, config.balance
-        self.log_sum, self.mean = repulsion(units, config.temperature, world, paper=True)
+        self.log_sum, self.mean = repulsion(units, config.temperature, world, memory, paper=True)
 
     def sample_terms(self, similarity, index):
         return -similarity / self.temperature, torch.ones_like(similarity)
@@ -71,16 +72,16 @@ class Paper:
 OBJECTIVES = {"released": Released, "paper": Paper}
 
 
-def repulsion(units, temperature, world, paper=False):
+def repulsion(units, temperature, world, memory, paper=False):
     """log S_j (K,) and the centroids' pull on each other (K, D), both float64; tiles are shared out over the ranks.
 
-    units: (K, D) float32 unit centroids. Released: sum_l q_jl u_l. Paper: l = j is left out, and since nothing is held
-    fixed, u_j also appears in every other S_l: sum over l of (q_jl + q_lj) u_l.
+    units: (K, D) float32 unit centroids; memory: (K, D) float64, for the pull. Released: sum_l q_jl u_l. Paper: l = j
+    is left out, and since nothing is held fixed, u_j also appears in every other S_l: sum over l of (q_jl + q_lj) u_l.
     """
+    mean = memory.zero_()
     if paper:
-        return paper_repulsion(units, temperature, world)
-    sums = torch.zeros(len(units), dtype=torch.float64, device=units.device)
-    mean = torch.zeros(units.shape, dtype=torch.float64, device=units.device)
+        return paper_repulsion(units, temperature, world, mean)
+    sums = mean.new_zeros(len(units))
     parts = [slice(start, start + TILE_ROWS) for start in range(0, len(units), TILE_ROWS)]
     tiles = list(combinations_with_replacement(parts, 2))
     for rows, columns in tiles[world.rank :: world.size]:
@@ -95,10 +96,9 @@ def repulsion(units, temperature, world, paper=False):
     return sums.log() + 1 / temperature, world.sum_(mean).div_(sums[:, None])
 
 
-def paper_repulsion(units, temperature, world):
+def paper_repulsion(units, temperature, world, mean):
     """As repulsion, for the paper's objective; without l = j the shift depends on the row, so rows stay whole."""
-    log_sum = torch.zeros(len(units), dtype=torch.float64, device=units.device)
-    mean = torch.zeros(units.shape, dtype=torch.float64, device=units.device)
+    log_sum = mean.new_zeros(len(units))
     blocks = row_blocks(len(units), 2 * len(units), REPULSION_BYTES)[world.rank :: world.size]
     for start, stop in blocks:
         log_sum[start:stop] = other_logits(units, start, stop, temperature).logsumexp(1)

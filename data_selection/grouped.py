@@ -32,7 +32,7 @@ from data_selection.similarity import normalise, product_error
 
 MEMBERS = 16  # centroids whose rows make a group: more make fewer and larger products
 TABLE_SIZE = 1 << 22  # groups x centroids at most
-SHAPE = 32  # sizes of products are multiples of it at least
+ROWS, COLUMNS = 128, 32  # sizes of products are multiples: each new pair is compiled first, 1 ms and 0.6 MB
 BLOCK_ROWS = 1024  # of one product: its operands stay in the cache
 SPARE_ROWS = BLOCK_ROWS // 4  # that `shape` adds at most
 FEW_UNITS = 2048  # more take so long that their products' rows need not be held
@@ -128,10 +128,12 @@ class GroupedSearch:
             self.similarity[part] = own_dot(self.table[part], units, self.index[part])
         fall = torch.full((len(self.mean),), -torch.inf)  # it is less where another one wins
         fall.scatter_reduce_(0, self.group, (before - self.similarity)[self.order], "amax")
-        moves = units - self.units  # (K, D)
-        length = moves.norm(dim=1) * ROUND_UP
-        self.margin.addmm_(self.mean, moves.T).addcmul_(self.radius[:, None], length)
-        self.margin.add_(self.error * (length + 2) + 2.0**-21).add_(fall[:, None])  # similarities and sums are rounded
+        parts = (table.split(BLOCK_ROWS) for table in (units, self.units))
+        for now, last, margin in zip(*parts, self.margin.split(BLOCK_ROWS, dim=1)):
+            moves = now - last  # (k, D)
+            length = moves.norm(dim=1) * ROUND_UP
+            margin.addmm_(self.mean, moves.T).addcmul_(self.radius[:, None], length)
+            margin.add_(self.error * (length + 2) + 2.0**-21).add_(fall[:, None])  # similarities and sums are rounded
         self.units = units
 
     def _search(self, group, which):
@@ -139,7 +141,7 @@ class GroupedSearch:
 
         The sums of a product are off by `blur`, and it is rounded once more: twice both is the doubt of a difference.
         """
-        padded = F.pad(which, (0, shape(len(which)) - len(which)))
+        padded = F.pad(which, (0, shape(len(which), COLUMNS) - len(which)))
         short = torch.index_select(self.short, 0, padded, out=self.chosen.take(len(padded), self.short.shape[1]))
         column = torch.empty(len(self.units), dtype=torch.int64)
         column.index_copy_(0, which, torch.arange(len(which)))
@@ -173,7 +175,7 @@ class GroupedSearch:
 
     def _low(self, part):
         """Sorted rows of a slice in the products' precision, as many as make their shape: the last ones are any."""
-        size = shape(part.stop - part.start)
+        size = shape(part.stop - part.start, ROWS)
         if self.low is not None:
             return self.low[part.start : part.start + size]
         low = self.gathered.take(size, self.table.shape[1])
@@ -193,9 +195,9 @@ class GroupedSearch:
         self.open = 0
 
 
-def shape(count):
+def shape(count, least):
     """The size of a product for `count` rows or columns, at least as many: a power of two or one and a half."""
-    step = max(SHAPE, (1 << (count - 1).bit_length()) // 4)
+    step = max(least, (1 << (count - 1).bit_length()) // 4)
     return -(-count // step) * step
 
 
@@ -207,7 +209,8 @@ def bisect(units, members):
         if len(part) <= members:
             parts.append(part)
             continue
-        centred = units[part] - units[part].mean(0)
+        centred = units[part]
+        centred -= centred.mean(0)
         direction = centred[centred.square().sum(1).argmax()]
         for _ in range(3):  # power iteration; which direction comes out changes the speed, never the result
             direction = F.normalize(centred.T @ (centred @ direction), dim=0)

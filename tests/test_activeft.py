@@ -95,7 +95,8 @@ def full_gradient(rows, centroids, objective, temperature, balance, fixed=None):
     pool = UnitPool(rows, None, CPU, 1e9)
     fixed = rows[:0] if fixed is None else fixed
     search = screening.ProductSearch(64)
-    return activeft.loss_and_gradient(pool, centroids, fixed, config, ALONE, None, search)
+    memory = centroids.new_empty(2, len(fixed) + len(centroids), centroids.shape[1])
+    return activeft.loss_and_gradient(pool, centroids, fixed, config, ALONE, None, search, memory)
 
 
 def test_fixed_centroids_attract_and_repel():
