@@ -127,8 +127,9 @@ def add_segment_sums(sums, masses, rows, index, weights):
     offsets = torch.searchsorted(index[order], torch.arange(len(sums), device=index.device))
     weights = weights[order]
     short = weights.to(rows.dtype)
-    ends = [*offsets[::BAGS].tolist(), len(rows)]
-    for some, bags, first, last in zip(sums.split(BAGS), offsets.split(BAGS), ends, ends[1:]):
+    bags_at_once = len(sums) if rows.is_cuda else BAGS  # to cut the samples, the host must know where
+    ends = [0, *offsets[bags_at_once::bags_at_once].tolist(), len(rows)]
+    for some, bags, first, last in zip(sums.split(bags_at_once), offsets.split(bags_at_once), ends, ends[1:]):
         part = slice(first, last)
         some += F.embedding_bag(order[part], rows, bags - first, mode="sum", per_sample_weights=short[part])
     masses.index_add_(0, index[order], weights)

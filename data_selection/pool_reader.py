@@ -19,7 +19,7 @@ class UnitRows:
     """
 
     def __init__(self, table):
-        self.table, self.shape = table, table.shape
+        self.table, self.shape = table.detach(), table.shape
         self.lengths = table.new_empty(len(table), 1)
         self.scratch = Scratch(torch.float32)
 
