@@ -74,12 +74,14 @@ def is_plain_vit(model):
 
     if type(model) is not timm_vit.VisionTransformer:
         return False
-    block = model.blocks[-1]
-    if type(block) is not timm_vit.Block or type(block.attn) is not timm_vit.Attention:
+    if any(type(block) is not timm_vit.Block for block in model.blocks):
         return False
-    extras = [part for name, part in block.attn.named_children() if name not in ("qkv", "proj")]
-    same_width = block.attn.qkv.out_features == 3 * block.attn.qkv.in_features
-    return block.attn.qkv.bias is not None and same_width and all(type(x) in (nn.Identity, nn.Dropout) for x in extras)
+    layers = [block.attn for block in model.blocks]
+    if any(type(layer) is not timm_vit.Attention for layer in layers):
+        return False
+    extras = [part for layer in layers for name, part in layer.named_children() if name not in ("qkv", "proj")]
+    usual = all(layer.qkv.bias is not None and layer.qkv.out_features == 3 * layer.qkv.in_features for layer in layers)
+    return usual and all(type(part) in (nn.Identity, nn.Dropout) for part in extras)
 
 
 def ready(model, device, amp_dtype=None, compiled=False):
@@ -93,7 +95,7 @@ def ready(model, device, amp_dtype=None, compiled=False):
     if amp_dtype is None or not is_plain_vit(model):
         return model
     model = copy.deepcopy(model)
-    if device.type == "cpu" and amp_dtype == torch.bfloat16 and not compiled and can_pack(model.blocks[-1]):
+    if device.type == "cpu" and amp_dtype == torch.bfloat16 and not compiled and all(map(can_pack, model.blocks[:-1])):
         model.blocks = nn.Sequential(*map(PackedBlock, model.blocks[:-1]), model.blocks[-1])
     for module in model.modules():
         if type(module) in (nn.Linear, nn.Conv2d):

@@ -34,7 +34,7 @@ MEMBERS = 16  # centroids whose rows make a group: more make fewer and larger pr
 TABLE_SIZE = 1 << 22  # groups x centroids at most
 ROWS, COLUMNS = 128, 32  # sizes of products are multiples: each new pair is compiled first, 1 ms and 0.6 MB
 BLOCK_ROWS = 1024  # of one product: its operands stay in the cache
-SPARE_ROWS = BLOCK_ROWS // 4  # that `shape` adds at most
+SPARE_ROWS = BLOCK_ROWS // 4  # that `shape` adds to a block at most
 FEW_UNITS = 2048  # more take so long that their products' rows need not be held
 DOUBT = 2.04  # 2, as a difference has two errors, and a little for what the formulas leave out
 OPEN_PAIRS = 1 << 16  # that wait for their decision
@@ -43,13 +43,14 @@ OPEN_PAIRS = 1 << 16  # that wait for their decision
 class GroupedSearch:
     """The search for the resident rows of a pool on the CPU, the same in every iteration.
 
-    spans: (start, stop) of the rows that this process looks at; step: rows of a product at most; dtype: of products.
+    spans: (start, stop) of the rows that this process looks at; step: rows of a product at most; dtype: of products;
+    max_bytes: of a copy of the rows in this dtype (else they are gathered again and again).
     """
 
-    def __init__(self, pool, spans, step, dtype):
+    def __init__(self, pool, spans, step, dtype, max_bytes=torch.inf):
         self.table, self.spans, self.step, self.dtype = pool.resident, spans, step, dtype
         self.count, self.error = pool.count, product_error(pool.dimensions)
-        self.rounding = torch.finfo(dtype).eps / 2
+        self.rounding, self.max_bytes = torch.finfo(dtype).eps / 2, max_bytes
         self.units = None
         self.chosen, self.gathered, self.narrow, self.wide = (Scratch(kind) for kind in (dtype,) * 3 + (torch.float32,))
 
@@ -99,13 +100,13 @@ class GroupedSearch:
         ends = sizes.cumsum(0)
         self.bounds = list(pairwise([0, *ends.tolist()]))
         parts = [slice(start, start + BLOCK_ROWS) for start in range(0, len(near), BLOCK_ROWS)]
-        few = len(units) <= FEW_UNITS
-        self.low = torch.zeros(len(near) + SPARE_ROWS, self.table.shape[1], dtype=self.dtype) if few else None
+        hold = len(units) <= FEW_UNITS and len(near) * self.table.shape[1] * self.dtype.itemsize <= self.max_bytes
+        self.low = torch.zeros(len(near) + SPARE_ROWS, self.table.shape[1], dtype=self.dtype) if hold else None
         self.rows_off = torch.empty(len(near))
         self.mean = torch.zeros(len(sizes), self.table.shape[1])  # (G, D)
         for part in parts:
             rows = self.table.index_select(0, self.order[part])
-            if few:
+            if hold:
                 self.low[part.start : part.start + len(rows)] = rows
             self.rows_off[part] = (rows - rows.to(self.dtype).float()).norm(dim=1) * ROUND_UP
             self.mean.index_add_(0, self.group[part], rows)

@@ -58,7 +58,7 @@ def layer_scale(module):
 
 @torch.no_grad()
 def can_pack(block):
-    """Whether PackedBlock knows this block of a plain ViT, and this PyTorch and this processor have its products.
+    """Whether PackedBlock knows the MLP of this block of a plain ViT, and PyTorch and the processor have its products.
 
     They are what torch.compile uses, but no release of PyTorch promises them: one is compared with the usual way.
     """
@@ -67,8 +67,8 @@ def can_pack(block):
     mlp = block.mlp
     if type(mlp) is not Mlp or type(mlp.act) is not nn.GELU or type(mlp.norm) is not nn.Identity:
         return False
-    x = torch.ones(1, mlp.fc1.in_features)
-    expected = mlp.act(mlp.fc1(x))
+    x = mlp.fc1.weight.new_ones(1, mlp.fc1.in_features)
+    expected = mlp.act(mlp.fc1(x)).float()
     try:
         found = product(x, packed(mlp.fc1), "gelu", mlp.act.approximate).float()
         return torch.ops.mkldnn._is_mkldnn_bf16_supported() and bool((found - expected).norm() < 0.05 * expected.norm())

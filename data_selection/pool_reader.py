@@ -19,7 +19,7 @@ class UnitRows:
     """
 
     def __init__(self, table):
-        self.table, self.shape = table.detach(), table.shape
+        self.table, self.shape = table, table.shape
         self.lengths = table.new_empty(len(table), 1)
         self.scratch = Scratch(torch.float32)
 
@@ -37,8 +37,8 @@ class UnitPool:
     """A pool's rows at unit length; positions 0..n-1 are the kept rows in ascending order.
 
     features: (N, D) tensor, array or memory map. ids: (n,) int64, the kept rows, or None for all. max_bytes: working
-    memory; the unit rows stay resident where half of it holds them. All rows of a float32 tensor on the CPU are not
-    copied (see UnitRows); it must not change then. Reads every value once: NaN raises UserError.
+    memory; a copy of the unit rows stays resident where half of it holds them. A float32 tensor on the CPU whose rows
+    are all kept is not copied (see UnitRows) and must not change. Reads every value once: NaN raises UserError.
     """
 
     def __init__(self, features, ids, device, max_bytes):
@@ -46,7 +46,8 @@ class UnitPool:
         self.count = len(features) if ids is None else len(ids)
         self.dimensions = features.shape[1]
         self.resident = None  # (n, D) tensor or UnitRows
-        if ids is None and is_float_table(features) and device.type == "cpu":
+        here = torch.is_tensor(features) and features.device == device and device.type == "cpu"
+        if here and ids is None and features.dtype == torch.float32:
             self.resident = UnitRows(features)
             for start, stop in self.spans(self.count):
                 self.resident.lengths[start:stop] = lengths(read_rows(features, start, stop))
@@ -65,7 +66,7 @@ class UnitPool:
         return [(start, min(count, start + step)) for start in range(0, count, step)]
 
     def read(self, start, stop):
-        """Unit rows at positions start..stop, (B, D) float32 on the device."""
+        """Unit rows at positions start..stop, (B, D) float32 on the device; those read before may be gone."""
         return self._read(start, stop) if self.resident is None else self.resident[start:stop]
 
     def take(self, positions):
@@ -84,11 +85,6 @@ class UnitPool:
         rows = torch.as_tensor(rows).to(self.device, torch.float32)
         check_finite(rows, ids=ids)
         return normalise(rows)
-
-
-def is_float_table(features):
-    """Whether features are a float32 tensor on the CPU."""
-    return torch.is_tensor(features) and features.dtype == torch.float32 and not features.is_cuda
 
 
 def working_memory(max_memory, device):

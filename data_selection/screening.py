@@ -43,7 +43,7 @@ def make_search(pool, spans, count, full, max_bytes, step):
     if full and pool.resident is not None:
         dtype = torch.bfloat16 if narrow_is_faster() else torch.float32
         block = step or min(BLOCK_ROWS, block_rows(4 * count, min(max_bytes, GROUP_BYTES)))
-        return GroupedSearch(pool, spans, block, dtype)
+        return GroupedSearch(pool, spans, block, dtype, max_bytes)
     if not narrow_is_faster():
         return ProductSearch(block)
     block = step or min(NARROW_ROWS, block_rows(count + 4 * pool.dimensions, max_bytes))

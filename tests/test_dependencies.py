@@ -8,8 +8,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 LEAVES = {
     "errors", "files", "checks", "distributed", "feature_table", "subset_files", "progress", "similarity", "pools",
-    "backbones", "downloads", "dataset_files", "inaturalist", "embedding", "packed_blocks",
-    "list_files",
+    "backbones", "downloads", "dataset_files", "inaturalist", "embedding", "packed_blocks", "list_files",
 }  # fmt: skip
 MODULES = sorted(path for folder in ("data_selection", "deit") for path in (ROOT / folder).rglob("*.py"))
 ENTRIES = {path for path in MODULES if "__main__" in path.read_text()}

@@ -111,6 +111,25 @@ def test_other_blocks_are_not_packed(options):
     assert not can_pack(small_vit(**options).blocks[0])
 
 
+@packs
+@torch.inference_mode()
+def test_every_block_is_looked_at():
+    model = small_vit()
+    model.blocks[0].mlp.act = nn.SiLU()
+    assert not any(isinstance(block, PackedBlock) for block in ready(model, CPU, torch.bfloat16).blocks)
+    model.blocks[0].attn.q_norm = nn.LayerNorm(12)
+    assert not is_plain_vit(model)
+
+
+@packs
+@torch.inference_mode()
+def test_a_model_in_half_precision_is_packed():
+    half = ready(small_vit().bfloat16(), CPU, torch.bfloat16)
+    assert isinstance(half.blocks[0], PackedBlock)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.isfinite(class_tokens(half, images())).all()
+
+
 @pytest.mark.parametrize(
     "wrong", [AttributeError("no such operator"), RuntimeError("no such schema"), torch.zeros(1, 192)]
 )
