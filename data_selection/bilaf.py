@@ -171,7 +171,7 @@ def _find_cores(features, budget, cores, config, labelled, excluded, seed, devic
     if callable(cores):
         count = config.core_number or default_core_number(len(features), budget)
         if count > budget:
-            raise UserError(f"budget {budget} is smaller than the {count} cores it has to hold: lower core_number")
+            raise UserError(f"budget {budget} is smaller than the {count} cores it has to hold: ask for fewer cores")
         given = {"labelled": labelled, "excluded": excluded, "seed": seed, "device": device, "progress": progress}
         cores = cores(features, count, **given)
     cores = check_ids(cores, len(features), "core")
