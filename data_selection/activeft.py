@@ -81,7 +81,6 @@ PRESETS = {
 }
 
 
-@torch.no_grad()
 def select_activeft(
     features, budget, *, config=ActiveFTConfig(), labelled=(), excluded=(), seed=0, device=None, progress=None,
     on_iteration=None,

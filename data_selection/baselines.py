@@ -45,7 +45,6 @@ class KMeansConfig:
                 raise UserError(f"{name} {getattr(self, name)} must be at least 1")
 
 
-@torch.no_grad()
 def select_random(
     features, budget, *, config=RandomConfig(), labelled=(), excluded=(), seed=0, device=None, progress=None
 ):
@@ -55,7 +54,6 @@ def select_random(
     return check_selection(chosen, budget, len(features), labelled, excluded)
 
 
-@torch.no_grad()
 def select_farthest(
     features, budget, *, config=FarthestConfig(), labelled=(), excluded=(), seed=0, device=None, progress=None
 ):
@@ -69,7 +67,6 @@ def select_farthest(
     return check_selection(chosen, budget, len(features), labelled, excluded)
 
 
-@torch.no_grad()
 def select_kmeans(
     features, budget, *, config=KMeansConfig(), labelled=(), excluded=(), seed=0, device=None, progress=None
 ):

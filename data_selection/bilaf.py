@@ -105,7 +105,6 @@ def default_core_number(pool_size, budget):
     return max(1, min(budget // 2, max(50, pool_size // 200)))
 
 
-@torch.no_grad()
 def select_bilaf(
     features, budget, *, cores=None, config=BiLAFConfig(), labelled=(), excluded=(), seed=0, device=None, progress=None
 ):  # fmt: skip

@@ -30,7 +30,7 @@ def sum_over_ranks(tensor):
 def rows_at(features, ids, device, normalised):
     """Rows of a tensor or memory map by their ids (int64, CPU) as float64 on device, at unit length if normalised."""
     if torch.is_tensor(features):
-        rows = features.index_select(0, ids.to(features.device))
+        rows = features.detach().index_select(0, ids.to(features.device))
     else:
         rows = torch.from_numpy(np.asarray(features[ids.numpy()]))
     rows = rows.to(device, torch.float64)

@@ -61,7 +61,7 @@ def keep_freed_memory():
     """Let glibc keep the memory that a layer frees for the next one: saves up to a third of the time on a CPU.
 
     It would give that back to the system and get it again page by page. It keeps twice the largest block it has seen
-    freed, of at most 32 MiB; this one is just below, and is never written. Other libraries lose nothing by it.
+    freed, of at most 32 MiB; this one is just below, and is never written.
     """
     torch.empty(2**25 - 2**13, dtype=torch.uint8)
 

@@ -47,7 +47,7 @@ class GroupedSearch:
     max_bytes: of a copy of the rows in this dtype (else they are gathered again and again).
     """
 
-    def __init__(self, pool, spans, step, dtype, max_bytes=torch.inf):
+    def __init__(self, pool, spans, step, dtype, max_bytes):
         self.table, self.spans, self.step, self.dtype = pool.resident, spans, step, dtype
         self.count, self.error = pool.count, product_error(pool.dimensions)
         self.rounding, self.max_bytes = torch.finfo(dtype).eps / 2, max_bytes

@@ -42,13 +42,14 @@ class UnitPool:
     """
 
     def __init__(self, features, ids, device, max_bytes):
-        self.features, self.ids, self.device = features, ids, device
+        self.features = features.detach() if torch.is_tensor(features) else features
+        self.ids, self.device = ids, device
         self.count = len(features) if ids is None else len(ids)
         self.dimensions = features.shape[1]
         self.resident = None  # (n, D) tensor or UnitRows
         here = torch.is_tensor(features) and features.device == device and device.type == "cpu"
         if here and ids is None and features.dtype == torch.float32:
-            self.resident = UnitRows(features)
+            self.resident = UnitRows(self.features)
             for start, stop in self.spans(self.count):
                 self.resident.lengths[start:stop] = lengths(read_rows(features, start, stop))
             return

@@ -154,7 +154,7 @@ def test_groups_leave_most_products_out(monkeypatch):
 def test_margins_bound_every_centroid_with_room_for_rounding(dtype):
     rows, units = clusters(600, 96, 0), clusters(80, 96, 1)
     pool = UnitPool(rows, None, CPU, 1e9)
-    search = grouped.GroupedSearch(pool, [(0, 400), (400, 600)], 64, dtype)
+    search = grouped.GroupedSearch(pool, [(0, 400), (400, 600)], 64, dtype, 1e9)
     for step in range(6):
         search.begin(F.normalize(units + 0.02 * step * clusters(80, 96, 2), dim=1))
         exact = pool.resident[search.order].double() @ search.units.double().T  # (n, K)

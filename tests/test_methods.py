@@ -55,6 +55,7 @@ def test_kinds_of_input(select, features):
     expected = select(features, 9)
     assert torch.equal(select(features.numpy(), 9), expected)
     assert torch.equal(select(features.double().numpy(), 9), expected)
+    assert torch.equal(select(features.clone().requires_grad_(), 9), expected)
     assert len(select(features.half(), 9)) == 9
     assert len(select(features[:1], 1)) == 1
 
