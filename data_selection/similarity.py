@@ -32,9 +32,7 @@ def read_rows(features, start, stop, device="cpu"):
     rows = features[start:stop]
     if not torch.is_tensor(rows):
         rows = torch.from_numpy(np.array(rows, dtype=np.float32))
-    rows = (
-        rows.detach().to(device, torch.float32).contiguous()
-    )  # in another order of memory, lengths would round otherwise
+    rows = rows.detach().to(device, torch.float32).contiguous()  # in another order lengths would round otherwise
     check_finite(rows, start)
     return rows
 

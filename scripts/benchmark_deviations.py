@@ -55,7 +55,7 @@ def main(argv=None):
     unknown = set(titles) - {"random", "ActiveFT", *variants}
     if unknown:
         raise UserError(f"--rows {' '.join(unknown)} is unknown: use random, ActiveFT, {', '.join(variants)}")
-    if args.finetune and len(train) != len(open_pool("DEMO")):
+    if args.finetune and (train.labels is None or list(train.labels) != open_pool("DEMO").labels):
         raise UserError(f"--finetune trains on the demo pool, whose ids {args.train} does not hold: use DEMO_train.npy")
     known = read_json(args.scores) if args.scores and args.scores.exists() else {}
     scores = {}
