@@ -6,8 +6,8 @@ from pathlib import Path
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from data_selection.cli_extract import main_extract
-from data_selection.errors import run
+from data_selection.commands.extract import main_extract
+from data_selection.common.errors import run
 
 if __name__ == "__main__":
     sys.exit(run(main_extract))

@@ -10,10 +10,10 @@ from PIL import Image
 from torch.nn.functional import pad
 from torch.utils.data import DataLoader, Dataset
 
-from data_selection.errors import UserError
-from deit import resizing
-from deit.draws import AUGMENT, hashed, seeded, uniform
-from deit.pipeline import MARGIN, SMALL
+from data_selection.common.errors import UserError
+from deit.samples import resizing
+from deit.samples.draws import AUGMENT, hashed, seeded, uniform
+from deit.samples.pipeline import MARGIN, SMALL
 
 CACHE_BYTES = 2 << 30  # `--cache auto` keeps decoded images up to this size, per process
 WORKERS = 8  # at most, by default, per process

@@ -6,11 +6,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from data_selection.distributed import World
-from deit.draws import DropDraws
+from data_selection.common.distributed import World
 from deit.losses import Criterion
-from deit.mixing import Mixing, mix
-from deit.stopping import NotFinite
+from deit.runs.stopping import NotFinite
+from deit.samples.draws import DropDraws
+from deit.samples.mixing import Mixing, mix
 
 
 class FlatGradients:

@@ -12,7 +12,7 @@ from pathlib import Path
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from data_selection.errors import run
+from data_selection.common.errors import run
 from deit.options import parse
 
 

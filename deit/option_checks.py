@@ -3,7 +3,7 @@
 import argparse
 import difflib
 
-from data_selection.errors import UserError
+from data_selection.common.errors import UserError
 
 DATA_SETS = ("CIFAR10", "CIFAR100", "IMNET", "INAT", "INAT19", "CUB2011", "FASHIONMNIST", "FOLDER", "DEMO")
 DATA_SETS += tuple(f"{name}SUBSET" for name in DATA_SETS)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import yaml
 
-from data_selection.errors import UserError
+from data_selection.common.errors import UserError
 from deit.option_checks import DATA_SETS, SCHEDULES, check, check_no_idle_flag
 
 RANKS = ("kingdom", "phylum", "class", "order", "supercategory", "family", "genus", "name")  # of iNaturalist

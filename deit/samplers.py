@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from deit.draws import ORDER, seed_of
+from deit.samples.draws import ORDER, seed_of
 
 REPEATS = 3  # of each image in an epoch, as in the released recipe
 ROUND = 256  # the released sampler counts in this unit whatever the batch size is

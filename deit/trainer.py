@@ -6,21 +6,21 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from data_selection import distributed
-from data_selection.backbones import load_weights
-from deit import checkpoints
-from deit.building import autocast_type, build, build_learner, make_pipeline, resolve
+from data_selection.common import distributed
+from data_selection.embedding.backbones import load_weights
 from deit.datasets import prepare
 from deit.engine import evaluate, train_one_epoch
-from deit.label_files import check_labels
-from deit.linear import fit_head
-from deit.meters import RunLog
-from deit.mixing import Mixing
+from deit.learner.building import autocast_type, build, build_learner, make_pipeline, resolve
+from deit.learner.linear import fit_head
+from deit.runs import checkpoints
+from deit.runs.meters import RunLog
+from deit.runs.saving import BEST, NEWEST, Saver
+from deit.runs.starting import finished, starting_point
+from deit.runs.stopping import NotFinite, asked_to_stop, sigterm, with_batch, workers_named
 from deit.samplers import epoch_order, plan_epoch
-from deit.saving import BEST, NEWEST, Saver
-from deit.sources import check_same_pool, choose_ids, hold_out, open_images, say_of_labels
-from deit.starting import finished, starting_point
-from deit.stopping import NotFinite, asked_to_stop, sigterm, with_batch, workers_named
+from deit.samples.label_files import check_labels
+from deit.samples.mixing import Mixing
+from deit.samples.sources import check_same_pool, choose_ids, hold_out, open_images, say_of_labels
 
 
 def train(args):

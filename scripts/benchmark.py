@@ -7,9 +7,9 @@ from pathlib import Path
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from data_selection.errors import UserError, run
+from data_selection.common.errors import UserError, run
 
-SUBJECTS = sorted(path.stem.removeprefix("benchmark_") for path in Path(__file__).parent.glob("benchmark_*.py"))
+SUBJECTS = sorted(path.stem for path in (Path(__file__).parent / "benchmarks").glob("[a-z]*.py"))
 
 
 def main(argv=None):
@@ -20,7 +20,7 @@ def main(argv=None):
         if words[:1] not in (["--help"], ["-h"]):
             raise UserError(f"{usage}: no such subject {' '.join(words[:1]) or '(none given)'}")
         return print(f"{usage}\n\n{__doc__}\nSee also SUBJECT --help.")
-    return importlib.import_module(f"scripts.benchmark_{words[0]}").main(words[1:])
+    return importlib.import_module(f"scripts.benchmarks.{words[0]}").main(words[1:])
 
 
 if __name__ == "__main__":

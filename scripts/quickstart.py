@@ -17,18 +17,18 @@ import torch
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from data_selection.backbones import DINO_WEIGHTS
-from data_selection.cli import add_device, bar_factory, make_parser
-from data_selection.distributed import start
-from data_selection.errors import UserError, run
-from data_selection.evaluation import judge_subset, mean_sd
-from data_selection.feature_table import load_features, read_json
-from data_selection.files import atomic_write
-from data_selection.methods import METHODS
-from data_selection.pools import load_demo
-from data_selection.progress import open_bar
-from data_selection.report import draw_selections, markdown_table
-from data_selection.subset_files import ROOT, describe, save_subset, versions
+from data_selection.commands.shared import add_device, bar_factory, make_parser
+from data_selection.common.distributed import start
+from data_selection.common.errors import UserError, run
+from data_selection.common.feature_table import load_features
+from data_selection.common.files import atomic_write, read_json
+from data_selection.common.progress import open_bar
+from data_selection.common.subset_files import ROOT, describe, save_subset, versions
+from data_selection.embedding.backbones import DINO_WEIGHTS
+from data_selection.images.pools import load_demo
+from data_selection.judging.evaluation import judge_subset, mean_sd
+from data_selection.judging.report import draw_selections, markdown_table
+from data_selection.methods.table import METHODS
 
 CORES = 50  # of BiLAF
 PROCESSES = 2  # of the finetuning run

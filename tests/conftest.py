@@ -5,9 +5,9 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from data_selection.backbones import build_model
-from data_selection.pools import load_demo
-from tests.extraction_cases import COUNT
+from data_selection.embedding.backbones import build_model
+from data_selection.images.pools import load_demo
+from tests.support.extraction_cases import COUNT
 
 
 @pytest.fixture(scope="session")

@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_selection.cli_activeft import main_activeft
-from data_selection.cli_bilaf import main_bilaf
-from data_selection.cli_extract import main_extract
-from data_selection.cli_select import main_select
-from data_selection.feature_table import load_features
-from data_selection.subset_files import load_subset
+from data_selection.commands.activeft import main_activeft
+from data_selection.commands.any_method import main_select
+from data_selection.commands.bilaf import main_bilaf
+from data_selection.commands.extract import main_extract
+from data_selection.common.feature_table import load_features
+from data_selection.common.subset_files import load_subset
 from deit.main import main as main_deit
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -98,7 +98,7 @@ def test_finetuning_on_one_and_on_two_processes_is_the_same_run(chain, tmp_path)
 def test_own_folder_from_images_to_names_for_annotators(tmp_path):
     from PIL import Image
 
-    from data_selection.pools import load_demo
+    from data_selection.images.pools import load_demo
 
     images = load_demo()["train_images"]
     for i in range(12):

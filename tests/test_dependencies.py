@@ -1,15 +1,27 @@
-"""Dependencies point one way: entries and scripts -> cli -> algorithms -> leaves (read from the source with ast)."""
+"""Dependencies point one way, room by room; read from the source with ast."""
 
 import ast
+import sys
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-LEAVES = {
-    "errors", "files", "checks", "distributed", "feature_table", "subset_files", "progress", "similarity", "pools",
-    "backbones", "downloads", "dataset_files", "inaturalist", "embedding", "packed_blocks", "list_files",
-}  # fmt: skip
+# A room may import itself and what stands in the rows below it; `a b` in one row: neither imports the other.
+ROOMS = ("commands", "judging", "embedding methods", "images nearest", "common", "demo")
+TRAINER = {  # of deit: what a room, or a module at the top, may import besides itself
+    "samples": set(),
+    "runs": set(),
+    "losses": set(),
+    "samplers": {"samples"},
+    "datasets": {"samples"},
+    "engine": {"losses", "samples", "runs"},
+    "learner": {"engine", "losses", "samples", "runs"},
+    "option_checks": set(),
+    "options": {"option_checks"},
+    "trainer": {"learner", "engine", "datasets", "samplers", "samples", "runs"},
+    "main": {"options", "trainer"},
+}
 MODULES = sorted(path for folder in ("data_selection", "deit") for path in (ROOT / folder).rglob("*.py"))
 ENTRIES = {path for path in MODULES if "__main__" in path.read_text()}
 
@@ -31,30 +43,55 @@ def dotted(path):
     return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 
 
+def room(name):
+    """The room of a dotted name: data_selection.nearest.narrow -> nearest; a package itself: ""."""
+    return name.split(".")[1] if "." in name else ""
+
+
+def below(name):
+    """Rooms of data_selection that the room may import, itself among them."""
+    row = next(i for i, rooms in enumerate(ROOMS) if name in rooms.split())
+    return {name} | {other for rooms in ROOMS[row + 1 :] for other in rooms.split()} | {""}
+
+
 @pytest.mark.parametrize("path", MODULES, ids=dotted)
 def test_direction(path):
-    mine, package = dotted(path), path.relative_to(ROOT).parts[0]
+    mine = dotted(path)
     for other in imports(path):
         assert other not in {dotted(entry) for entry in ENTRIES}, f"{mine} imports the entry {other}"
-        name = other.removeprefix("data_selection.")
-        if package == "deit":
-            assert other.startswith("deit") or name in LEAVES | {"data_selection"}, f"{mine} imports {other}, no leaf"
-        else:
-            assert not other.startswith("deit"), f"{mine} imports {other}"
-            if mine.removeprefix("data_selection.") in LEAVES:
-                assert name in LEAVES | {"data_selection"}, f"the leaf {mine} imports {other}"
-            if not name.startswith("cli") or path in ENTRIES:
-                continue
-            assert mine.startswith("data_selection.cli"), f"{mine} imports the command line {other}"
+        if mine.startswith("deit"):
+            if other.startswith("data_selection"):
+                assert room(other) in below("judging"), f"{mine} imports {other}, above deit's reach"
+            elif room(mine):
+                allowed = TRAINER[room(mine)] | {room(mine), ""}
+                assert room(other) in allowed, f"{mine} imports {other}; {room(mine)} may import {sorted(allowed)}"
+            continue
+        assert not other.startswith("deit"), f"{mine} imports {other}"
+        if path not in ENTRIES and room(mine):
+            assert room(other) in below(room(mine)), f"{mine} imports {other}, a room above or beside"
+        elif path in ENTRIES:
+            assert room(other) in {"commands", "common", ""}, f"the entry {mine} does more than call a command: {other}"
+
+
+def test_every_room_says_what_it_is_for():
+    rooms = {path.parent for path in MODULES if path.parent.parent in (ROOT / "data_selection", ROOT / "deit")}
+    for folder in rooms:
+        if folder.name[0].islower() and folder.name != "sample_tools":  # the others are the papers' own folders
+            lines = ast.get_docstring(ast.parse((folder / "__init__.py").read_text())).splitlines()
+            assert len(lines) >= 1, folder
 
 
 def test_bilaf_does_not_know_activeft():
-    for path in (ROOT / "data_selection").glob("bilaf*.py"):
+    for path in (ROOT / "data_selection" / "methods" / "bilaf").glob("*.py"):
         assert not any("activeft" in name for name in imports(path))
 
 
 def test_no_module_is_named_like_a_standard_one():
-    import sys
-
-    for path in [*MODULES, *(ROOT / "scripts").glob("*.py")]:
+    for path in [*MODULES, *(ROOT / "scripts").rglob("*.py")]:
         assert path.stem.startswith("__") or path.stem not in sys.stdlib_module_names, path
+
+
+@pytest.mark.parametrize("folder", ["data_selection", "deit", "scripts", "tests"])
+def test_no_file_is_too_long_to_read(folder):
+    long = {path.name: len(path.read_text().splitlines()) for path in (ROOT / folder).rglob("*.py")}
+    assert not {name: lines for name, lines in long.items() if lines > 300}

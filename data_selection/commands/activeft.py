@@ -1,31 +1,28 @@
 """Command line of ActiveFT: feature file -> subset file, with the flags and defaults of the released scripts."""
 
 import dataclasses
-import time
+import functools
 from pathlib import Path
 
-from data_selection import subset_files
-from data_selection.activeft import INITS, OBJECTIVES, PRESETS, SCHEDULERS, select_activeft
-from data_selection.baselines import DISTANCES
-from data_selection.cli import (
+from data_selection.commands.shared import (
     DATA_SELECTION,
     add_device,
     add_label_column,
     add_seed,
-    bar_factory,
+    add_taken,
     make_parser,
-    open_table,
-    write_subset,
 )
-from data_selection.distributed import start
-from data_selection.files import atomic_write, check_writable
+from data_selection.common.files import atomic_write, check_writable
+from data_selection.common.subset_names import activeft_name, default_folder
+from data_selection.methods.configs import ACTIVEFT_PRESETS, DISTANCES, INITS, OBJECTIVES, SCHEDULERS
+from data_selection.methods.table import METHODS
 
 FILES = {"cifar": "CIFAR10_train.npy", "imagenet": "ImageNet_train.npy"}
 
 
 def build_parser(preset):
-    """The flags of the released script whose defaults are PRESETS[preset], and ours."""
-    config, percent = PRESETS[preset]
+    """The flags of the released script whose defaults are ACTIVEFT_PRESETS[preset], and ours."""
+    config, percent = ACTIVEFT_PRESETS[preset]
     parser = make_parser("ActiveFT: choose which images to annotate, from cached features and without labels.")
     add = parser.add_argument
     features = DATA_SELECTION / "features" / FILES[preset.split("_")[1]]
@@ -49,11 +46,8 @@ def build_parser(preset):
         "--threshold", type=float, help="stop when the loss moved by less over 10 steps (default: never; the released "
         "scripts ignore theirs)",
     )  # fmt: skip
-    add(
-        "--objective", choices=sorted(OBJECTIVES), default=config.objective, help="as released, or the paper's equation"
-    )
-    add("--labelled", type=Path, help="subset file of images that have labels already: they repel and attract")
-    add("--excluded", type=Path, help="subset file of images that must not be chosen")
+    add("--objective", choices=OBJECTIVES, default=config.objective, help="as released, or the paper's equation")
+    add_taken(parser, "subset file of images that have labels already: they repel and attract")
     add("--history", type=Path, help="CSV file for the loss of every step")
     add("--verbose", action="store_true", help="print a line per step, as the released scripts do")
     add_label_column(parser)
@@ -65,48 +59,39 @@ def build_parser(preset):
 def main_activeft(preset, argv=None):
     """Entry of the ActiveFT scripts. Raises UserError for the user's mistakes, before any work."""
     args = build_parser(preset).parse_args(argv)
-    fields = {field.name for field in dataclasses.fields(PRESETS[preset].config)}
-    config = dataclasses.replace(
-        PRESETS[preset].config, **{name: value for name, value in vars(args).items() if name in fields}
-    )
-    with start(args.device) as world:
-        table = open_table(args.feature_path, args)
-        budget = args.budget
-        if budget is None:
-            budget = subset_files.budget_from_percent(len(table), args.percent)
-        taken = {
-            what: subset_files.load_subset(path, len(table)) if path else ()
-            for what, path in (("labelled", args.labelled), ("excluded", args.excluded))
-        }
-        folder = args.output_dir or subset_files.default_folder(args.feature_path)
-        name = args.filename or subset_files.activeft_name(args.feature_path.stem, config, budget, args.seed)
-        path = subset_files.output_path(folder, name)
-        history = check_writable(args.history) if args.history else None
-        began, replaced = time.monotonic(), path.exists()
-        steps = Steps(args.verbose and world.is_main)
-        ids = select_activeft(
-            table.features, budget, config=config, seed=args.seed, device=world.device,
-            progress=None if args.verbose else bar_factory(world),
-            on_iteration=steps if args.verbose or history else None, **taken,
-        )  # fmt: skip
-        if not world.is_main:
-            return
-        if history:
-            steps.write(history)
-        settings = dataclasses.asdict(config)
-        record = subset_files.describe(table, method="activeft", config=settings, seed=args.seed, budget=budget)
-        listed = write_subset(path, ids, table, record, order="sorted")
-        print(
-            f"{'replaced' if replaced else 'wrote'} {path}: {budget} of {len(table)} images chosen by ActiveFT "
-            f"in {time.monotonic() - began:.1f} s{listed}"
+    from data_selection.commands.selection import Plan, budget_of, choose, taken  # slow: imports torch
+
+    config = ACTIVEFT_PRESETS[preset].config
+    fields = {field.name for field in dataclasses.fields(config)}
+    config = dataclasses.replace(config, **{name: value for name, value in vars(args).items() if name in fields})
+    history = check_writable(args.history) if args.history else None
+    steps = Steps()
+
+    def plan(world, table):
+        budget = budget_of(args, table)
+        steps.verbose = args.verbose and world.is_main
+        extra = {"on_iteration": steps} if args.verbose or history else {}
+        return Plan(
+            folder=args.output_dir or default_folder(args.feature_path),
+            name=args.filename or activeft_name(args.feature_path.stem, config, budget, args.seed),
+            budget=budget,
+            select=functools.partial(
+                METHODS["activeft"].select, config=config, seed=args.seed, **taken(args, table), **extra
+            ),
+            method="activeft",
+            settings=dataclasses.asdict(config),
+            by="ActiveFT",
         )
+
+    if choose(args, args.feature_path, plan, quiet=args.verbose) and history:
+        steps.write(history)
 
 
 class Steps:
     """What happened in every step: kept for the history file, printed where wanted."""
 
-    def __init__(self, verbose):
-        self.verbose, self.lines = verbose, ["iteration,lr,loss"]
+    def __init__(self):
+        self.verbose, self.lines = False, ["iteration,lr,loss"]
 
     def __call__(self, iteration, lr, loss):
         self.lines.append(f"{iteration},{lr:.8g},{loss:.8f}")

@@ -1,22 +1,14 @@
 """Command line over the whole table of methods: features -> subset, one flag set for every method."""
 
 import dataclasses
-import time
+import functools
 from pathlib import Path
 
-from data_selection import subset_files
-from data_selection.cli import (
-    add_device,
-    add_label_column,
-    add_seed,
-    bar_factory,
-    make_parser,
-    open_table,
-    write_subset,
-)
-from data_selection.distributed import start
-from data_selection.errors import UserError
-from data_selection.methods import METHODS
+from data_selection.commands.shared import add_device, add_label_column, add_seed, add_taken, make_parser
+from data_selection.common.errors import UserError
+from data_selection.common.subset_names import default_folder, method_name
+from data_selection.methods.configs import BILAF_PRESETS
+from data_selection.methods.table import METHODS
 
 NEEDS_ORDER = ("bilaf",)  # methods whose order in the file means something; the others are written ascending
 
@@ -32,8 +24,7 @@ def build_parser():
     parser.add_argument(
         "--variant", choices=("paper", "released"), help="bilaf: the published or the released algorithm"
     )
-    parser.add_argument("--labelled", type=Path, help="subset file of images that already have labels")
-    parser.add_argument("--excluded", type=Path, help="subset file of images that must not be chosen")
+    add_taken(parser)
     parser.add_argument("--output_dir", type=Path, help="folder of the subset file (default: subsets/<POOL>)")
     parser.add_argument(
         "--filename", help="name of the subset file (default: says pool, method, budget and the flags given)"
@@ -50,9 +41,7 @@ def make_config(method, args):
     given = {"core_number": args.cores, "variant": args.variant}
     given = {name: value for name, value in given.items() if value is not None}
     if "variant" in given:
-        from data_selection.bilaf import PRESETS
-
-        config = PRESETS[given.pop("variant")] if method == "bilaf" else config
+        config = BILAF_PRESETS[given.pop("variant")] if method == "bilaf" else config
     fields = {field.name for field in dataclasses.fields(config)}
     if (args.cores is not None or args.variant is not None) and "core_number" not in fields:
         raise UserError(f"--cores and --variant are for bilaf; method {method} has no cores")
@@ -62,38 +51,23 @@ def make_config(method, args):
 def main_select(argv=None):
     """Entry of scripts/select_subset.py. Raises UserError for the user's mistakes, before any work."""
     args = build_parser().parse_args(argv)
-    with start(args.device) as world:
-        table = open_table(args.features, args)
-        percent = args.percent
-        budget = args.budget if percent is None else subset_files.budget_from_percent(len(table), percent)
-        taken = {
-            what: subset_files.load_subset(path, len(table)) if path else ()
-            for what, path in (("labelled", args.labelled), ("excluded", args.excluded))
-        }
-        config = make_config(args.method, args)
-        folder = args.output_dir or subset_files.default_folder(args.features)
-        given = {"cores": args.cores, "variant": args.variant}
-        given = {name: value for name, value in given.items() if value is not None}
-        name = args.filename or subset_files.method_name(args.features.stem, args.method, budget, args.seed, given)
-        path = subset_files.output_path(folder, name)
-        began = time.monotonic()
-        ids = METHODS[args.method].select(
-            table.features,
-            budget,
-            config=config,
-            seed=args.seed,
-            device=world.device,
-            progress=bar_factory(world),
-            **taken,
+    from data_selection.commands.selection import Plan, budget_of, choose, taken  # slow: imports torch
+
+    config = make_config(args.method, args)
+    given = {"cores": args.cores, "variant": args.variant}
+    given = {name: value for name, value in given.items() if value is not None}
+
+    def plan(world, table):
+        budget = budget_of(args, table)
+        return Plan(
+            folder=args.output_dir or default_folder(args.features),
+            name=args.filename or method_name(args.features.stem, args.method, budget, args.seed, given),
+            budget=budget,
+            select=functools.partial(METHODS[args.method].select, config=config, seed=args.seed, **taken(args, table)),
+            method=args.method,
+            settings=dataclasses.asdict(config),
+            by=args.method,
+            order="given" if args.method in NEEDS_ORDER else "sorted",
         )
-        if not world.is_main:
-            return
-        record = subset_files.describe(
-            table, method=args.method, config=dataclasses.asdict(config), seed=args.seed, budget=budget
-        )
-        order = "given" if args.method in NEEDS_ORDER else "sorted"
-        listed = write_subset(path, ids, table, record, order=order)
-        print(
-            f"wrote {path}: {budget} of {len(table)} images chosen by {args.method} in "
-            f"{time.monotonic() - began:.1f} s{listed}"
-        )
+
+    choose(args, args.features, plan)

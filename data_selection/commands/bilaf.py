@@ -1,23 +1,14 @@
 """Command line of BiLAF's boundary stage: feature file + core file -> subset file."""
 
 import dataclasses
-import time
+import functools
 from pathlib import Path
 
-from data_selection import activeft, subset_files
-from data_selection.bilaf import PRESETS, select_bilaf
-from data_selection.cli import (
-    DATA_SELECTION,
-    add_device,
-    add_label_column,
-    bar_factory,
-    make_parser,
-    open_table,
-    seed,
-    write_subset,
-)
-from data_selection.distributed import start
-from data_selection.errors import UserError
+from data_selection.commands.shared import DATA_SELECTION, add_device, add_label_column, add_seed, make_parser
+from data_selection.common.errors import UserError
+from data_selection.common.paths import SUBSETS
+from data_selection.common.subset_names import activeft_name, bilaf_name
+from data_selection.methods.configs import ACTIVEFT_PRESETS, BILAF_PRESETS
 
 VARIANTS = ("paper", "released")
 SCRIPTS = {  # dataset, cores, budget, preset of ActiveFT that wrote the cores, preset of the released variant
@@ -37,7 +28,7 @@ OVERRIDES = {  # flag -> config field, where the flag is given
 def build_parser(script):
     """The flags of one of the two released scripts, and ours. Shares (`percentage`) are fractions 0-1, as released."""
     dataset, cores, budget, _, released = SCRIPTS[script]
-    paper, released = PRESETS["paper"], PRESETS[released]
+    paper, released = BILAF_PRESETS["paper"], BILAF_PRESETS[released]
     parser = make_parser("BiLAF: choose boundary samples around core samples, from cached features and without labels.")
     add = parser.add_argument
     add("--dataset", default=dataset, help="pool; names the default files")
@@ -85,7 +76,7 @@ def build_parser(script):
         help="working memory in GB; never changes the result (default: a quarter of the free)",
     )
     add_label_column(parser)
-    add("--seed", type=seed, default=0, help="seed of the cores: names both files; this stage itself draws nothing")
+    add_seed(parser, "seed of the cores: names both files; this stage itself draws nothing")
     add_device(parser)
     return parser
 
@@ -93,36 +84,34 @@ def build_parser(script):
 def main_bilaf(script, argv=None):
     """Entry of Boundary_Selection/{script}.py. Raises UserError for the user's mistakes, before any work."""
     args = build_parser(script).parse_args(argv)
+    from data_selection.commands.selection import Plan, choose  # slow: imports torch
+    from data_selection.methods.bilaf.selection import select_bilaf
+
     config = make_config(script, args)
-    with start(args.device) as world:
-        table = open_table(args.features_inputs or args.feature_path / f"{args.dataset}_train.npy", args)
+
+    def plan(world, table):
         cores = load_cores(script, args, len(table))
         if args.budget < len(cores):
             raise UserError(f"--budget {args.budget} is smaller than the {len(cores)} cores it has to hold: raise it")
-        folder = args.output_dir or subset_files.SUBSETS / args.dataset
-        name = subset_files.bilaf_name(args.budget, len(cores), args.seed, named_settings(args))
-        path = subset_files.output_path(folder, name)
-        began, replaced = time.monotonic(), path.exists()
-        ids = select_bilaf(
-            table.features, args.budget, cores=cores, config=config, device=world.device, progress=bar_factory(world)
+        return Plan(
+            folder=args.output_dir or SUBSETS / args.dataset,
+            name=bilaf_name(args.budget, len(cores), args.seed, named_settings(args)),
+            budget=args.budget,
+            select=functools.partial(select_bilaf, cores=cores, config=config),
+            method="bilaf",
+            settings={"variant": args.variant, **dataclasses.asdict(config), "cores": cores.tolist()},
+            by=f"BiLAF ({args.variant}) around {len(cores)} cores",
+            order="given",
         )
-        seconds = time.monotonic() - began
-        if not world.is_main:
-            return
-        settings = {"variant": args.variant, **dataclasses.asdict(config), "cores": cores.tolist()}
-        record = subset_files.describe(table, method="bilaf", config=settings, seed=args.seed, budget=args.budget)
-        listed = write_subset(path, ids, table, record)
-        print(
-            f"{'replaced' if replaced else 'wrote'} {path}: {args.budget} of {len(table)} images chosen by BiLAF "
-            f"({args.variant}) around {len(cores)} cores in {seconds:.1f} s{listed}"
-        )
+
+    choose(args, args.features_inputs or args.feature_path / f"{args.dataset}_train.npy", plan)
 
 
 def make_config(script, args):
     """The variant's preset with the given flags put in."""
     preset = SCRIPTS[script][4] if args.variant == "released" else args.variant
     given = {field: getattr(args, flag) for flag, field in OVERRIDES.items() if getattr(args, flag) is not None}
-    return dataclasses.replace(PRESETS[preset], nested=args.nested, **given)
+    return dataclasses.replace(BILAF_PRESETS[preset], nested=args.nested, **given)
 
 
 def named_settings(args):
@@ -135,22 +124,24 @@ def named_settings(args):
 
 def load_cores(script, args, pool_size):
     """The core ids (K,) in file order. Raises UserError where the file is missing, or not of --cur_number ids."""
+    from data_selection.common.subset_files import load_subset  # slow: imports torch
+
     _, count, _, preset, _ = SCRIPTS[script]
     paths = [args.indices_file_name]
     if args.indices_file_name is None:
-        config = activeft.PRESETS[preset].config
+        config = ACTIVEFT_PRESETS[preset].config
         steps = dict.fromkeys((config.max_iter, SHIPPED_STEPS))
         configs = [dataclasses.replace(config, max_iter=max_iter) for max_iter in steps]
         stem, cores = f"{args.dataset}_train", args.cur_number or count
-        names = [subset_files.activeft_name(stem, config, cores, args.seed) for config in configs]
-        paths = [subset_files.SUBSETS / args.dataset / name for name in names]
+        names = [activeft_name(stem, config, cores, args.seed) for config in configs]
+        paths = [SUBSETS / args.dataset / name for name in names]
     path = next((path for path in paths if path.exists()), None)
     if path is None:
         raise UserError(
             f"core file {' or '.join(map(str, paths))} does not exist: write it with data_selection/Core_Selection, or "
             "name another with --indices_file_name"
         )
-    cores = subset_files.load_subset(path, pool_size)
+    cores = load_subset(path, pool_size)
     if args.cur_number not in (None, len(cores)):
         raise UserError(f"--cur_number {args.cur_number}, but {path} holds {len(cores)} cores: drop the flag")
     return cores

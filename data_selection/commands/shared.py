@@ -1,15 +1,11 @@
-"""What the command lines share: parser, common flags, anchored default paths, progress bars."""
+"""What the command lines share: parser, common flags, progress bars. Imports nothing slow."""
 
 import argparse
 import functools
-from pathlib import Path
 
-from tqdm import tqdm
+from data_selection.common.paths import DATA_SELECTION
 
-from data_selection.feature_table import load_features
-from data_selection.subset_files import save_names, save_subset
-
-DATA_SELECTION = Path(__file__).resolve().parent  # default paths start here; paths that the user types do not
+__all__ = ["DATA_SELECTION", "add_device", "add_label_column", "add_seed", "add_taken", "bar_factory", "make_parser"]
 
 
 def make_parser(description):
@@ -23,8 +19,8 @@ def add_device(parser):
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
 
 
-def add_seed(parser):
-    parser.add_argument("--seed", type=seed, default=0, help="seed of every random draw, 0 or above")
+def add_seed(parser, text="seed of every random draw, 0 or above"):
+    parser.add_argument("--seed", type=seed, default=0, help=text)
 
 
 def seed(text):
@@ -35,6 +31,11 @@ def seed(text):
     return value
 
 
+def add_taken(parser, labelled="subset file of images that already have labels"):
+    parser.add_argument("--labelled", metavar="FILE", help=labelled)
+    parser.add_argument("--excluded", metavar="FILE", help="subset file of images that must not be chosen")
+
+
 def add_label_column(parser):
     parser.add_argument(
         "--no_label_column",
@@ -43,18 +44,8 @@ def add_label_column(parser):
     )
 
 
-def open_table(path, args):
-    """The FeatureTable of a path under the flags of add_label_column."""
-    return load_features(path, label_column=not args.no_label_column)
-
-
-def write_subset(path, ids, table, record, *, order="given"):
-    """Write a subset and, where the pool has names, its list of names. Returns the end of the command's last line."""
-    save_subset(path, ids, record, order=order)
-    lists = " and ".join(str(file) for file in save_names(path, table))
-    return f"; their names, one a line, in {lists}" if lists else ""
-
-
 def bar_factory(world):
     """A progress factory for this process: bars on rank 0 at a terminal, nothing elsewhere."""
+    from tqdm import tqdm
+
     return functools.partial(tqdm, disable=None if world.is_main else True, dynamic_ncols=True)

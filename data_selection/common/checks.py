@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from data_selection.errors import UserError
+from data_selection.common.errors import UserError
 
 
 def check_request(features, budget, labelled=(), excluded=()):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 
-from data_selection.errors import UserError
+from data_selection.common.errors import UserError
 
 TIMEOUT = datetime.timedelta(minutes=30)  # ranks wait for each other while rank 0 downloads weights or data
 BEAT, SILENCE = 3, 30  # seconds between signs of life of a rank in training, and without one until it counts as gone

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from data_selection.errors import UserError
-from data_selection.files import atomic_write
+from data_selection.common.errors import UserError
+from data_selection.common.files import atomic_write, read_json
 
 
 @dataclass(frozen=True)
@@ -110,13 +110,3 @@ def write_sidecar(path, kind, value):
     with atomic_write(sidecar(path, kind), "w") as handle:
         json.dump(value, handle, indent=None if isinstance(value, list) else 1)
         handle.write("\n")
-
-
-def read_json(path):
-    """Parse a JSON file. Raises UserError where it is missing or no JSON."""
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist") from None
-    except (ValueError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is no valid JSON ({error})") from None

@@ -2,9 +2,12 @@
 
 import contextlib
 import hashlib
+import json
 import os
 import tempfile
 from pathlib import Path
+
+from data_selection.common.errors import UserError
 
 
 @contextlib.contextmanager
@@ -62,3 +65,13 @@ def check_writable(path):
         raise IsADirectoryError(21, "is a folder, not a file to write", str(path))
     with tempfile.TemporaryFile(dir=path.parent):
         return path
+
+
+def read_json(path):
+    """Parse a JSON file. Raises UserError where it is missing or no JSON."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist") from None
+    except (ValueError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is no valid JSON ({error})") from None

@@ -10,10 +10,11 @@ from typing import NamedTuple
 
 import torch
 
-from data_selection.downloads import cache_folder, fetch_file
-from data_selection.errors import UserError
+from data_selection.common.errors import UserError
+from data_selection.common.paths import DEMO
+from data_selection.images.downloads import cache_folder, fetch_file
 
-DEMO_WEIGHTS = Path(__file__).parent / "demo" / "demo_vit.safetensors"
+DEMO_WEIGHTS = DEMO / "demo_vit.safetensors"
 WIDTHS = {"vit_tiny": (192, 3), "vit_small": (384, 6), "vit_base": (768, 12)}  # embedding, heads; as in DINO and DeiT
 DINO = "https://dl.fbaipublicfiles.com/dino/"
 DINO_WEIGHTS = {
@@ -179,7 +180,7 @@ def local_file(source, log=print, what="weights file"):
     path = Path(source)
     if path.is_file():
         return path
-    hint = "make it with scripts/make_demo_backbone.py" if path == DEMO_WEIGHTS else "check the path"
+    hint = "make it with scripts/demo/make_demo_backbone.py" if path == DEMO_WEIGHTS else "check the path"
     address = {url.rsplit("/", 1)[1]: url for url in DINO_WEIGHTS.values()}.get(path.name)
     if address:
         downloaded = cache_folder() / path.name

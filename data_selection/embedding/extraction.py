@@ -12,13 +12,13 @@ import torch.nn.functional as F
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from data_selection.distributed import share_error
-from data_selection.embedding import class_tokens, memory_layout, ready
-from data_selection.errors import UserError
-from data_selection.list_files import UNKNOWN
-from data_selection.pools import FASHION_MEAN, FASHION_STD, IMAGENET_MEAN, IMAGENET_STD
-from data_selection.progress import open_bar
-from data_selection.table_writer import MISSING, TableWriter
+from data_selection.common.distributed import share_error
+from data_selection.common.errors import UserError
+from data_selection.common.progress import open_bar
+from data_selection.embedding.forward import class_tokens, memory_layout, ready
+from data_selection.embedding.table_writer import MISSING, TableWriter
+from data_selection.images.list_files import UNKNOWN
+from data_selection.images.pools import FASHION_MEAN, FASHION_STD, IMAGENET_MEAN, IMAGENET_STD
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from data_selection.errors import UserError
-from data_selection.packed_blocks import PackedBlock, can_pack
+from data_selection.common.errors import UserError
+from data_selection.embedding.packed_blocks import PackedBlock, can_pack
 
 
 def class_tokens(model, images, n_last_blocks=1, avgpool_patchtokens=False):

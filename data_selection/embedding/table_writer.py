@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-from data_selection.distributed import on_main
-from data_selection.errors import UserError
-from data_selection.feature_table import read_json, write_sidecar
-from data_selection.files import atomic_write
+from data_selection.common.distributed import on_main
+from data_selection.common.errors import UserError
+from data_selection.common.feature_table import write_sidecar
+from data_selection.common.files import atomic_write, read_json
 
 MISSING, WRITTEN, SKIPPED = 0, 1, 2  # what the file `done` says of each row
 SAVE_SECONDS = 10.0  # at most this much work is lost with the machine; a killed process loses less

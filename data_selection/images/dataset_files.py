@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from data_selection.downloads import fetch_file
-from data_selection.errors import UserError
+from data_selection.common.errors import UserError
+from data_selection.images.downloads import fetch_file
 
 CUB_URL = "https://data.caltech.edu/records/65de6-vp158/files/CUB_200_2011.tgz?download=1"
 CUB_MD5 = "97eceeb196236b17998738112f37df78"

@@ -9,11 +9,8 @@ import urllib.parse
 import urllib.request
 from pathlib import Path
 
-import torch
-from tqdm import tqdm
-
-from data_selection.errors import UserError
-from data_selection.files import file_digest
+from data_selection.common.errors import UserError
+from data_selection.common.files import file_digest
 
 BLOCK = 1 << 20  # bytes
 TIMEOUT = 30  # seconds without a byte
@@ -21,6 +18,8 @@ TIMEOUT = 30  # seconds without a byte
 
 def cache_folder():
     """Where weights are kept: torch.hub's folder (TORCH_HOME moves it), so that its downloads are found too."""
+    import torch  # slow, and commands that only show their help need none of it
+
     return Path(torch.hub.get_dir()) / "checkpoints"
 
 
@@ -93,6 +92,8 @@ def _receive(url, handle, target, progress):
             have = 0
         length = response.headers.get("Content-Length")
         total = have + int(length) if length else None
+        from tqdm import tqdm
+
         with tqdm(
             total=total, initial=have, unit="B", unit_scale=True, desc=target.name, disable=None if progress else True
         ) as bar:

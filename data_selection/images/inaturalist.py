@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from data_selection.errors import UserError
-from data_selection.feature_table import read_json
+from data_selection.common.errors import UserError
+from data_selection.common.files import read_json
 
 CATEGORIES = ("kingdom", "phylum", "class", "order", "supercategory", "family", "genus", "name")
 

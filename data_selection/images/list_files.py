@@ -2,7 +2,7 @@
 
 import csv
 
-from data_selection.errors import UserError
+from data_selection.common.errors import UserError
 
 UNKNOWN = -1  # the label of an image without one
 

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from torch.utils.data import Dataset
 
-from data_selection.dataset_files import (
+from data_selection.common.errors import UserError
+from data_selection.common.paths import DATA, DEMO
+from data_selection.images.dataset_files import (
     existing,
     find_idx,
     imbalanced_rows,
@@ -22,12 +23,10 @@ from data_selection.dataset_files import (
     read_idx,
     read_voc,
 )
-from data_selection.errors import UserError
-from data_selection.inaturalist import read_inaturalist
-from data_selection.list_files import UNKNOWN, number_labels, read_list
+from data_selection.images.inaturalist import read_inaturalist
+from data_selection.images.list_files import UNKNOWN, number_labels, read_list
 
-DATA = Path(__file__).parent / "data"  # where the released programs look, and where torchvision downloads to
-DEMO_FILE = Path(__file__).parent / "demo" / "fashion_mnist_12k.npz"
+DEMO_FILE = DEMO / "fashion_mnist_12k.npz"
 FASHION_MEAN, FASHION_STD = 0.2860, 0.3530  # of the 60,000 training images, scaled to 0..1
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SPLITS = ("train", "test", "val")  # test and val both mean the held-out part
@@ -36,8 +35,8 @@ EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".pgm", ".ppm", ".tif", "
 DAMAGED = (OSError, ValueError, SyntaxError, EOFError, IndexError, struct.error, Image.DecompressionBombError)
 
 
-class Pool(Dataset):
-    """A pool of images; item i is (PIL image in RGB, label or -1, i).
+class Pool:
+    """A pool of images, a map-style dataset for a DataLoader; item i is (PIL image in RGB, label or -1, i).
 
     arrays: (N, H, W) or (N, H, W, 3) uint8 where the pool is held in memory, else None; then paths has the N files.
     labels: N ints, -1 where unknown, or None where no image has one. classes: their number, or None.
@@ -181,7 +180,7 @@ def list_pool(path, root):
 def load_demo():
     """The demo pool: {train,test}_images (N, 28, 28), _labels, _index (rows of Fashion-MNIST); 10,000 and 2,000."""
     if not DEMO_FILE.is_file():
-        raise UserError(f"the demo pool {DEMO_FILE} is missing: make it with scripts/make_demo_data.py")
+        raise UserError(f"the demo pool {DEMO_FILE} is missing: make it with scripts/demo/make_demo_data.py")
     with np.load(DEMO_FILE, allow_pickle=False) as arrays:
         return dict(arrays)
 

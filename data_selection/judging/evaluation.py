@@ -6,9 +6,9 @@ from typing import NamedTuple
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from data_selection.checks import check_ids
-from data_selection.errors import UserError
-from data_selection.similarity import normalise, row_blocks
+from data_selection.common.checks import check_ids
+from data_selection.common.errors import UserError
+from data_selection.nearest.similarity import normalise, row_blocks
 
 KNN_TEMPERATURE = 0.07  # DINO's k-NN evaluation weighs a neighbour by exp(similarity / 0.07)
 # Inverse L2 strength of the probe on unit-length features. Fixed for every method and budget, so that a comparison

@@ -5,8 +5,8 @@ import math
 import numpy as np
 import torch
 
-from data_selection.files import atomic_write
-from data_selection.similarity import normalise
+from data_selection.common.files import atomic_write
+from data_selection.nearest.similarity import normalise
 
 SHOWN = 3_000  # pool points in the picture: more are ink, not information
 

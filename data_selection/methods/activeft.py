@@ -2,83 +2,25 @@
 
 import math
 import random
-from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
 
-from data_selection.activeft_objective import OBJECTIVES, TABLE_ROWS, add_segment_sums, through_normalisation
-from data_selection.assignment import distinct_nearest
-from data_selection.baselines import DISTANCES, farthest_point, plus_plus
-from data_selection.checks import check_request, check_selection
-from data_selection.distributed import World
-from data_selection.errors import UserError
-from data_selection.pool_reader import UnitPool, pool_device, working_memory
-from data_selection.progress import open_bar
-from data_selection.screening import make_search
-from data_selection.similarity import normalise
+from data_selection.common.checks import check_request, check_selection
+from data_selection.common.distributed import World
+from data_selection.common.errors import UserError
+from data_selection.common.progress import open_bar
+from data_selection.methods.activeft_objective import OBJECTIVES, TABLE_ROWS, add_segment_sums, through_normalisation
+from data_selection.methods.configs import ActiveFTConfig
+from data_selection.methods.starts import farthest_point, plus_plus
+from data_selection.nearest.assignment import distinct_nearest
+from data_selection.nearest.pool_reader import UnitPool, pool_device, working_memory
+from data_selection.nearest.screening import make_search
+from data_selection.nearest.similarity import normalise
 
 FINAL_LR = 1e-6  # of the cosine schedule
 ASSIGN_BYTES = 48 << 20  # larger blocks of the assignment gain nothing
 PATIENCE = 10  # iterations over which the loss must move by `threshold`
-INITS, SCHEDULERS = ("random", "fps", "kmeans++"), ("none", "cosine")
-
-
-@dataclass(frozen=True)
-class ActiveFTConfig:
-    """How to choose; the defaults are those of both releases' CIFAR programs.
-
-    temperature: of the similarity softmax. max_iter: Adam steps. lr: Adam's learning rate. init: `random` (pool rows
-    drawn by random.Random(seed)), `fps` (farthest points) or `kmeans++`. distance: of `fps`; the objective is always
-    cosine. scheduler: `none` or `cosine` (down to 1e-6). balance: weight of the repulsion. batch_size: pool rows per
-    iteration, None for all. slice: rows per block of a product, None for automatic; never changes the result.
-    max_memory: working memory in GB (1e9 bytes), None for a quarter of what is free. threshold: stop once the loss
-    moved by less over 10 iterations, None or 0 never (the released programs ignore theirs). objective: `released`
-    (self term, others held fixed, weighted by population) or `paper` (equations 5-7).
-    """
-
-    temperature: float = 0.07
-    max_iter: int = 300
-    lr: float = 1e-3
-    init: str = "random"
-    distance: str = "euclidean"
-    scheduler: str = "none"
-    balance: float = 1.0
-    batch_size: int | None = None
-    slice: int | None = None
-    max_memory: float | None = None
-    threshold: float | None = None
-    objective: str = "released"
-
-    def __post_init__(self):
-        for name in ("temperature", "max_iter", "lr", "balance", "batch_size", "slice", "max_memory"):
-            value = getattr(self, name)
-            if value is not None and not (value > 0 and math.isfinite(value)):
-                raise UserError(f"{name} {value} must be above 0 and finite")
-        if self.temperature < 1e-4:  # float32 similarities are rounded to 6e-8: below this, rounding would decide
-            raise UserError(f"temperature {self.temperature} is below 0.0001: choose a higher one")
-        if self.threshold is not None and not self.threshold >= 0:
-            raise UserError(f"threshold {self.threshold} must be 0 (never stop early) or above")
-        choices = {"init": INITS, "distance": DISTANCES, "scheduler": SCHEDULERS, "objective": tuple(OBJECTIVES)}
-        for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                raise UserError(f"{name} {getattr(self, name)!r} is unknown: use one of {', '.join(allowed)}")
-
-
-class Preset(NamedTuple):
-    """A released program's defaults; percent: 0-100 of the pool."""
-
-    config: ActiveFTConfig
-    percent: float
-
-
-PRESETS = {
-    "activeft_cifar": Preset(ActiveFTConfig(), 2.0),
-    "activeft_imagenet": Preset(ActiveFTConfig(max_iter=100, batch_size=100_000), 1.0),
-    "bilaf_cifar": Preset(ActiveFTConfig(), 0.5),
-    "bilaf_imagenet": Preset(ActiveFTConfig(max_iter=100, batch_size=100_000), 1.0),
-}
 
 
 def select_activeft(

@@ -21,7 +21,7 @@ from itertools import combinations_with_replacement
 import torch
 import torch.nn.functional as F
 
-from data_selection.similarity import row_blocks
+from data_selection.nearest.similarity import row_blocks
 
 REPULSION_BYTES = 32 << 20  # fixed, as all sizes here, so that no rounding depends on the memory limit
 TABLE_ROWS = 256  # of float64 tables that are changed in place: what is made on the way stays small

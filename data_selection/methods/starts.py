@@ -1,108 +1,11 @@
-"""Selection baselines: random, farthest point (k-center greedy), k-means; and two starts for ActiveFT."""
+"""Orders of a pool that several methods share: farthest points, and k-means++."""
 
 import random
-from dataclasses import dataclass
 
 import torch
 
-from data_selection.assignment import distinct_nearest
-from data_selection.checks import check_request, check_selection
-from data_selection.distributed import World
-from data_selection.errors import UserError
-from data_selection.pool_reader import UnitPool, pool_device, working_memory
-from data_selection.progress import open_bar
-from data_selection.similarity import BLOCK_BYTES, normalise
-
-DISTANCES = ("euclidean", "cosine", "product", "KLDiv")
-
-
-@dataclass(frozen=True)
-class RandomConfig:
-    """Nothing to set."""
-
-
-@dataclass(frozen=True)
-class FarthestConfig:
-    """distance: between unit features, `euclidean`, `cosine` (1 - cos), `product` or `KLDiv` (of softmaxes)."""
-
-    distance: str = "euclidean"
-
-    def __post_init__(self):
-        if self.distance not in DISTANCES:
-            raise UserError(f"distance {self.distance!r} is unknown: use one of {', '.join(DISTANCES)}")
-
-
-@dataclass(frozen=True)
-class KMeansConfig:
-    """max_iter: Lloyd or minibatch epochs. batch_size: rows per minibatch; small pools (4 of them) use all rows."""
-
-    max_iter: int = 100
-    batch_size: int = 8192
-
-    def __post_init__(self):
-        for name in ("max_iter", "batch_size"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} {getattr(self, name)} must be at least 1")
-
-
-def select_random(
-    features, budget, *, config=RandomConfig(), labelled=(), excluded=(), seed=0, device=None, progress=None
-):
-    """Draw `budget` samples uniformly without replacement; (budget,) int64 pool indices, ascending."""
-    labelled, candidates = check_request(features, budget, labelled, excluded)
-    chosen = torch.tensor(random.Random(seed).sample(candidates.tolist(), budget)).sort().values
-    return check_selection(chosen, budget, len(features), labelled, excluded)
-
-
-def select_farthest(
-    features, budget, *, config=FarthestConfig(), labelled=(), excluded=(), seed=0, device=None, progress=None
-):
-    """k-center greedy: again and again the sample farthest from all chosen; (budget,) int64, in order of choice.
-
-    labelled samples count as chosen; without any, the first sample is drawn. Distances are between unit features.
-    Source: Sener and Savarese 2018 (the greedy part); the `fps` start of the released ActiveFT.
-    """
-    labelled, candidates = check_request(features, budget, labelled, excluded)
-    chosen = farthest_point(features, budget, candidates, labelled, config.distance, seed, device, progress)
-    return check_selection(chosen, budget, len(features), labelled, excluded)
-
-
-def select_kmeans(
-    features, budget, *, config=KMeansConfig(), labelled=(), excluded=(), seed=0, device=None, progress=None
-):
-    """The samples nearest to the centres of k-means on unit features, distinct; (budget,) int64, ascending.
-
-    Centres already served by a labelled sample are left out: k-means finds budget + labelled centres, each labelled
-    sample takes the one nearest to it. Runs in scikit-learn on the CPU.
-    """
-    labelled, candidates = check_request(features, budget, labelled, excluded)
-    kept = torch.cat([labelled, candidates]).sort().values
-    pool = UnitPool(features, kept, torch.device("cpu"), float("inf"))
-    rows = pool.resident.numpy()  # (n, D)
-    from sklearn.cluster import KMeans, MiniBatchKMeans  # slow to import, and only needed here
-
-    small = len(rows) <= 4 * config.batch_size
-    options = {"n_clusters": budget + len(labelled), "n_init": 1, "max_iter": config.max_iter, "random_state": seed}
-    estimator = KMeans(**options) if small else MiniBatchKMeans(**options, batch_size=config.batch_size)
-    with open_bar(progress, 1, "k-means", "fit") as bar:
-        centres = normalise(torch.from_numpy(estimator.fit(rows).cluster_centers_))  # (budget + L, D)
-        bar.update(1)
-    alone = World(0, 1, torch.device("cpu"))
-    if len(labelled):
-        known = pool.take(torch.searchsorted(kept, labelled))
-        nobody = torch.zeros(len(centres), dtype=torch.bool)
-        claimed = distinct_nearest(lambda step: [(0, centres)], known, nobody, alone, BLOCK_BYTES)
-        free = torch.ones(len(centres), dtype=torch.bool)
-        free[claimed] = False
-        centres = centres[free]
-    barred = torch.ones(len(kept), dtype=torch.bool)
-    barred[torch.searchsorted(kept, candidates)] = False
-
-    def blocks(step):
-        return ((start, rows) for start, rows in zip(range(0, len(kept), step), pool.resident.split(step)))
-
-    chosen = kept[distinct_nearest(blocks, centres, barred, alone, BLOCK_BYTES)].sort().values
-    return check_selection(chosen, budget, len(features), labelled, excluded)
+from data_selection.common.progress import open_bar
+from data_selection.nearest.pool_reader import UnitPool, pool_device, working_memory
 
 
 def farthest_point(features, budget, candidates, labelled, distance, seed, device, progress=None, max_bytes=None):

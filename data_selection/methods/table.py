@@ -1,32 +1,41 @@
-"""The one table of selection methods that commands, configurations and tests read."""
+"""The one table of selection methods that commands, configurations and tests read. Imports nothing slow."""
 
+import importlib
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
 
-from data_selection.activeft import ActiveFTConfig, select_activeft
-from data_selection.baselines import (
-    FarthestConfig,
-    KMeansConfig,
-    RandomConfig,
-    select_farthest,
-    select_kmeans,
-    select_random,
-)
-from data_selection.bilaf import BiLAFConfig, select_bilaf
+from data_selection.methods.configs import ActiveFTConfig, BiLAFConfig, FarthestConfig, KMeansConfig, RandomConfig
 
 
-class Method(NamedTuple):
-    """select(features, budget, *, config, labelled, excluded, seed, device, progress) -> (budget,) pool indices."""
+@dataclass(frozen=True)
+class Method:
+    """A row: the config's class, and where the functions are (`module.function` below data_selection.methods).
 
-    select: Callable
+    cores: of a method that builds on other samples, the function that chooses those.
+    """
+
     config: type
+    home: str
+    cores: str | None = None
+
+    @property
+    def select(self) -> Callable:
+        """The function: (features, budget, *, config, labelled, excluded, seed, device, progress) -> (budget,) ids."""
+        function = find(self.home)
+        return partial(function, cores=find(self.cores)) if self.cores else function
+
+
+def find(home: str) -> Callable:
+    """The function of a `module.function`, imported on first use: that takes seconds, which --help must not wait."""
+    module, _, name = home.rpartition(".")
+    return getattr(importlib.import_module(f"data_selection.methods.{module}"), name)
 
 
 METHODS = {
-    "random": Method(select_random, RandomConfig),
-    "fps": Method(select_farthest, FarthestConfig),
-    "kmeans": Method(select_kmeans, KMeansConfig),
-    "activeft": Method(select_activeft, ActiveFTConfig),
-    "bilaf": Method(partial(select_bilaf, cores=select_activeft), BiLAFConfig),  # cores by ActiveFT, as in the paper
+    "random": Method(RandomConfig, "random_choice.select_random"),
+    "fps": Method(FarthestConfig, "farthest.select_farthest"),
+    "kmeans": Method(KMeansConfig, "kmeans.select_kmeans"),
+    "activeft": Method(ActiveFTConfig, "activeft.select_activeft"),
+    "bilaf": Method(BiLAFConfig, "bilaf.selection.select_bilaf", "activeft.select_activeft"),  # cores as in the paper
 }

@@ -4,8 +4,8 @@ from functools import partial
 
 import torch
 
-from data_selection.narrow import Screen, narrow_is_faster, settle, wide_pairs
-from data_selection.similarity import block_rows
+from data_selection.nearest.narrow import Screen, narrow_is_faster, settle, wide_pairs
+from data_selection.nearest.similarity import block_rows
 
 MIN_UNITS = 64  # fewer are found as fast without rounding the rows
 

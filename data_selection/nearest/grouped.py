@@ -27,8 +27,8 @@ from itertools import pairwise
 import torch
 import torch.nn.functional as F
 
-from data_selection.narrow import ROUND_UP, Scratch, own_dot, pair_dots, settle
-from data_selection.similarity import normalise, product_error
+from data_selection.nearest.narrow import ROUND_UP, Scratch, own_dot, pair_dots, settle
+from data_selection.nearest.similarity import normalise, product_error
 
 MEMBERS = 16  # centroids whose rows make a group: more make fewer and larger products
 TABLE_SIZE = 1 << 22  # groups x centroids at most

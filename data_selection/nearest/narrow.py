@@ -16,7 +16,7 @@ from functools import cache
 
 import torch
 
-from data_selection.similarity import CHUNK_ROWS, exact_dot, product_error, recheck
+from data_selection.nearest.similarity import CHUNK_ROWS, exact_dot, product_error, recheck
 
 with warnings.catch_warnings():  # PyTorch says once that these tensors are new; own_dot asks nothing unusual of them
     warnings.simplefilter("ignore")

@@ -4,9 +4,9 @@ import os
 
 import torch
 
-from data_selection.checks import check_finite
-from data_selection.narrow import Scratch
-from data_selection.similarity import lengths, normalise, read_rows
+from data_selection.common.checks import check_finite
+from data_selection.nearest.narrow import Scratch
+from data_selection.nearest.similarity import lengths, normalise, read_rows
 
 SPAN_ROWS = 16384  # rows whose sums are added up together; never depends on the memory limit, so results do not either
 MIN_SPAN_ROWS = 1024

@@ -2,9 +2,9 @@
 
 import torch
 
-from data_selection.grouped import BLOCK_ROWS, GroupedSearch
-from data_selection.narrow import Screen, narrow_is_faster, nearest_of_few, nearest_unit
-from data_selection.similarity import BLOCK_BYTES, block_rows
+from data_selection.nearest.grouped import BLOCK_ROWS, GroupedSearch
+from data_selection.nearest.narrow import Screen, narrow_is_faster, nearest_of_few, nearest_unit
+from data_selection.nearest.similarity import BLOCK_BYTES, block_rows
 
 NARROW_ROWS = 2048  # of a coarse product
 GROUP_BYTES = 16 << 20  # of a group's product, in the first iteration with all centroids

@@ -9,7 +9,7 @@ fixed order. So the answer does not depend on block size or thread count, and of
 import numpy as np
 import torch
 
-from data_selection.checks import check_finite
+from data_selection.common.checks import check_finite
 
 BLOCK_BYTES = 32 << 20  # working memory of one block's product
 CHUNK_ROWS = 512  # rows whose products fit a core's cache

@@ -8,15 +8,15 @@ import torch
 from timm.scheduler import create_scheduler_v2
 from timm.utils import ModelEmaV3
 
-from data_selection import pools
-from data_selection.backbones import DEMO_WEIGHTS, build_model, load_weights
-from data_selection.embedding import write_out_attention
-from data_selection.errors import UserError
-from deit.checkpoints import load_pretrained
-from deit.draws import INIT, seed_drop_layers, seed_of, seeded
+from data_selection.common.errors import UserError
+from data_selection.embedding.backbones import DEMO_WEIGHTS, build_model, load_weights
+from data_selection.embedding.forward import write_out_attention
+from data_selection.images import pools
 from deit.engine import FlatGradients, Learner
 from deit.losses import Criterion
-from deit.pipeline import Pipeline
+from deit.runs.checkpoints import load_pretrained
+from deit.samples.draws import INIT, seed_drop_layers, seed_of, seeded
+from deit.samples.pipeline import Pipeline
 
 REFERENCE_BATCH = 512  # --lr is for this many images per step
 

@@ -3,8 +3,8 @@
 import tempfile
 from pathlib import Path
 
-from data_selection.backbones import DINO_HEAD, load_weights, read_checkpoint
-from data_selection.errors import UserError
+from data_selection.common.errors import UserError
+from data_selection.embedding.backbones import DINO_HEAD, load_weights, read_checkpoint
 
 STATE = ("model", "optimizer", "epoch")  # the entries that make a checkpoint one to continue from
 # The recipe: a continued run must have the same, or its result would be that of neither command

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 
-from data_selection.errors import UserError
-from data_selection.files import atomic_write
+from data_selection.common.errors import UserError
+from data_selection.common.files import atomic_write
 
 NEWEST, PREVIOUS, BEST = "checkpoint.pth", "checkpoint_previous.pth", "best_checkpoint.pth"
 

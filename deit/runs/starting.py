@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from data_selection.backbones import local_file
-from data_selection.errors import UserError
-from deit import checkpoints
-from deit.saving import NEWEST, PREVIOUS
+from data_selection.common.errors import UserError
+from data_selection.embedding.backbones import local_file
+from deit.runs import checkpoints
+from deit.runs.saving import NEWEST, PREVIOUS
 
 
 def starting_point(args, settings, pretrained, log):

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
-from data_selection.errors import UserError
-from data_selection.files import atomic_write
+from data_selection.common.errors import UserError
+from data_selection.common.files import atomic_write
 
 BAD_BATCH = "nonfinite_batch.json"
 

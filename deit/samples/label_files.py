@@ -4,9 +4,9 @@ import difflib
 from collections import Counter
 from pathlib import Path
 
-from data_selection import pools
-from data_selection.errors import UserError
-from data_selection.list_files import UNKNOWN, read_list
+from data_selection.common.errors import UserError
+from data_selection.images import pools
+from data_selection.images.list_files import UNKNOWN, read_list
 
 
 def open_folders(root, labels=None, val_labels=None):

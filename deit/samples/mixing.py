@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch.nn.functional import one_hot
 
-from deit.draws import MIX, seed_of
+from deit.samples.draws import MIX, seed_of
 
 
 @dataclass(frozen=True)

@@ -3,15 +3,17 @@
 import random
 from pathlib import Path
 
-from data_selection import pools
-from data_selection.errors import UserError
-from data_selection.feature_table import read_json, sidecar
-from data_selection.inaturalist import read_inaturalist
-from data_selection.subset_files import load_subset, names_digest
-from deit.label_files import open_folders
+from data_selection.common.errors import UserError
+from data_selection.common.feature_table import sidecar
+from data_selection.common.files import read_json
+from data_selection.common.paths import ROOT
+from data_selection.common.subset_files import load_subset, names_digest
+from data_selection.images import pools
+from data_selection.images.inaturalist import read_inaturalist
+from deit.samples.label_files import open_folders
 
 FEW = 10  # labels per class
-DEFAULT_PATH = Path(__file__).resolve().parent / "data"
+DEFAULT_PATH = ROOT / "deit" / "data"
 POOL_NAMES = {"FASHIONMNIST": "FashionMNIST", "IMNET": "ImageNet"}  # where extraction's differ from the trainer's
 YEARS = {"INAT": 2018, "INAT19": 2019}
 HELD = {"CIFAR10": ("cifar-10-*",), "CIFAR100": ("cifar-100-*",), "FASHIONMNIST": ("FashionMNIST", "*-ubyte*"),

@@ -1,4 +1,4 @@
-"""ActiveFT: seconds per iteration against the textbook version (tests/oracles.py), memory, and ImageNet size."""
+"""ActiveFT: seconds per iteration against the textbook version in tests/support/oracles.py, memory, ImageNet size."""
 
 import multiprocessing
 import random
@@ -11,11 +11,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from data_selection.activeft import PRESETS, ActiveFTConfig, select_activeft
-from data_selection.cli import make_parser
-from data_selection.feature_table import load_features
-from data_selection.files import atomic_write
-from tests import oracles
+from data_selection.commands.shared import make_parser
+from data_selection.common.feature_table import load_features
+from data_selection.common.files import atomic_write
+from data_selection.methods.activeft import select_activeft
+from data_selection.methods.configs import ACTIVEFT_PRESETS as PRESETS
+from data_selection.methods.configs import ActiveFTConfig
+from tests.support import oracles
 
 SAMPLES = 5  # textbook iterations timed among ours
 IMAGENET = (1_281_167, 384, 12_811)  # images, dimensions, budget
@@ -69,7 +71,7 @@ def pool(args):
 
 def convolutions(folder, count):
     """Random-convolution features of Fashion-MNIST training images, (count, 384): correlated as a network's are."""
-    from data_selection.dataset_files import find_idx, read_idx
+    from data_selection.images.dataset_files import find_idx, read_idx
 
     images = read_idx(find_idx(folder, "train-images-idx3-ubyte"))[:count, None]
     kernels = torch.randn(96, 1, 5, 5, generator=torch.Generator().manual_seed(0)) / 5

@@ -16,8 +16,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from data_selection.bilaf import PRESETS, select_bilaf
-from tests.oracles_bilaf import released_program
+from data_selection.methods.bilaf.selection import select_bilaf
+from data_selection.methods.configs import BILAF_PRESETS as PRESETS
+from tests.support.oracles_bilaf import released_program
 
 SIZES = {  # images, [(cores, budget)], compared with the plain loops
     "cifar": (50_000, [(250, 1_000), (50, 500), (250, 5_000)], True),

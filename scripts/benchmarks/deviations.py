@@ -12,20 +12,22 @@ from pathlib import Path
 
 import torch
 
-from data_selection.activeft import select_activeft
-from data_selection.baselines import select_random
-from data_selection.bilaf import CHOICES, PRESETS, default_core_number, select_bilaf
-from data_selection.cli import bar_factory, make_parser
-from data_selection.distributed import start
-from data_selection.errors import UserError
-from data_selection.evaluation import judge_subset, mean_sd
-from data_selection.feature_table import load_features, read_json
-from data_selection.files import atomic_write
-from data_selection.pools import open_pool
-from data_selection.progress import open_bar
-from data_selection.report import markdown_table
-from data_selection.subset_files import budget_from_percent
-from scripts.benchmark_finetune import score
+from data_selection.commands.shared import bar_factory, make_parser
+from data_selection.common.distributed import start
+from data_selection.common.errors import UserError
+from data_selection.common.feature_table import load_features
+from data_selection.common.files import atomic_write, read_json
+from data_selection.common.progress import open_bar
+from data_selection.common.subset_files import budget_from_percent
+from data_selection.images.pools import open_pool
+from data_selection.judging.evaluation import judge_subset, mean_sd
+from data_selection.judging.report import markdown_table
+from data_selection.methods.activeft import select_activeft
+from data_selection.methods.bilaf.selection import default_core_number, select_bilaf
+from data_selection.methods.configs import BILAF_PRESETS as PRESETS
+from data_selection.methods.configs import CHOICES
+from data_selection.methods.starts import select_random
+from scripts.benchmarks.finetune import score
 
 FIELDS = ("normalised", "small_class", *CHOICES)  # each is one deviation
 

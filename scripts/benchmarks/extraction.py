@@ -15,14 +15,14 @@ import torch
 from PIL import Image
 from torchvision import transforms
 
-from data_selection.backbones import build_model
-from data_selection.cli import add_device
-from data_selection.cli_extract import AMP, cores, pick_amp
-from data_selection.distributed import World, pick_device
-from data_selection.embedding import class_tokens, ready
-from data_selection.extraction import DEMO_PREPROCESS, DINO_PREPROCESS, extract, images_at_once
-from data_selection.pools import Pool, load_demo, open_pool
-from scripts.benchmark_activeft import high_water
+from data_selection.commands.run_extract import AMP, cores, pick_amp
+from data_selection.commands.shared import add_device
+from data_selection.common.distributed import World, pick_device
+from data_selection.embedding.backbones import build_model
+from data_selection.embedding.extraction import DEMO_PREPROCESS, DINO_PREPROCESS, extract, images_at_once
+from data_selection.embedding.forward import class_tokens, ready
+from data_selection.images.pools import Pool, load_demo, open_pool
+from scripts.benchmarks.activeft import high_water
 
 CASES = {  # what, backbone, preprocessing, images of every round
     "demo": ("demo pool, 28 x 28", "demo_vit", DEMO_PREPROCESS, 10_000),

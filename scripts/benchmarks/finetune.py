@@ -10,16 +10,16 @@ import tempfile
 import time
 from pathlib import Path
 
-from data_selection.backbones import DEMO_WEIGHTS
-from data_selection.cli import make_parser
-from data_selection.evaluation import mean_sd
-from data_selection.feature_table import load_features
-from data_selection.methods import METHODS
-from data_selection.pools import FASHION_MEAN, FASHION_STD, open_pool
-from data_selection.report import markdown_table
-from data_selection.subset_files import ROOT, save_subset
+from data_selection.commands.shared import make_parser
+from data_selection.common.feature_table import load_features
+from data_selection.common.subset_files import ROOT, save_subset
+from data_selection.embedding.backbones import DEMO_WEIGHTS
+from data_selection.images.pools import FASHION_MEAN, FASHION_STD, open_pool
+from data_selection.judging.evaluation import mean_sd
+from data_selection.judging.report import markdown_table
+from data_selection.methods.table import METHODS
 from deit.main import main as trainer
-from tests.oracles_finetune import finetune
+from tests.support.oracles_finetune import finetune
 
 LOOPS = ("textbook", "full", "linear", "lp-ft")
 EVERY = 5  # epochs between evaluations, of which the best is taken

@@ -4,14 +4,14 @@ from pathlib import Path
 
 import torch
 
-from data_selection.activeft import ActiveFTConfig
-from data_selection.cli import bar_factory, make_parser
-from data_selection.distributed import start
-from data_selection.evaluation import judge_subset, mean_sd
-from data_selection.feature_table import load_features
-from data_selection.methods import METHODS
-from data_selection.progress import open_bar
-from data_selection.report import markdown_table
+from data_selection.commands.shared import bar_factory, make_parser
+from data_selection.common.distributed import start
+from data_selection.common.feature_table import load_features
+from data_selection.common.progress import open_bar
+from data_selection.judging.evaluation import judge_subset, mean_sd
+from data_selection.judging.report import markdown_table
+from data_selection.methods.configs import ActiveFTConfig
+from data_selection.methods.table import METHODS
 
 ROWS = {
     "random": ("random", METHODS["random"].config()),

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import torch
 
-from data_selection.baselines import select_random
-from data_selection.cli import make_parser
-from data_selection.evaluation import mean_sd, probe_accuracy
-from data_selection.feature_table import load_features
-from data_selection.report import markdown_table
+from data_selection.commands.shared import make_parser
+from data_selection.common.feature_table import load_features
+from data_selection.judging.evaluation import mean_sd, probe_accuracy
+from data_selection.judging.report import markdown_table
+from data_selection.methods.starts import select_random
 
 STRENGTHS = (1, 10, 100, 1_000, 10_000)
 

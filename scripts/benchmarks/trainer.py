@@ -14,18 +14,18 @@ from pathlib import Path
 
 import torch
 
-from data_selection import pools
-from data_selection.backbones import DEMO_WEIGHTS, build_model, load_weights
-from data_selection.distributed import World, pick_device
-from data_selection.embedding import write_out_attention
-from deit.building import SMALL_GREY, build_learner, make_pipeline, resolve
+from data_selection.common.distributed import World, pick_device
+from data_selection.embedding.backbones import DEMO_WEIGHTS, build_model, load_weights
+from data_selection.embedding.forward import write_out_attention
+from data_selection.images import pools
 from deit.datasets import prepare
 from deit.engine import train_one_epoch
-from deit.meters import RunLog
+from deit.learner.building import SMALL_GREY, build_learner, make_pipeline, resolve
 from deit.options import parse
+from deit.runs.meters import RunLog
 from deit.samplers import epoch_order, plan_epoch
 from deit.trainer import train
-from tests.oracles_trainer import bare_step, released_program
+from tests.support.oracles_trainer import bare_step, released_program
 
 INTERVAL = 50  # epochs between evaluations, as the papers' command has it
 BATCH = 256

@@ -1,6 +1,6 @@
 """Pretrain the demo backbone without labels on Fashion-MNIST's 60,000 training images.
 
-    python scripts/make_demo_backbone.py --source /usr/share/datasets/fashion-mnist
+    python scripts/demo/make_demo_backbone.py --source /usr/share/datasets/fashion-mnist
 
 `--objective reconstruction` (the default, which made the embedded weights): from the class token of a random crop, a
 linear decoder draws the whole image. `--objective dino`: multi-crop self-distillation with a
@@ -25,14 +25,14 @@ from torch import nn
 from tqdm import tqdm
 
 if not __package__:
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-from data_selection.backbones import DEMO_WEIGHTS, build_model
-from data_selection.dataset_files import find_idx, read_idx
-from data_selection.errors import UserError, run
-from data_selection.evaluation import knn_accuracy, probe_accuracy
-from data_selection.files import atomic_write
-from data_selection.pools import FASHION_MEAN, FASHION_STD, load_demo
+from data_selection.common.errors import UserError, run
+from data_selection.common.files import atomic_write
+from data_selection.embedding.backbones import DEMO_WEIGHTS, build_model
+from data_selection.images.dataset_files import find_idx, read_idx
+from data_selection.images.pools import FASHION_MEAN, FASHION_STD, load_demo
+from data_selection.judging.evaluation import knn_accuracy, probe_accuracy
 
 GLOBAL_SIZE, LOCAL_SIZE = 28, 14  # pixels: 16 and 4 patches of 7 x 7
 GLOBAL_SCALE, LOCAL_SCALE = (0.5, 1.0), (0.2, 0.5)  # share of the image's area that a crop shows

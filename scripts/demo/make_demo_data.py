@@ -1,6 +1,6 @@
 """Draw the demo pool from the original Fashion-MNIST files.
 
-    python scripts/make_demo_data.py --source /usr/share/datasets/fashion-mnist
+    python scripts/demo/make_demo_data.py --source /usr/share/datasets/fashion-mnist
 
 `--source` holds the four idx files of https://github.com/zalandoresearch/fashion-mnist, compressed or not (Debian
 ships them in the package dataset-fashion-mnist). 10,000 of the 60,000 training and 2,000 of the 10,000 test images
@@ -16,12 +16,12 @@ from pathlib import Path
 import numpy as np
 
 if not __package__:
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-from data_selection.dataset_files import find_idx, read_idx
-from data_selection.errors import run
-from data_selection.files import atomic_write
-from data_selection.pools import DEMO_FILE
+from data_selection.common.errors import run
+from data_selection.common.files import atomic_write
+from data_selection.images.dataset_files import find_idx, read_idx
+from data_selection.images.pools import DEMO_FILE
 
 SIZES = {"train": 10_000, "test": 2_000}
 PREFIX = {"train": "train", "test": "t10k"}

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_selection.feature_table import save_features
+from data_selection.common.feature_table import save_features
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 ENTRIES = [
     "data_selection/extract_feature.py",
     "data_selection/sample_tools/ActiveFT_CIFAR.py",
@@ -23,8 +23,8 @@ ENTRIES = [
     "deit/main.py",
     "scripts/select_subset.py",
     "scripts/quickstart.py",
-    "scripts/make_demo_data.py",
-    "scripts/make_demo_backbone.py",
+    "scripts/demo/make_demo_data.py",
+    "scripts/demo/make_demo_backbone.py",
     "scripts/benchmark.py",
 ]
 

@@ -10,12 +10,14 @@ import timm
 import torch
 from PIL import Image
 
-from data_selection import extraction, pools
-from data_selection.cli_extract import main_extract, pick_amp
-from data_selection.errors import run
-from data_selection.feature_table import sidecar
-from data_selection.pools import load_demo
-from tests.extraction_cases import COUNT, command, oracle
+from data_selection.commands.extract import main_extract
+from data_selection.commands.run_extract import pick_amp
+from data_selection.common.errors import run
+from data_selection.common.feature_table import sidecar
+from data_selection.embedding import extraction
+from data_selection.images import pools
+from data_selection.images.pools import load_demo
+from tests.support.extraction_cases import COUNT, command, oracle
 
 
 def test_command_writes_the_documented_file(weights, model, tmp_path, folder, capsys):

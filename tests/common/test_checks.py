@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from data_selection.checks import check_finite, check_ids, check_request, check_selection
-from data_selection.errors import UserError, run
+from data_selection.common.checks import check_finite, check_ids, check_request, check_selection
+from data_selection.common.errors import UserError, run
 
 FEATURES = torch.ones(10, 3)
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from data_selection.distributed import pick_device, start
-from data_selection.errors import UserError
+from data_selection.common.distributed import pick_device, start
+from data_selection.common.errors import UserError
 
 LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 

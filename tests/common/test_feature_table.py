@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from data_selection.errors import UserError
-from data_selection.feature_table import load_features, save_features, sidecar
+from data_selection.common.errors import UserError
+from data_selection.common.feature_table import load_features, save_features, sidecar
 
 FEATURES = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
 LABELS = [3, 0, -1, 2, 2, 9]

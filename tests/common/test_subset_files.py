@@ -4,20 +4,12 @@ import json
 
 import pytest
 
-from data_selection.activeft import ActiveFTConfig
-from data_selection.errors import UserError
-from data_selection.feature_table import load_features, save_features, sidecar
-from data_selection.files import atomic_write, check_writable
-from data_selection.subset_files import (
-    activeft_name,
-    bilaf_name,
-    budget_from_percent,
-    default_folder,
-    describe,
-    load_subset,
-    output_path,
-    save_subset,
-)
+from data_selection.common.errors import UserError
+from data_selection.common.feature_table import load_features, save_features, sidecar
+from data_selection.common.files import atomic_write, check_writable
+from data_selection.common.subset_files import budget_from_percent, describe, load_subset, save_subset
+from data_selection.common.subset_names import activeft_name, bilaf_name, default_folder, output_path
+from data_selection.methods.configs import ActiveFTConfig
 
 
 @pytest.mark.parametrize(

@@ -4,18 +4,18 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from trainer_runs import command, log_lines, write_images
 
-from data_selection import pools
-from data_selection.errors import UserError
-from deit import sources
+from data_selection.common.errors import UserError
+from data_selection.images import pools
 from deit.datasets import Transformed, prepare
-from deit.draws import seeded
-from deit.label_files import labelled_folder
 from deit.main import main
-from deit.pipeline import MARGIN, Pipeline
 from deit.samplers import epoch_order, plan_epoch
-from deit.sources import check_same_pool, find_data, open_images
+from deit.samples import sources
+from deit.samples.draws import seeded
+from deit.samples.label_files import labelled_folder
+from deit.samples.pipeline import MARGIN, Pipeline
+from deit.samples.sources import check_same_pool, find_data, open_images
+from tests.support.trainer_runs import command, log_lines, write_images
 
 CPU = torch.device("cpu")
 GREY = Pipeline(28, (0.286,) * 3, (0.353,) * 3)

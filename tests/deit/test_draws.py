@@ -8,10 +8,10 @@ import torch
 from torch import nn
 from torch.nn.functional import one_hot
 
-from data_selection.backbones import build_model
-from deit.draws import SeededDropout, SeededDropPath, hashed, seed_drop_layers, seeded, uniform
-from deit.mixing import Mixing, draw, mix
+from data_selection.embedding.backbones import build_model
 from deit.samplers import split_rows
+from deit.samples.draws import SeededDropout, SeededDropPath, hashed, seed_drop_layers, seeded, uniform
+from deit.samples.mixing import Mixing, draw, mix
 
 
 def splitmix(*keys):

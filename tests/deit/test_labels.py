@@ -6,15 +6,15 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
-from trainer_runs import command, log_lines, write_images
 
-from data_selection import pools
-from data_selection.cli_extract import main_extract
-from data_selection.cli_select import main_select
-from data_selection.errors import UserError
-from deit.label_files import open_folders
+from data_selection.commands.any_method import main_select
+from data_selection.commands.extract import main_extract
+from data_selection.common.errors import UserError
+from data_selection.images import pools
 from deit.main import main
 from deit.options import parse
+from deit.samples.label_files import open_folders
+from tests.support.trainer_runs import command, log_lines, write_images
 
 CLASSES = ("ankle boot", "trousers")
 

@@ -7,11 +7,11 @@ import types
 
 import pytest
 import torch
-from trainer_runs import command, log_lines, make_images
 
-from data_selection.errors import UserError
+from data_selection.common.errors import UserError
 from deit.main import main
-from deit.meters import RunLog
+from deit.runs.meters import RunLog
+from tests.support.trainer_runs import command, log_lines, make_images
 
 
 @pytest.fixture(scope="module")

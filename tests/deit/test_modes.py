@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
-from trainer_runs import checkpoint, command, launch, log_lines, make_images
 
-from data_selection.backbones import build_model
-from data_selection.errors import UserError
-from data_selection.pools import Pool
-from deit.linear import STRENGTH, logistic_regression
+from data_selection.common.errors import UserError
+from data_selection.embedding.backbones import build_model
+from data_selection.images.pools import Pool
+from deit.learner.linear import STRENGTH, logistic_regression
 from deit.main import main
 from deit.options import parse
-from deit.sources import hold_out
+from deit.samples.sources import hold_out
+from tests.support.trainer_runs import checkpoint, command, launch, log_lines, make_images
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def test_the_head_is_scikit_learns_on_scaled_features(classes):
 def test_blocks_of_rows_change_nothing(monkeypatch):
     features, labels = torch.randn(50, 6, generator=torch.Generator().manual_seed(1)), torch.arange(50) % 3
     whole = logistic_regression(features, labels, 3, 0.1)
-    monkeypatch.setattr("deit.linear.BLOCK", 21)
+    monkeypatch.setattr("deit.learner.linear.BLOCK", 21)
     for one, other in zip(whole, logistic_regression(features, labels, 3, 0.1)):
         torch.testing.assert_close(one, other)
 
@@ -111,10 +111,10 @@ def test_two_processes_give_the_same_linear_head(images, tmp_path):
 
 @pytest.mark.parametrize("name", ["deit_tiny_distilled_patch16_224", "resnet18", "convnext_atto"])
 def test_what_the_hook_sees_times_the_head_is_the_logits(name):
-    from data_selection.distributed import World
-    from deit.building import autocast_type
+    from data_selection.common.distributed import World
     from deit.engine import Learner
-    from deit.linear import fit_head
+    from deit.learner.building import autocast_type
+    from deit.learner.linear import fit_head
 
     model = build_model(name, 3).eval()
     size = 224 if "deit" in name else 64

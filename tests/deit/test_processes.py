@@ -3,9 +3,9 @@
 import json
 
 import pytest
-from trainer_runs import checkpoint, command, log_lines, make_images, train_on
 
 from deit.main import main
+from tests.support.trainer_runs import checkpoint, command, log_lines, make_images, train_on
 
 CURVES = ("train_lr", "train_loss", "test_loss", "test_acc1")
 

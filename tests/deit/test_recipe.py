@@ -6,11 +6,11 @@ import math
 import pytest
 import timm
 import torch
-from trainer_runs import checkpoint, command, log_lines, make_images, write_images
 
-from data_selection.backbones import build_model
-from deit import building
+from data_selection.embedding.backbones import build_model
+from deit.learner import building
 from deit.main import main
+from tests.support.trainer_runs import checkpoint, command, log_lines, make_images, write_images
 
 NESTEROV = 1.9  # the first step of SGD with Nesterov momentum 0.9 moves by 1.9 times rate times gradient
 

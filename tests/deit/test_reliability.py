@@ -10,12 +10,13 @@ import time
 
 import pytest
 import torch
-from trainer_runs import checkpoint, child, command, log_lines, make_images, ranks
 
-from data_selection.errors import UserError, run
-from deit import saving, stopping, trainer
+from data_selection.common.errors import UserError, run
+from deit import trainer
 from deit.main import main
-from deit.saving import Saver, write
+from deit.runs import saving, stopping
+from deit.runs.saving import Saver, write
+from tests.support.trainer_runs import checkpoint, child, command, log_lines, make_images, ranks
 
 EPOCHS = 10
 RECIPE = {"drop_path": 0.2, "mixup": 0.8, "mixup_prob": 1.0, "model_ema_decay": 0.9, "auto_resume": True}

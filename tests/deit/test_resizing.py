@@ -8,12 +8,12 @@ import torch
 from PIL import Image
 from timm.data.transforms import RandomResizedCropAndInterpolation
 
-from data_selection import pools
-from data_selection.errors import UserError
+from data_selection.common.errors import UserError
+from data_selection.images import pools
 from deit.datasets import PaddedImages, PilImages, ResizedImages, prepare
-from deit.draws import seeded, uniform
-from deit.pipeline import Pipeline
-from deit.resizing import TRIES, central_box, random_boxes, resampling, resize
+from deit.samples.draws import seeded, uniform
+from deit.samples.pipeline import Pipeline
+from deit.samples.resizing import TRIES, central_box, random_boxes, resampling, resize
 
 CPU = torch.device("cpu")
 HALF = (0.5,) * 3

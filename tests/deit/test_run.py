@@ -9,14 +9,15 @@ import sys
 import pytest
 import torch
 import yaml
-from trainer_runs import MAIN, checkpoint, command, launch, log_lines, make_images
 
-from data_selection import pools
-from data_selection.errors import UserError, run
-from deit import building, trainer
-from deit.building import make_optimizer, make_scheduler
+from data_selection.common.errors import UserError, run
+from data_selection.images import pools
+from deit import trainer
+from deit.learner import building
+from deit.learner.building import make_optimizer, make_scheduler
 from deit.main import main
 from deit.options import parse
+from tests.support.trainer_runs import MAIN, checkpoint, command, launch, log_lines, make_images
 
 
 @pytest.fixture(scope="module")

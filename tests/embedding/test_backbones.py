@@ -11,7 +11,8 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from data_selection.backbones import (
+from data_selection.common.errors import UserError
+from data_selection.embedding.backbones import (
     DINO_HEAD,
     DINO_WEIGHTS,
     build_model,
@@ -20,8 +21,7 @@ from data_selection.backbones import (
     load_weights,
     state_digest,
 )  # fmt: skip
-from data_selection.downloads import fetch_file
-from data_selection.errors import UserError
+from data_selection.images.downloads import fetch_file
 
 SILENT = {"log": lambda line: None}
 

@@ -5,18 +5,18 @@ import pytest
 import torch
 from PIL import Image
 
-from data_selection.embedding import class_tokens
-from data_selection.errors import UserError
-from data_selection.extraction import (
+from data_selection.common.errors import UserError
+from data_selection.common.feature_table import load_features
+from data_selection.embedding.extraction import (
     Preprocess,
     ResizePIL,
     check_labels,
     resize,
     to_input,
 )  # fmt: skip
-from data_selection.feature_table import load_features
-from data_selection.pools import load_demo, open_pool
-from tests.extraction_cases import COUNT, oracle, save, small_pool
+from data_selection.embedding.forward import class_tokens
+from data_selection.images.pools import load_demo, open_pool
+from tests.support.extraction_cases import COUNT, oracle, save, small_pool
 
 
 def test_features_are_timms_and_labels_come_last(model, tmp_path):

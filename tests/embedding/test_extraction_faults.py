@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 import torch
 
-import data_selection.table_writer as table_writer
-from data_selection.cli_extract import main_extract
-from data_selection.distributed import World, on_main_first
-from data_selection.embedding import class_tokens
-from data_selection.errors import UserError, run
-from data_selection.pools import Pool, open_pool, read_image
-from tests.extraction_cases import ALONE, COUNT, save, small_pool
+import data_selection.embedding.table_writer as table_writer
+from data_selection.commands.extract import main_extract
+from data_selection.common.distributed import World, on_main_first
+from data_selection.common.errors import UserError, run
+from data_selection.embedding.forward import class_tokens
+from data_selection.images.pools import Pool, open_pool, read_image
+from tests.support.extraction_cases import ALONE, COUNT, save, small_pool
 
 
 class Dies(Exception):
@@ -196,7 +196,7 @@ def test_refused_writes(model, tmp_path, calls):
 # Real processes, forked from one that has loaded everything already
 
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["data_selection.cli_extract", "timm", "pytest"])
+FORKS.set_forkserver_preload(["data_selection.commands.extract", "timm", "pytest"])
 
 
 def start_command(flags, log, environment=()):

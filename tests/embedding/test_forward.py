@@ -10,10 +10,10 @@ from timm.layers import SwiGLU
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from data_selection import packed_blocks
-from data_selection.embedding import class_tokens, is_plain_vit, pooled, ready
-from data_selection.errors import UserError
-from data_selection.packed_blocks import PackedBlock, can_pack
+from data_selection.common.errors import UserError
+from data_selection.embedding import packed_blocks
+from data_selection.embedding.forward import class_tokens, is_plain_vit, pooled, ready
+from data_selection.embedding.packed_blocks import PackedBlock, can_pack
 
 CPU = torch.device("cpu")
 

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_selection import dataset_files, pools
-from data_selection.cli_bilaf import main_bilaf
-from data_selection.cli_select import main_select
-from data_selection.dataset_files import imbalanced_rows
-from data_selection.errors import UserError
-from data_selection.feature_table import load_features, save_features
-from data_selection.pools import POOLS, Pool, open_pool
+from data_selection.commands.any_method import main_select
+from data_selection.commands.bilaf import main_bilaf
+from data_selection.common.errors import UserError
+from data_selection.common.feature_table import load_features, save_features
+from data_selection.images import dataset_files, pools
+from data_selection.images.dataset_files import imbalanced_rows
+from data_selection.images.pools import POOLS, Pool, open_pool
 
 
 def save_image(path, shade=0):

@@ -3,14 +3,14 @@
 import json
 
 import pytest
-from trainer_runs import command, log_lines, write_images
 
-from data_selection.errors import UserError
-from data_selection.inaturalist import CATEGORIES, read_inaturalist
-from data_selection.pools import Pool, open_pool
+from data_selection.common.errors import UserError
+from data_selection.images.inaturalist import CATEGORIES, read_inaturalist
+from data_selection.images.pools import Pool, open_pool
 from deit.main import main
 from deit.options import RANKS
-from deit.sources import open_images
+from deit.samples.sources import open_images
+from tests.support.trainer_runs import command, log_lines, write_images
 
 TAXA = [{"id": 7, "name": "Zea mays", "genus": "Zea", "kingdom": "Plantae"},
         {"id": 3, "name": "Felis catus", "genus": "Felis", "kingdom": "Animalia"},

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_selection.dataset_files import find_idx, read_idx
-from data_selection.errors import UserError
-from data_selection.pools import POOLS, load_demo, open_pool, read_image
+from data_selection.common.errors import UserError
+from data_selection.images.dataset_files import find_idx, read_idx
+from data_selection.images.pools import POOLS, load_demo, open_pool, read_image
 
 
 @pytest.fixture

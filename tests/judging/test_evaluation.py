@@ -7,9 +7,9 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
-from data_selection.errors import UserError
-from data_selection.evaluation import judge_subset, knn_accuracy, mean_sd, probe_accuracy
-from data_selection.feature_table import FeatureTable
+from data_selection.common.errors import UserError
+from data_selection.common.feature_table import FeatureTable
+from data_selection.judging.evaluation import judge_subset, knn_accuracy, mean_sd, probe_accuracy
 
 
 @pytest.fixture(scope="module")

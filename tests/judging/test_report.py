@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_selection.pools import load_demo
-from data_selection.report import contact_sheet, draw_selections, markdown_table, project_2d
+from data_selection.images.pools import load_demo
+from data_selection.judging.report import contact_sheet, draw_selections, markdown_table, project_2d
 
 
 @pytest.fixture(scope="module")

@@ -9,22 +9,25 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import oracles
 import pytest
 import torch
 import torch.nn.functional as F
 
-from data_selection import activeft, assignment, grouped, screening
-from data_selection.activeft import PRESETS, ActiveFTConfig, select_activeft
-from data_selection.activeft_objective import OBJECTIVES, through_normalisation
-from data_selection.assignment import distinct_nearest
-from data_selection.distributed import World
-from data_selection.errors import UserError
-from data_selection.feature_table import load_features
-from data_selection.pool_reader import UnitPool
-from data_selection.subset_files import activeft_name
+from data_selection.common.distributed import World
+from data_selection.common.errors import UserError
+from data_selection.common.feature_table import load_features
+from data_selection.common.subset_names import activeft_name
+from data_selection.methods import activeft
+from data_selection.methods.activeft import select_activeft
+from data_selection.methods.activeft_objective import OBJECTIVES, through_normalisation
+from data_selection.methods.configs import ACTIVEFT_PRESETS as PRESETS
+from data_selection.methods.configs import ActiveFTConfig
+from data_selection.nearest import assignment, grouped, screening
+from data_selection.nearest.assignment import distinct_nearest
+from data_selection.nearest.pool_reader import UnitPool
+from tests.support import oracles
 
-DATA = Path(__file__).parent / "data"
+DATA = Path(__file__).parents[1] / "data"
 GOLDEN = json.loads((DATA / "golden.json").read_text())["activeft"]
 CPU = torch.device("cpu")
 ALONE = World(0, 1, CPU)
@@ -276,7 +279,7 @@ def test_presets_keep_the_released_defaults():
 
 @pytest.mark.parametrize("processes", [2, 3])
 def test_ranks_select_the_same(processes, tmp_path):
-    root = Path(__file__).resolve().parents[1]
+    root = Path(__file__).resolve().parents[2]
     options = ["--feature_path", DATA / "FM3000_train.npy", "--percent", "1", "--output_dir", tmp_path]
     options += ["--max_iter", "60", "--filename", "chosen.json"]
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]

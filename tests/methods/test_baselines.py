@@ -1,20 +1,16 @@
 """Random, farthest point and k-means."""
 
-import oracles
 import pytest
 import torch
 import torch.nn.functional as F
 
-from data_selection.baselines import (
-    DISTANCES,
-    FarthestConfig,
-    KMeansConfig,
-    plus_plus,
-    select_farthest,
-    select_kmeans,
-    select_random,
-)
-from data_selection.errors import UserError
+from data_selection.common.errors import UserError
+from data_selection.methods.configs import DISTANCES, FarthestConfig, KMeansConfig
+from data_selection.methods.farthest import select_farthest
+from data_selection.methods.kmeans import select_kmeans
+from data_selection.methods.random_choice import select_random
+from data_selection.methods.starts import plus_plus
+from tests.support import oracles
 
 
 def blobs(per_blob, blobs, seed=0):

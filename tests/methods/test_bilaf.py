@@ -8,15 +8,20 @@ import numpy as np
 import pytest
 import torch
 import torch.multiprocessing as mp
-from oracles_bilaf import released_program, textbook
 
-from data_selection import bilaf, bilaf_cores, bilaf_steps, distributed
-from data_selection.bilaf import CHOICES, PRESETS, BiLAFConfig, default_core_number, select_bilaf
-from data_selection.bilaf_classes import Pairs
-from data_selection.cli_bilaf import main_bilaf
-from data_selection.errors import UserError
+from data_selection.commands.bilaf import main_bilaf
+from data_selection.common import distributed
+from data_selection.common.errors import UserError
+from data_selection.methods.bilaf import cores as bilaf_cores
+from data_selection.methods.bilaf import selection as bilaf
+from data_selection.methods.bilaf import steps as bilaf_steps
+from data_selection.methods.bilaf.classes import Pairs
+from data_selection.methods.bilaf.selection import default_core_number, select_bilaf
+from data_selection.methods.configs import BILAF_PRESETS as PRESETS
+from data_selection.methods.configs import CHOICES, BiLAFConfig
+from tests.support.oracles_bilaf import released_program, textbook
 
-DATA = Path(__file__).parent / "data"
+DATA = Path(__file__).parents[1] / "data"
 GOLDEN = json.loads((DATA / "golden.json").read_text())["bilaf"]
 
 

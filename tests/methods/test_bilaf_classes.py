@@ -4,12 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from data_selection import bilaf_cores
-from data_selection.bilaf import CHOICES, PRESETS
-from data_selection.bilaf_classes import Pairs
-from data_selection.bilaf_cores import Coarse, CoreSearch, assign
-from data_selection.bilaf_steps import allocate, kept_count
-from data_selection.narrow import Scratch
+from data_selection.methods.bilaf import cores as bilaf_cores
+from data_selection.methods.bilaf.classes import Pairs
+from data_selection.methods.bilaf.cores import Coarse, CoreSearch, assign
+from data_selection.methods.bilaf.steps import allocate, kept_count
+from data_selection.methods.configs import BILAF_PRESETS as PRESETS
+from data_selection.methods.configs import CHOICES
+from data_selection.nearest.narrow import Scratch
 
 
 def test_kept_counts_of_the_released_program():

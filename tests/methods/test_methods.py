@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from data_selection.errors import UserError
-from data_selection.methods import METHODS
+from data_selection.common.errors import UserError
+from data_selection.methods.table import METHODS
 
 SMALL = {"activeft": {"max_iter": 4}, "kmeans": {"max_iter": 5}}
 DEVICES = ["cpu"] + ["cuda"] * torch.cuda.is_available()

@@ -1,14 +1,13 @@
 """bfloat16 finds the candidates, float64 decides: the outcome must be that of float64."""
 
-import oracles
 import pytest
 import torch
 import torch.nn.functional as F
 
-from data_selection import narrow
-from data_selection.assignment import distinct_nearest
-from data_selection.distributed import World
-from data_selection.narrow import (
+from data_selection.common.distributed import World
+from data_selection.nearest import narrow
+from data_selection.nearest.assignment import distinct_nearest
+from data_selection.nearest.narrow import (
     LOWEST,
     Narrow,
     Screen,
@@ -19,6 +18,7 @@ from data_selection.narrow import (
     pairs_above,
     pick,
 )
+from tests.support import oracles
 
 
 def test_few_are_enough_without_many_ties():

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from data_selection.errors import UserError
-from data_selection.similarity import exact_dot, product_error, read_rows, recheck
+from data_selection.common.errors import UserError
+from data_selection.nearest.similarity import exact_dot, product_error, read_rows, recheck
 
 
 def test_equal_rows_have_equal_products_in_any_place():

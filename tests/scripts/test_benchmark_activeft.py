@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from data_selection.feature_table import save_features
-from scripts.benchmark_activeft import main
+from data_selection.common.feature_table import save_features
+from scripts.benchmarks.activeft import main
 
 
 def test_the_table_compares_losses(tmp_path, capsys):

@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 import torch
-from oracles_finetune import rate
 
-from data_selection import pools
-from data_selection.feature_table import save_features
-from deit.building import make_optimizer, make_scheduler
+from data_selection.common.feature_table import save_features
+from data_selection.images import pools
+from deit.learner.building import make_optimizer, make_scheduler
 from deit.options import parse
-from scripts.benchmark_finetune import main
+from scripts.benchmarks.finetune import main
+from tests.support.oracles_finetune import rate
 
 
 def test_the_textbook_schedule_is_the_trainers():

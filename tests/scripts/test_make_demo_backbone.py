@@ -5,8 +5,8 @@ import argparse
 import pytest
 import torch
 
-from data_selection.pools import load_demo
-from scripts import make_demo_backbone as script
+from data_selection.images.pools import load_demo
+from scripts.demo import make_demo_backbone as script
 
 ARGS = argparse.Namespace(
     epochs=2, warmup_epochs=0.1, batch_size=32, lr=4e-3, prototypes=64, local_crops=2, teacher_momentum=0.9,

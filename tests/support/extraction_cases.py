@@ -3,9 +3,9 @@
 import numpy as np
 import torch
 
-from data_selection.distributed import World
-from data_selection.extraction import DEMO_PREPROCESS, extract
-from data_selection.pools import FASHION_MEAN, FASHION_STD, Pool, load_demo
+from data_selection.common.distributed import World
+from data_selection.embedding.extraction import DEMO_PREPROCESS, extract
+from data_selection.images.pools import FASHION_MEAN, FASHION_STD, Pool, load_demo
 
 ALONE = World(0, 1, torch.device("cpu"))
 COUNT = 70  # images of the small pools

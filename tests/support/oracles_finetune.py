@@ -7,7 +7,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from data_selection.backbones import build_model, load_weights
+from data_selection.embedding.backbones import build_model, load_weights
 
 
 class Labelled(Dataset):

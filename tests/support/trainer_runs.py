@@ -12,12 +12,13 @@ import numpy as np
 import torch
 from PIL import Image
 
-from data_selection import distributed, pools
-from data_selection.backbones import build_model
-from data_selection.errors import run
+from data_selection.common import distributed
+from data_selection.common.errors import run
+from data_selection.embedding.backbones import build_model
+from data_selection.images import pools
 from deit.main import main
 
-MAIN = Path(__file__).resolve().parents[1] / "deit" / "main.py"
+MAIN = Path(__file__).resolve().parents[2] / "deit" / "main.py"
 IMAGES = 20  # for training; three times that in an epoch
 
 

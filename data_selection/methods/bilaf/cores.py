@@ -6,8 +6,9 @@ with float32 alone (from 46,405 samples).
 
 import torch
 
-from data_selection.bilaf_classes import grid_unit, key_base, rank_and_size, rows_at, sum_over_ranks
-from data_selection.narrow import (
+from data_selection.common.progress import open_bar
+from data_selection.methods.bilaf.classes import grid_unit, key_base, rank_and_size, rows_at, sum_over_ranks
+from data_selection.nearest.narrow import (
     BFLOAT16_UNIT,
     FOLDS,
     ROUND_UP,
@@ -17,8 +18,7 @@ from data_selection.narrow import (
     pair_dots,
     pairs_above,
 )
-from data_selection.progress import open_bar
-from data_selection.similarity import CHUNK_ROWS, normalise, product_error, read_rows, row_blocks
+from data_selection.nearest.similarity import CHUNK_ROWS, normalise, product_error, read_rows, row_blocks
 
 NO_RIVAL = 1e9 + 7  # the distance to "the other cores" where there is one core only, as in the released program
 FEW_CORES = 512  # so many are compared with every member in float64 faster than sorted out before

@@ -1,99 +1,23 @@
 """BiLAF: boundary samples around core samples, chosen in one shot (Lu et al., NeurIPS 2024, section 3.3)."""
 
-from dataclasses import dataclass, replace
-
 import torch
 
-from data_selection.bilaf_classes import group_classes, open_batch, plan_batches, rank_and_size, rows_at, sum_over_ranks
-from data_selection.bilaf_cores import FEW_CORES, CoreSearch, assign, find_rivals
-from data_selection.bilaf_steps import allocate, denoise, kept_count, pick
-from data_selection.checks import check_ids, check_request, check_selection
-from data_selection.errors import UserError
-from data_selection.narrow import Scratch
-from data_selection.pool_reader import pool_device, working_memory
-from data_selection.progress import open_bar
-
-CHOICES = {
-    "neighbours": ("cluster", "position"),
-    "ring_start": ("core", "nearest"),
-    "ring_end": ("all", "whole"),
-    "rounding": ("share", "kept"),
-    "opponent": ("all", "nearest"),
-    "intra": ("remaining", "class"),
-    "removal": ("remaining", "class"),
-    "budget_rule": ("remainder", "smallest"),
-}
-
-
-@dataclass(frozen=True)
-class BiLAFConfig:
-    """Settings of BiLAF; the defaults are the published algorithm, the second word of each choice the released program.
-
-    core_number: cores to ask the core function for; None: see default_core_number. Not read where ids are given.
-    density_number, ring_share, remove_share, penalty: k = 10, P_in = 0.1, P_rm = 0.1, delta = 1.1 of the paper
-    (shares are fractions 0-1).
-
-    Each field below is one deviation of the released program, so that each can be measured alone:
-    normalised: features at unit length in this stage (released: raw).
-    neighbours: density is the mean distance to the k nearest samples of the growing `cluster`; `position`: their
-        positions in the cluster's list are taken for positions in the class, so other samples are measured.
-    ring_start: the cluster starts from the `core` alone, or from the whole first ring of samples `nearest` to it.
-    ring_end: rings go on until `all` are in, or stop after the last `whole` ring, whose rest is then removed too.
-    small_class: classes with fewer members are not denoised (paper: 0, none is exempt; released: 10).
-    rounding: remove floor(remove_share x members), the `share`, or keep floor((1 - remove_share) x members), `kept`.
-    opponent: the score's minimum over `all` other cores with their penalties (Eq. 7), or the `nearest` core only.
-    intra: the mean distance to the candidates `remaining` (Alg. 1), or to the whole denoised `class`.
-    removal: each pick takes |U| / B_i candidates away, U being those `remaining` (Alg. 1) or the denoised `class`.
-    budget_rule: shares by largest `remainder`, or rounded down and the rest to the `smallest` share, one by one.
-
-    nested: the list of a budget begins with the list of every smaller one.
-    max_memory: GB of working memory, None: a quarter of what is free; it never changes the result.
-
-    Raises UserError for a value outside its range.
-    """
-
-    core_number: int | None = None
-    density_number: int = 10
-    ring_share: float = 0.1
-    remove_share: float = 0.1
-    penalty: float = 1.1
-    normalised: bool = True
-    neighbours: str = "cluster"
-    ring_start: str = "core"
-    ring_end: str = "all"
-    small_class: int = 0
-    rounding: str = "share"
-    opponent: str = "all"
-    intra: str = "remaining"
-    removal: str = "remaining"
-    budget_rule: str = "remainder"
-    nested: bool = False
-    max_memory: float | None = None
-
-    def __post_init__(self):
-        for name, allowed in CHOICES.items():
-            if getattr(self, name) not in allowed:
-                raise UserError(f"{name} {getattr(self, name)!r} is unknown: use {' or '.join(allowed)}")
-        ranges = {
-            "core_number": (1, None), "density_number": (1, None), "ring_share": (0, 1), "remove_share": (0, 1),
-            "penalty": (1, None), "small_class": (0, None), "max_memory": (0.01, None),
-        }  # fmt: skip
-        for name, (low, high) in ranges.items():
-            value = getattr(self, name)
-            if value is not None and not (low <= value and (high is None or value <= high)):
-                raise UserError(f"{name} {value} is outside {low}..{'' if high is None else high}")
-
-
-_RELEASED = BiLAFConfig(
-    normalised=False, neighbours="position", ring_start="nearest", ring_end="whole", small_class=10, rounding="kept",
-    opponent="nearest", intra="class", removal="class", budget_rule="smallest",
-)  # fmt: skip
-
-PRESETS = {
-    "paper": BiLAFConfig(),
-    "released": _RELEASED,
-    "released_imagenet": replace(_RELEASED, remove_share=0.2),
-}
+from data_selection.common.checks import check_ids, check_request, check_selection
+from data_selection.common.errors import UserError
+from data_selection.common.progress import open_bar
+from data_selection.methods.bilaf.classes import (
+    group_classes,
+    open_batch,
+    plan_batches,
+    rank_and_size,
+    rows_at,
+    sum_over_ranks,
+)
+from data_selection.methods.bilaf.cores import FEW_CORES, CoreSearch, assign, find_rivals
+from data_selection.methods.bilaf.steps import allocate, denoise, kept_count, pick
+from data_selection.methods.configs import BiLAFConfig
+from data_selection.nearest.narrow import Scratch
+from data_selection.nearest.pool_reader import pool_device, working_memory
 
 
 def default_core_number(pool_size, budget):

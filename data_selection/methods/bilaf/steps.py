@@ -4,7 +4,7 @@ import heapq
 
 import torch
 
-from data_selection.bilaf_classes import key_base, on_grid
+from data_selection.methods.bilaf.classes import key_base, on_grid
 
 MERGED = 128  # distances per candidate merged at a time: NumPy's partition is fast up to 256
 GONE = torch.finfo(torch.float64).max  # key of members that are no candidates any more: after all others

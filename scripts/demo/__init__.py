@@ -1,0 +1,1 @@
+"""How the embedded pool and backbone were made."""
