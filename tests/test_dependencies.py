@@ -19,7 +19,8 @@ TRAINER = {  # of deit: what a room, or a module at the top, may import besides 
     "learner": {"engine", "losses", "samples", "runs"},
     "option_checks": set(),
     "options": {"option_checks"},
-    "trainer": {"learner", "engine", "datasets", "samplers", "samples", "runs"},
+    "epochs": {"learner", "engine", "samplers", "samples", "runs"},
+    "trainer": {"epochs", "learner", "engine", "datasets", "samples", "runs"},
     "main": {"options", "trainer"},
 }
 MODULES = sorted(path for folder in ("data_selection", "deit") for path in (ROOT / folder).rglob("*.py"))

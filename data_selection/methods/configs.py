@@ -8,7 +8,7 @@ from data_selection.common.errors import UserError
 
 DISTANCES = ("euclidean", "cosine", "product", "KLDiv")
 INITS, SCHEDULERS = ("random", "fps", "kmeans++"), ("none", "cosine")
-OBJECTIVES = ("paper", "released")
+OBJECTIVES = ("released", "paper")
 
 
 @dataclass(frozen=True)
