@@ -46,7 +46,9 @@ def build_parser(preset):
         "--threshold", type=float, help="stop when the loss moved by less over 10 steps (default: never; the released "
         "scripts ignore theirs)",
     )  # fmt: skip
-    add("--objective", choices=sorted(OBJECTIVES), default=config.objective, help="as released, or the paper's equation")
+    add(
+        "--objective", choices=sorted(OBJECTIVES), default=config.objective, help="as released, or the paper's equation"
+    )
     add_taken(parser, "subset file of images that have labels already: they repel and attract")
     add("--history", type=Path, help="CSV file for the loss of every step")
     add("--verbose", action="store_true", help="print a line per step, as the released scripts do")

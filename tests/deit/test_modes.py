@@ -90,13 +90,13 @@ def test_lp_ft_goes_on_from_the_linear_head(images, tmp_path, monkeypatch):
     main(command(images, tmp_path / "apart", finetune=tmp_path / "linear" / "checkpoint.pth"))
     assert log_lines(tmp_path / "apart") == both[1:]
 
-    from deit import trainer
+    from deit import epochs as deit_epochs
 
-    monkeypatch.setattr(trainer, "train_one_epoch", lambda *args, **kwargs: 1 / 0)
+    monkeypatch.setattr(deit_epochs, "train_one_epoch", lambda *args, **kwargs: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         main(command(images, tmp_path / "killed", mode="lp-ft"))
     monkeypatch.undo()
-    monkeypatch.setattr(trainer, "fit_head", None)  # the checkpoint has the head
+    monkeypatch.setattr(deit_epochs, "fit_head", None)  # the checkpoint has the head
     main(command(images, tmp_path / "killed", mode="lp-ft", auto_resume=True))
     assert log_lines(tmp_path / "killed") == both
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from data_selection.common.errors import UserError, run
-from deit import trainer
+from deit import epochs as deit_epochs
 from deit.main import main
 from deit.runs import saving, stopping
 from deit.runs.saving import Saver, write
@@ -87,13 +87,13 @@ def test_sigterm_saves_ends_well_and_can_be_continued(images, unbroken, tmp_path
 
 
 def test_sigterm_says_what_was_saved(images, tmp_path, monkeypatch, capsys):
-    real = trainer.train_one_epoch
+    real = deit_epochs.train_one_epoch
 
     def warned(*args, **kwargs):
         os.kill(os.getpid(), signal.SIGTERM)
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(trainer, "train_one_epoch", warned)
+    monkeypatch.setattr(deit_epochs, "train_one_epoch", warned)
     before = signal.getsignal(signal.SIGTERM)
     assert run(main, command(images, tmp_path / "a", epochs=3)) == 0
     assert "SIGTERM: stopped after epoch 1 of 3; wrote checkpoint.pth in" in capsys.readouterr().out
@@ -104,8 +104,8 @@ def test_sigterm_says_what_was_saved(images, tmp_path, monkeypatch, capsys):
 
 def test_a_truncated_checkpoint_gives_way_to_the_one_before(images, unbroken, tmp_path, monkeypatch, capsys):
     words = command(images, tmp_path, epochs=EPOCHS, **RECIPE)
-    epochs, real = iter(range(5)), trainer.train_one_epoch
-    monkeypatch.setattr(trainer, "train_one_epoch", lambda *a, **k: next(epochs) + 1 and real(*a, **k))
+    epochs, real = iter(range(5)), deit_epochs.train_one_epoch
+    monkeypatch.setattr(deit_epochs, "train_one_epoch", lambda *a, **k: next(epochs) + 1 and real(*a, **k))
     with pytest.raises(StopIteration):
         main(words)
     monkeypatch.undo()
@@ -209,7 +209,7 @@ def test_steps_without_a_finite_loss_are_left_out(images, tmp_path, monkeypatch,
 
 
 def test_a_worker_that_dies_is_named(images, monkeypatch):
-    real = trainer.train_one_epoch
+    real = deit_epochs.train_one_epoch
 
     def murder(learner, data, *args, **kwargs):
         next(data.plain(range(4), 2))  # starts the workers
@@ -217,7 +217,7 @@ def test_a_worker_that_dies_is_named(images, monkeypatch):
             worker.kill()
         return real(learner, data, *args, **kwargs)
 
-    monkeypatch.setattr(trainer, "train_one_epoch", murder)
+    monkeypatch.setattr(deit_epochs, "train_one_epoch", murder)
     with pytest.raises(UserError, match=r"a process that loads images has died \(DataLoader worker.*--num_workers"):
         main(command(images, None, epochs=1, aa="rand-m9", num_workers=1))
 

@@ -12,6 +12,7 @@ import yaml
 
 from data_selection.common.errors import UserError, run
 from data_selection.images import pools
+from deit import epochs as deit_epochs
 from deit import trainer
 from deit.learner import building
 from deit.learner.building import make_optimizer, make_scheduler
@@ -64,8 +65,8 @@ def test_a_resumed_run_ends_bit_equal(images, tmp_path, monkeypatch, capsys):
         next(epochs)  # raises StopIteration in epoch 3
         return real(*args, **kwargs)
 
-    real = trainer.train_one_epoch
-    monkeypatch.setattr(trainer, "train_one_epoch", stop)
+    real = deit_epochs.train_one_epoch
+    monkeypatch.setattr(deit_epochs, "train_one_epoch", stop)
     with pytest.raises(StopIteration):
         main(command(images, tmp_path / "part", epochs=4, **flags))
     monkeypatch.undo()
