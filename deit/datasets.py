@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from data_selection.common.errors import UserError
 from deit.samples import resizing
 from deit.samples.draws import AUGMENT, hashed, seeded, uniform
-from deit.samples.pipeline import MARGIN, SMALL
+from deit.samples.pipeline import MARGIN, SMALL, Shifted, shifted_places
 
 CACHE_BYTES = 2 << 30  # `--cache auto` keeps decoded images up to this size, per process
 WORKERS = 8  # at most, by default, per process
@@ -33,6 +33,19 @@ def decode(pool, ids, size=None, threads=WORKERS):
 
     with ThreadPoolExecutor(threads) as workers:
         return list(workers.map(read, ids))
+
+
+def viewed(pool, ids, view, margin=0, threads=WORKERS):
+    """The images `ids` as evaluation sees them, uint8 (N, size + 2 margin, size + 2 margin, 3)."""
+    side = view.size + 2 * margin
+    images = torch.empty(len(ids), side, side, 3, dtype=torch.uint8)
+
+    def read(place):
+        images[place] = torch.from_numpy(view.pixels(pool.image(ids[place]), margin))
+
+    with ThreadPoolExecutor(threads) as workers:
+        list(workers.map(read, range(len(ids))))
+    return images
 
 
 class TensorImages:
@@ -65,6 +78,7 @@ class PaddedImages(TensorImages):
     def __init__(self, images, labels, pipeline, device, seed):
         """images (N, size, size, 3) uint8, labels (N,) int64."""
         super().__init__(images, labels, pipeline, device, seed)
+        self.margin = MARGIN
         self.padded = pad(self.images, (0, 0, MARGIN, MARGIN, MARGIN, MARGIN))  # (N, size + 8, size + 8, 3)
 
     def central(self, images):
@@ -72,19 +86,38 @@ class PaddedImages(TensorImages):
 
     def augmented(self, parts, epoch):
         """Yield (images (R, 3, size, size), labels (R,)) on the device for each samplers.Part."""
-        side = torch.arange(self.pipeline.size)
         for part in parts:
-            draws = uniform(self.seed, AUGMENT, epoch, part.places[:, None], torch.arange(3))  # (R, 3)
-            offsets = (draws[:, :2] * (2 * MARGIN + 1)).long()  # (R, 2) in 0..8
-            rows = offsets[:, :1] + side  # (R, size)
-            columns = offsets[:, 1:] + torch.where(draws[:, 2:] < 0.5, side.flip(0), side)
-            index, rows, columns = (x.to(self.device) for x in (part.indices, rows, columns))
+            draws = shift_draws(self.seed, epoch, part)
+            places = shifted_places(draws, self.pipeline.size, self.margin)
+            index, rows, columns = (x.to(self.device) for x in (part.indices, *places))
             crops = self.padded[index[:, None, None], rows[:, :, None], columns[:, None]]  # (R, size, size, 3)
             yield self.normalise(crops.permute(0, 3, 1, 2)), self.labels[index]
 
 
+class ViewedImages(PaddedImages):
+    """Images of any size, resized once to what evaluation sees, with a margin to shift them in."""
+
+    def __init__(self, images, labels, pipeline, device, seed):
+        """images (N, size + 2 m, size + 2 m, 3) uint8, m = pipeline.margin in training and 0 in evaluation."""
+        TensorImages.__init__(self, images, labels, pipeline, device, seed)
+        self.margin = (images.shape[1] - pipeline.size) // 2
+        self.padded = self.images
+
+    def central(self, images):
+        edge = slice(self.margin, self.margin + self.pipeline.size)
+        return images[:, edge, edge].permute(0, 3, 1, 2)
+
+
+def shift_draws(seed, epoch, part):
+    """Uniform draws (R, 3) of the places of a samplers.Part: down, across, mirrored."""
+    return uniform(seed, AUGMENT, epoch, part.places[:, None], torch.arange(3))
+
+
 class Transformed(Dataset):
-    """Item (i, seed) is (transform(image i), its label), the transform's draws fixed by the seed (None: no draws)."""
+    """Item (i, seed) is (transform(image i), its label), the transform's draws fixed by the seed (None: no draws).
+
+    Where training only shifts, the seed is the draws themselves.
+    """
 
     def __init__(self, pool, ids, cached, transform):
         self.pool, self.ids, self.cached, self.transform = pool, ids, cached, transform
@@ -94,6 +127,8 @@ class Transformed(Dataset):
         image = self.pool.image(self.ids[i]) if self.cached is None else Image.fromarray(self.cached[i])
         if seed is None:
             return self.transform(image), self.pool.label(self.ids[i])
+        if isinstance(self.transform, Shifted):
+            return self.transform(image, seed), self.pool.label(self.ids[i])
         with seeded(seed):
             return self.transform(image), self.pool.label(self.ids[i])
 
@@ -151,7 +186,10 @@ class PilImages:
     """Images transformed one by one with PIL, in workers that live as long as the run."""
 
     def __init__(self, pool, ids, cached, pipeline, device, seed, *, train, workers, pin_memory):
-        transform = pipeline.train_transform() if train else pipeline.eval_transform()
+        transform = pipeline.eval_transform()
+        if train:
+            transform = Shifted(pipeline) if pipeline.shifts else pipeline.train_transform()
+        self.shifts = pipeline.shifts
         self.batches, self.seed, self.device, self.count = Batches(), seed, device, len(ids)
         self.loader = DataLoader(
             Transformed(pool, ids, cached, transform), batch_sampler=self.batches, num_workers=workers,
@@ -166,6 +204,8 @@ class PilImages:
         """Yield (images (R, 3, size, size), labels (R,)) on the device for each samplers.Part."""
 
         def seeds(part):
+            if self.shifts:
+                return shift_draws(self.seed, epoch, part).tolist()
             return (hashed(self.seed, AUGMENT, epoch, part.places) & (1 << 63) - 1).tolist()
 
         self.batches.items = [list(zip(part.indices.tolist(), seeds(part))) for part in parts]
@@ -183,7 +223,7 @@ class PilImages:
 
 
 def prepare(pool, ids, pipeline, device, *, train, seed=0, cache="auto", workers=None, pin_memory=True):
-    """PaddedImages, ResizedImages or PilImages of the pool indices `ids`, whichever can do the pipeline.
+    """ViewedImages, PaddedImages, ResizedImages or PilImages of the pool indices `ids`, whichever does the pipeline.
 
     cache: `device` keeps decoded images on the device and transforms batches there, `ram` keeps them in main memory,
     `none` does not keep them; `auto` is the first of these that can be and takes up to 2 GiB. Small inputs are always
@@ -191,7 +231,13 @@ def prepare(pool, ids, pipeline, device, *, train, seed=0, cache="auto", workers
     Raises UserError for `device` where the images differ in size, or the augmentation is not for whole batches.
     """
     small, batched, cached = pipeline.size <= SMALL, pipeline.simple or not train, None
-    if small or cache in ("ram", "device") or (cache == "auto" and fits(pool, ids, batched)):
+    if pipeline.view is not None and (pipeline.shifts or not train):
+        margin = pipeline.margin if train else 0
+        needed = 3 * len(ids) * (pipeline.size + 2 * margin) ** 2  # bytes
+        if cache in ("ram", "device") or (cache == "auto" and needed <= CACHE_BYTES):
+            labels = torch.tensor([pool.label(i) for i in ids])
+            return ViewedImages(viewed(pool, ids, pipeline.view, margin), labels, pipeline, device, seed)
+    elif small or cache in ("ram", "device") or (cache == "auto" and fits(pool, ids, batched)):
         cached = decode(pool, ids, pipeline.size if small else None)
     if batched and cached and (small or cache != "ram") and len({image.shape for image in cached}) == 1:
         kind, labels = PaddedImages if small else ResizedImages, torch.tensor([pool.label(i) for i in ids])

@@ -1,6 +1,6 @@
 """One epoch of training, and evaluation: the same numbers on any number of processes, to rounding."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -38,6 +38,7 @@ class Learner:
     model: nn.Module
     optimizer: torch.optim.Optimizer
     scheduler: Any  # timm's, or None for a constant rate
+    by_step: bool  # the schedule moves at every step; else the caller moves it after an epoch
     scaler: torch.amp.GradScaler
     ema: Any  # timm's ModelEmaV3, or None
     draws: DropDraws
@@ -45,6 +46,7 @@ class Learner:
     criterion: Criterion
     amp: torch.dtype | None  # of autocast; None: full precision
     world: World
+    fixed: list = field(default_factory=list)  # layers kept in evaluation mode: batch norm with fixed statistics
 
     def autocast(self):
         return autocast(self.world.device, self.amp)
@@ -67,11 +69,16 @@ def train_one_epoch(
     """
     model, world, mixing = learner.model, learner.world, mixing or Mixing()
     model.train()
+    for layer in learner.fixed:
+        layer.eval()
     device = world.device
     losses = torch.zeros(len(steps), device=device)  # read once, after the epoch
     sizes = torch.tensor([step.size for step in steps], dtype=torch.float64)
     batches = data.augmented([part for step in steps for part in step.parts], epoch)
     for number, step in enumerate(steps):
+        update = (epoch - 1) * len(steps) + number  # steps done before this one
+        if learner.by_step and learner.scheduler is not None:
+            learner.scheduler.step_update(update)
         before = [buffer.clone() for buffer in model.buffers()] if skip_nonfinite else []
         learner.gradients.buffer.zero_()
         for part, (images, targets) in zip(step.parts, batches):
@@ -99,7 +106,7 @@ def train_one_epoch(
         learner.scaler.step(learner.optimizer)
         learner.scaler.update()
         if learner.ema is not None:
-            learner.ema.update(model)
+            learner.ema.update(model, update + 1 if learner.ema.use_warmup else None)
     average_buffers(model, world)
     losses = world.sum_(losses).double().cpu()
     if not losses.isfinite().all():
@@ -153,3 +160,20 @@ def evaluate(model, data, world, *, batch, amp=None, sharded=True):
         world.sum_(totals)
     loss, first, fifth, count = totals.tolist()
     return {"loss": loss / count, "acc1": 100 * first / count, "acc5": 100 * fifth / count}
+
+
+@torch.inference_mode()
+def correct(model, data, world, *, batch, amp=None):
+    """Which images of data a model gets right, (N,) bool on the CPU, on every process; each computes its share.
+
+    data: has plain(indices, batch).
+    """
+    model.eval()
+    right, start = torch.zeros(len(data), device=world.device), 0
+    mine = torch.arange(world.rank, len(data), world.size, device=world.device)
+    for images, labels in data.plain(range(world.rank, len(data), world.size), batch):
+        with autocast(world.device, amp):
+            logits = model(images)
+        right[mine[start : start + len(images)]] = (logits.argmax(1) == labels).float()
+        start += len(images)
+    return world.sum_(right).bool().cpu()

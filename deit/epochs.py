@@ -2,7 +2,6 @@
 
 import time
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
 
 from deit.engine import evaluate, train_one_epoch
 from deit.learner.linear import fit_head
@@ -11,17 +10,6 @@ from deit.runs.saving import BEST, NEWEST
 from deit.runs.stopping import NotFinite, asked_to_stop, with_batch
 from deit.samplers import epoch_order, plan_epoch
 from deit.samples.mixing import Mixing
-
-
-class Images(NamedTuple):
-    """What a run reads: batches as datasets.prepare makes them, or None where the run has no use for them."""
-
-    classes: int
-    ids: list  # of the training images: their indices in the pool
-    train: Any  # augmented
-    frozen: Any  # the same images as they are, to fit the head
-    test: Any
-    held: Any  # of the subset, to choose the best epoch by
 
 
 @dataclass
@@ -41,9 +29,9 @@ def run_epochs(job, learner, data, saver, asked, done, best):
     job: trainer.Job. data: Images. Epoch 0, where data.frozen is set, fits the head to the frozen backbone; --mode
     linear has no other. Returns result.json's values; None on ranks above 0, and where the run was asked to stop.
     """
-    args, log, last, tally = job.args, job.log, last_epoch(job.args), Tally(best)
+    args, log, last, tally = job.args, job.log, job.last, Tally(best)
     first = done + 1 if data.frozen is None else 0
-    log.start(first, last, steps_per_epoch(args, data, job.global_batch), job.settings)
+    log.start(first, last, job.updates if last else 0, job.settings)
     for epoch in range(first, last + 1):
         line = one_epoch(job, learner, data, epoch, tally)
         names = []
@@ -67,14 +55,15 @@ def run_epochs(job, learner, data, saver, asked, done, best):
 def one_epoch(job, learner, data, epoch, tally):
     """Train one epoch, or fit the head as epoch 0; the first numbers of its line in log.txt."""
     started = time.monotonic()
+    rate = 0.0 if epoch == 0 else current_rate(learner)
     if epoch == 0:
-        rate, count = 0.0, len(data.frozen)
+        count = len(data.frozen)
         loss = fit_head(
             learner, data.frozen, data.classes, batch=scoring(job, learner)["batch"], smoothing=job.args.smoothing
         )
     else:
-        rate = max(group["lr"] for group in learner.optimizer.param_groups)
         loss, count = train_epoch(job, learner, data, epoch, tally)
+        rate = current_rate(learner) if learner.by_step else rate  # of the last step
     tally.seconds, tally.images = tally.seconds + time.monotonic() - started, tally.images + count
     return {"train_lr": rate, "train_loss": loss} | ({"skipped_steps": tally.skipped} if tally.skipped else {})
 
@@ -118,13 +107,14 @@ def judged(job, learner, data):
 
 def conclude(job, learner, data, saver, tally, test, epochs):
     """Evaluate the averaged weights, write result.json when all checkpoints are on the disk, say the last line."""
-    world, log, last, best = job.world, job.log, last_epoch(job.args), tally.best
+    world, log, last, best = job.world, job.log, job.last, tally.best
     ema = None
     if learner.ema is not None and last:
         ema = evaluate(learner.ema.module.to(world.device), data.test, world, **scoring(job, learner))
     how = f"chosen on {len(data.held)} held-out images" if data.held else "chosen on the evaluation set"
     result = {
         "mode": job.args.mode,
+        "recipe": job.args.recipe,
         "last": {"epoch": last, **test},
         "best": {**best, "note": how},
         "ema": ema,
@@ -143,17 +133,6 @@ def conclude(job, learner, data, saver, tally, test, epochs):
     return result if world.is_main else None
 
 
-def last_epoch(args):
-    """The number of the last epoch; 0 is the one that fits the head alone."""
-    return 0 if args.mode == "linear" else args.epochs + args.cooldown_epochs
-
-
-def steps_per_epoch(args, data, global_batch):
-    if data.train is None:
-        return 0
-    return -(-len(epoch_order(len(data.train), 1, repeated=args.repeated_aug)) // global_batch)
-
-
 def merit(numbers):
     """What the best epoch is chosen by."""
     return numbers.get("val_acc1", numbers["acc1"])
@@ -161,3 +140,8 @@ def merit(numbers):
 
 def trained_parameters(model):
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+
+
+def current_rate(learner):
+    """The largest learning rate of the parameter groups."""
+    return max(group["lr"] for group in learner.optimizer.param_groups)

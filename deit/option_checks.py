@@ -24,12 +24,13 @@ def check(args):
         raise UserError(f"--labels and --val-labels are for FOLDER and FOLDERSUBSET, not --data-set {args.data_set}")
     at_least = {
         "epochs": 1, "start_epoch": 1, "batch_size": 1, "global_batch_size": 1, "input_size": 1, "eval_interval": 1,
-        "save_interval": 1, "num_workers": 0, "warmup_epochs": 0, "cooldown_epochs": 0, "recount": 1, "seed": 0,
+        "save_interval": 1, "num_workers": 0, "warmup_epochs": 0, "cooldown_epochs": 0, "warmup_steps": 0,
+        "recount": 1, "seed": 0,
         "lr": 0, "weight_decay": 0, "warmup_lr": 0, "min_lr": 0, "color_jitter": 0, "mixup": 0, "cutmix": 0,
     }  # fmt: skip
     for name, low in at_least.items():
         value = getattr(args, name)
-        if value is not None and not value >= low:
+        if value not in (None, "auto") and not value >= low:
             raise UserError(f"{flag(name)} {value} is below {low}")
     for name in ("drop", "drop_path", "smoothing"):
         if not 0 <= getattr(args, name) < 1:
@@ -40,14 +41,14 @@ def check(args):
             raise UserError(f"{flag(name)} {value} is outside 0..1")
     if args.val_fraction is not None and not 0 < args.val_fraction < 1:
         raise UserError(f"--val-fraction {args.val_fraction} is outside 0 < F < 1")
-    for name in ("clip_grad", "distillation_tau"):
+    for name in ("clip_grad", "distillation_tau", "minutes"):
         value = getattr(args, name)
         if value is not None and not value > 0:
             raise UserError(f"{flag(name)} {value} must be above 0")
     if args.sched not in SCHEDULES:
         why = "plateau cannot be resumed exactly; " if args.sched == "plateau" else ""
         raise UserError(f"--sched {args.sched!r}: {why}use one of {', '.join(SCHEDULES)}")
-    if args.start_epoch > args.epochs + args.cooldown_epochs:
+    if args.epochs != "auto" and args.start_epoch > args.epochs + args.cooldown_epochs:
         raise UserError(
             f"--start_epoch {args.start_epoch} is after the last epoch, {args.epochs + args.cooldown_epochs}"
         )
@@ -69,6 +70,10 @@ def check_together(args):
         raise UserError(
             f"--start_epoch {args.start_epoch} is for --mode full: {args.mode} starts with fitting the head"
         )
+    if args.folds < 0 or args.folds == 1:
+        raise UserError(f"--folds {args.folds}: 2 or more parts can be left out in turn; 0 does not ask")
+    if args.warmup_steps is not None and args.sched_unit != "step":
+        raise UserError("--warmup-steps needs --sched-unit step")
     if args.tensorboard and not args.output_dir:
         raise UserError("--tensorboard needs --output_dir, where its events go")
     if args.auto_resume and not args.output_dir:

@@ -1,16 +1,19 @@
 """The trainer's flags: the released ones with BiLAF's defaults, and what was added. Imports nothing slow."""
 
 import argparse
-import difflib
-from pathlib import Path
-
-import yaml
 
 from data_selection.common.errors import UserError
 from deit.option_checks import DATA_SETS, SCHEDULES, check, check_no_idle_flag
+from deit.recipes import config_tokens, recipe_file, recipe_names
 
 RANKS = ("kingdom", "phylum", "class", "order", "supercategory", "family", "genus", "name")  # of iNaturalist
 MODES = ("full", "linear", "lp-ft")
+PIXELS, AUGMENTS = ("data-set", "model"), ("crop", "shift")
+
+
+def whole_or_auto(text):
+    """A whole number, or the word auto."""
+    return text if text == "auto" else int(text)
 
 
 class Refused(argparse.Action):
@@ -69,6 +72,13 @@ def _add_data(add, switch):
         help="keep decoded images, on the device (images of one size; augments whole batches) or in main memory; "
         "auto: the first that can be, up to 2 GiB per rank",
     )
+    add(
+        "--pixels",
+        choices=PIXELS,
+        default="data-set",
+        help="data-set: as the papers' trainer: ImageNet's mean and std (DEMO: its own), the centre of 256/224 of the "
+        "size; model: size, mean, std, interpolation and crop that the model was pretrained with, as in extraction",
+    )
     switch("--pin-mem", True, "page-locked memory for copies to a GPU")
     add("--data_Gen_path", action=Refused, reason="generated images (IMNETSUBSET_Generate) are not read")
     add("--inat-category", choices=RANKS, default="name", help="INAT, INAT19: the rank that makes a class")
@@ -95,6 +105,7 @@ def _add_model(add, switch):
     add("--drop-path", type=float, default=0.1, metavar="RATE", help="stochastic depth")
     switch("--model-ema", True, "keep a moving average of the weights, evaluated after the last epoch")
     add("--model-ema-decay", type=float, default=0.99996)
+    switch("--model-ema-warmup", False, "let the average forget faster at first, so that it means something at once")
     add("--model-ema-force-cpu", action="store_true", help="keep it in main memory")
 
 
@@ -108,8 +119,22 @@ def _add_optimisation(add, switch):
         help="full: every weight; linear: the head alone, by logistic regression on the frozen backbone's features of "
         "the images without augmentation, in seconds; lp-ft: linear, then full from that head",
     )
-    add("--epochs", type=int, default=1000)
+    add(
+        "--epochs",
+        type=whole_or_auto,
+        default=1000,
+        help="auto: by the number of labels, 30 for 100 of them, 15 for 1,000",
+    )
+    add("--minutes", type=float, metavar="M", help="fewer epochs where they would take longer, as timed at the start")
     add("--start_epoch", type=int, default=1, help="first epoch, counted from 1")
+    add(
+        "--folds",
+        type=int,
+        default=0,
+        metavar="K",
+        help="lp-ft: train on all but one of K parts of the labels first, and where that loses on the parts left out, "
+        "keep the model that it starts from; 0: do not ask",
+    )
     add("--opt", default="SGD", help="a timm optimiser; SGD has Nesterov momentum")
     add("--opt-eps", type=float, default=1e-8, help="for the optimisers that have one (SGD has none)")
     add("--opt-betas", type=float, nargs="+", help="default: the optimiser's own")
@@ -127,6 +152,14 @@ def _add_optimisation(add, switch):
     add("--decay-epochs", type=float, default=30, help="of the step schedule")
     add("--decay-rate", "--dr", type=float, default=0.1, help="factor of the step schedule")
     add("--warmup-epochs", type=int, default=5)
+    add("--warmup-steps", type=int, help="the same in steps, at most a quarter of the run; needs --sched-unit step")
+    add("--sched-unit", choices=("epoch", "step"), default="epoch", help="how often the schedule moves the rate")
+    add(
+        "--batch-norm",
+        choices=("train", "fixed"),
+        default="train",
+        help="fixed: pretrained batch norm statistics are kept, its weights still learn; train: those of each batch",
+    )
     add("--cooldown-epochs", type=int, default=0, help="epochs at the floor after the schedule")
     add(
         "--patience-epochs",
@@ -136,6 +169,13 @@ def _add_optimisation(add, switch):
 
 
 def _add_augmentation(add, switch):
+    add(
+        "--augment",
+        choices=AUGMENTS,
+        default="crop",
+        help="crop: random crops of 8 to 100 % of the area (images of up to 32 pixels: shifted by up to 4); shift: the "
+        "image as evaluation sees it, shifted by up to an eighth; both flip",
+    )
     add("--color-jitter", type=float, default=0.0, help="strength; absent under --aa")
     add("--aa", metavar="POLICY", help="AutoAugment or RandAugment, such as rand-m9-mstd0.5-inc1")
     add("--train-interpolation", choices=("random", "bilinear", "bicubic"), default="bicubic")
@@ -162,6 +202,13 @@ def _add_run(add, switch):
     add("--output_dir", default="", metavar="DIR", help="default: nothing is saved")
     add("--verbose", action="store_true", help="a line for each step instead of one bar for the run")
     add("--tensorboard", action="store_true", help="write events to output_dir/tensorboard (needs that package)")
+    add(
+        "--recipe",
+        default="auto",
+        metavar="NAME",
+        help=f"defaults for the other flags: {', '.join(recipe_names())} (configs/recipes) or a FILE; auto: paper "
+        "where a paper trains on the data set, few-shot elsewhere",
+    )
     add("--config", metavar="FILE", help="YAML of flags; the command line wins")
     add("--eval", action="store_true", help="evaluate the weights of --resume or --finetune and exit")
     add(
@@ -193,42 +240,21 @@ def _add_run(add, switch):
 
 
 def parse(argv=None):
-    """argparse.Namespace of a command line (a list, default sys.argv), --config merged in, checked."""
+    """argparse.Namespace of a command line (a list, default sys.argv), checked.
+
+    The command line wins over --config, that over --recipe, and that over the flags' own defaults, the papers'.
+    """
     parser = build_parser()
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     early.add_argument("--config")
-    config, rest = early.parse_known_args(argv)
-    from_file = config_tokens(config.config, parser) if config.config else []
-    args = parser.parse_args(from_file + rest)
-    args.config = config.config
+    early, rest = early.parse_known_args(argv)
+    typed = (config_tokens(early.config, parser) if early.config else []) + rest
+    given = parser.parse_args(typed)  # --help and wrong words end here
+    recipe = recipe_file(given.recipe, given.data_set)
+    args = parser.parse_args(config_tokens(recipe, parser, "--recipe", ("config", "recipe", "data_set")) + typed)
+    args.config, args.recipe = early.config, recipe.stem if recipe.stem in recipe_names() else str(recipe)
     vars(args).pop("local_rank", None)
     check(args)
     if args.mode == "linear":
         check_no_idle_flag(parser, rest)
     return args
-
-
-def config_tokens(path, parser):
-    """A YAML file of flags as command-line words, so that types and choices are checked as if typed."""
-    try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"--config {path} cannot be read ({error})") from None
-    if not isinstance(values, dict):
-        raise UserError(f"--config {path} must hold lines `flag: value`")
-    flags = {action.dest: action for action in parser._actions if action.dest != "help"}
-    words = []
-    for key, value in values.items():
-        name = str(key).replace("-", "_")
-        if name not in flags or name == "config":
-            close = difflib.get_close_matches(name, flags, 1)
-            raise UserError(f"--config {path}: unknown key {key!r}" + (f"; did you mean {close[0]}?" if close else ""))
-        action, option = flags[name], flags[name].option_strings[0]
-        if isinstance(value, bool) != (action.nargs == 0):
-            raise UserError(f"--config {path}: {key} must be " + ("true or false" if action.nargs == 0 else "a value"))
-        if action.nargs == 0:
-            if value or isinstance(action, argparse.BooleanOptionalAction):
-                words.append(option if value else f"--no-{option[2:]}")
-        elif value is not None:
-            words += [option, *map(str, value)] if isinstance(value, list) else [f"{option}={value}"]
-    return words

@@ -20,8 +20,8 @@ from deit.main import main as main_deit
 
 ROOT = Path(__file__).resolve().parents[1]
 TRAIN = [
-    "--data-set", "DEMOSUBSET", "--epochs", "2", "--warmup-epochs", "0", "--lr", "0.1", "--global-batch-size", "64",
-    "--device", "cpu",
+    "--data-set", "DEMOSUBSET", "--recipe", "paper", "--epochs", "2", "--warmup-epochs", "0", "--lr", "0.1",
+    "--global-batch-size", "64", "--device", "cpu",
 ]  # fmt: skip
 
 

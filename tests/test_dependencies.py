@@ -17,10 +17,13 @@ TRAINER = {  # of deit: what a room, or a module at the top, may import besides 
     "datasets": {"samples"},
     "engine": {"losses", "samples", "runs"},
     "learner": {"engine", "losses", "samples", "runs"},
+    "job": {"learner", "datasets", "samplers", "samples", "runs"},
+    "epochs": {"job", "learner", "engine", "samplers", "samples", "runs"},
+    "crossval": {"epochs", "job", "learner", "engine", "samples"},
     "option_checks": set(),
-    "options": {"option_checks"},
-    "epochs": {"learner", "engine", "samplers", "samples", "runs"},
-    "trainer": {"epochs", "learner", "engine", "datasets", "samples", "runs"},
+    "recipes": set(),
+    "options": {"option_checks", "recipes"},
+    "trainer": {"crossval", "epochs", "job", "learner", "engine", "datasets", "samples", "runs"},
     "main": {"options", "trainer"},
 }
 MODULES = sorted(path for folder in ("data_selection", "deit") for path in (ROOT / folder).rglob("*.py"))

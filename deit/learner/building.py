@@ -11,12 +11,14 @@ from timm.utils import ModelEmaV3
 from data_selection.common.errors import UserError
 from data_selection.embedding.backbones import DEMO_WEIGHTS, build_model, load_weights
 from data_selection.embedding.forward import write_out_attention
+from data_selection.embedding.preprocessing import Preprocess, preprocess_of
 from data_selection.images import pools
 from deit.engine import FlatGradients, Learner
+from deit.learner.linear import classifiers
 from deit.losses import Criterion
 from deit.runs.checkpoints import load_pretrained
 from deit.samples.draws import INIT, seed_drop_layers, seed_of, seeded
-from deit.samples.pipeline import Pipeline
+from deit.samples.pipeline import SMALL, Pipeline
 
 REFERENCE_BATCH = 512  # --lr is for this many images per step
 
@@ -30,6 +32,7 @@ class Defaults:
     mean: tuple = pools.IMAGENET_MEAN
     std: tuple = pools.IMAGENET_STD
     pretrained: Path | None = None  # used with that model alone
+    view: Preprocess | None = None  # what evaluation sees; None: the papers' way
 
 
 SMALL_GREY = Defaults("demo_vit", 28, (pools.FASHION_MEAN,) * 3, (pools.FASHION_STD,) * 3, DEMO_WEIGHTS)
@@ -42,14 +45,21 @@ def resolve(args):
     defaults = DEFAULTS.get(name, Defaults())
     if args.model not in (None, defaults.model):  # another model brings neither that size nor those weights
         defaults = dataclasses.replace(defaults, model=args.model, input_size=Defaults.input_size, pretrained=None)
-    args.model, args.input_size = defaults.model, args.input_size or defaults.input_size
+    args.model = defaults.model
+    if args.pixels == "model":
+        view = preprocess_of(args.model, args.input_size)
+        defaults = dataclasses.replace(defaults, input_size=view.size, mean=view.mean, std=view.std, view=view)
+    args.input_size = args.input_size or defaults.input_size
+    if args.augment == "shift" and defaults.view is None:  # shifted is what evaluation sees
+        crop = {"squash": True} if args.input_size <= SMALL else {"crop": 224 / 256, "squash": False}
+        defaults = dataclasses.replace(defaults, view=Preprocess(args.input_size, defaults.mean, defaults.std, **crop))
     return name, defaults
 
 
 def make_pipeline(args, defaults):
     return Pipeline(
         args.input_size, defaults.mean, defaults.std, args.train_interpolation, args.color_jitter, args.aa,
-        args.reprob, args.remode, args.recount,
+        args.reprob, args.remode, args.recount, defaults.view, args.augment,
     )  # fmt: skip
 
 
@@ -59,7 +69,7 @@ def build(args, classes, log):
         raise UserError(f"--data-set {args.data_set} has no labels to train on")
     log.say(f"Creating model: {args.model}")
     with seeded(seed_of(args.seed, INIT)):
-        model = build_model(args.model, classes, drop_rate=args.drop, drop_path_rate=args.drop_path)
+        model = build_model(args.model, classes, drop_path_rate=args.drop_path)
     try:  # wrong sizes show here instead of after the data is decoded
         with torch.inference_mode():
             model.eval()(torch.zeros(1, 3, args.input_size, args.input_size))
@@ -70,8 +80,11 @@ def build(args, classes, log):
     return model
 
 
-def build_learner(args, world, classes, global_batch, log, pretrained):
-    """Model, optimiser, schedule, EMA and loss. pretrained: a file, `none`, or None where a checkpoint follows."""
+def build_learner(args, world, classes, global_batch, updates, log, pretrained):
+    """Model, optimiser, schedule, EMA and loss.
+
+    updates: steps in an epoch. pretrained: a file, `none`, or None where a checkpoint follows.
+    """
     model = build(args, classes, log)
     if pretrained == "none":
         log.say("--finetune none: training starts from random weights")
@@ -85,8 +98,11 @@ def build_learner(args, world, classes, global_batch, log, pretrained):
     model.to(world.device)
     ema = None
     if args.model_ema:  # before the drop layers change, after the weights are there
-        ema = ModelEmaV3(model, args.model_ema_decay, device="cpu" if args.model_ema_force_cpu else None)
-    draws = seed_drop_layers(model, args.seed)
+        ema = ModelEmaV3(
+            model, args.model_ema_decay, use_warmup=args.model_ema_warmup,
+            device="cpu" if args.model_ema_force_cpu else None,
+        )  # fmt: skip
+    draws = seed_drop_layers(model, args.seed, args.drop, classifiers(model) if args.drop else ())
     optimizer = make_optimizer(args, model, args.lr * global_batch / REFERENCE_BATCH)
     amp = autocast_type(args.amp, world.device)
     if amp is not None and world.device.type == "cpu":
@@ -94,9 +110,10 @@ def build_learner(args, world, classes, global_batch, log, pretrained):
     if args.compile:
         model.compile()  # in place: the names of the weights stay
     return Learner(
-        model, optimizer, make_scheduler(args, optimizer),
+        model, optimizer, make_scheduler(args, optimizer, updates), args.sched_unit == "step",
         torch.amp.GradScaler(world.device.type, enabled=amp is torch.float16), ema, draws,
         FlatGradients(model.parameters()), criterion, amp, world,
+        fixed=batch_norms(model) if args.batch_norm == "fixed" else [],
     )  # fmt: skip
 
 
@@ -130,24 +147,34 @@ def make_optimizer(args, model, lr):
     )
 
 
-def make_scheduler(args, optimizer):
-    """timm's schedule of --sched, a function of the epochs done alone; None where the rate stays.
+def make_scheduler(args, optimizer, updates):
+    """timm's schedule of --sched, a function of the epochs or steps done alone; None where the rate stays.
 
-    Epoch e (from 1) uses the value at e - 1, as BiLAF's trainer does; ActiveFT's spends two epochs at the first value.
+    updates: steps in an epoch. Epoch or step e (from 1) uses the value at e - 1, as BiLAF's trainer does; ActiveFT's
+    spends two epochs at the first value.
     """
+    by_epoch, warmup = args.sched_unit == "epoch", args.warmup_epochs
+    if args.warmup_steps is not None:
+        warmup = min(args.warmup_steps / updates, args.epochs / 4)
     noise = None
     if args.lr_noise:
         noise = [fraction * args.epochs for fraction in args.lr_noise]
         noise = noise if len(noise) > 1 else noise[0]
     scheduler, _ = create_scheduler_v2(
         optimizer, args.sched, num_epochs=args.epochs, decay_epochs=args.decay_epochs, decay_rate=args.decay_rate,
-        min_lr=args.min_lr, warmup_lr=args.warmup_lr, warmup_epochs=args.warmup_epochs,
+        min_lr=args.min_lr, warmup_lr=args.warmup_lr, warmup_epochs=warmup,
+        step_on_epochs=by_epoch, updates_per_epoch=0 if by_epoch else updates,
         noise=noise, noise_pct=args.lr_noise_pct, noise_std=args.lr_noise_std,
     )  # fmt: skip
     if scheduler is None:  # timm leaves the scaling of --layer-decay to its schedules
         for group in optimizer.param_groups:
             group["lr"] *= group.get("lr_scale", 1.0)
     return scheduler
+
+
+def batch_norms(model):
+    """The batch norm layers of a model, whose statistics --batch-norm fixed keeps."""
+    return [layer for layer in model.modules() if isinstance(layer, torch.nn.modules.batchnorm._BatchNorm)]
 
 
 def autocast_type(name, device):

@@ -21,7 +21,10 @@ def classifiers(model):
     heads = heads if isinstance(heads, (tuple, list)) else (heads,)
     for head in heads:
         if not isinstance(head, nn.Linear) or head.bias is None:
-            raise UserError(f"--mode linear and lp-ft need a linear classifier, this model has {head}: use --mode full")
+            raise UserError(
+                f"--mode linear, lp-ft and --drop need a linear classifier, this model has {head}: "
+                "use --mode full and --drop 0"
+            )
     return heads
 
 

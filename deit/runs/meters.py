@@ -15,17 +15,19 @@ class RunLog:
     """The voice of rank 0; on other ranks, and where folder is None, the respective part is silent.
 
     At a terminal one bar over the run's steps shows the time left, the loss and the accuracy; elsewhere each
-    evaluation prints a line. verbose: a line for each step instead. tensorboard: events in folder/tensorboard.
+    evaluation prints a line. verbose: a line for each step instead. tensorboard: events in folder/tensorboard. desc:
+    what stands before the bar. quiet: nothing but the bar.
     """
 
-    def __init__(self, folder, is_main, *, verbose=False, tensorboard=False):
+    def __init__(self, folder, is_main, *, verbose=False, tensorboard=False, desc="finetune", quiet=False):
+        self.desc, self.quiet = desc, quiet
         self.folder = Path(folder) if folder and is_main else None
         self.is_main, self.verbose, self.bar, self.accuracy, self.read = is_main, verbose, None, "", 0.0
         writer = summary_writer() if tensorboard else None  # on every process: all end where it is missing
         self.events = writer(str(self.folder / "tensorboard")) if writer and self.folder else None
 
     def say(self, text):
-        if self.is_main:
+        if self.is_main and not self.quiet:
             tqdm.write(text)
 
     def start(self, epoch, epochs, steps, args):
@@ -33,7 +35,7 @@ class RunLog:
         self.began, self.first, self.epochs = time.monotonic(), epoch, epochs
         hidden = None if self.is_main and not self.verbose else True  # None: off where there is no terminal
         self.bar = tqdm(
-            total=epochs * steps, initial=max(0, epoch - 1) * steps, desc="finetune", unit="step", disable=hidden,
+            total=epochs * steps, initial=max(0, epoch - 1) * steps, desc=self.desc, unit="step", disable=hidden,
             dynamic_ncols=True, mininterval=0.5,
         )  # fmt: skip
         if self.folder:

@@ -12,7 +12,7 @@ import torch
 from timm.layers import DropPath
 from torch import nn
 
-ORDER, AUGMENT, DROP, MIX, INIT = range(5)  # the purposes; each has its own stream
+ORDER, AUGMENT, DROP, MIX, INIT, FOLDS = range(6)  # the purposes; each has its own stream
 
 GOLDEN, FIRST, SECOND = (c - (1 << 64) for c in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
 
@@ -112,20 +112,33 @@ class SeededDropout(SeededDropPath):
         return x * (kept.view_as(x).to(x.dtype) / keep)
 
 
-def seed_drop_layers(model, seed):
+def seed_drop_layers(model, seed, drop=0.0, heads=()):
     """Replace the model's drop-path and dropout layers by seeded ones, in place. Returns their DropDraws.
 
+    drop: rate of dropout on what the classifiers `heads` see. Hung onto them, not left to timm's drop_rate: half of its
+    families call a function for it, which draws from the global generator.
     Drop layers inside a fused attention call (timm's attn_drop_rate) are not reached; no flag sets them.
     """
     names = [
         name for name, layer in model.named_modules()
         if (isinstance(layer, DropPath) and layer.drop_prob) or (type(layer) is nn.Dropout and layer.p)
     ]  # fmt: skip
-    draws = DropDraws(seed, len(names))
+    draws = DropDraws(seed, len(names) + (len(heads) if drop else 0))
     for name in names:
         layer = model.get_submodule(name)
         path = isinstance(layer, DropPath)
         new = SeededDropPath(layer.drop_prob, draws) if path else SeededDropout(layer.p, draws)
         parent, _, child = name.rpartition(".")
         setattr(model.get_submodule(parent), child, new)
+    for head in heads if drop else ():
+        head.register_forward_pre_hook(drop_input(SeededDropout(drop, draws)))
     return draws
+
+
+def drop_input(dropout):
+    """A forward pre-hook that applies dropout to a layer's input while that layer is in training mode."""
+
+    def hook(layer, inputs):
+        return (dropout.train(layer.training)(inputs[0]), *inputs[1:])
+
+    return hook

@@ -2,12 +2,16 @@
 
 from dataclasses import dataclass
 
+import torch
 from PIL import Image
 from timm.data import auto_augment, create_transform
 from torchvision import transforms
 
+from data_selection.embedding.preprocessing import Preprocess
+
 SMALL = 32  # input sizes up to this are cropped from a padded image, larger ones by random resized crops
 MARGIN = 4  # pixels of that padding
+SHIFT = 8  # `shift` moves images by up to this part of their side
 
 
 @dataclass(frozen=True)
@@ -23,6 +27,18 @@ class Pipeline:
     reprob: float = 0.0
     remode: str = "pixel"
     recount: int = 1
+    view: Preprocess | None = None  # what evaluation sees; None: the papers' way
+    augment: str = "crop"  # crop, or shift: the view moved a little
+
+    @property
+    def shifts(self):
+        """True where training moves and flips the view, and does nothing else."""
+        return self.augment == "shift"
+
+    @property
+    def margin(self):
+        """Pixels by which `shift` moves an image at most."""
+        return self.size // SHIFT
 
     @property
     def simple(self):
@@ -46,7 +62,9 @@ class Pipeline:
     def eval_transform(self):
         """PIL image -> float tensor (3, size, size): resize to 256/224 of the size, centre crop; small: as it is."""
         steps = [transforms.ToTensor(), transforms.Normalize(self.mean, self.std)]
-        if self.size > SMALL:
+        if self.view is not None:
+            steps[:0] = [self.view.pixels]
+        elif self.size > SMALL:
             bicubic = transforms.InterpolationMode.BICUBIC
             steps[:0] = [transforms.Resize(int(256 / 224 * self.size), bicubic), transforms.CenterCrop(self.size)]
         return transforms.Compose(steps)
@@ -64,3 +82,27 @@ def allow_no_bits(transform):
 def posterize(image, bits, **settings):
     """timm's operation, which Pillow 13 refuses for 0 bits."""
     return auto_augment.posterize(image, bits, **settings) if bits > 0 else Image.new(image.mode, image.size)
+
+
+@dataclass(frozen=True)
+class Shifted:
+    """PIL image and its draws (3,) -> float tensor (3, size, size): the view moved and flipped as they say."""
+
+    pipeline: Pipeline
+
+    def __call__(self, image, draws):
+        pixels = torch.from_numpy(self.pipeline.view.pixels(image, self.pipeline.margin))
+        rows, columns = shifted_places(torch.tensor(draws)[None], self.pipeline.size, self.pipeline.margin)
+        pixels = pixels[rows[0][:, None], columns[0][None]].permute(2, 0, 1).float() / 255
+        mean, std = (torch.tensor(value).view(3, 1, 1) for value in (self.pipeline.mean, self.pipeline.std))
+        return (pixels - mean) / std
+
+
+def shifted_places(draws, size, margin):
+    """Where the pixels of shifted, flipped images come from in padded ones: rows (R, size), columns (R, size) int64.
+
+    draws: (R, 3) in [0, 1): down, across, and a mirror image below a half.
+    """
+    side = torch.arange(size)
+    offsets = (draws[:, :2] * (2 * margin + 1)).long()  # (R, 2) in 0..2 margin
+    return offsets[:, :1] + side, offsets[:, 1:] + torch.where(draws[:, 2:] < 0.5, side.flip(0), side)

@@ -101,8 +101,9 @@ def product(ids, epochs, amp):
     """Seconds per epoch of the trainer, its share of evaluation and checkpoint every 50 epochs included."""
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "subset.json").write_text(json.dumps(ids))
-        words = ["--data-set", "DEMOSUBSET", "--subset_ids", f"{folder}/subset.json", "--epochs", str(epochs)]
-        words += ["--batch-size", str(BATCH), "--eval_interval", str(INTERVAL), "--clip-grad", "2.0", "--amp", amp]
+        words = ["--data-set", "DEMOSUBSET", "--recipe", "paper", "--subset_ids", f"{folder}/subset.json"]
+        words += ["--epochs", str(epochs), "--batch-size", str(BATCH), "--eval_interval", str(INTERVAL)]
+        words += ["--clip-grad", "2.0", "--amp", amp]
         with contextlib.redirect_stdout(None):
             result = train(parse([*words, "--device", "cpu", "--output_dir", f"{folder}/out"]))
     return result["train_seconds"] / epochs + (result["seconds"] - result["train_seconds"]) / INTERVAL
@@ -110,11 +111,13 @@ def product(ids, epochs, amp):
 
 def step_times(amp, rounds, epochs=4):
     """(seconds of a bare step, of a step of the trainer) of the same model and batch, in turn."""
-    args = parse(["--data-set", "DEMO", "--amp", amp, "--clip-grad", "2.0", "--batch-size", str(BATCH)])
+    args = parse(
+        ["--data-set", "DEMO", "--recipe", "paper", "--amp", amp, "--clip-grad", "2.0", "--batch-size", str(BATCH)]
+    )
     world, log = World(0, 1, pick_device("cpu")), RunLog("", False)
     pipeline = make_pipeline(args, resolve(args)[1])
     data = prepare(demo_pools()[0], range(3 * BATCH), pipeline, world.device, train=True)
-    learner = build_learner(args, world, 10, BATCH, log, "none")
+    learner = build_learner(args, world, 10, BATCH, 1, log, "none")
     model = build_model("demo_vit", 10, drop_path_rate=0.1).train()
     if learner.amp is not None:
         write_out_attention(model)

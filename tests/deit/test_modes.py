@@ -119,7 +119,7 @@ def test_what_the_hook_sees_times_the_head_is_the_logits(name):
     model = build_model(name, 3).eval()
     size = 224 if "deit" in name else 64
     batch = torch.randn(4, 3, size, size, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 2, 0])
-    learner = Learner(model, None, None, None, None, None, None, None, autocast_type("off", "cpu"),
+    learner = Learner(model, None, None, False, None, None, None, None, None, autocast_type("off", "cpu"),
                       World(0, 1, torch.device("cpu")))  # fmt: skip
 
     class Data:

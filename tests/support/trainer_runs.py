@@ -47,8 +47,9 @@ def write_images(folder, names):
 def command(images, output=None, epochs=2, **flags):
     """A command line for the image folder; flags None are left out, True are switches."""
     defaults = {
-        "data_set": "FOLDERSUBSET", "data_path": images, "subset_ids": images / "subset.json", "model": "demo_vit",
-        "input_size": 28, "epochs": epochs, "batch_size": 24, "lr": 0.05, "warmup_epochs": 1, "device": "cpu",
+        "data_set": "FOLDERSUBSET", "recipe": "paper", "data_path": images,
+        "subset_ids": images / "subset.json", "model": "demo_vit", "input_size": 28,
+        "epochs": epochs, "batch_size": 24, "lr": 0.05, "warmup_epochs": 1, "device": "cpu",
         "finetune": images / "weights.pth", "output_dir": output,
     }  # fmt: skip
     words = []

@@ -1,0 +1,88 @@
+"""Which pixels a model sees: the one place that extraction and training both ask."""
+
+import math
+from dataclasses import asdict, dataclass, replace
+
+import numpy as np
+from PIL import Image
+
+from data_selection.common.errors import UserError
+from data_selection.embedding.backbones import WIDTHS
+from data_selection.images.pools import FASHION_MEAN, FASHION_STD, IMAGENET_MEAN, IMAGENET_STD
+
+FILTERS = {name.lower(): getattr(Image.Resampling, name) for name in ("NEAREST", "BILINEAR", "BICUBIC", "LANCZOS")}
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """From an image to size x size pixels, scaled to 0..1 and normalised per channel.
+
+    crop: what the centre crop keeps of the resized image's short side, 0-1. squash: both sides are resized alike,
+    whatever the image's ratio; else the short side is, and the long one follows. interpolation: of FILTERS.
+    """
+
+    size: int
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+    interpolation: str = "bicubic"
+    crop: float = 1.0
+    squash: bool = True
+
+    @property
+    def short(self) -> int:
+        """The short side of the resized image, of which the centre is kept; as timm and torchvision count."""
+        return math.floor(self.size / self.crop)
+
+    def resized(self, width: int, height: int) -> tuple[int, int]:
+        """(width, height) that an image of this size is resized to."""
+        if self.squash or width == height:
+            return self.short, self.short
+        scale = self.short / min(width, height)
+        return (self.short, int(height * scale)) if width < height else (int(width * scale), self.short)
+
+    def pixels(self, image: Image.Image, margin: int = 0) -> np.ndarray:
+        """The image as (size + 2 margin, size + 2 margin, 3) uint8: the centre crop and `margin` pixels around it.
+
+        Where the image ends before the margin does, its border is reflected.
+        """
+        target = self.resized(*image.size)
+        if target != image.size:
+            image = image.resize(target, FILTERS[self.interpolation])
+        array = np.asarray(image)
+        top, left = (round((side - self.size) / 2) - margin for side in array.shape[:2])
+        side = self.size + 2 * margin
+        lack = [(max(0, -low), max(0, low + side - have)) for low, have in zip((top, left), array.shape[:2])]
+        if any(map(any, lack)):
+            array = np.pad(array, (*lack, (0, 0)), mode="reflect")
+        top, left = max(0, top), max(0, left)
+        return np.ascontiguousarray(array[top : top + side, left : left + side])
+
+    def record(self) -> dict:
+        """The fields as plain data, for provenance files and checkpoints."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+
+
+DINO_PREPROCESS = Preprocess(224)  # the released extraction
+DEMO_PREPROCESS = Preprocess(28, (FASHION_MEAN,) * 3, (FASHION_STD,) * 3)
+
+
+def preprocess_of(name: str, size: int | None = None) -> Preprocess:
+    """What a backbone was pretrained to see. name: as for backbones.build_model; size: another side in pixels.
+
+    demo_vit and DINO's ViTs: as the released extraction. A timm name: the mean, std, interpolation and crop that timm
+    holds for it (its pretrained_cfg). Raises UserError where timm holds none.
+    """
+    import timm  # slow to import: --help must not wait for it
+
+    if name == "demo_vit" or name in WIDTHS:
+        known = DEMO_PREPROCESS if name == "demo_vit" else DINO_PREPROCESS
+    else:
+        config = timm.get_pretrained_cfg(name.removeprefix("timm:"))
+        if config is None:
+            raise UserError(f"timm does not say what pixels {name} was made for: use --pixels data-set")
+        known = Preprocess(
+            config.input_size[-1], tuple(config.mean), tuple(config.std),
+            config.interpolation if config.interpolation in FILTERS else "bicubic",
+            config.crop_pct, config.crop_mode == "squash",
+        )  # fmt: skip
+    return known if size is None else replace(known, size=size)

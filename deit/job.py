@@ -1,0 +1,151 @@
+"""What a run is about, before anything learns: flags, pools, lists, how long, and the images as batches."""
+
+import argparse
+import copy
+import dataclasses
+import hashlib
+import json
+from typing import Any, NamedTuple
+
+from data_selection.common import distributed
+from deit.datasets import prepare
+from deit.learner.building import Defaults, build_learner, make_pipeline, resolve
+from deit.runs import checkpoints
+from deit.runs.meters import RunLog
+from deit.samplers import epoch_order
+from deit.samples.label_files import check_labels
+from deit.samples.sources import check_same_pool, choose_ids, hold_out, open_images
+
+FEWEST, MOST = 5, 60  # epochs of --epochs auto
+
+
+class Images(NamedTuple):
+    """What a run reads: batches as datasets.prepare makes them, or None where the run has no use for them."""
+
+    classes: int
+    ids: list  # of the training images: their indices in the pool
+    train: Any  # augmented
+    frozen: Any  # the same images as they are, to fit the head
+    test: Any
+    held: Any  # of the subset, to choose the best epoch by
+
+
+@dataclasses.dataclass
+class Job:
+    """What a run is about, before anything learns."""
+
+    args: argparse.Namespace
+    world: distributed.World
+    defaults: Defaults
+    log: RunLog
+    train_pool: Any
+    test_pool: Any
+    ids: list[int]  # of the training images: indices into train_pool
+    held: list[int]  # of the subset, to choose the best epoch by; maybe none
+    auto: bool  # the number of labels sets the epochs
+    global_batch: int
+    settings: dict[str, Any]  # the flags as resolved, and what a continued run must have the same
+
+    @property
+    def updates(self) -> int:
+        """Steps in an epoch."""
+        return updates_for(self, len(self.ids))
+
+    @property
+    def verdict(self) -> dict[str, Any] | None:
+        """What cross-validation said of finetuning, None where it was not asked."""
+        return self.settings.get("verdict")
+
+    @property
+    def head_only(self) -> bool:
+        """Whether the run ends with the head fitted to the frozen backbone: asked for, or the better model."""
+        return self.args.mode == "linear" or bool(self.verdict and self.verdict["kept"] == "probe")
+
+    @property
+    def last(self) -> int:
+        """The number of the last epoch; 0 is the one that fits the head alone."""
+        return 0 if self.head_only else self.args.epochs + self.args.cooldown_epochs
+
+
+def updates_for(job: Job, count: int) -> int:
+    """Steps in an epoch of `count` images."""
+    return -(-len(epoch_order(count, 1, repeated=job.args.repeated_aug)) // job.global_batch)
+
+
+def auto_epochs(labels: int) -> int:
+    """The epochs of --epochs auto: 30 for 100 labels, 15 for 1,000, so that steps grow slower than labels."""
+    return min(MOST, max(FEWEST, round(30 * (labels / 100) ** -0.3)))
+
+
+def open_job(args, world: distributed.World) -> Job:
+    """The Job of the flags: the output folder and the lists are checked before a model is touched."""
+    name, defaults = resolve(args)
+    if args.output_dir:
+        checkpoints.check_folder(args.output_dir)
+    log = RunLog(args.output_dir, world.is_main, verbose=args.verbose, tensorboard=args.tensorboard)
+    train_pool, test_pool, ids = distributed.on_main_first(world, lambda: open_data(args, name, log))
+    ids, held = hold_out(ids, train_pool, args.val_fraction, args.seed)
+    auto = args.epochs == "auto"
+    args.epochs = auto_epochs(len(ids)) if auto else args.epochs
+    global_batch = args.global_batch_size or args.batch_size * world.size
+    settings = vars(args) | {
+        "global_batch_size": global_batch,
+        "train_ids": fingerprint(train_pool, ids),
+        "processes": world.size,
+    }
+    return Job(args, world, defaults, log, train_pool, test_pool, list(ids), held, auto, global_batch, settings)
+
+
+def part_of(job: Job, ids: list[int], steps: int, desc: str) -> Job:
+    """The same job on some of its images, for at most about `steps` steps, with a bar called desc and no words."""
+    epochs = auto_epochs(len(ids)) if job.auto else job.args.epochs
+    args = copy.copy(job.args)
+    args.epochs = min(epochs, max(1, steps // updates_for(job, len(ids))))
+    return dataclasses.replace(
+        job, args=args, ids=ids, held=[], log=RunLog("", job.world.is_main, desc=desc, quiet=True)
+    )
+
+
+def new_learner(job: Job, source: str | None):
+    """The learner of a job from pretrained weights, or from fresh ones where source is None."""
+    return build_learner(job.args, job.world, job.train_pool.classes, job.global_batch, job.updates, job.log, source)
+
+
+def decode(job: Job, *, frozen: bool, train: bool, test: bool = True) -> Images:
+    """The Images of a job, those that are asked for."""
+    args, pipeline = job.args, make_pipeline(job.args, job.defaults)
+
+    def load(pool, ids, train=False):
+        return prepare(
+            pool, ids, pipeline, job.world.device, train=train, seed=args.seed,
+            cache=args.cache, workers=args.num_workers, pin_memory=args.pin_mem,
+        )  # fmt: skip
+
+    return Images(
+        classes=job.train_pool.classes,
+        ids=job.ids,
+        train=load(job.train_pool, job.ids, train=True) if train else None,
+        frozen=load(job.train_pool, job.ids) if frozen else None,
+        test=load(job.test_pool, range(len(job.test_pool))) if test else None,
+        held=load(job.train_pool, job.held) if job.held else None,
+    )
+
+
+def where(args):
+    """What open_images takes of the flags."""
+    return args.data_path, args.labels, args.val_labels, args.inat_category
+
+
+def open_data(args, name: str, log: RunLog):
+    """(training pool, evaluation pool, pool indices to train on), the subset file checked against its pool."""
+    train_pool, test_pool = open_images(name, *where(args))
+    if args.subset_ids:
+        check_same_pool(args.subset_ids, train_pool, name, log.say)
+    ids = choose_ids(train_pool, args.subset_ids)
+    check_labels(train_pool, ids, args.labels)
+    return train_pool, test_pool, ids
+
+
+def fingerprint(pool, ids) -> str:
+    """Hex digest of the training ids in order and their labels: a continued run must have the same."""
+    return hashlib.sha256(json.dumps([[i, pool.label(i)] for i in ids]).encode()).hexdigest()

@@ -1,0 +1,64 @@
+"""Named recipes and configurations: YAML files of flags, which the command line wins over. Imports nothing slow."""
+
+import argparse
+import difflib
+from pathlib import Path
+
+import yaml
+
+from data_selection.common.errors import UserError
+from data_selection.common.paths import ROOT
+
+FOLDER = ROOT / "configs" / "recipes"
+PAPERS = ("CIFAR10", "CIFAR100", "IMNET", "INAT", "INAT19", "CUB2011")  # data sets with a paper's recipe
+
+
+def recipe_names():
+    """The recipes that have a name, each a file of configs/recipes."""
+    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+
+
+def recipe_file(word, data_set):
+    """The file of --recipe: a name, a path, or `auto`: `paper` where a paper trains on the data set, else `few-shot`.
+
+    Raises UserError for a word that is neither.
+    """
+    if word == "auto":
+        word = "paper" if data_set.removesuffix("SUBSET") in PAPERS else "few-shot"
+    named = FOLDER / f"{word}.yaml"
+    if named.is_file():
+        return named
+    if Path(word).is_file():
+        return Path(word)
+    close = difflib.get_close_matches(word, recipe_names(), 1)
+    hint = f" Did you mean {close[0]}?" if close else ""
+    raise UserError(f"--recipe {word!r} is neither a file nor one of {', '.join(recipe_names())}.{hint}")
+
+
+def config_tokens(path, parser, flag="--config", barred=("config",)):
+    """A YAML file of flags as command-line words, so that types and choices are checked as if typed.
+
+    flag: how the errors call the file. barred: flags that such a file cannot set.
+    """
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"{flag} {path} cannot be read ({error})") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{flag} {path} must hold lines `flag: value`")
+    flags = {action.dest: action for action in parser._actions if action.dest != "help"}
+    words = []
+    for key, value in values.items():
+        name = str(key).replace("-", "_")
+        if name not in flags or name in barred:
+            close = difflib.get_close_matches(name, flags, 1)
+            raise UserError(f"{flag} {path}: unknown key {key!r}" + (f"; did you mean {close[0]}?" if close else ""))
+        action, option = flags[name], flags[name].option_strings[0]
+        if isinstance(value, bool) != (action.nargs == 0):
+            raise UserError(f"{flag} {path}: {key} must be " + ("true or false" if action.nargs == 0 else "a value"))
+        if action.nargs == 0:
+            if value or isinstance(action, argparse.BooleanOptionalAction):
+                words.append(option if value else f"--no-{option[2:]}")
+        elif value is not None:
+            words += [option, *map(str, value)] if isinstance(value, list) else [f"{option}={value}"]
+    return words
