@@ -29,7 +29,7 @@ TOP = ("configs", "data_selection", "deit", "scripts", "subsets", "tests", ".git
 SUFFIXES = (".py", ".sh", ".md", ".yaml", ".png", ".sbatch")
 MADE = ("data_selection/features", "data_selection/data", "deit/data", "subsets")  # by the commands, not by us
 YOURS = {"train", "val", "X.partial", "tensorboard"}  # folders of the user's data and runs, written with a slash
-FOREIGN = {"--index-url", "--fix", "--check"}  # of pip and ruff
+FOREIGN = {"--fix"}  # of ruff
 COMMANDS = {
     "data_selection/extract_feature.py": main_extract,
     "data_selection/sample_tools/ActiveFT_CIFAR.py": functools.partial(main_activeft, "activeft_cifar"),
