@@ -6,7 +6,7 @@ from tqdm import tqdm
 def open_bar(progress, total, desc, unit="it"):
     """A context manager with update(n) and set_postfix_str(text).
 
-    progress: None for silence, or a factory called with total, desc and unit (cli.bar_factory gives one).
+    progress: None for silence, or a factory called with total, desc and unit (commands.shared.bar_factory gives one).
     """
     if progress is None:
         return tqdm(total=total, disable=True)

@@ -1,4 +1,4 @@
-"""Subset lists: budgets, reading, checking, default names, writing with provenance."""
+"""Subset lists: budgets, reading, checking, writing with provenance."""
 
 import hashlib
 import json

@@ -12,7 +12,7 @@ from data_selection.nearest.similarity import normalise, row_blocks
 
 KNN_TEMPERATURE = 0.07  # DINO's k-NN evaluation weighs a neighbour by exp(similarity / 0.07)
 # Inverse L2 strength of the probe on unit-length features. Fixed for every method and budget, so that a comparison
-# cannot be tuned; README.md "How the probe was set" gives the accuracy at other values.
+# cannot be tuned; configs/README.md, "How the probe was set", gives the accuracy at other values.
 PROBE_C = 100.0
 
 

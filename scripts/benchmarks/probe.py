@@ -8,7 +8,7 @@ from data_selection.commands.shared import make_parser
 from data_selection.common.feature_table import load_features
 from data_selection.judging.evaluation import mean_sd, probe_accuracy
 from data_selection.judging.report import markdown_table
-from data_selection.methods.starts import select_random
+from data_selection.methods.random_choice import select_random
 
 STRENGTHS = (1, 10, 100, 1_000, 10_000)
 

@@ -102,7 +102,7 @@ def released_pick(dist, inter, core, budget, penalty):
 
 
 def textbook(features, cores, budget, config):
-    """BiLAF as bilaf.BiLAFConfig describes it, in block order (no nesting, nothing labelled or excluded)."""
+    """BiLAF as methods.configs.BiLAFConfig describes it, in block order (no nesting, nothing labelled or excluded)."""
     dist = distances(features, config.normalised)
     cores, n = list(cores), len(dist)
     own = [min(range(len(cores)), key=lambda j: (dist[i][cores[j]], j)) for i in range(n)]

@@ -37,7 +37,7 @@ def select_bilaf(
     features: (N, D) float tensor or memory map, row i = pool image i. budget: images in all, cores included.
     cores: pool indices (their order numbers the pseudo-classes), or a function
     core_select(features, count, *, labelled, excluded, seed, device, progress) that chooses them.
-    config: BiLAFConfig, default the published algorithm; PRESETS has the released one. labelled: images annotated
+    config: BiLAFConfig, default the published algorithm; BILAF_PRESETS: the released one. labelled: images annotated
     before: each counts as chosen in its class and is not returned; a core may be one of them. excluded: images that
     are never chosen and shape no class. seed: only for the core function, the rest is deterministic. device: None
     takes the tensor's own. Under torch.distributed every rank must call this; each works on its share of the classes

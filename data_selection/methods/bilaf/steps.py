@@ -1,4 +1,4 @@
-"""BiLAF's steps within the classes as pure functions: denoise, allocate, pick. config: bilaf.BiLAFConfig."""
+"""BiLAF's steps within the classes as pure functions: denoise, allocate, pick. config: a BiLAFConfig."""
 
 import heapq
 
