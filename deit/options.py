@@ -173,7 +173,7 @@ def _add_augmentation(add, switch):
         "--augment",
         choices=AUGMENTS,
         default="crop",
-        help="crop: random crops of 8 to 100 % of the area (images of up to 32 pixels: shifted by up to 4); shift: the "
+        help="crop: random crops of 8 to 100 percent of the area (images of up to 32 pixels: shifted by up to 4); shift: the "
         "image as evaluation sees it, shifted by up to an eighth; both flip",
     )
     add("--color-jitter", type=float, default=0.0, help="strength; absent under --aa")

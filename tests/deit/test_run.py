@@ -146,7 +146,7 @@ def test_the_demo_set_brings_its_own_defaults(images, tmp_path, monkeypatch, cap
     )
     main(["--data-set", "DEMOSUBSET", "--subset_ids", str(images / "subset.json"), "--epochs", "1", "--device", "cpu"])
     said = capsys.readouterr().out
-    assert "training on 20 of 30 images, 10 classes, 256 per step on 1 process (cpu), evaluating on 30" in said
+    assert "training on 20 of 30 images, 10 classes, 32 per step on 1 process (cpu), evaluating on 30" in said
     assert f"pretrained weights: {images / 'weights.pth'}" in said
     args = parse(["--data-set", "DEMO", "--model", "deit_tiny_patch16_224"])
     defaults = building.resolve(args)[1]
@@ -157,7 +157,7 @@ def rates(epochs, **changes):
     args = parse(["--epochs", str(epochs)])
     vars(args).update(changes)
     optimizer = make_optimizer(args, torch.nn.Linear(2, 2), args.lr)
-    scheduler, seen = make_scheduler(args, optimizer), []
+    scheduler, seen = make_scheduler(args, optimizer, 1), []
     for epoch in range(1, epochs + 1):
         seen.append(optimizer.param_groups[0]["lr"])
         scheduler.step(epoch)

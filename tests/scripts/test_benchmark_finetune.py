@@ -15,7 +15,7 @@ from tests.support.oracles_finetune import rate
 def test_the_textbook_schedule_is_the_trainers():
     args = parse(["--epochs", "12", "--lr", "0.0125"])
     optimizer = make_optimizer(args, torch.nn.Linear(2, 2), args.lr)
-    scheduler = make_scheduler(args, optimizer)
+    scheduler = make_scheduler(args, optimizer, 1)
     for epoch in range(12):
         assert optimizer.param_groups[0]["lr"] == pytest.approx(rate(epoch, 12, 0.0125), rel=1e-6)
         scheduler.step(epoch + 1)
