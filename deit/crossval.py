@@ -72,7 +72,7 @@ def one_part(job: Job, source: str, train: list[int], left: list[int], desc: str
     probe = correct(learner.model, others, part.world, batch=batch, amp=learner.amp)
     if part.args.mode == "full":
         learner = new_learner(part, source)
-    part.log.start(1, part.args.epochs, part.updates, part.settings)
+    part.log.start(1, part.args.epochs, part.args.epochs * part.updates, 0, part.settings)
     try:
         for epoch in range(1, part.args.epochs + 1):
             train_epoch(part, learner, data, epoch, Tally(None))

@@ -57,17 +57,30 @@ def autocast(device, dtype):
 
 
 def train_one_epoch(
-    learner, data, steps, epoch, *, classes, seed, mixing=None, clip_grad=None, skip_nonfinite=False, on_step=None
+    learner,
+    data,
+    steps,
+    epoch,
+    *,
+    classes,
+    seed,
+    mixing=None,
+    clip_grad=None,
+    skip_nonfinite=False,
+    on_step=None,
+    done=None,
 ):
     """Train on the samplers.Steps of one epoch. Returns (mean training loss per image, steps left out).
 
     data: has augmented(parts, epoch). The loss of a step is the mean over its global batch, so gradients are summed,
     not averaged, over parts and processes. on_step(epoch, number, steps, loss, factor): called at each step; loss:
-    this process's share, on the device; times factor: the mean over its images.
+    this process's share, on the device; times factor: the mean over its images. done: steps before this epoch, by
+    default those of as many equal ones.
     Where a loss is not finite, raises NotFinite on every process after the epoch; with skip_nonfinite such a step
     changes nothing, which takes a look at every step's loss.
     """
     model, world, mixing = learner.model, learner.world, mixing or Mixing()
+    done = (epoch - 1) * len(steps) if done is None else done
     model.train()
     for layer in learner.fixed:
         layer.eval()
@@ -76,7 +89,7 @@ def train_one_epoch(
     sizes = torch.tensor([step.size for step in steps], dtype=torch.float64)
     batches = data.augmented([part for step in steps for part in step.parts], epoch)
     for number, step in enumerate(steps):
-        update = (epoch - 1) * len(steps) + number  # steps done before this one
+        update = done + number  # steps done before this one
         if learner.by_step and learner.scheduler is not None:
             learner.scheduler.step_update(update)
         before = [buffer.clone() for buffer in model.buffers()] if skip_nonfinite else []

@@ -10,6 +10,7 @@ from deit.runs.saving import BEST, NEWEST
 from deit.runs.stopping import NotFinite, asked_to_stop, with_batch
 from deit.samplers import epoch_order, plan_epoch
 from deit.samples.mixing import Mixing
+from deit.selftrain import ends_round, last_words, pool_epoch, steps_before
 
 
 @dataclass
@@ -20,6 +21,7 @@ class Tally:
     skipped: int = 0  # steps left out, their loss not finite
     images: int = 0
     seconds: float = 0.0  # of training alone
+    targets: dict = field(default_factory=dict)  # of self-training, by round
     began: float = field(default_factory=time.monotonic)
 
 
@@ -31,17 +33,17 @@ def run_epochs(job, learner, data, saver, asked, done, best):
     """
     args, log, last, tally = job.args, job.log, job.last, Tally(best)
     first = done + 1 if data.frozen is None else 0
-    log.start(first, last, job.updates if last else 0, job.settings)
+    log.start(first, last, steps_before(job, last + 1), steps_before(job, first), job.settings)
     for epoch in range(first, last + 1):
         line = one_epoch(job, learner, data, epoch, tally)
         names = []
-        if epoch % args.eval_interval == 0 or epoch == last:
+        if is_judged(job, epoch):
             test = judged(job, learner, data)
             line |= {key if key.startswith("val_") else f"test_{key}": value for key, value in test.items()}
             if tally.best is None or merit(test) > merit(tally.best):
                 tally.best, names = {"epoch": epoch} | test, [BEST]
         stop = asked_to_stop(asked, job.world) and epoch < last
-        if epoch % (args.save_interval or args.eval_interval) == 0 or epoch == last or stop:
+        if epoch % (args.save_interval or args.eval_interval) == 0 or epoch >= job.labelled_epochs or stop:
             names.append(NEWEST)
         log.record(line | {"epoch": epoch, "n_parameters": trained_parameters(learner.model)}, tally.best)
         if names:
@@ -62,7 +64,8 @@ def one_epoch(job, learner, data, epoch, tally):
             learner, data.frozen, data.classes, batch=scoring(job, learner)["batch"], smoothing=job.args.smoothing
         )
     else:
-        loss, count = train_epoch(job, learner, data, epoch, tally)
+        train = train_epoch if epoch <= job.labelled_epochs else pool_epoch
+        loss, count = train(job, learner, data, epoch, tally)
         rate = current_rate(learner) if learner.by_step else rate  # of the last step
     tally.seconds, tally.images = tally.seconds + time.monotonic() - started, tally.images + count
     return {"train_lr": rate, "train_loss": loss} | ({"skipped_steps": tally.skipped} if tally.skipped else {})
@@ -90,6 +93,13 @@ def train_epoch(job, learner, data, epoch, tally):
     return loss, len(order)
 
 
+def is_judged(job, epoch):
+    """Whether the run is evaluated after an epoch: every --eval_interval, and where the labels or a round end."""
+    if epoch >= job.labelled_epochs:
+        return epoch in (job.labelled_epochs, job.last) or ends_round(job, epoch)
+    return epoch % job.args.eval_interval == 0
+
+
 def scoring(job, learner):
     """How every evaluation of the run is done, as keywords of engine.evaluate."""
     return {"batch": 3 * job.args.batch_size, "amp": learner.amp, "sharded": job.args.dist_eval}
@@ -111,6 +121,7 @@ def conclude(job, learner, data, saver, tally, test, epochs):
     ema = None
     if learner.ema is not None and last:
         ema = evaluate(learner.ema.module.to(world.device), data.test, world, **scoring(job, learner))
+    graph = last_words(job, learner, data) if job.pool_epochs else None
     how = f"chosen on {len(data.held)} held-out images" if data.held else "chosen on the evaluation set"
     result = {
         "mode": job.args.mode,
@@ -118,6 +129,8 @@ def conclude(job, learner, data, saver, tally, test, epochs):
         "last": {"epoch": last, **test},
         "best": {**best, "note": how},
         "ema": ema,
+        "graph": graph,
+        "verdict": job.verdict,
         "epochs_run": epochs, "train_seconds": tally.seconds, "seconds": time.monotonic() - tally.began,
         "images_per_second": tally.images / tally.seconds, "processes": world.size,
         "global_batch_size": job.global_batch,
@@ -128,6 +141,11 @@ def conclude(job, learner, data, saver, tally, test, epochs):
     where = (
         f"; wrote checkpoint.pth, best_checkpoint.pth, log.txt and result.json in {log.folder}" if log.folder else ""
     )
+    if graph:
+        log.say(
+            f"top-1 of the graph on the model's features: {graph['acc1']:.2f} %; its word on every pool image is in "
+            "pool_predictions.csv"
+        )
     when = f"after the last epoch ({last})" if last else "of the head on the frozen backbone"
     log.say(f"top-1 {when}: {test['acc1']:.2f} %; best {best['acc1']:.2f} % at epoch {best['epoch']}, {how}{where}")
     return result if world.is_main else None

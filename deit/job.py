@@ -28,6 +28,8 @@ class Images(NamedTuple):
     frozen: Any  # the same images as they are, to fit the head
     test: Any
     held: Any  # of the subset, to choose the best epoch by
+    pool: Any = None  # every pool image as evaluation sees it
+    pool_train: Any = None  # the same, augmented
 
 
 @dataclasses.dataclass
@@ -45,6 +47,7 @@ class Job:
     auto: bool  # the number of labels sets the epochs
     global_batch: int
     settings: dict[str, Any]  # the flags as resolved, and what a continued run must have the same
+    pool_epochs: int = 0  # chunks of the pool after the labelled epochs, in --mode self-train
 
     @property
     def updates(self) -> int:
@@ -64,6 +67,11 @@ class Job:
     @property
     def last(self) -> int:
         """The number of the last epoch; 0 is the one that fits the head alone."""
+        return self.labelled_epochs + self.pool_epochs
+
+    @property
+    def labelled_epochs(self) -> int:
+        """Epochs on the labelled images."""
         return 0 if self.head_only else self.args.epochs + self.args.cooldown_epochs
 
 
@@ -102,7 +110,7 @@ def part_of(job: Job, ids: list[int], steps: int, desc: str) -> Job:
     args = copy.copy(job.args)
     args.epochs = min(epochs, max(1, steps // updates_for(job, len(ids))))
     return dataclasses.replace(
-        job, args=args, ids=ids, held=[], log=RunLog("", job.world.is_main, desc=desc, quiet=True)
+        job, args=args, ids=ids, held=[], log=RunLog("", job.world.is_main, desc=desc, quiet=True), pool_epochs=0
     )
 
 
@@ -113,7 +121,7 @@ def new_learner(job: Job, source: str | None):
 
 def decode(job: Job, *, frozen: bool, train: bool, test: bool = True) -> Images:
     """The Images of a job, those that are asked for."""
-    args, pipeline = job.args, make_pipeline(job.args, job.defaults)
+    args, pipeline, everything = job.args, make_pipeline(job.args, job.defaults), range(len(job.train_pool))
 
     def load(pool, ids, train=False):
         return prepare(
@@ -128,6 +136,8 @@ def decode(job: Job, *, frozen: bool, train: bool, test: bool = True) -> Images:
         frozen=load(job.train_pool, job.ids) if frozen else None,
         test=load(job.test_pool, range(len(job.test_pool))) if test else None,
         held=load(job.train_pool, job.held) if job.held else None,
+        pool=load(job.train_pool, everything) if job.pool_epochs else None,
+        pool_train=load(job.train_pool, everything, train=True) if job.pool_epochs else None,
     )
 
 

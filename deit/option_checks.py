@@ -24,7 +24,7 @@ def check(args):
         raise UserError(f"--labels and --val-labels are for FOLDER and FOLDERSUBSET, not --data-set {args.data_set}")
     at_least = {
         "epochs": 1, "start_epoch": 1, "batch_size": 1, "global_batch_size": 1, "input_size": 1, "eval_interval": 1,
-        "save_interval": 1, "num_workers": 0, "warmup_epochs": 0, "cooldown_epochs": 0, "warmup_steps": 0,
+        "save_interval": 1, "num_workers": 0, "warmup_epochs": 0, "cooldown_epochs": 0, "warmup_steps": 0, "rounds": 1,
         "recount": 1, "seed": 0,
         "lr": 0, "weight_decay": 0, "warmup_lr": 0, "min_lr": 0, "color_jitter": 0, "mixup": 0, "cutmix": 0,
     }  # fmt: skip
@@ -70,6 +70,10 @@ def check_together(args):
         raise UserError(
             f"--start_epoch {args.start_epoch} is for --mode full: {args.mode} starts with fitting the head"
         )
+    if args.mode == "self-train" and args.sched_unit != "step":
+        raise UserError("--mode self-train needs --sched-unit step, as in --recipe few-shot")
+    if args.mode == "self-train" and args.distillation_type != "none":
+        raise UserError("--mode self-train has the pool's graph for a teacher: leave out --distillation-type")
     if args.folds < 0 or args.folds == 1:
         raise UserError(f"--folds {args.folds}: 2 or more parts can be left out in turn; 0 does not ask")
     if args.warmup_steps is not None and args.sched_unit != "step":

@@ -7,7 +7,7 @@ from deit.option_checks import DATA_SETS, SCHEDULES, check, check_no_idle_flag
 from deit.recipes import config_tokens, recipe_file, recipe_names
 
 RANKS = ("kingdom", "phylum", "class", "order", "supercategory", "family", "genus", "name")  # of iNaturalist
-MODES = ("full", "linear", "lp-ft")
+MODES = ("full", "linear", "lp-ft", "self-train")
 PIXELS, AUGMENTS = ("data-set", "model"), ("crop", "shift")
 
 
@@ -117,8 +117,10 @@ def _add_optimisation(add, switch):
         choices=MODES,
         default="full",
         help="full: every weight; linear: the head alone, by logistic regression on the frozen backbone's features of "
-        "the images without augmentation, in seconds; lp-ft: linear, then full from that head",
+        "the images without augmentation, in seconds; lp-ft: linear, then full from that head; self-train: lp-ft, then "
+        "epochs on the whole pool by soft labels that the pool's nearest-neighbour graph gives it",
     )
+    add("--rounds", type=int, default=2, help="self-train: how often the pool is embedded anew and trained on")
     add(
         "--epochs",
         type=whole_or_auto,
@@ -173,8 +175,8 @@ def _add_augmentation(add, switch):
         "--augment",
         choices=AUGMENTS,
         default="crop",
-        help="crop: random crops of 8 to 100 percent of the area (images of up to 32 pixels: shifted by up to 4); shift: the "
-        "image as evaluation sees it, shifted by up to an eighth; both flip",
+        help="crop: random crops of 8 to 100 percent of the area (images of up to 32 pixels: shifted by up to 4); "
+        "shift: the image as evaluation sees it, shifted by up to an eighth; both flip",
     )
     add("--color-jitter", type=float, default=0.0, help="strength; absent under --aa")
     add("--aa", metavar="POLICY", help="AutoAugment or RandAugment, such as rand-m9-mstd0.5-inc1")

@@ -16,6 +16,7 @@ from deit.runs.saving import NEWEST, Saver
 from deit.runs.starting import finished, starting_point
 from deit.runs.stopping import sigterm, workers_named
 from deit.samples.sources import open_images, say_of_labels
+from deit.selftrain import pool_epochs
 
 
 def train(args):
@@ -30,9 +31,10 @@ def finetune(args, world):
     Returns the result, or None where nothing is left to do.
     """
     job = open_job(args, world)
+    job.pool_epochs = pool_epochs(job)
     source, state = starting_point(args, job.settings, job.defaults.pretrained, job.log)
     if state is not None:
-        job.settings["verdict"] = state["args"].get("verdict")
+        job.settings |= {name: state["args"].get(name) for name in ("verdict", "soft_targets")}
     if state is not None and finished(args, source, state["epoch"], job.last, job.log):
         return None
     announce(job)
@@ -41,7 +43,9 @@ def finetune(args, world):
             job.settings["verdict"] = compare(job, source)
             job.log.say(told(job.verdict))
         learner, done, best = bring_up(job, source, state)
-        data = decode(job, frozen=state is None and (job.head_only or args.mode != "full"), train=job.last > 0)
+        data = decode(
+            job, frozen=state is None and (job.head_only or args.mode != "full"), train=job.labelled_epochs > 0
+        )
         job.log.keep(done if state is not None else 0)
         try:
             saver = Saver(job.log.folder, source if state else None)

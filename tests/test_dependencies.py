@@ -18,12 +18,13 @@ TRAINER = {  # of deit: what a room, or a module at the top, may import besides 
     "engine": {"losses", "samples", "runs"},
     "learner": {"engine", "losses", "samples", "runs"},
     "job": {"learner", "datasets", "samplers", "samples", "runs"},
-    "epochs": {"job", "learner", "engine", "samplers", "samples", "runs"},
+    "selftrain": {"job", "learner", "engine", "losses", "samplers", "samples"},
+    "epochs": {"selftrain", "job", "learner", "engine", "samplers", "samples", "runs"},
     "crossval": {"epochs", "job", "learner", "engine", "samples"},
     "option_checks": set(),
     "recipes": set(),
     "options": {"option_checks", "recipes"},
-    "trainer": {"crossval", "epochs", "job", "learner", "engine", "datasets", "samples", "runs"},
+    "trainer": {"selftrain", "crossval", "epochs", "job", "learner", "engine", "datasets", "samples", "runs"},
     "main": {"options", "trainer"},
 }
 MODULES = sorted(path for folder in ("data_selection", "deit") for path in (ROOT / folder).rglob("*.py"))

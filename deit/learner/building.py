@@ -147,21 +147,22 @@ def make_optimizer(args, model, lr):
     )
 
 
-def make_scheduler(args, optimizer, updates):
+def make_scheduler(args, optimizer, updates, epochs=None):
     """timm's schedule of --sched, a function of the epochs or steps done alone; None where the rate stays.
 
-    updates: steps in an epoch. Epoch or step e (from 1) uses the value at e - 1, as BiLAF's trainer does; ActiveFT's
-    spends two epochs at the first value.
+    updates: steps in an epoch. epochs: by default those of the flags. Epoch or step e (from 1) uses the value at
+    e - 1, as BiLAF's trainer does; ActiveFT's spends two epochs at the first value.
     """
+    epochs = args.epochs if epochs is None else epochs
     by_epoch, warmup = args.sched_unit == "epoch", args.warmup_epochs
     if args.warmup_steps is not None:
-        warmup = min(args.warmup_steps / updates, args.epochs / 4)
+        warmup = min(args.warmup_steps / updates, epochs / 4)
     noise = None
     if args.lr_noise:
-        noise = [fraction * args.epochs for fraction in args.lr_noise]
+        noise = [fraction * epochs for fraction in args.lr_noise]
         noise = noise if len(noise) > 1 else noise[0]
     scheduler, _ = create_scheduler_v2(
-        optimizer, args.sched, num_epochs=args.epochs, decay_epochs=args.decay_epochs, decay_rate=args.decay_rate,
+        optimizer, args.sched, num_epochs=epochs, decay_epochs=args.decay_epochs, decay_rate=args.decay_rate,
         min_lr=args.min_lr, warmup_lr=args.warmup_lr, warmup_epochs=warmup,
         step_on_epochs=by_epoch, updates_per_epoch=0 if by_epoch else updates,
         noise=noise, noise_pct=args.lr_noise_pct, noise_std=args.lr_noise_std,

@@ -30,12 +30,12 @@ class RunLog:
         if self.is_main and not self.quiet:
             tqdm.write(text)
 
-    def start(self, epoch, epochs, steps, args):
-        """Open the bar (epochs `epoch` to `epochs`, of `steps` steps) and write args.yaml."""
+    def start(self, epoch, epochs, steps, done, args):
+        """Open the bar (epochs `epoch` to `epochs`, `done` of all `steps` steps behind it) and write args.yaml."""
         self.began, self.first, self.epochs = time.monotonic(), epoch, epochs
         hidden = None if self.is_main and not self.verbose else True  # None: off where there is no terminal
         self.bar = tqdm(
-            total=epochs * steps, initial=max(0, epoch - 1) * steps, desc=self.desc, unit="step", disable=hidden,
+            total=steps, initial=done, desc=self.desc, unit="step", disable=hidden,
             dynamic_ncols=True, mininterval=0.5,
         )  # fmt: skip
         if self.folder:

@@ -12,7 +12,7 @@ import torch
 from timm.layers import DropPath
 from torch import nn
 
-ORDER, AUGMENT, DROP, MIX, INIT, FOLDS = range(6)  # the purposes; each has its own stream
+ORDER, AUGMENT, DROP, MIX, INIT, FOLDS, POOL = range(7)  # the purposes; each has its own stream
 
 GOLDEN, FIRST, SECOND = (c - (1 << 64) for c in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
 

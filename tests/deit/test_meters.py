@@ -28,7 +28,7 @@ def test_a_terminal_sees_one_bar_with_loss_accuracy_and_the_time_left(images, tm
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
     log = RunLog(tmp_path, True)
-    log.start(1, 2, 3, {})
+    log.start(1, 2, 6, 0, {})
     for number in range(3):
         log.read = 0.0  # as if two seconds had passed
         log.step(1, number, 3, torch.tensor(0.25), 4.0)

@@ -1,0 +1,234 @@
+"""The pool as a teacher: soft labels for every pool image by the graph of the model's features, epochs on them.
+
+A round embeds the pool by the model as it is, fits the smoothed probe with "correct and smooth" on the labels
+(judging/smoothed.py), and trains the model on the whole pool by what that says; the next round starts from the result.
+"""
+
+import csv
+import hashlib
+import io
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from data_selection.judging.smoothed import fit_smoothed
+
+from data_selection.common.distributed import on_main
+from data_selection.common.errors import UserError
+from data_selection.common.files import atomic_write
+from deit.engine import train_one_epoch
+from deit.job import Job
+from deit.learner.building import make_scheduler
+from deit.learner.linear import frozen_features
+from deit.losses import Criterion
+from deit.samplers import plan_epoch
+from deit.samples.draws import POOL, seed_of
+
+CHUNK = 200  # steps between checkpoints: what log.txt calls an epoch of the pool
+LABELLED = 8  # one of so many images in a step has a label of its own
+SHARPEN = 1.5  # power of the graph's probabilities
+OWN_WEIGHT = 1.5  # of a labelled image in the loss; an unlabelled one has 1 on average
+
+
+class Place(NamedTuple):
+    """Where an epoch number lies: round (0: on the labels alone) and chunk of it, both from 0 after that."""
+
+    round: int
+    chunk: int
+
+
+def steps_of_round(job: Job) -> int:
+    """Steps in which every pool image is seen once, labelled ones among them."""
+    return max(1, math.ceil(len(job.train_pool) / (job.global_batch - own_images(job))))
+
+
+def own_images(job: Job) -> int:
+    """Labelled images in a step."""
+    return max(1, job.global_batch // LABELLED)
+
+
+def chunks_of_round(job: Job) -> int:
+    return math.ceil(steps_of_round(job) / CHUNK)
+
+
+def pool_epochs(job: Job) -> int:
+    """The chunks of all rounds; 0 where the mode has none."""
+    return job.args.rounds * chunks_of_round(job) if job.args.mode == "self-train" else 0
+
+
+def steps_before(job: Job, epoch: int) -> int:
+    """Steps of a run before an epoch, for its bar."""
+    labelled = min(epoch - 1, job.labelled_epochs) * job.updates
+    if epoch - 1 <= job.labelled_epochs:
+        return max(0, labelled)
+    place = place_of(job, epoch)
+    return labelled + place.round * steps_of_round(job) + place.chunk * CHUNK
+
+
+def place_of(job: Job, epoch: int) -> Place:
+    """The Place of an epoch after those on the labels."""
+    past = epoch - job.labelled_epochs - 1
+    return Place(past // chunks_of_round(job), past % chunks_of_round(job))
+
+
+def round_order(job: Job, number: int) -> torch.Tensor:
+    """Pool indices of a round in order, a step after the other: the pool shuffled, labelled images in each step."""
+    generator = torch.Generator().manual_seed(seed_of(job.args.seed, POOL, number))
+    own = own_images(job)
+    pool = torch.randperm(len(job.train_pool), generator=generator)
+    labelled, steps = torch.tensor(job.ids), steps_of_round(job)
+    turns = math.ceil(steps * own / len(labelled))
+    again = torch.cat([labelled[torch.randperm(len(labelled), generator=generator)] for _ in range(turns)])
+    parts = zip(pool.split(job.global_batch - own), again.split(own))
+    return torch.cat([torch.cat(pair) for pair in parts])
+
+
+def soft_targets(probabilities: torch.Tensor, ids: list[int], labels: torch.Tensor) -> torch.Tensor:
+    """What the pool is trained on, (N, C) float32: rows of probabilities times the row's weight in the loss.
+
+    probabilities: (N, C). ids, labels: of the labelled rows, which keep their labels. A row weighs 1 minus its entropy
+    over the largest possible, 1 on average; labelled ones OWN_WEIGHT.
+    """
+    sharp = probabilities.double().clamp(min=0) ** SHARPEN
+    sharp = sharp / sharp.sum(1, keepdim=True).clamp(min=1e-12)
+    entropy = -(sharp * sharp.clamp(min=1e-12).log()).sum(1)
+    weight = (1 - entropy / math.log(max(2, sharp.shape[1]))).clamp(min=0)
+    weight = weight / weight.mean().clamp(min=1e-12)
+    targets = sharp * weight[:, None]
+    targets[ids] = OWN_WEIGHT * torch.nn.functional.one_hot(labels, sharp.shape[1]).double()
+    return targets.float()
+
+
+class SoftImages:
+    """Augmented images with soft targets in place of labels; data: batches of the whole pool, as prepare makes them."""
+
+    def __init__(self, data: Any, targets: torch.Tensor):
+        self.data, self.targets = data, targets
+
+    def augmented(self, parts, epoch):
+        """Yield (images (R, 3, size, size), targets (R, C)) for each samplers.Part."""
+        for part, (images, _) in zip(parts, self.data.augmented(parts, epoch)):
+            yield images, self.targets[part.indices].to(images.device, non_blocking=True)
+
+
+def smoothed_probe(job: Job, features: torch.Tensor, classes: int) -> Any:
+    """The smoothed probe of the labels on the pool's features (N, D)."""
+    labels = torch.tensor([job.train_pool.label(i) for i in job.ids])
+    return fit_smoothed(features.cpu(), labels, torch.tensor(job.ids), classes=classes)
+
+
+def begin_round(job: Job, learner, data, number: int) -> torch.Tensor:
+    """The targets of a round, kept in the output folder, and an optimiser that knows nothing of the rounds before."""
+    job.log.say(f"self-training, round {number + 1} of {job.args.rounds}: embedding {len(job.train_pool)} images")
+    features, _ = frozen_features(learner, data.pool, 3 * job.args.batch_size)
+
+    def make():
+        labels = torch.tensor([job.train_pool.label(i) for i in job.ids])
+        return soft_targets(smoothed_probe(job, features, data.classes).corrected, job.ids, labels)
+
+    targets = on_main(job.world, make)
+    job.settings["soft_targets"] = digest(targets)
+    if job.log.folder:
+        with atomic_write(targets_file(job, number)) as handle:
+            np.save(handle, targets.numpy(), allow_pickle=False)
+    learner.optimizer.state.clear()
+    if learner.ema is not None:
+        learner.ema.set(learner.model)
+    return targets
+
+
+def digest(targets: torch.Tensor) -> str:
+    """SHA-256 (hex) of a table of targets: a continued run must find those that it was trained on."""
+    return hashlib.sha256(targets.contiguous().numpy().tobytes()).hexdigest()
+
+
+def targets_file(job: Job, number: int):
+    """Where the targets of a round are kept, for a run that is continued."""
+    return job.log.folder / f"soft_targets_{number + 1}.npy"
+
+
+def targets_of(job: Job, learner, data, place: Place, kept: dict) -> torch.Tensor:
+    """The targets of a round: made at its first chunk, else those of this run, else those that it left on the disk."""
+    if place.chunk == 0:
+        kept.clear()
+        kept[place.round] = begin_round(job, learner, data, place.round)
+    elif place.round not in kept:
+
+        def read():
+            path = targets_file(job, place.round)
+            try:
+                targets = torch.from_numpy(np.load(path, allow_pickle=False))
+            except (OSError, ValueError) as error:
+                raise UserError(
+                    f"{path} of the run to continue cannot be read ({error}): start anew without --auto-resume"
+                ) from None
+            if digest(targets) != job.settings.get("soft_targets"):
+                raise UserError(f"{path} is not of the run to continue: start anew without --auto-resume")
+            return targets
+
+        kept[place.round] = on_main(job.world, read)
+    return kept[place.round]
+
+
+def ends_round(job: Job, epoch: int) -> bool:
+    """Whether an epoch is the last chunk of a round."""
+    return epoch > job.labelled_epochs and place_of(job, epoch).chunk == chunks_of_round(job) - 1
+
+
+def pool_epoch(job: Job, learner, data, epoch: int, tally: Any) -> tuple[float, int]:
+    """A chunk of a round on the whole pool. Returns (mean loss, images seen).
+
+    tally: epochs.Tally, which keeps the targets from chunk to chunk and counts steps left out.
+    """
+    args, world, place = job.args, job.world, place_of(job, epoch)
+    targets = targets_of(job, learner, data, place, tally.targets)
+    total = steps_of_round(job)
+    learner.scheduler = make_scheduler(args, learner.optimizer, total, epochs=1)
+    learner.by_step, before = True, learner.criterion
+    learner.criterion = Criterion()  # the targets are soft already
+    first = place.chunk * CHUNK * job.global_batch
+    order = round_order(job, place.round)[first : first + CHUNK * job.global_batch]
+    steps = plan_epoch(order, job.global_batch, args.batch_size, world.rank, world.size)
+    try:
+        loss, left_out = train_one_epoch(
+            learner, SoftImages(data.pool_train, targets), steps, epoch, classes=data.classes, seed=args.seed,
+            clip_grad=args.clip_grad, skip_nonfinite=args.skip_nonfinite, on_step=job.log.step,
+            done=place.chunk * CHUNK,
+        )  # fmt: skip
+    finally:
+        learner.criterion = before
+    tally.skipped += left_out
+    return loss, len(order)
+
+
+def last_words(job: Job, learner, data) -> dict:
+    """What the graph says in the end: pool_predictions.csv in the output folder, and its accuracy on the test images.
+
+    The test images are embedded for that score alone.
+    """
+    pool, _ = frozen_features(learner, data.pool, 3 * job.args.batch_size)
+    test, labels = frozen_features(learner, data.test, 3 * job.args.batch_size)
+
+    def score():
+        probe = smoothed_probe(job, pool, data.classes)
+        if job.log.folder:
+            write_predictions(job, probe.corrected)
+        found = probe.predict(test.cpu(), corrected=True).argmax(1)
+        return {"acc1": 100 * (found == labels.cpu()).double().mean().item()}
+
+    return on_main(job.world, score)
+
+
+def write_predictions(job: Job, probabilities: torch.Tensor) -> None:
+    """pool_predictions.csv: for each pool image its name (or number), likeliest class and that one's probability."""
+    pool, best = job.train_pool, probabilities.max(1)
+    names = pool.names or tuple(map(str, range(len(pool))))
+    words = pool.class_names or tuple(map(str, range(probabilities.shape[1])))
+    text = io.StringIO()
+    rows = csv.writer(text)
+    rows.writerow(["file", "label", "confidence"])
+    for name, place, value in zip(names, best.indices.tolist(), best.values.tolist()):
+        rows.writerow([name, words[place], f"{value:.4f}"])
+    with atomic_write(job.log.folder / "pool_predictions.csv", "w") as handle:
+        handle.write(text.getvalue())
