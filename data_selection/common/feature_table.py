@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 
 from data_selection.common.errors import UserError
 from data_selection.common.files import atomic_write, read_json
@@ -91,7 +92,7 @@ def load_names(path: Path, count: int) -> tuple[str, ...] | None:
 
 def save_features(
     path: Path | str,
-    features: np.ndarray,
+    features: ArrayLike,
     labels: Ids | None = None,
     names: Sequence[str] | None = None,
     provenance: dict[str, Any] | None = None,
