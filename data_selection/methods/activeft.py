@@ -70,7 +70,7 @@ def select_activeft(
 
 
 def current_world(device: torch.device) -> World:
-    """This process's place among the ranks: those of torch.distributed where it runs, else alone."""
+    """The place of this process among the ranks: those of torch.distributed where it runs, else alone."""
     if dist.is_available() and dist.is_initialized():
         return World(dist.get_rank(), dist.get_world_size(), device)
     return World(0, 1, device)

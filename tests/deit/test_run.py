@@ -70,7 +70,7 @@ def test_a_resumed_run_ends_bit_equal(images, tmp_path, monkeypatch, capsys):
     with pytest.raises(StopIteration):
         main(command(images, tmp_path / "part", epochs=4, **flags))
     monkeypatch.undo()
-    with open(tmp_path / "part" / "log.txt", "a") as handle:
+    with (tmp_path / "part" / "log.txt").open("a") as handle:
         handle.write('{"train_lr": 0.1, "tr')  # killed while writing
     main(command(images, tmp_path / "part", epochs=4, auto_resume=True, **flags))
     whole, part = checkpoint(tmp_path / "whole"), checkpoint(tmp_path / "part")
