@@ -89,11 +89,11 @@ def extract(
     """Embed every image of pool and write the feature file `path` (released layout: D columns, then the label or -1).
 
     embed: gives (B, D) features. transform: to a float tensor, instead of preprocess. amp_dtype: None, torch.bfloat16
-    or torch.float16. compiled: run embed through torch.compile. on_error: `stop`, or `skip` to
-    leave out images that cannot be read (listed in X.skipped.txt; rows then count the kept images, X.names.json says
-    which). request: what else the values depend on (weights, ...), compared before an interrupted extraction goes on.
+    or torch.float16. compiled: run embed through torch.compile. on_error: `stop`, or `skip` to leave out images that
+    cannot be read (listed in X.skipped.txt; rows then count the kept images, X.names.json says which). request: what
+    else the values depend on (weights, ...), compared before an interrupted extraction goes on.
     Batch k is rows k * batch_size onwards, whatever the number of ranks: every rank fills its own batches of the same
-    file. Returns Stats.
+    file.
     Raises UserError where an image cannot be read, features are not finite, or the file cannot be written.
     """
     keep_freed_memory()

@@ -32,8 +32,8 @@ class MeanSd(NamedTuple):
 
 def mean_sd(values: Iterable[float]) -> MeanSd:
     """MeanSd of some numbers, one at least."""
-    all_ = list(values)
-    return MeanSd(statistics.fmean(all_), statistics.stdev(all_) if len(all_) > 1 else float("nan"), len(all_))
+    given = list(values)
+    return MeanSd(statistics.fmean(given), statistics.stdev(given) if len(given) > 1 else float("nan"), len(given))
 
 
 def knn_accuracy(
