@@ -1,6 +1,7 @@
 """Choose which images to annotate, in one shot and without labels. The public names below are imported when used."""
 
 import importlib
+from typing import Any
 
 # Imported on first use: `--help` of an entry must not wait seconds for torch.
 _HOMES = {
@@ -27,11 +28,11 @@ _HOMES = {
 __all__ = sorted(_HOMES)
 
 
-def __getattr__(name):
+def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
 
 
-def __dir__():
+def __dir__() -> list[str]:
     return __all__

@@ -80,7 +80,7 @@ def judge(train, test, chosen, world):
             for ids in subsets:
                 pairs.append(judge_subset(ids, train, test, k=5))
                 bar.update(1)
-            scores[method] = tuple(mean_sd(values) for values in zip(*pairs))
+            scores[method] = tuple(mean_sd(values) for values in zip(*pairs, strict=True))
     return scores
 
 

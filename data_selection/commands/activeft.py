@@ -1,8 +1,11 @@
 """Command line of ActiveFT: feature file -> subset file, with the flags and defaults of the released scripts."""
 
+import argparse
 import dataclasses
 import functools
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from data_selection.commands.shared import (
     DATA_SELECTION,
@@ -17,10 +20,15 @@ from data_selection.common.subset_names import activeft_name, default_folder
 from data_selection.methods.configs import ACTIVEFT_PRESETS, DISTANCES, INITS, OBJECTIVES, SCHEDULERS
 from data_selection.methods.table import METHODS
 
+if TYPE_CHECKING:
+    from data_selection.commands.selection import Plan
+    from data_selection.common.distributed import World
+    from data_selection.common.feature_table import FeatureTable
+
 FILES = {"cifar": "CIFAR10_train.npy", "imagenet": "ImageNet_train.npy"}
 
 
-def build_parser(preset):
+def build_parser(preset: str) -> argparse.ArgumentParser:
     """The flags of the released script whose defaults are ACTIVEFT_PRESETS[preset], and ours."""
     config, percent = ACTIVEFT_PRESETS[preset]
     parser = make_parser("ActiveFT: choose which images to annotate, from cached features and without labels.")
@@ -58,7 +66,7 @@ def build_parser(preset):
     return parser
 
 
-def main_activeft(preset, argv=None):
+def main_activeft(preset: str, argv: Sequence[str] | None = None) -> None:
     """Entry of the ActiveFT scripts. Raises UserError for the user's mistakes, before any work."""
     args = build_parser(preset).parse_args(argv)
     from data_selection.commands.selection import Plan, budget_of, choose, taken  # slow: imports torch
@@ -69,7 +77,7 @@ def main_activeft(preset, argv=None):
     history = check_writable(args.history) if args.history else None
     steps = Steps()
 
-    def plan(world, table):
+    def plan(world: "World", table: "FeatureTable") -> "Plan":
         budget = budget_of(args, table)
         steps.verbose = args.verbose and world.is_main
         extra = {"on_iteration": steps} if args.verbose or history else {}
@@ -92,14 +100,14 @@ def main_activeft(preset, argv=None):
 class Steps:
     """What happened in every step: kept for the history file, printed where wanted."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.verbose, self.lines = False, ["iteration,lr,loss"]
 
-    def __call__(self, iteration, lr, loss):
+    def __call__(self, iteration: int, lr: float, loss: float) -> None:
         self.lines.append(f"{iteration},{lr:.8g},{loss:.8f}")
         if self.verbose:
             print(f"Iter: {iteration}, lr: {lr:.6f}, loss: {loss:.6f}", flush=True)
 
-    def write(self, path):
+    def write(self, path: Path) -> None:
         with atomic_write(path, "w") as handle:
             handle.write("\n".join(self.lines) + "\n")

@@ -1,19 +1,27 @@
 """Command line over the whole table of methods: features -> subset, one flag set for every method."""
 
+import argparse
 import dataclasses
 import functools
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from data_selection.commands.shared import add_device, add_label_column, add_seed, add_taken, make_parser
 from data_selection.common.errors import UserError
 from data_selection.common.subset_names import default_folder, method_name
-from data_selection.methods.configs import BILAF_PRESETS
+from data_selection.methods.configs import BILAF_PRESETS, Config
 from data_selection.methods.table import METHODS
+
+if TYPE_CHECKING:
+    from data_selection.commands.selection import Plan
+    from data_selection.common.distributed import World
+    from data_selection.common.feature_table import FeatureTable
 
 NEEDS_ORDER = ("bilaf",)  # methods whose order in the file means something; the others are written ascending
 
 
-def build_parser():
+def build_parser() -> argparse.ArgumentParser:
     parser = make_parser("Choose which images to annotate: any method of the table, on any feature file.")
     parser.add_argument("--features", type=Path, required=True, help="feature file written by extract_feature.py")
     parser.add_argument("--method", choices=sorted(METHODS), default="activeft", help="selection method")
@@ -35,7 +43,7 @@ def build_parser():
     return parser
 
 
-def make_config(method, args):
+def make_config(method: str, args: argparse.Namespace) -> Config:
     """The method's default config with the flags of this command put in."""
     config = METHODS[method].config()
     given = {"core_number": args.cores, "variant": args.variant}
@@ -48,7 +56,7 @@ def make_config(method, args):
     return dataclasses.replace(config, **given)
 
 
-def main_select(argv=None):
+def main_select(argv: Sequence[str] | None = None) -> None:
     """Entry of scripts/select_subset.py. Raises UserError for the user's mistakes, before any work."""
     args = build_parser().parse_args(argv)
     from data_selection.commands.selection import Plan, budget_of, choose, taken  # slow: imports torch
@@ -57,7 +65,7 @@ def main_select(argv=None):
     given = {"cores": args.cores, "variant": args.variant}
     given = {name: value for name, value in given.items() if value is not None}
 
-    def plan(world, table):
+    def plan(_world: "World", table: "FeatureTable") -> "Plan":
         budget = budget_of(args, table)
         return Plan(
             folder=args.output_dir or default_folder(args.features),

@@ -1,19 +1,41 @@
 """Command line of BiLAF's boundary stage: feature file + core file -> subset file."""
 
+import argparse
 import dataclasses
 import functools
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 from data_selection.commands.shared import DATA_SELECTION, add_device, add_label_column, add_seed, make_parser
 from data_selection.common.errors import UserError
 from data_selection.common.paths import SUBSETS
 from data_selection.common.subset_names import activeft_name, bilaf_name
-from data_selection.methods.configs import ACTIVEFT_PRESETS, BILAF_PRESETS
+from data_selection.methods.configs import ACTIVEFT_PRESETS, BILAF_PRESETS, BiLAFConfig
+
+if TYPE_CHECKING:
+    import torch
+
+    from data_selection.commands.selection import Plan
+    from data_selection.common.distributed import World
+    from data_selection.common.feature_table import FeatureTable
 
 VARIANTS = ("paper", "released")
-SCRIPTS = {  # dataset, cores, budget, preset of ActiveFT that wrote the cores, preset of the released variant
-    "density_cluster": ("CIFAR100", 250, 1000, "bilaf_cifar", "released"),
-    "density_cluster_imagenet": ("ImageNet", 6405, 12811, "bilaf_imagenet", "released_imagenet"),
+
+
+class Script(NamedTuple):
+    """A released script's defaults; the presets of ActiveFT that wrote its cores, and of its released variant."""
+
+    dataset: str
+    cores: int
+    budget: int
+    activeft: str
+    released: str
+
+
+SCRIPTS = {
+    "density_cluster": Script("CIFAR100", 250, 1000, "bilaf_cifar", "released"),
+    "density_cluster_imagenet": Script("ImageNet", 6405, 12811, "bilaf_imagenet", "released_imagenet"),
 }
 SHIPPED_STEPS = 300  # of ActiveFT, in the names of all core files that the papers' repositories ship
 OVERRIDES = {  # flag -> config field, where the flag is given
@@ -25,13 +47,13 @@ OVERRIDES = {  # flag -> config field, where the flag is given
 }
 
 
-def build_parser(script):
+def build_parser(script: str) -> argparse.ArgumentParser:
     """The flags of one of the two released scripts, and ours. Shares (`percentage`) are fractions 0-1, as released."""
-    dataset, cores, budget, _, released = SCRIPTS[script]
-    paper, released = BILAF_PRESETS["paper"], BILAF_PRESETS[released]
+    defaults = SCRIPTS[script]
+    paper, released = BILAF_PRESETS["paper"], BILAF_PRESETS[defaults.released]
     parser = make_parser("BiLAF: choose boundary samples around core samples, from cached features and without labels.")
     add = parser.add_argument
-    add("--dataset", default=dataset, help="pool; names the default files")
+    add("--dataset", default=defaults.dataset, help="pool; names the default files")
     add("--feature_path", type=Path, default=DATA_SELECTION / "features", help="folder of the feature files")
     add("--features_inputs", type=Path, help="feature file (default: <feature_path>/<dataset>_train.npy)")
     add(
@@ -39,9 +61,11 @@ def build_parser(script):
         help="core file, a subset file as ActiveFT writes it (default: ActiveFT's default name in subsets/<dataset>)",
     )  # fmt: skip
     add(
-        "--cur_number", type=int, help=f"number of cores (default: as many as the core file holds; to find it, {cores})"
+        "--cur_number",
+        type=int,
+        help=f"number of cores (default: as many as the core file holds; to find it, {defaults.cores})",
     )
-    add("--budget", type=int, default=budget, help="images to choose, the cores among them")
+    add("--budget", type=int, default=defaults.budget, help="images to choose, the cores among them")
     add(
         "--output_dir",
         type=Path,
@@ -81,7 +105,7 @@ def build_parser(script):
     return parser
 
 
-def main_bilaf(script, argv=None):
+def main_bilaf(script: str, argv: Sequence[str] | None = None) -> None:
     """Entry of Boundary_Selection/{script}.py. Raises UserError for the user's mistakes, before any work."""
     args = build_parser(script).parse_args(argv)
     from data_selection.commands.selection import Plan, choose  # slow: imports torch
@@ -89,7 +113,7 @@ def main_bilaf(script, argv=None):
 
     config = make_config(script, args)
 
-    def plan(world, table):
+    def plan(_world: "World", table: "FeatureTable") -> "Plan":
         cores = load_cores(script, args, len(table))
         if args.budget < len(cores):
             raise UserError(f"--budget {args.budget} is smaller than the {len(cores)} cores it has to hold: raise it")
@@ -107,14 +131,14 @@ def main_bilaf(script, argv=None):
     choose(args, args.features_inputs or args.feature_path / f"{args.dataset}_train.npy", plan)
 
 
-def make_config(script, args):
+def make_config(script: str, args: argparse.Namespace) -> BiLAFConfig:
     """The variant's preset with the given flags put in."""
-    preset = SCRIPTS[script][4] if args.variant == "released" else args.variant
+    preset = SCRIPTS[script].released if args.variant == "released" else args.variant
     given = {field: getattr(args, flag) for flag, field in OVERRIDES.items() if getattr(args, flag) is not None}
     return dataclasses.replace(BILAF_PRESETS[preset], nested=args.nested, **given)
 
 
-def named_settings(args):
+def named_settings(args: argparse.Namespace) -> dict[str, object]:
     """What the default file name must say: the settings that are not this command's defaults."""
     given = {field: getattr(args, flag) for flag, field in OVERRIDES.items() if field != "max_memory"}
     given = {name: value for name, value in given.items() if value is not None}
@@ -122,17 +146,16 @@ def named_settings(args):
     return {**variant, **given, **({"nested": "yes"} if args.nested else {})}
 
 
-def load_cores(script, args, pool_size):
+def load_cores(script: str, args: argparse.Namespace, pool_size: int) -> "torch.Tensor":
     """The core ids (K,) in file order. Raises UserError where the file is missing, or not of --cur_number ids."""
     from data_selection.common.subset_files import load_subset  # slow: imports torch
 
-    _, count, _, preset, _ = SCRIPTS[script]
     paths = [args.indices_file_name]
     if args.indices_file_name is None:
-        config = ACTIVEFT_PRESETS[preset].config
+        config = ACTIVEFT_PRESETS[SCRIPTS[script].activeft].config
         steps = dict.fromkeys((config.max_iter, SHIPPED_STEPS))
         configs = [dataclasses.replace(config, max_iter=max_iter) for max_iter in steps]
-        stem, cores = f"{args.dataset}_train", args.cur_number or count
+        stem, cores = f"{args.dataset}_train", args.cur_number or SCRIPTS[script].cores
         names = [activeft_name(stem, config, cores, args.seed) for config in configs]
         paths = [SUBSETS / args.dataset / name for name in names]
     path = next((path for path in paths if path.exists()), None)

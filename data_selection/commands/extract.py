@@ -1,6 +1,7 @@
 """The command extract_feature.py: flags of the released program and its defaults; run_extract.py does the work."""
 
 import argparse
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from data_selection.commands.shared import DATA_SELECTION, add_device, make_parser
@@ -9,7 +10,7 @@ from data_selection.images.pools import POOLS, SPLITS
 AMP = ("off", "bf16", "fp16")
 
 
-def on_off(word):
+def on_off(word: str) -> bool:
     """The released program's Boolean words."""
     words = {"on": True, "true": True, "1": True, "off": False, "false": False, "0": False}
     if word.lower() not in words:
@@ -17,8 +18,8 @@ def on_off(word):
     return words[word.lower()]
 
 
-def at_least(low):
-    def whole(text):
+def at_least(low: int) -> Callable[[str], int]:
+    def whole(text: str) -> int:
         value = int(text)
         if value < low:
             raise argparse.ArgumentTypeError(f"{value} is below {low}")
@@ -28,7 +29,7 @@ def at_least(low):
     return whole
 
 
-def build_parser():
+def build_parser() -> argparse.ArgumentParser:
     parser = make_parser("Embed every image of a pool with a pretrained backbone.")
     add = parser.add_argument
     add(
@@ -77,7 +78,7 @@ def build_parser():
     return parser
 
 
-def main_extract(argv=None):
+def main_extract(argv: Sequence[str] | None = None) -> None:
     """Entry of extract_feature.py. Raises UserError for the user's mistakes, before any work."""
     args = build_parser().parse_args(argv)
     from data_selection.commands.run_extract import run_extract  # slow: imports torch

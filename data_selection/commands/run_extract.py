@@ -1,17 +1,21 @@
 """The work of extract_feature.py: checks, backbone, preprocessing, extraction, file names."""
 
+import argparse
 import contextlib
 import functools
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from data_selection.commands.shared import bar_factory
-from data_selection.common.distributed import on_main, on_main_first, start
+from data_selection.common.distributed import World, on_main, on_main_first, start
 from data_selection.common.errors import UserError
 from data_selection.common.files import sha256
+from data_selection.common.kinds import Log
 from data_selection.common.subset_files import versions
 from data_selection.embedding.backbones import (
     DINO_HEAD,
@@ -22,24 +26,25 @@ from data_selection.embedding.backbones import (
     load_weights,
     state_digest,
 )
-from data_selection.embedding.extraction import DEMO_PREPROCESS, DINO_PREPROCESS, extract
+from data_selection.embedding.extraction import Embed, Stats, extract
 from data_selection.embedding.forward import class_tokens, pooled
+from data_selection.embedding.image_batches import DEMO_PREPROCESS, DINO_PREPROCESS, Preprocess, Transform
 from data_selection.images.pools import POOLS, SPLITS, open_pool
 
 AMP = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def run_extract(args):
+def run_extract(args: argparse.Namespace) -> None:
     """Extract what the Namespace of extract.build_parser asks for."""
     with start(args.device) as world, output_folder(args.output_dir):
         extract_pool(args, world, say=print if world.is_main else _silent)
 
 
-def _silent(*_):
+def _silent(*_: object) -> None:
     """Ranks other than 0 say nothing."""
 
 
-def extract_pool(args, world, say):
+def extract_pool(args: argparse.Namespace, world: World, say: Log) -> None:
     """Check everything that can be checked, then extract."""
     kind = POOLS.get(args.dataset)
     arch = args.arch if args.arch != "auto" else kind.backbone if kind else "vit_small"
@@ -75,7 +80,7 @@ def extract_pool(args, world, say):
     say(summary(stats, path))
 
 
-def open_backbone(args, arch, say):
+def open_backbone(args: argparse.Namespace, arch: str, say: Log) -> tuple[nn.Module, dict[str, str]]:
     """(model with its weights, what the provenance says about them)."""
     if arch.startswith("timm:") and not args.pretrained_weights:
         model = build_pretrained(arch)
@@ -90,7 +95,7 @@ def open_backbone(args, arch, say):
     return model, {"weights": loaded.path.name, "weights_sha256": sha256(loaded.path)}
 
 
-def preprocessing(arch, model):
+def preprocessing(arch: str, model: nn.Module) -> tuple[Preprocess, Transform | None]:
     """(Preprocess, None) for the ViTs of this project, (Preprocess, timm's own transform) for other timm models."""
     if arch in WIDTHS or arch == "demo_vit":
         return DEMO_PREPROCESS if arch == "demo_vit" else DINO_PREPROCESS, None
@@ -99,8 +104,8 @@ def preprocessing(arch, model):
     return DINO_PREPROCESS, create_transform(**resolve_data_config({}, model=model), is_training=False)
 
 
-def embedding(args, arch, model):
-    """The function (model, images) -> features that the flags ask for."""
+def embedding(args: argparse.Namespace, arch: str, model: nn.Module) -> Embed:
+    """What makes the features that the flags ask for."""
     plain = args.n_last_blocks == 1 and not args.avgpool_patchtokens
     if plain and arch not in WIDTHS and arch != "demo_vit":
         return pooled
@@ -111,7 +116,7 @@ def embedding(args, arch, model):
     )
 
 
-def name_parts(dataset, split):
+def name_parts(dataset: str, split: str) -> tuple[str, str]:
     """(pool, split) as the file name has them: a data set's name, a folder's, or a list's without its ending.
 
     A folder called like a split belongs to what is above it: /data/pets/val is the pool `pets`, split `val`.
@@ -125,13 +130,13 @@ def name_parts(dataset, split):
     return (folder.parent.name, folder.name) if folder.name in SPLITS and folder.parent.name else (folder.name, split)
 
 
-def cores():
+def cores() -> int:
     """CPU cores for each process of this machine."""
     return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
 
 
 @contextlib.contextmanager
-def output_folder(folder):
+def output_folder(folder: Path) -> Iterator[None]:
     """Make the folder before the work, and remove it where the work ends in an error that left nothing in it."""
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
@@ -149,7 +154,7 @@ def output_folder(folder):
         raise
 
 
-def pick_amp(word, device):
+def pick_amp(word: str, device: torch.device) -> torch.dtype | None:
     """The torch type of --amp, or None for float32."""
     if word != "auto":
         return AMP[word]
@@ -157,7 +162,7 @@ def pick_amp(word, device):
     return torch.bfloat16 if fast else None
 
 
-def cpu_has_bf16():
+def cpu_has_bf16() -> bool:
     """Whether this CPU multiplies in bf16 (x86: AVX512_BF16 or AMX; ARM: bf16); elsewhere float32 is faster."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
@@ -166,7 +171,7 @@ def cpu_has_bf16():
     return not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(text.split())
 
 
-def summary(stats, path):
+def summary(stats: Stats, path: Path) -> str:
     share = 100 * stats.loading / stats.seconds if stats.seconds else 0.0
     bound = "loading" if share > 50 else "model"
     return (

@@ -1,13 +1,17 @@
 """What every selection command does once its flags are read: open, choose, write, say so."""
 
+import argparse
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+
 from data_selection.commands.shared import bar_factory
 from data_selection.common.distributed import World, start
 from data_selection.common.feature_table import FeatureTable, load_features
+from data_selection.common.kinds import Ids
 from data_selection.common.subset_files import budget_from_percent, describe, load_subset, save_names, save_subset
 from data_selection.common.subset_names import output_path
 
@@ -22,14 +26,16 @@ class Plan(NamedTuple):
     folder: Path
     name: str
     budget: int
-    select: Callable
+    select: Callable[..., torch.Tensor]
     method: str
     settings: dict[str, Any]
     by: str
     order: str = "sorted"
 
 
-def choose(args, features: Path, plan: Callable[[World, FeatureTable], Plan], *, quiet=False) -> bool:
+def choose(
+    args: argparse.Namespace, features: Path, plan: Callable[[World, FeatureTable], Plan], *, quiet: bool = False
+) -> bool:
     """Open the features, choose as plan(world, table) says, write the list, its record and its names, and say so.
 
     quiet: no progress bar. Returns whether this process is the one that wrote. Raises UserError for the user's
@@ -55,12 +61,13 @@ def choose(args, features: Path, plan: Callable[[World, FeatureTable], Plan], *,
         return True
 
 
-def budget_of(args, table: FeatureTable) -> int:
+def budget_of(args: argparse.Namespace, table: FeatureTable) -> int:
     """The number of images that --budget or --percent asks for."""
-    return args.budget if args.budget is not None else budget_from_percent(len(table), args.percent)
+    budget: int | None = args.budget
+    return budget_from_percent(len(table), args.percent) if budget is None else budget
 
 
-def taken(args, table: FeatureTable) -> dict[str, Any]:
+def taken(args: argparse.Namespace, table: FeatureTable) -> dict[str, Ids]:
     """The ids of --labelled and --excluded, as the keywords of a selection method."""
     files = {"labelled": args.labelled, "excluded": args.excluded}
     return {what: load_subset(path, len(table)) if path else () for what, path in files.items()}

@@ -2,28 +2,33 @@
 
 import argparse
 import functools
+from typing import TYPE_CHECKING
 
 from data_selection.common.paths import DATA_SELECTION
+
+if TYPE_CHECKING:
+    from data_selection.common.distributed import World
+    from data_selection.common.progress import OpenBar
 
 __all__ = ["DATA_SELECTION", "add_device", "add_label_column", "add_seed", "add_taken", "bar_factory", "make_parser"]
 
 
-def make_parser(description):
+def make_parser(description: str) -> argparse.ArgumentParser:
     """An ArgumentParser that shows each default and refuses abbreviated flags (a typo must not pass for a flag)."""
     return argparse.ArgumentParser(
         description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False
     )
 
 
-def add_device(parser):
+def add_device(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
 
 
-def add_seed(parser, text="seed of every random draw, 0 or above"):
+def add_seed(parser: argparse.ArgumentParser, text: str = "seed of every random draw, 0 or above") -> None:
     parser.add_argument("--seed", type=seed, default=0, help=text)
 
 
-def seed(text):
+def seed(text: str) -> int:
     """A seed as scikit-learn and torch both take it; random.Random would take -1 for 1."""
     value = int(text)
     if not 0 <= value < 2**32:
@@ -31,12 +36,14 @@ def seed(text):
     return value
 
 
-def add_taken(parser, labelled="subset file of images that already have labels"):
+def add_taken(
+    parser: argparse.ArgumentParser, labelled: str = "subset file of images that already have labels"
+) -> None:
     parser.add_argument("--labelled", metavar="FILE", help=labelled)
     parser.add_argument("--excluded", metavar="FILE", help="subset file of images that must not be chosen")
 
 
-def add_label_column(parser):
+def add_label_column(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--no_label_column",
         action="store_true",
@@ -44,7 +51,7 @@ def add_label_column(parser):
     )
 
 
-def bar_factory(world):
+def bar_factory(world: "World") -> "OpenBar":
     """A progress factory for this process: bars on rank 0 at a terminal, nothing elsewhere."""
     from tqdm import tqdm
 

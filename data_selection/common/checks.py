@@ -4,9 +4,12 @@ import numpy as np
 import torch
 
 from data_selection.common.errors import UserError
+from data_selection.common.kinds import Features, Ids
 
 
-def check_request(features, budget, labelled=(), excluded=()):
+def check_request(
+    features: Features, budget: int, labelled: Ids = (), excluded: Ids = ()
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Check a selection's request.
 
     features: (N, D) float tensor or NumPy array. budget: int. labelled, excluded: pool indices.
@@ -35,7 +38,7 @@ def check_request(features, budget, labelled=(), excluded=()):
     return labelled.sort().values, candidates
 
 
-def check_ids(ids, pool_size, what):
+def check_ids(ids: Ids, pool_size: int, what: str) -> torch.Tensor:
     """Pool indices as an int64 tensor on the CPU, order kept. Raises UserError where one repeats or is out of range."""
     values = torch.as_tensor(ids if torch.is_tensor(ids) else list(ids)).cpu()
     if values.numel() == 0:
@@ -60,7 +63,7 @@ def check_ids(ids, pool_size, what):
     return values
 
 
-def check_finite(block, first_row=0, ids=None):
+def check_finite(block: torch.Tensor, first_row: int = 0, ids: torch.Tensor | None = None) -> None:
     """Raise UserError naming the first row of block (rows, D) that holds NaN or infinity.
 
     Row i of the block is the pool's row first_row + i, or ids[i] where ids are given.
@@ -68,12 +71,12 @@ def check_finite(block, first_row=0, ids=None):
     if not torch.isfinite(block.sum()):  # one pass; the sum is not finite whenever a value is not
         bad = (~torch.isfinite(block).all(dim=1)).nonzero()
         if len(bad):  # else the sum of finite values overflowed
-            row = bad[0].item()
+            row = int(bad[0])
             row = first_row + row if ids is None else int(ids[row])
             raise UserError(f"features hold NaN or infinity, first in row {row}: extract them again")
 
 
-def check_selection(ids, budget, pool_size, labelled=(), excluded=()):
+def check_selection(ids: Ids, budget: int, pool_size: int, labelled: Ids = (), excluded: Ids = ()) -> torch.Tensor:
     """The last line of every method: (budget,) distinct int64 ids, none labelled or excluded. Returns ids on the CPU.
 
     A failure here is a bug of the method, not the user's mistake: RuntimeError.

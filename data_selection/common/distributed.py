@@ -6,12 +6,16 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 
 from data_selection.common.errors import UserError
+
+T = TypeVar("T")
 
 TIMEOUT = datetime.timedelta(minutes=30)  # ranks wait for each other while rank 0 downloads weights or data
 BEAT, SILENCE = 3, 30  # seconds between signs of life of a rank in training, and without one until it counts as gone
@@ -26,23 +30,23 @@ class World:
     device: torch.device
 
     @property
-    def is_main(self):
+    def is_main(self) -> bool:
         return self.rank == 0
 
-    def sum_(self, tensor):
+    def sum_(self, tensor: torch.Tensor) -> torch.Tensor:
         """Add a tensor up over the ranks, in place; returns it."""
         if self.size > 1:
             with together():
                 dist.all_reduce(tensor)
         return tensor
 
-    def barrier(self):
+    def barrier(self) -> None:
         """Wait for every rank."""
         if self.size > 1:
             with together():
                 dist.barrier()
 
-    def broadcast_object(self, value):
+    def broadcast_object(self, value: T) -> T:
         """Rank 0's (picklable) value, on every rank."""
         box = [value]
         if self.size > 1:
@@ -52,7 +56,7 @@ class World:
 
 
 @contextlib.contextmanager
-def together():
+def together() -> Iterator[None]:
     """Turn what gloo or nccl raises where another process is gone into a UserError."""
     try:
         yield
@@ -62,7 +66,7 @@ def together():
         ) from None
 
 
-def pick_device(name, local_rank=0):
+def pick_device(name: str, local_rank: int = 0) -> torch.device:
     """torch.device of `auto`, `cpu`, `cuda` or `cuda:N`; a process of a launcher takes its own GPU.
 
     Raises UserError for an unknown name or a CUDA device that is not there.
@@ -85,7 +89,7 @@ def pick_device(name, local_rank=0):
 
 
 @contextlib.contextmanager
-def start(device="auto"):
+def start(device: str = "auto") -> Iterator[World]:
     """The World of this process; the process group (nccl on CUDA, gloo on CPU) ends with the block.
 
     A launcher's environment (RANK, WORLD_SIZE, LOCAL_RANK) makes a group, also of one process; without it there is
@@ -105,13 +109,13 @@ def start(device="auto"):
         raise UserError(
             f"RANK and WORLD_SIZE are set but {' and '.join(missing)} are not: start with torchrun, or unset them"
         )
-    device = pick_device(device, local_rank)
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    backend = "nccl" if device.type == "cuda" else "gloo"
+    own = pick_device(device, local_rank)
+    if own.type == "cuda":
+        torch.cuda.set_device(own)
+    backend = "nccl" if own.type == "cuda" else "gloo"
     dist.init_process_group(backend, rank=rank, world_size=size, timeout=TIMEOUT)
     try:
-        yield World(rank, size, device)
+        yield World(rank, size, own)
     finally:
         if backend == "gloo":
             # A gloo thread may still be letting go of the last operation's tensors. It needs the interpreter lock for
@@ -122,7 +126,7 @@ def start(device="auto"):
 
 
 @contextlib.contextmanager
-def watched(world):
+def watched(world: World) -> Iterator[None]:
     """Within the block, end this process (status 1, one line on stderr) where another one is gone or stands still.
 
     For what the process group does not notice: nccl waits for a rank that was killed, and gloo for one that hangs.
@@ -143,10 +147,12 @@ def watched(world):
         watcher.join(BEAT)
 
 
-def watch(world, over):
+def watch(world: World, over: threading.Event) -> None:
     """Beat and look until `over` is set."""
     run, other = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), (world.rank + 1) % world.size
-    seen, since = None, time.monotonic()
+    seen: int | None = None
+    gone: int | str = 0
+    since = time.monotonic()
     try:
         store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
         while not over.wait(BEAT):
@@ -162,37 +168,38 @@ def watch(world, over):
     except RuntimeError as error:
         gone = str(error).splitlines()[0]
     if not over.is_set():
-        print(f"error: a process of this run is gone or stands still ({gone}): this one ends too", file=sys.stderr)
+        sys.stderr.write(f"error: a process of this run is gone or stands still ({gone}): this one ends too\n")
         os._exit(1)  # the main thread may wait in nccl or gloo for ever
 
 
-def on_main(world, function):
+def on_main(world: World, function: Callable[[], T]) -> T:
     """function() on rank 0; its result on every rank.
 
     Where it fails, rank 0 raises and the others leave quietly, with exit status 2: one error, not one per process.
     """
-    result = error = None
+    result: list[T] = []
+    error: Exception | None = None
     if world.is_main:
         try:
-            result = function()
-        except Exception as caught:
+            result.append(function())
+        except Exception as caught:  # noqa: BLE001 - whatever it is, it is raised below, once all processes know
             error = caught
     failed, result = world.broadcast_object((error is not None, result))
     if error is not None:
         raise error
     if failed:
         raise SystemExit(2)
-    return result
+    return result[0]
 
 
-def on_main_first(world, function):
+def on_main_first(world: World, function: Callable[[], T]) -> T:
     """function() on rank 0, which may download, then on the others, which find the files. Errors as in on_main."""
-    box = []
+    box: list[T] = []
     on_main(world, lambda: box.append(function()))  # not its result: a pool or a model is not for sending around
     return box[0] if box else function()
 
 
-def share_error(world, error):
+def share_error(world: World, error: Exception | None) -> None:
     """Raise a rank's error (an exception or None) there; where another rank has one, leave quietly, as on_main does."""
     failed = world.sum_(torch.tensor(int(error is not None), device=world.device))
     if error is not None:

@@ -2,13 +2,14 @@
 
 import os
 import sys
+from collections.abc import Callable, Sequence
 
 
 class UserError(ValueError):
     """A mistake the user can mend. Its text names the value, what is allowed and the next step."""
 
 
-def run(main, argv=None):
+def run(main: Callable[[Sequence[str] | None], object], argv: Sequence[str] | None = None) -> int:
     """Call main(argv) and return the exit status: 0, 2 for a user's mistake (one line on stderr), 130 for Ctrl-C."""
     try:
         main(argv)
@@ -25,6 +26,6 @@ def run(main, argv=None):
     return 0
 
 
-def _say(line, status):
-    print(line, file=sys.stderr)
+def _say(line: str, status: int) -> int:
+    sys.stderr.write(f"{line}\n")
     return status

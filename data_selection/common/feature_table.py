@@ -1,14 +1,18 @@
 """The embeddings of a pool on disk and in memory: released .npy layout, memory-mapped, checked when opened."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 
 from data_selection.common.errors import UserError
 from data_selection.common.files import atomic_write, read_json
+from data_selection.common.kinds import Device, Ids
 
 
 @dataclass(frozen=True)
@@ -25,21 +29,21 @@ class FeatureTable:
     names: tuple[str, ...] | None = None
     path: Path | None = None
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.features)
 
-    def tensor(self, device="cpu"):
+    def tensor(self, device: Device = "cpu") -> torch.Tensor:
         """All features as a float32 tensor (N, D); a copy, so memory for N x D x 4 bytes is needed."""
         return torch.from_numpy(np.array(self.features, dtype=np.float32)).to(device)
 
 
-def sidecar(path, kind):
+def sidecar(path: Path | str, kind: str) -> Path:
     """The file that stands beside `X.npy` or `X.json`: X.names.json, X.provenance.json, ..."""
     path = Path(path)
     return path.with_name(f"{path.stem}.{kind}.json")
 
 
-def load_features(path, *, label_column=True):
+def load_features(path: Path | str, *, label_column: bool = True) -> FeatureTable:
     """Open a feature file (released layout: D feature columns, then the class label) as a FeatureTable.
 
     The file is memory-mapped: opening reads it once, to check the labels, and keeps nothing of it.
@@ -75,7 +79,7 @@ def load_features(path, *, label_column=True):
     return FeatureTable(table, labels, load_names(path, len(table)), path)
 
 
-def load_names(path, count):
+def load_names(path: Path, count: int) -> tuple[str, ...] | None:
     """The names in X.names.json beside the feature file, or None where there is no such file."""
     beside = sidecar(path, "names")
     if not beside.exists():
@@ -86,7 +90,13 @@ def load_names(path, count):
     return tuple(names)
 
 
-def save_features(path, features, labels=None, names=None, provenance=None):
+def save_features(
+    path: Path | str,
+    features: ArrayLike,
+    labels: Ids | None = None,
+    names: Sequence[str] | None = None,
+    provenance: dict[str, Any] | None = None,
+) -> None:
     """Write features (N, D) and labels (N,) in the released layout; names and provenance go beside it.
 
     Labels are -1 where None is given. float16 cannot hold labels above 2,048 exactly, so it is refused there.
@@ -102,7 +112,7 @@ def save_features(path, features, labels=None, names=None, provenance=None):
         np.save(handle, table, allow_pickle=False)
 
 
-def write_sidecar(path, kind, value):
+def write_sidecar(path: Path | str, kind: str, value: object) -> None:
     """Write X.{kind}.json beside path; a value of None removes a stale one."""
     if value is None:
         sidecar(path, kind).unlink(missing_ok=True)

@@ -5,13 +5,15 @@ import hashlib
 import json
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import IO, Any
 
 from data_selection.common.errors import UserError
 
 
 @contextlib.contextmanager
-def atomic_write(path, mode="wb"):
+def atomic_write(path: Path | str, mode: str = "wb") -> Iterator[IO[Any]]:
     """Open a temporary file beside `path`, rename it to `path` when the block ends, remove it when the block fails.
 
     The folder is created. Text is UTF-8. Raises OSError where the folder cannot be written.
@@ -19,42 +21,42 @@ def atomic_write(path, mode="wb"):
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     encoding = None if "b" in mode else "utf-8"
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
+    temporary = Path(name)
     try:
         with os.fdopen(descriptor, mode, encoding=encoding) as handle:
             yield handle
             handle.flush()
             os.fsync(handle.fileno())
-        os.chmod(temporary, 0o666 & ~current_umask())  # mkstemp makes 0600, which colleagues could not read
-        os.replace(temporary, path)
+        temporary.chmod(0o666 & ~current_umask())  # mkstemp makes 0600, which colleagues could not read
+        temporary.replace(path)
     except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
+        temporary.unlink(missing_ok=True)
         raise
 
 
-def current_umask():
+def current_umask() -> int:
     """The process's file mode mask; reading it means setting it."""
     mask = os.umask(0)
     os.umask(mask)
     return mask
 
 
-def sha256(path):
+def sha256(path: Path | str) -> str:
     """Hex SHA-256 of a file's bytes, read in blocks."""
     return file_digest(path, "sha256")
 
 
-def file_digest(path, algorithm):
+def file_digest(path: Path | str, algorithm: str) -> str:
     """Hex digest of a file's bytes by any algorithm of hashlib, read in blocks."""
     digest = hashlib.new(algorithm)
-    with open(path, "rb") as handle:
+    with Path(path).open("rb") as handle:
         for block in iter(lambda: handle.read(1 << 20), b""):
             digest.update(block)
     return digest.hexdigest()
 
 
-def check_writable(path):
+def check_writable(path: Path | str) -> Path:
     """Make the folder of an output file and check, before the work, that the file can be written. Returns the path.
 
     Raises OSError (PermissionError, NotADirectoryError, ...) where it can't; a folder of that name counts too.
@@ -67,7 +69,7 @@ def check_writable(path):
         return path
 
 
-def read_json(path):
+def read_json(path: Path | str) -> Any:
     """Parse a JSON file. Raises UserError where it is missing or no JSON."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))

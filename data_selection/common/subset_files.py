@@ -5,20 +5,23 @@ import json
 import platform
 import subprocess
 import sys
+from collections.abc import Sequence
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from data_selection.common.checks import check_ids
 from data_selection.common.errors import UserError
-from data_selection.common.feature_table import sidecar, write_sidecar
+from data_selection.common.feature_table import FeatureTable, sidecar, write_sidecar
 from data_selection.common.files import atomic_write, read_json, sha256
+from data_selection.common.kinds import Ids
 from data_selection.common.paths import ROOT
 
 
-def budget_from_percent(pool_size, percent):
+def budget_from_percent(pool_size: int, percent: float | str) -> int:
     """Images that `percent` (0-100; number or text) of a pool makes, rounded down exactly: 0.29 % of 50,000 is 145.
 
     The released programs compute in binary floating point and lose one image at some percents.
@@ -36,7 +39,7 @@ def budget_from_percent(pool_size, percent):
     return budget
 
 
-def load_subset(path, pool_size):
+def load_subset(path: Path | str, pool_size: int) -> torch.Tensor:
     """The ids of a subset file: an int64 tensor in file order, each in 0..pool_size-1, none repeated.
 
     Raises UserError where the file is missing, no JSON list of whole numbers, empty, out of range or repeating.
@@ -47,7 +50,7 @@ def load_subset(path, pool_size):
     return check_ids(values, pool_size, f"subset file {path}:")
 
 
-def save_subset(path, ids, provenance=None, *, order="given"):
+def save_subset(path: Path | str, ids: Ids, provenance: dict[str, Any] | None = None, *, order: str = "given") -> Path:
     """Write ids as the released programs do, a bare JSON array; order: `given` (BiLAF) or `sorted` (ActiveFT).
 
     The provenance (a dictionary) goes to X.provenance.json beside it, written first: a subset without its provenance
@@ -62,7 +65,7 @@ def save_subset(path, ids, provenance=None, *, order="given"):
     return Path(path)
 
 
-def save_names(path, table):
+def save_names(path: Path | str, table: FeatureTable) -> list[Path]:
     """Write the names of a subset file's images beside it, one a line, for annotators and other programs.
 
     One file, X.txt, in the subset's order; for the pool PascalVOC two, as released: X_VOC2007.txt and X_VOC2012.txt,
@@ -82,16 +85,24 @@ def save_names(path, table):
     return list(lists)
 
 
-def pool_provenance(table):
+def pool_provenance(table: FeatureTable) -> dict[str, Any]:
     """The provenance beside the table's feature file, {} where there is none."""
     source = sidecar(table.path, "provenance") if table.path else None
     return read_json(source) if source and source.exists() else {}
 
 
-def describe(table, *, method, config, seed, budget, command=None):
+def describe(
+    table: FeatureTable,
+    *,
+    method: str,
+    config: dict[str, Any],
+    seed: int,
+    budget: int,
+    command: list[str] | None = None,
+) -> dict[str, Any]:
     """The provenance of a selection: method, config, seed, budget, feature file, backbone, versions, command.
 
-    table: the FeatureTable selected from. config: a dictionary.
+    table: the one selected from.
     """
     return {
         "method": method,
@@ -110,19 +121,19 @@ def describe(table, *, method, config, seed, budget, command=None):
     }
 
 
-def names_digest(names):
+def names_digest(names: Sequence[str]) -> str:
     """Hex digest of a pool's names in order: with another one, ids mean other images."""
     return hashlib.sha256("\n".join(names).encode("utf-8", "surrogateescape")).hexdigest()
 
 
-def versions():
+def versions() -> dict[str, str | None]:
     """Versions that a result may depend on, and this project's commit where it is a checkout."""
     return {
         "python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__, "commit": commit(),
     }  # fmt: skip
 
 
-def commit():
+def commit() -> str | None:
     """The checkout's commit, with -dirty where files differ from it, or None outside a checkout."""
     try:
         done = subprocess.run(

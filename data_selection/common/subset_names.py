@@ -1,17 +1,39 @@
 """Where a subset list goes and what it is called by default. Imports nothing slow."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Protocol
 
 from data_selection.common.errors import UserError
 from data_selection.common.files import check_writable
 from data_selection.common.paths import SUBSETS
 
 
-def activeft_name(stem, config, count, seed=0):
+class ActiveFTSettings(Protocol):
+    """What a name says of methods.configs.ActiveFTConfig, which this room may not import."""
+
+    @property
+    def init(self) -> str: ...
+    @property
+    def objective(self) -> str: ...
+    @property
+    def distance(self) -> str: ...
+    @property
+    def scheduler(self) -> str: ...
+    @property
+    def temperature(self) -> float: ...
+    @property
+    def lr(self) -> float: ...
+    @property
+    def balance(self) -> float: ...
+    @property
+    def max_iter(self) -> int: ...
+
+
+def activeft_name(stem: str, config: ActiveFTSettings, count: int, seed: int = 0) -> str:
     """The released default name of an ActiveFT subset.
 
-    Appended where they are not the released programs' only way: `_init_I`, `_objective_O`, `_seed_S`. config: an
-    ActiveFTConfig.
+    Appended where they are not the released programs' only way: `_init_I`, `_objective_O`, `_seed_S`.
     """
     balance = "" if config.balance == 1 else f"_br_{_digits(config.balance, 2)}"
     ours = "".join(
@@ -25,37 +47,37 @@ def activeft_name(stem, config, count, seed=0):
     )
 
 
-def _digits(value, places):
+def _digits(value: float, places: int) -> str:
     """The released form with a fixed number of places; more of them where it would lose some (0.005 is not 0.01)."""
     text = f"{value:.{places}f}"
     return text if float(text) == value else f"{value:g}"
 
 
-def bilaf_name(budget, cores, seed=0, settings=None):
+def bilaf_name(budget: int, cores: int, seed: int = 0, settings: Mapping[str, object] | None = None) -> str:
     """The released default name of a BiLAF subset.
 
-    Appended: `_NAME_VALUE` for each of settings (a dictionary), `_seed_S` where the seed is not 0.
+    Appended: `_NAME_VALUE` for each of settings, `_seed_S` where the seed is not 0.
     """
     return f"Density_{budget}_from_ActiveFT{cores}{_listed(settings)}{seed_suffix(seed)}.json"
 
 
-def method_name(stem, method, count, seed=0, settings=None):
+def method_name(stem: str, method: str, count: int, seed: int = 0, settings: Mapping[str, object] | None = None) -> str:
     """The default name of a subset of any other method; settings as in bilaf_name."""
     return f"{stem}_{method}_sampleNum_{count}{_listed(settings)}{seed_suffix(seed)}.json"
 
 
-def _listed(settings):
+def _listed(settings: Mapping[str, object] | None) -> str:
     return "".join(f"_{name}_{value}" for name, value in (settings or {}).items())
 
 
-def default_folder(feature_path):
+def default_folder(feature_path: Path | str) -> Path:
     """subsets/<POOL> of a feature file: CIFAR10_train.npy -> subsets/CIFAR10."""
     stem = Path(feature_path).stem
     pool = next((stem.removesuffix(end) for end in ("_train", "_test", "_val") if stem.endswith(end)), stem)
     return SUBSETS / pool
 
 
-def output_path(folder, name):
+def output_path(folder: Path | str, name: str) -> Path:
     """Where a subset file is to go, checked before the work. Raises UserError or OSError where it can't be written.
 
     A feature file of the same stem is refused: both would own X.provenance.json.
@@ -66,5 +88,5 @@ def output_path(folder, name):
     return path
 
 
-def seed_suffix(seed):
+def seed_suffix(seed: int) -> str:
     return "" if seed == 0 else f"_seed_{seed}"

@@ -1,17 +1,20 @@
 """Build a backbone by name and load its weights strictly: every difference is declared by the caller or an error."""
 
-import argparse
 import difflib
+import functools
 import hashlib
-import pickle
+from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+from torch import nn
 
 from data_selection.common.errors import UserError
+from data_selection.common.kinds import Log
 from data_selection.common.paths import DEMO
+from data_selection.embedding.checkpoint_files import listed, read_checkpoint, strip_prefixes, unwrap
 from data_selection.images.downloads import cache_folder, fetch_file
 
 DEMO_WEIGHTS = DEMO / "demo_vit.safetensors"
@@ -27,8 +30,6 @@ DINO_WEIGHTS = {
     )
 }
 DINO_HEAD = ("head.mlp.*", "head.last_layer.*")  # the projection head of a full DINO checkpoint: no part of a backbone
-WRAPPINGS = ("model", "state_dict", "teacher", "student")  # entries of a checkpoint that may hold the weights
-PREFIXES = ("module.", "backbone.", "_orig_mod.")  # left by DistributedDataParallel, DINO and torch.compile
 
 
 class Loaded(NamedTuple):
@@ -39,7 +40,9 @@ class Loaded(NamedTuple):
     unexpected: tuple[str, ...]
 
 
-def build_model(name, num_classes=0, drop_rate=0.0, drop_path_rate=0.0, *, patch_size=16):
+def build_model(
+    name: str, num_classes: int = 0, drop_rate: float = 0.0, drop_path_rate: float = 0.0, *, patch_size: int = 16
+) -> nn.Module:
     """A timm model with fresh weights; num_classes=0 gives features instead of logits.
 
     name: `demo_vit` (28 x 28 images, 4 blocks), `vit_tiny` / `vit_small` / `vit_base` (224 x 224 images; DINO's and
@@ -49,16 +52,14 @@ def build_model(name, num_classes=0, drop_rate=0.0, drop_path_rate=0.0, *, patch
     import timm  # slow to import: --help must not wait for it
     from timm.models.vision_transformer import VisionTransformer
 
-    rates = {"num_classes": num_classes, "drop_rate": drop_rate, "drop_path_rate": drop_path_rate}
+    vit = functools.partial(
+        VisionTransformer, num_classes=num_classes, drop_rate=drop_rate, drop_path_rate=drop_path_rate
+    )
     if name == "demo_vit":
-        return VisionTransformer(
-            img_size=28, patch_size=7, embed_dim=192, depth=4, num_heads=6, dynamic_img_size=True, **rates
-        )
+        return vit(img_size=28, patch_size=7, embed_dim=192, depth=4, num_heads=6, dynamic_img_size=True)
     if name in WIDTHS:
         width, heads = WIDTHS[name]
-        return VisionTransformer(
-            img_size=224, patch_size=patch_size, embed_dim=width, depth=12, num_heads=heads, **rates
-        )
+        return vit(img_size=224, patch_size=patch_size, embed_dim=width, depth=12, num_heads=heads)
     timm_name = name.removeprefix("timm:")
     if not timm.is_model(timm_name):
         known = ["demo_vit", *WIDTHS, *timm.list_models()]
@@ -68,10 +69,16 @@ def build_model(name, num_classes=0, drop_rate=0.0, drop_path_rate=0.0, *, patch
             + (f" (close: {', '.join(close)})" if close else "")
         )
     # timm drops None; some families do not take drop_path_rate at all
-    return _create(timm_name, pretrained=False, **rates | {"drop_path_rate": drop_path_rate or None})
+    return _create(
+        timm_name,
+        pretrained=False,
+        num_classes=num_classes,
+        drop_rate=drop_rate,
+        drop_path_rate=drop_path_rate or None,
+    )
 
 
-def build_pretrained(name):
+def build_pretrained(name: str) -> nn.Module:
     """A timm model without classifier, with the weights that timm publishes for it (its own download and cache).
 
     Raises UserError where the name is unknown, timm has no weights for it, or they cannot be fetched.
@@ -93,11 +100,12 @@ def build_pretrained(name):
         ) from None
 
 
-def _create(timm_name, **options):
+def _create(timm_name: str, **options: Any) -> nn.Module:
     import timm
 
     try:
-        return timm.create_model(timm_name, **options)
+        model: nn.Module = timm.create_model(timm_name, **options)
+        return model
     except RuntimeError as error:
         if "pretrained tag" not in str(error):
             raise
@@ -105,7 +113,7 @@ def _create(timm_name, **options):
         raise UserError(f"timm has no weights called {timm_name} (known: {tags})") from None
 
 
-def state_digest(model):
+def state_digest(model: nn.Module) -> str:
     """SHA-256 (hex) of a model's tensors and their names: tells weights apart that come from no single file."""
     digest = hashlib.sha256()
     for name, tensor in model.state_dict().items():
@@ -114,7 +122,7 @@ def state_digest(model):
     return digest.hexdigest()
 
 
-def default_weights(name, patch_size=16):
+def default_weights(name: str, patch_size: int = 16) -> Path | str:
     """Where the pretrained weights of a backbone come from: a path or a URL. Raises UserError where none are known."""
     if name == "demo_vit":
         return DEMO_WEIGHTS
@@ -129,8 +137,15 @@ def default_weights(name, patch_size=16):
 
 
 def load_weights(
-    model, source, *, checkpoint_key="teacher", allow_missing=(), allow_unexpected=(), resize_pos_embed=False, log=print
-):
+    model: nn.Module,
+    source: Path | str,
+    *,
+    checkpoint_key: str = "teacher",
+    allow_missing: Sequence[str] = (),
+    allow_unexpected: Sequence[str] = (),
+    resize_pos_embed: bool = False,
+    log: Log = print,
+) -> Loaded:
     """Load pretrained weights into model, in place; float16 ones are cast. Returns Loaded.
 
     source: a .pth / .pt / .safetensors file or an https address (fetched into torch.hub's cache); a path that does
@@ -149,7 +164,7 @@ def load_weights(
     if resize_pos_embed and "pos_embed" in given and "pos_embed" in own:
         given["pos_embed"] = _resample(given["pos_embed"], model, own["pos_embed"], log)
 
-    def differs(key):
+    def differs(key: str) -> bool:
         return given[key].shape != own[key].shape
 
     missing = [key for key in own if key not in given or (differs(key) and _declared(key, allow_missing))]
@@ -163,13 +178,13 @@ def load_weights(
         raise UserError(f"weights {path} hold no tensor of {type(model).__name__}: give the weights of this backbone")
     for keys, what in ((missing, "keep their fresh values, not in"), (unexpected, "are ignored, only in")):
         if keys:
-            log(f"{len(keys)} tensors {what} {path.name}: {_some(keys)}")
+            log(f"{len(keys)} tensors {what} {path.name}: {listed(keys)}")
     kept = {key: given[key].to(own[key].dtype) if key not in missing else own[key] for key in own}
     model.load_state_dict(kept, strict=True)
     return Loaded(path, tuple(missing), tuple(unexpected))
 
 
-def local_file(source, log=print, what="weights file"):
+def local_file(source: Path | str, log: Log = print, what: str = "weights file") -> Path:
     """The file of a path or an https address, which is fetched. Raises UserError where a path does not exist.
 
     The name of one of DINO's files, where no such file is, means the one that an earlier command has downloaded; log
@@ -191,66 +206,7 @@ def local_file(source, log=print, what="weights file"):
     raise UserError(f"{what} {path} does not exist: {hint}")
 
 
-def read_checkpoint(path):
-    """The content of a .safetensors file, or of a torch file read without running code from it.
-
-    argparse.Namespace is let through: full DINO and DeiT checkpoints carry their arguments. Raises UserError where the
-    file is damaged or holds other objects.
-    """
-    path = Path(path)
-    if path.suffix == ".safetensors":
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        try:
-            return load_file(path)
-        except SafetensorError as error:
-            raise UserError(
-                f"weights {path} are truncated or no safetensors file ({error}): fetch them again"
-            ) from None
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        reason = str(error).split("\n")[0].strip()
-        raise UserError(
-            f"weights {path} are damaged, or hold Python objects besides tensors, which are not loaded because "
-            f"that may run code ({reason}): save the state_dict alone, best as .safetensors"
-        ) from None
-    except (RuntimeError, EOFError, ValueError, KeyError) as error:
-        reason = str(error).split("\n")[0]
-        raise UserError(f"weights {path} are truncated or no torch file ({reason}): fetch them again") from None
-
-
-def unwrap(content, checkpoint_key, path):
-    """The dictionary of tensors within a checkpoint's wrappings."""
-    while isinstance(content, dict):
-        inner = next((key for key in (checkpoint_key, *WRAPPINGS) if isinstance(content.get(key), dict)), None)
-        if inner is None:
-            tensors = {key: value for key, value in content.items() if torch.is_tensor(value)}
-            if tensors and len(tensors) == len(content):
-                return tensors
-            break
-        content = content[inner]
-    held = f"entries {_some(list(content))}" if isinstance(content, dict) else f"a {type(content).__name__}"
-    raise UserError(
-        f"weights {path} hold {held}, no tensors by name: name the entry that holds them with --checkpoint_key"
-    )
-
-
-def strip_prefixes(tensors, own, path):
-    """Names as the model has them: wrapping prefixes go, unless the model's own names start that way."""
-    stripped = {}
-    for key, tensor in tensors.items():
-        while key not in own and key.startswith(PREFIXES):
-            key = key.split(".", 1)[1]
-        if key in stripped:
-            raise UserError(f"weights {path} hold {key} twice under different prefixes: give a file with one backbone")
-        stripped[key] = tensor
-    return stripped
-
-
-def _resample(given, model, own, log):
+def _resample(given: torch.Tensor, model: nn.Module, own: torch.Tensor, log: Log) -> torch.Tensor:
     """pos_embed (1, tokens, D) on the model's patch grid."""
     extra = getattr(model, "num_prefix_tokens", 1)
     old, new = given.shape[1] - extra, own.shape[1] - extra
@@ -263,21 +219,25 @@ def _resample(given, model, own, log):
     return resample_abs_pos_embed(given.float(), new_size=size, num_prefix_tokens=extra)
 
 
-def _declared(key, patterns):
+def _declared(key: str, patterns: Iterable[str]) -> bool:
     return any(fnmatchcase(key, pattern) for pattern in patterns)
 
 
-def _some(keys, count=6):
-    return ", ".join(keys[:count]) + (f" and {len(keys) - count} more" if len(keys) > count else "")
-
-
-def _difference(path, model, own, given, missing, unexpected, shapes):
+def _difference(
+    path: Path,
+    model: nn.Module,
+    own: dict[str, torch.Tensor],
+    given: dict[str, torch.Tensor],
+    missing: list[str],
+    unexpected: list[str],
+    shapes: list[str],
+) -> str:
     """One line that lists both sides of a difference and says what to do."""
     sides = [
-        f"missing in the file ({len(missing)}): {_some(missing)}" if missing else "",
-        f"only in the file ({len(unexpected)}): {_some(unexpected)}" if unexpected else "",
+        f"missing in the file ({len(missing)}): {listed(missing)}" if missing else "",
+        f"only in the file ({len(unexpected)}): {listed(unexpected)}" if unexpected else "",
         f"of another shape ({len(shapes)}): "
-        + _some([f"{key} {list(given[key].shape)} instead of {list(own[key].shape)}" for key in shapes])
+        + listed([f"{key} {list(given[key].shape)} instead of {list(own[key].shape)}" for key in shapes])
         if shapes
         else "",
     ]

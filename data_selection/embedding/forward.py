@@ -1,16 +1,20 @@
 """Features of a batch of images: class tokens or a model's own pooling, without the work that they do not need."""
 
 import copy
+from typing import TypeGuard, cast
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from data_selection.common.errors import UserError
-from data_selection.embedding.packed_blocks import PackedBlock, can_pack
+from data_selection.embedding.packed_blocks import PackedBlock, can_pack, exactly
+from data_selection.embedding.vit_parts import Attention, Block, ViT
 
 
-def class_tokens(model, images, n_last_blocks=1, avgpool_patchtokens=False):
+def class_tokens(
+    model: nn.Module, images: torch.Tensor, n_last_blocks: int = 1, avgpool_patchtokens: bool = False
+) -> torch.Tensor:
     """ViT features of images (B, 3, H, W): (B, n_last_blocks * D), or (B, 2 * D) with the mean patch token.
 
     The class tokens of the last n blocks, each after the final norm, the oldest first. With avgpool_patchtokens the
@@ -18,24 +22,25 @@ def class_tokens(model, images, n_last_blocks=1, avgpool_patchtokens=False):
     cls1, avg1, ...), as in the released code, which crashes with n_last_blocks > 1; here that is a UserError, and so is
     a ViT without class token.
     """
-    if model.cls_token is None:  # the first token is a register or a patch then
+    vit = cast(ViT, model)
+    if vit.cls_token is None:  # the first token is a register or a patch then
         raise UserError("this backbone has no class token: leave out --n_last_blocks and --avgpool_patchtokens")
-    if n_last_blocks < 1 or n_last_blocks > len(model.blocks):
-        raise UserError(f"n_last_blocks {n_last_blocks} is outside 1..{len(model.blocks)}, the blocks of this backbone")
+    if n_last_blocks < 1 or n_last_blocks > len(vit.blocks):
+        raise UserError(f"n_last_blocks {n_last_blocks} is outside 1..{len(vit.blocks)}, the blocks of this backbone")
     if avgpool_patchtokens and n_last_blocks > 1:
         raise UserError(f"avgpool_patchtokens goes with n_last_blocks 1, not {n_last_blocks}: choose one of the two")
     if avgpool_patchtokens:
-        tokens = model.forward_features(images)  # (B, prefix + patches, D), after the final norm
-        return torch.stack([tokens[:, 0], tokens[:, model.num_prefix_tokens :].mean(dim=1)], dim=-1).flatten(1)
+        tokens = vit.forward_features(images)  # (B, prefix + patches, D), after the final norm
+        return torch.stack([tokens[:, 0], tokens[:, vit.num_prefix_tokens :].mean(dim=1)], dim=-1).flatten(1)
     if is_plain_vit(model):
-        return torch.cat([model.norm(token) for token in _raw_class_tokens(model, images)[-n_last_blocks:]], dim=-1)
+        return torch.cat([vit.norm(token) for token in _raw_class_tokens(model, images)[-n_last_blocks:]], dim=-1)
     if n_last_blocks == 1:
-        return model.forward_features(images)[:, 0]
-    blocks = model.get_intermediate_layers(images, n=n_last_blocks, return_prefix_tokens=True, norm=True)
+        return vit.forward_features(images)[:, 0]
+    blocks = vit.get_intermediate_layers(images, n=n_last_blocks, return_prefix_tokens=True, norm=True)
     return torch.cat([prefix[:, 0] for _, prefix in blocks], dim=-1)  # (B, n * D)
 
 
-def _raw_class_tokens(model, images):
+def _raw_class_tokens(model: ViT, images: torch.Tensor) -> list[torch.Tensor]:
     """The class token (B, D) after each block of a plain ViT, before the final norm."""
     x = model.norm_pre(model.patch_drop(model._pos_embed(model.patch_embed(images))))  # (B, prefix + patches, D)
     kept = []
@@ -45,7 +50,7 @@ def _raw_class_tokens(model, images):
     return [*kept, _last_class_token(model.blocks[-1], x)]
 
 
-def _last_class_token(block, x):
+def _last_class_token(block: Block, x: torch.Tensor) -> torch.Tensor:
     """The class token (B, D) of block(x), x (B, T, D), without any other token's query, key or value.
 
     A query's product with a key W n + b is that of (query W) with the normed token n, but for a number that is the same
@@ -63,49 +68,53 @@ def _last_class_token(block, x):
     return token + block.ls2(block.mlp(block.norm2(token)))
 
 
-def pooled(model, images):
+def pooled(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
     """Features (B, D) of a timm model without classifier: its own pooling."""
-    return model(images)
+    features: torch.Tensor = model(images)
+    return features
 
 
-def is_plain_vit(model):
+def is_plain_vit(model: nn.Module) -> TypeGuard[ViT]:
     """Whether model is timm's VisionTransformer with its usual blocks, whose parts are known here."""
     from timm.models import vision_transformer as timm_vit  # slow to import: --help must not wait for it
 
-    if type(model) is not timm_vit.VisionTransformer:
+    if not exactly(model, timm_vit.VisionTransformer):
         return False
-    if any(type(block) is not timm_vit.Block for block in model.blocks):
+    blocks = cast(ViT, model).blocks
+    if not all(exactly(block, timm_vit.Block) for block in blocks):
         return False
-    layers = [block.attn for block in model.blocks]
-    if any(type(layer) is not timm_vit.Attention for layer in layers):
+    layers = [block.attn for block in blocks]
+    if not all(exactly(layer, timm_vit.Attention) for layer in layers):
         return False
     extras = [part for layer in layers for name, part in layer.named_children() if name not in ("qkv", "proj")]
     usual = all(layer.qkv.bias is not None and layer.qkv.out_features == 3 * layer.qkv.in_features for layer in layers)
-    return usual and all(type(part) in (nn.Identity, nn.Dropout) for part in extras)
+    return usual and all(exactly(part, nn.Identity, nn.Dropout) for part in extras)
 
 
-def ready(model, device, amp_dtype=None, compiled=False):
+def ready(
+    model: nn.Module, device: torch.device, amp_dtype: torch.dtype | None = None, compiled: bool = False
+) -> nn.Module:
     """model on device in evaluation mode, to be called under torch.autocast(amp_dtype); may be a copy.
 
     A plain ViT holds its matrices in amp_dtype then: autocast would round them to the same values at every batch. On a
     CPU its attention is written out, and in bf16 all blocks but the last are packed where they can be, unless compiled:
     torch.compile packs them itself.
     """
-    model = model.eval().to(device, memory_format=memory_layout(model))
+    model = model.eval().to(device).to(memory_format=memory_layout(model))
     if amp_dtype is None or not is_plain_vit(model):
         return model
     model = copy.deepcopy(model)
     if device.type == "cpu" and amp_dtype == torch.bfloat16 and not compiled and all(map(can_pack, model.blocks[:-1])):
-        model.blocks = nn.Sequential(*map(PackedBlock, model.blocks[:-1]), model.blocks[-1])
+        model.register_module("blocks", nn.Sequential(*map(PackedBlock, model.blocks[:-1]), model.blocks[-1]))
     for module in model.modules():
-        if type(module) in (nn.Linear, nn.Conv2d):
+        if exactly(module, nn.Linear, nn.Conv2d):
             module.to(amp_dtype)
     if device.type == "cpu":
         write_out_attention(model)
     return model
 
 
-def write_out_attention(model):
+def write_out_attention(model: nn.Module) -> None:
     """Let timm's attention layers multiply their matrices one by one.
 
     In bf16 on a CPU this takes half the time of the fused call with 197 tokens; where a backward pass follows, which
@@ -113,10 +122,10 @@ def write_out_attention(model):
     """
     for layer in model.modules():
         if getattr(layer, "fused_attn", False):
-            layer.fused_attn = False
+            cast(Attention, layer).fused_attn = False
 
 
-def memory_layout(model):
+def memory_layout(model: nn.Module) -> torch.memory_format:
     """channels_last for networks of convolutions, whose kernels are faster in it; a ViT has but one convolution."""
     convolutions = sum(isinstance(module, nn.Conv2d) for module in model.modules())
     return torch.channels_last if convolutions > 1 else torch.contiguous_format

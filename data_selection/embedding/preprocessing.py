@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -51,13 +52,15 @@ class Preprocess:
         array = np.asarray(image)
         top, left = (round((side - self.size) / 2) - margin for side in array.shape[:2])
         side = self.size + 2 * margin
-        lack = [(max(0, -low), max(0, low + side - have)) for low, have in zip((top, left), array.shape[:2])]
+        lack = [
+            (max(0, -low), max(0, low + side - have)) for low, have in zip((top, left), array.shape[:2], strict=True)
+        ]
         if any(map(any, lack)):
             array = np.pad(array, (*lack, (0, 0)), mode="reflect")
         top, left = max(0, top), max(0, left)
         return np.ascontiguousarray(array[top : top + side, left : left + side])
 
-    def record(self) -> dict:
+    def record(self) -> dict[str, Any]:
         """The fields as plain data, for provenance files and checkpoints."""
         return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 

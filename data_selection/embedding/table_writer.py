@@ -6,11 +6,14 @@ import json
 import os
 import shutil
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import TracebackType
+from typing import Any
 
 import numpy as np
 
-from data_selection.common.distributed import on_main
+from data_selection.common.distributed import World, on_main
 from data_selection.common.errors import UserError
 from data_selection.common.feature_table import write_sidecar
 from data_selection.common.files import atomic_write, read_json
@@ -27,17 +30,21 @@ class TableWriter:
     every row is done, and renames. A second start with an equal request finds the rows that are done.
     """
 
-    def __init__(self, path, shape, dtype, request, world):
-        """path: X.npy. shape: (N, columns). request: a JSON dictionary of all that the values depend on.
+    def __init__(
+        self, path: Path | str, shape: tuple[int, int], dtype: str, request: dict[str, Any], world: World
+    ) -> None:
+        """path: X.npy. shape: (N, columns). request: all that the values depend on, as JSON can hold it.
 
         Raises UserError where the folder cannot be written, the disk is too full, an unfinished file comes from
         another request (the differences are named), or another process writes it.
         """
         self.path, self.world = Path(path), world
         self.folder = self.path.with_suffix(".partial")
-        self.shape, self.dtype = tuple(shape), np.dtype(dtype)
+        self.shape, self.dtype = shape, np.dtype(dtype)
         self.row_bytes = self.shape[1] * self.dtype.itemsize
-        self.unsaved, self.saved_at, self.descriptors = [], time.monotonic(), []
+        self.unsaved: list[tuple[int, np.ndarray]] = []  # (first row, their flags)
+        self.descriptors: list[int] = []
+        self.saved_at = time.monotonic()
         try:
             self.resumed = on_main(world, lambda: self._prepare(request))
             self.table, self.done = (self._open(name, os.O_RDWR) for name in ("table.npy", "done"))
@@ -46,11 +53,11 @@ class TableWriter:
             raise
         self.start = os.fstat(self.table).st_size - self.shape[0] * self.row_bytes
 
-    def _open(self, name, flags):
+    def _open(self, name: str, flags: int) -> int:
         self.descriptors.append(os.open(self.folder / name, flags, 0o666))
         return self.descriptors[-1]
 
-    def _prepare(self, request):
+    def _prepare(self, request: dict[str, Any]) -> int:
         """Make the folder, or check the one that is there. Returns the number of rows done."""
         told, table = self.folder / "request.json", self.folder / "table.npy"
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -68,7 +75,7 @@ class TableWriter:
             return int(np.count_nonzero(self.flags()))
         told.unlink(missing_ok=True)  # it comes last: without it, all is made anew
         with self._disk():
-            with open(table, "wb") as handle:
+            with table.open("wb") as handle:
                 header = {"descr": np.lib.format.dtype_to_descr(self.dtype), "fortran_order": False}
                 np.lib.format.write_array_header_1_0(handle, header | {"shape": self.shape})
                 handle.truncate(handle.tell() + self.shape[0] * self.row_bytes)
@@ -77,14 +84,14 @@ class TableWriter:
                 json.dump(request, handle, indent=1)
         return 0
 
-    def _check_room(self):
+    def _check_room(self) -> None:
         size, free = self.shape[0] * self.row_bytes, shutil.disk_usage(self.path.parent).free
         if free < size:
             raise UserError(
                 f"{self.path} needs {size / 1e9:.2f} GB, {free / 1e9:.2f} GB are free in {self.path.parent}"
             )
 
-    def _compare(self, request, before):
+    def _compare(self, request: dict[str, Any], before: dict[str, Any]) -> None:
         keys = [key for key in before | request if before.get(key) != request.get(key)]
         if keys:
             differences = "; ".join(f"{key} was {before.get(key)}, now {request.get(key)}" for key in keys)
@@ -93,11 +100,11 @@ class TableWriter:
                 "start that command again, remove the folder, or choose another --extra_name"
             )
 
-    def flags(self):
+    def flags(self) -> np.ndarray:
         """(N,) uint8: MISSING, WRITTEN or SKIPPED for each row, as saved by all processes."""
         return np.fromfile(self.folder / "done", dtype=np.uint8)
 
-    def write(self, first, block, skipped=()):
+    def write(self, first: int, block: np.ndarray, skipped: Sequence[int] = ()) -> None:
         """Write block (rows, columns) at row `first`; skipped: indices of the pool within it that have no values."""
         block = np.ascontiguousarray(block, dtype=self.dtype)
         flags = np.full(len(block), WRITTEN, dtype=np.uint8)
@@ -107,16 +114,16 @@ class TableWriter:
         if time.monotonic() - self.saved_at > SAVE_SECONDS:
             self.save()
 
-    def stop(self):
+    def stop(self) -> None:
         """Ask the other processes to stop: this one has failed, and they would work for hours before they hear it."""
         with contextlib.suppress(OSError):  # a full disk: they hear it at their end
             (self.folder / "stop").touch()
 
-    def stopped(self):
+    def stopped(self) -> bool:
         """Whether some process has failed."""
         return (self.folder / "stop").exists()
 
-    def save(self):
+    def save(self) -> None:
         """Bring this process's rows to the disk, then mark them as done: in this order, so that a mark never lies."""
         with self._disk():
             os.fsync(self.table)
@@ -124,7 +131,7 @@ class TableWriter:
             self._put(self.done, flags.tobytes(), first)
         self.unsaved, self.saved_at = [], time.monotonic()
 
-    def _put(self, descriptor, data, offset):
+    def _put(self, descriptor: int, data: bytes, offset: int) -> None:
         view = memoryview(data)
         with self._disk():
             while view:
@@ -132,7 +139,7 @@ class TableWriter:
                 view, offset = view[count:], offset + count
 
     @contextlib.contextmanager
-    def _disk(self):
+    def _disk(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:
@@ -141,30 +148,37 @@ class TableWriter:
                 "mend the cause and start the same command again"
             ) from None
 
-    def __enter__(self):
+    def __enter__(self) -> "TableWriter":
         return self
 
-    def __exit__(self, kind, error, trace):
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if kind is not None:  # interrupted, or failed: what is there is kept for the next start
             with contextlib.suppress(UserError):  # the first error matters
                 self.save()
         self._close()
 
-    def _close(self):
+    def _close(self) -> None:
         while self.descriptors:  # the lock among them
             os.close(self.descriptors.pop())
 
-    def finish(self, names=None, provenance=None, files=None):
+    def finish(
+        self,
+        names: Sequence[str] | None = None,
+        provenance: dict[str, Any] | None = None,
+        files: Sequence[str] = (),
+    ) -> int:
         """Prove that every row is done, write the files beside X.npy, and give X.npy its name. Every rank calls it.
 
         names: N strings for X.names.json, or None. files: N strings, the names where rows were skipped and names is
-        None. Returns the rows kept.
+        None. Returns the number of rows kept.
         """
         self.save()
         self.world.barrier()
         return on_main(self.world, lambda: self._publish(names, provenance, files))
 
-    def _publish(self, names, provenance, files):
+    def _publish(self, names: Sequence[str] | None, provenance: dict[str, Any] | None, files: Sequence[str]) -> int:
         flags = self.flags()
         if len(flags) != self.shape[0] or (flags == MISSING).any():
             raise RuntimeError(f"{np.count_nonzero(flags == MISSING)} rows of {self.path} were never written")
@@ -174,24 +188,24 @@ class TableWriter:
             raise UserError(f"none of the {len(flags)} images could be read: nothing to write")
         finished, listed = self.folder / "table.npy", self.path.with_name(f"{self.path.stem}.skipped.txt")
         if len(left_out):
-            kept, names = np.flatnonzero(flags == WRITTEN), names or files
+            kept, words = np.flatnonzero(flags == WRITTEN), names or files
             finished = self._compact(kept)
             with atomic_write(listed, "w") as handle:
-                handle.write("".join(f"{names[i]}\n" for i in left_out))
-            names = [names[i] for i in kept]
+                handle.write("".join(f"{words[i]}\n" for i in left_out.tolist()))
+            names = [words[i] for i in kept.tolist()]
         else:
             listed.unlink(missing_ok=True)
         write_sidecar(self.path, "names", None if names is None else list(names))
         write_sidecar(self.path, "provenance", provenance)
-        os.replace(finished, self.path)
+        finished.replace(self.path)
         shutil.rmtree(self.folder)
         return len(flags) - len(left_out)
 
-    def _compact(self, kept):
+    def _compact(self, kept: np.ndarray) -> Path:
         """A copy of the table without the skipped rows."""
         target = self.folder / "kept.npy"
         source = np.load(self.folder / "table.npy", mmap_mode="r")
-        with self._disk(), open(target, "wb") as handle:
+        with self._disk(), target.open("wb") as handle:
             header = {"descr": np.lib.format.dtype_to_descr(self.dtype), "fortran_order": False}
             np.lib.format.write_array_header_1_0(handle, header | {"shape": (len(kept), self.shape[1])})
             for at in range(0, len(kept), COPY_ROWS):

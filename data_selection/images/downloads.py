@@ -8,6 +8,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from pathlib import Path
+from typing import BinaryIO
 
 from data_selection.common.errors import UserError
 from data_selection.common.files import file_digest
@@ -16,14 +17,14 @@ BLOCK = 1 << 20  # bytes
 TIMEOUT = 30  # seconds without a byte
 
 
-def cache_folder():
+def cache_folder() -> Path:
     """Where weights are kept: torch.hub's folder (TORCH_HOME moves it), so that its downloads are found too."""
     import torch  # slow, and commands that only show their help need none of it
 
     return Path(torch.hub.get_dir()) / "checkpoints"
 
 
-def fetch_file(url, folder=None, *, digest=None, progress=True):
+def fetch_file(url: str, folder: Path | str | None = None, *, digest: str | None = None, progress: bool = True) -> Path:
     """The local copy of `url`, downloaded on the first call. Returns its path.
 
     folder: default cache_folder(). digest: the start of the file's SHA-256, or of another digest (`md5:...`), where
@@ -44,7 +45,7 @@ def fetch_file(url, folder=None, *, digest=None, progress=True):
     digest = digest or (in_name and in_name[1])
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f"{name}.partial")
-    with open(partial, "ab") as handle:
+    with partial.open("ab") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
         if target.is_file():  # another process fetched it while this one waited
             partial.unlink(missing_ok=True)
@@ -59,21 +60,21 @@ def fetch_file(url, folder=None, *, digest=None, progress=True):
         if digest and not _matches(partial, digest):
             handle.truncate(0)  # the next call starts again
             raise UserError(f"{_cannot(url, target)} (the file that came has another digest than {digest})")
-        os.replace(partial, target)
+        partial.replace(target)
     return target
 
 
-def _matches(path, expected):
+def _matches(path: Path, expected: str) -> bool:
     """Whether a file's digest starts as expected: hexadecimal digits of its SHA-256, or `algorithm:digits`."""
     algorithm, _, digits = expected.rpartition(":")
     return file_digest(path, algorithm or "sha256").startswith(digits)
 
 
-def _cannot(url, target):
+def _cannot(url: str, target: Path) -> str:
     return f"cannot fetch {url}: start again, or fetch it on another machine and put it at {target}"
 
 
-def _receive(url, handle, target, progress):
+def _receive(url: str, handle: BinaryIO, target: Path, progress: bool) -> None:
     """Append what is missing to handle, and check the size."""
     have = handle.seek(0, os.SEEK_END)
     request = urllib.request.Request(url, headers={"User-Agent": "active-finetuning"})

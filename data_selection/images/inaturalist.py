@@ -4,11 +4,12 @@ from pathlib import Path
 
 from data_selection.common.errors import UserError
 from data_selection.common.files import read_json
+from data_selection.images.dataset_files import PoolParts
 
 CATEGORIES = ("kingdom", "phylum", "class", "order", "supercategory", "family", "genus", "name")
 
 
-def read_inaturalist(root, train, *, year, category="name"):
+def read_inaturalist(root: Path | str, train: bool, *, year: int, category: str = "name") -> PoolParts:
     """A year's training or validation images in the order of {train,val}{year}.json, as the keywords of a Pool.
 
     root: the folder with train{year}.json, val{year}.json, categories.json and the images under the names that the

@@ -1,16 +1,18 @@
 """Lists of images in files: text with a path a line, or a CSV of path and (optional) label."""
 
 import csv
+from collections.abc import Sequence
+from pathlib import Path
 
 from data_selection.common.errors import UserError
 
 UNKNOWN = -1  # the label of an image without one
 
 
-def read_list(path):
+def read_list(path: Path) -> tuple[list[str], list[str]]:
     """(names, labels as text) of a list file: text, or a .csv of path and (optional) label with a header or not."""
     try:
-        with open(path, newline="", encoding="utf-8-sig") as handle:
+        with path.open(newline="", encoding="utf-8-sig") as handle:
             if path.suffix.lower() != ".csv":
                 names = [line.rstrip("\r\n") for line in handle if line.strip()]
                 return names, [""] * len(names)
@@ -25,7 +27,7 @@ def read_list(path):
     return [row[0] for row in rows], [row[1] if len(row) > 1 else "" for row in rows]
 
 
-def number_labels(labels, path):
+def number_labels(labels: Sequence[str], path: Path) -> tuple[list[int] | None, list[str] | None]:
     """(labels as ints with -1 for none, or None where there is no label; class names or None) of labels as text.
 
     Words are numbered in sorted order. Raises UserError for a number below -1.

@@ -5,9 +5,10 @@ import functools
 import os
 import struct
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -15,6 +16,7 @@ from PIL import Image
 from data_selection.common.errors import UserError
 from data_selection.common.paths import DATA, DEMO
 from data_selection.images.dataset_files import (
+    PoolParts,
     existing,
     find_idx,
     imbalanced_rows,
@@ -39,29 +41,38 @@ class Pool:
     """A pool of images, a map-style dataset for a DataLoader; item i is (PIL image in RGB, label or -1, i).
 
     arrays: (N, H, W) or (N, H, W, 3) uint8 where the pool is held in memory, else None; then paths has the N files.
-    labels: N ints, -1 where unknown, or None where no image has one. classes: their number, or None.
+    labels: -1 where unknown, or None where no image has one. classes: their number, or None.
     names: N names (folders and lists), or None. class_names: one per class, or None.
     Reading an image raises UserError, naming the file, where it cannot be decoded.
     """
 
-    def __init__(self, *, arrays=None, paths=None, labels=None, classes=None, names=None, class_names=None):
+    def __init__(
+        self,
+        *,
+        arrays: np.ndarray | None = None,
+        paths: Sequence[str] = (),
+        labels: Iterable[int] | None = None,
+        classes: int | None = None,
+        names: Iterable[str] | None = None,
+        class_names: Iterable[str] | None = None,
+    ) -> None:
         self.arrays, self.paths = arrays, paths
         self.labels = None if labels is None else [int(label) for label in labels]
         self.classes = classes
         self.names = None if names is None else tuple(names)
         self.class_names = None if class_names is None else tuple(class_names)
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.paths if self.arrays is None else self.arrays)
 
-    def __getitem__(self, i):
+    def __getitem__(self, i: int) -> tuple[Image.Image, int, int]:
         return self.image(i), self.label(i), i
 
-    def image(self, i):
+    def image(self, i: int) -> Image.Image:
         """Image i as a PIL image in RGB."""
         return read_image(self.paths[i]) if self.arrays is None else Image.fromarray(self.arrays[i]).convert("RGB")
 
-    def label(self, i):
+    def label(self, i: int) -> int:
         return UNKNOWN if self.labels is None else self.labels[i]
 
 
@@ -69,12 +80,12 @@ class Pool:
 class PoolKind:
     """A row of POOLS. build(root, train) -> Pool; backbone: what embeds it by default; root: where it is by default."""
 
-    build: Callable
+    build: Callable[[Path, bool], Pool]
     backbone: str = "vit_small"
-    root: Path | None = DATA
+    root: Path = DATA
 
 
-def open_pool(name, split="train", root=None):
+def open_pool(name: str, split: str = "train", root: Path | str | None = None) -> Pool:
     """The pool of a name of POOLS, of a folder (recursive, sorted by path) or of a list file (text or CSV).
 
     split: `train`, or `test` / `val` for the held-out part; a folder or a list has one part, whatever the word.
@@ -87,7 +98,7 @@ def open_pool(name, split="train", root=None):
         if split not in SPLITS:
             raise UserError(f"unknown split {split!r} of {name}: use train, or test (the same as val)")
         kind = POOLS[name]
-        return kind.build(Path(kind.root if root is None else root) if kind.root else None, split == "train")
+        return kind.build(Path(kind.root if root is None else root), split == "train")
     if Path(name).is_dir():
         check_one_split(Path(name))
         return folder_pool(Path(name))
@@ -96,7 +107,7 @@ def open_pool(name, split="train", root=None):
     raise UserError(_unknown(name))
 
 
-def check_one_split(folder):
+def check_one_split(folder: Path) -> None:
     """Raise UserError for a folder of train/, val/, test/: a pool of all of them would mix in the evaluation images.
 
     A single one among other subfolders is let through: it may be a class (`train` among vehicles).
@@ -108,7 +119,7 @@ def check_one_split(folder):
         raise UserError(f"folder {folder} holds {held}, not one pool: give {folder / splits[0]}")
 
 
-def _unknown(name):
+def _unknown(name: str) -> str:
     lowered = {known.lower(): known for known in POOLS}
     close = difflib.get_close_matches(str(name).lower().replace("-", "").replace("_", ""), lowered, 1, 0.7)
     hint = f" Did you mean {lowered[close[0]]}?" if close else ""
@@ -118,7 +129,7 @@ def _unknown(name):
     )
 
 
-def read_image(path):
+def read_image(path: Path | str) -> Image.Image:
     """An image file in RGB: the first frame of an animation, 16-bit grey scaled to 8, transparency dropped.
 
     Raises UserError, naming the file, where it is missing or cannot be decoded.
@@ -135,12 +146,13 @@ def read_image(path):
         raise UserError(f"image {path} cannot be read ({type(error).__name__}: {error})") from None
 
 
-def folder_pool(folder):
+def folder_pool(folder: Path) -> Pool:
     """Every image below a folder, sorted folder by folder; relative paths are the names. Hidden files are left out.
 
     Class folders with nothing but images come in torchvision's ImageFolder order.
     """
-    names, seen = [], set()
+    names: list[str] = []
+    seen: set[str] = set()
     for parent, folders, files in os.walk(folder, followlinks=True):
         real = os.path.realpath(parent)
         if real in seen:  # a link that leads back up
@@ -153,10 +165,14 @@ def folder_pool(folder):
     if not names:
         raise UserError(f"folder {folder} holds no images ({', '.join(EXTENSIONS)}): check the path")
     names.sort(key=lambda name: name.split("/"))  # as text, "a-b/x" would come before "a/x"
-    return Pool(paths=[os.path.join(folder, name) for name in names], names=names)
+    return Pool(paths=_joined(folder, names), names=names)
 
 
-def list_pool(path, root):
+def _joined(folder: Path, names: Sequence[str]) -> list[str]:
+    return [os.path.join(folder, name) for name in names]  # noqa: PTH118 - pathlib takes six times as long
+
+
+def list_pool(path: Path, root: Path) -> Pool:
     """The images a file lists, in its order: text with a path a line, or a .csv of path and (optional) label.
 
     A CSV may start with a header (`file,label`). Labels are whole numbers, or words, which are numbered in sorted
@@ -170,14 +186,14 @@ def list_pool(path, root):
         twice = Counter(names).most_common(1)[0][0]
         raise UserError(f"list {path} names {twice!r} more than once ({repeated} repeats): remove the repeats")
     hint = f"relative paths start from {root} (--data_path sets another folder)"
-    paths = existing([os.path.join(root, name) for name in names], f"list {path}", hint)
+    paths = existing(_joined(root, names), f"list {path}", hint)
     numbers, class_names = number_labels(labels, path)
     known = [] if numbers is None else numbers
     classes = len(class_names) if class_names else max(known, default=-1) + 1 or None
     return Pool(paths=paths, labels=numbers if classes else None, classes=classes, names=names, class_names=class_names)
 
 
-def load_demo():
+def load_demo() -> dict[str, np.ndarray]:
     """The demo pool: {train,test}_images (N, 28, 28), _labels, _index (rows of Fashion-MNIST); 10,000 and 2,000."""
     if not DEMO_FILE.is_file():
         raise UserError(f"the demo pool {DEMO_FILE} is missing: make it with scripts/demo/make_demo_data.py")
@@ -185,12 +201,12 @@ def load_demo():
         return dict(arrays)
 
 
-def _build_demo(root, train):
+def _build_demo(_root: Path, train: bool) -> Pool:
     arrays, split = load_demo(), "train" if train else "test"
     return Pool(arrays=arrays[f"{split}_images"], labels=arrays[f"{split}_labels"], classes=10)
 
 
-def _build_fashion(root, train):
+def _build_fashion(root: Path, train: bool) -> Pool:
     for folder in (root / "FashionMNIST" / "raw", root):
         if any(folder.glob("*-ubyte*")):
             break
@@ -204,14 +220,14 @@ def _build_fashion(root, train):
     return Pool(arrays=images, labels=read_idx(find_idx(folder, f"{part}-labels-idx1-ubyte")), classes=10)
 
 
-def _build_cifar(name, root, train):
+def _build_cifar(name: str, root: Path, train: bool) -> Pool:
     from torchvision import datasets  # slow to import, and half the users of this module never need it
 
     source = _download(getattr(datasets, name), root, train)
     return Pool(arrays=source.data, labels=source.targets, classes=len(source.classes), class_names=source.classes)
 
 
-def _download(kind, root, train):
+def _download(kind: Any, root: Path, train: bool) -> Any:
     """A torchvision data set from root, downloaded where it is not there yet."""
     try:
         try:
@@ -227,7 +243,7 @@ def _download(kind, root, train):
         ) from None
 
 
-def _build_imagenet(root, train):
+def _build_imagenet(root: Path, train: bool) -> Pool:
     from torchvision.datasets import ImageFolder
 
     folder = root / "ImageNet" / ("train" if train else "val")
@@ -242,11 +258,13 @@ def _build_imagenet(root, train):
     return Pool(paths=list(paths), labels=labels, classes=len(source.classes), class_names=source.classes)
 
 
-def _build_long_tail(ratio, root, train):
+def _build_long_tail(ratio: int, root: Path, train: bool) -> Pool:
     """The training part of CIFAR100 thinned out; its names are CIFAR100 indices. The held-out part is CIFAR100's."""
     whole = _build_cifar("CIFAR100", root, train)
     if not train:
         return whole
+    assert whole.arrays is not None  # as of every pool that torchvision holds in memory
+    assert whole.labels is not None
     rows = imbalanced_rows(whole.labels, ratio)
     return Pool(
         arrays=whole.arrays[rows], labels=np.asarray(whole.labels)[rows], classes=whole.classes,
@@ -254,12 +272,12 @@ def _build_long_tail(ratio, root, train):
     )  # fmt: skip
 
 
-def _build_from(reader, root, train):
+def _build_from(reader: Callable[[Path, bool], PoolParts], root: Path, train: bool) -> Pool:
     return Pool(**reader(root, train))
 
 
 POOLS = {
-    "DEMO": PoolKind(_build_demo, backbone="demo_vit", root=None),
+    "DEMO": PoolKind(_build_demo, backbone="demo_vit", root=DEMO),
     "CIFAR10": PoolKind(functools.partial(_build_cifar, "CIFAR10")),
     "CIFAR100": PoolKind(functools.partial(_build_cifar, "CIFAR100")),
     "ImageNet": PoolKind(_build_imagenet),

@@ -1,6 +1,7 @@
 """Judge a subset in seconds: k-NN and a linear probe on cached features, no finetuning."""
 
 import statistics
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
@@ -8,6 +9,8 @@ from sklearn.linear_model import LogisticRegression
 
 from data_selection.common.checks import check_ids
 from data_selection.common.errors import UserError
+from data_selection.common.feature_table import FeatureTable
+from data_selection.common.kinds import Ids
 from data_selection.nearest.similarity import normalise, row_blocks
 
 KNN_TEMPERATURE = 0.07  # DINO's k-NN evaluation weighs a neighbour by exp(similarity / 0.07)
@@ -17,23 +20,30 @@ PROBE_C = 100.0
 
 
 class MeanSd(NamedTuple):
-    """Mean and sample standard deviation (n - 1) of `count` values; sd is nan for one value."""
+    """Mean and sample standard deviation (n - 1) of `size` values; sd is nan for one value."""
 
     mean: float
     sd: float
-    count: int
+    size: int
 
-    def __str__(self):
-        return f"{self.mean:.2f} ± {self.sd:.2f}" if self.count > 1 else f"{self.mean:.2f}"
-
-
-def mean_sd(values):
-    """MeanSd of a list of numbers."""
-    values = list(values)
-    return MeanSd(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else float("nan"), len(values))
+    def __str__(self) -> str:
+        return f"{self.mean:.2f} ± {self.sd:.2f}" if self.size > 1 else f"{self.mean:.2f}"
 
 
-def knn_accuracy(train_features, train_labels, test_features, test_labels, *, k=20):
+def mean_sd(values: Iterable[float]) -> MeanSd:
+    """MeanSd of some numbers, one at least."""
+    given = list(values)
+    return MeanSd(statistics.fmean(given), statistics.stdev(given) if len(given) > 1 else float("nan"), len(given))
+
+
+def knn_accuracy(
+    train_features: torch.Tensor,
+    train_labels: torch.Tensor,
+    test_features: torch.Tensor,
+    test_labels: torch.Tensor,
+    *,
+    k: int = 20,
+) -> float:
     """Weighted k-nearest-neighbour accuracy in percent (0-100) by cosine similarity.
 
     train_features (N, D), test_features (M, D): float tensors on one device. train_labels (N,), test_labels (M,):
@@ -50,11 +60,18 @@ def knn_accuracy(train_features, train_labels, test_features, test_labels, *, k=
         weight, neighbour = similarity.topk(min(k, len(bank)), dim=1)
         votes = torch.zeros(stop - start, classes, device=bank.device)
         votes.scatter_add_(1, train_labels[neighbour], ((weight - 1) / KNN_TEMPERATURE).exp())
-        correct += (votes.argmax(1) == test_labels[start:stop]).sum().item()
+        correct += int((votes.argmax(1) == test_labels[start:stop]).sum())
     return 100 * correct / len(test_labels)
 
 
-def probe_accuracy(train_features, train_labels, test_features, test_labels, *, c=PROBE_C):
+def probe_accuracy(
+    train_features: torch.Tensor,
+    train_labels: torch.Tensor,
+    test_features: torch.Tensor,
+    test_labels: torch.Tensor,
+    *,
+    c: float = PROBE_C,
+) -> float:
     """Accuracy in percent (0-100) of a multinomial logistic regression on unit-length features (scikit-learn, L-BFGS).
 
     train_features (N, D), test_features (M, D): float tensors. train_labels (N,), test_labels (M,): int64, 0 or more.
@@ -72,10 +89,10 @@ def probe_accuracy(train_features, train_labels, test_features, test_labels, *, 
     return 100 * (predicted == test_labels.cpu()).double().mean().item()
 
 
-def judge_subset(ids, train, test, *, k=20):
+def judge_subset(ids: Ids, train: FeatureTable, test: FeatureTable, *, k: int = 20) -> tuple[float, float]:
     """(k-NN accuracy, linear-probe accuracy) in percent on `test` when only the chosen images of `train` have labels.
 
-    ids: pool indices into train. train, test: FeatureTables with labels.
+    ids: pool indices into train. train, test: with labels.
     """
     if train.labels is None or test.labels is None:
         missing = train if train.labels is None else test
@@ -86,6 +103,6 @@ def judge_subset(ids, train, test, *, k=20):
     return knn_accuracy(*arguments, k=k), probe_accuracy(*arguments)
 
 
-def _check_labels(labels, what):
+def _check_labels(labels: torch.Tensor, what: str) -> None:
     if len(labels) == 0 or labels.min() < 0:
         raise UserError(f"{what} labels must be 0 or more and not empty: {int((labels < 0).sum())} are unknown")

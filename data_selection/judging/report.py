@@ -1,17 +1,22 @@
 """Pictures and tables of selections."""
 
 import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 
 from data_selection.common.files import atomic_write
+from data_selection.common.kinds import Ids
 from data_selection.nearest.similarity import normalise
 
 SHOWN = 3_000  # pool points in the picture: more are ink, not information
 
 
-def project_2d(features, keep=(), *, seed=0, shown=SHOWN):
+def project_2d(
+    features: np.ndarray, keep: Ids = (), *, seed: int = 0, shown: int = SHOWN
+) -> tuple[torch.Tensor, np.ndarray]:
     """t-SNE of a random sample of the pool together with the images that must be in the picture.
 
     features: (N, D) array or memory map. keep: pool indices that must be shown. Returns (rows, points): int64 (S,)
@@ -30,7 +35,17 @@ def project_2d(features, keep=(), *, seed=0, shown=SHOWN):
     return rows, points
 
 
-def draw_selections(path, features, selections, image_of, *, labels=None, captions=None, title="", seed=0):
+def draw_selections(
+    path: Path | str,
+    features: np.ndarray,
+    selections: Mapping[str, Ids],
+    image_of: Callable[[int], np.ndarray],
+    *,
+    labels: Ids | None = None,
+    captions: Mapping[str, str] | None = None,
+    title: str = "",
+    seed: int = 0,
+) -> None:
     """Write a PNG: for each method the pool in 2-D with its images marked, and below it a sheet of those images.
 
     features: (N, D). selections: {method: pool indices}. image_of(i): the image i as a (H, W[, 3]) uint8 array.
@@ -47,7 +62,7 @@ def draw_selections(path, features, selections, image_of, *, labels=None, captio
     grey = {"color": "#b5bcc6"}
     colour = grey if labels is None else {"c": np.asarray(labels)[rows.numpy()], "cmap": "tab10"}
     figure, axes = plt.subplots(2, len(selections), figsize=(4.6 * len(selections), 9.4), squeeze=False, dpi=110)
-    for (method, ids), (above, below) in zip(selections.items(), axes.T):
+    for (method, ids), (above, below) in zip(selections.items(), axes.T, strict=True):
         above.scatter(*points.T, **colour, s=5, alpha=0.35, linewidths=0)
         chosen = points[[place[int(i)] for i in ids]]
         above.scatter(*chosen.T, s=26, facecolors="white", edgecolors="black", linewidths=1.0)
@@ -65,7 +80,7 @@ def draw_selections(path, features, selections, image_of, *, labels=None, captio
     plt.close(figure)
 
 
-def contact_sheet(images, gap=2):
+def contact_sheet(images: Sequence[np.ndarray], gap: int = 2) -> np.ndarray:
     """Images (H, W[, 3]) of one size as a near-square grid, white between them, in the given order."""
     columns = math.ceil(math.sqrt(len(images)))
     height, width = images[0].shape[:2]
@@ -78,10 +93,12 @@ def contact_sheet(images, gap=2):
     return sheet
 
 
-def markdown_table(header, rows):
-    """A Markdown table with aligned columns: header is a list of strings, rows are lists of the same length."""
+def markdown_table(header: Sequence[object], rows: Sequence[Sequence[object]]) -> str:
+    """A Markdown table with aligned columns: rows are as long as the header."""
     cells = [[str(cell) for cell in row] for row in [header, *rows]]
     widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
-    lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths)) + " |" for row in cells]
+    lines = [
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in cells
+    ]
     lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
     return "\n".join(lines)

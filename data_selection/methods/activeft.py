@@ -2,6 +2,7 @@
 
 import math
 import random
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.distributed as dist
@@ -9,30 +10,41 @@ import torch.distributed as dist
 from data_selection.common.checks import check_request, check_selection
 from data_selection.common.distributed import World
 from data_selection.common.errors import UserError
-from data_selection.common.progress import open_bar
+from data_selection.common.kinds import Device, Features, Ids
+from data_selection.common.progress import OpenBar, open_bar
 from data_selection.methods.activeft_objective import OBJECTIVES, TABLE_ROWS, add_segment_sums, through_normalisation
 from data_selection.methods.configs import ActiveFTConfig
 from data_selection.methods.starts import farthest_point, plus_plus
-from data_selection.nearest.assignment import distinct_nearest
+from data_selection.nearest.assignment import Blocks, distinct_nearest
 from data_selection.nearest.pool_reader import UnitPool, pool_device, working_memory
-from data_selection.nearest.screening import make_search
+from data_selection.nearest.screening import Search, make_search
 from data_selection.nearest.similarity import normalise
 
 FINAL_LR = 1e-6  # of the cosine schedule
 ASSIGN_BYTES = 48 << 20  # larger blocks of the assignment gain nothing
 PATIENCE = 10  # iterations over which the loss must move by `threshold`
 
+OnIteration = Callable[[int, float, float], object]  # (iteration, learning rate, loss before the step)
+
 
 def select_activeft(
-    features, budget, *, config=ActiveFTConfig(), labelled=(), excluded=(), seed=0, device=None, progress=None,
-    on_iteration=None,
-):  # fmt: skip
+    features: Features,
+    budget: int,
+    *,
+    config: ActiveFTConfig = ActiveFTConfig(),
+    labelled: Ids = (),
+    excluded: Ids = (),
+    seed: int = 0,
+    device: Device | None = None,
+    progress: OpenBar | None = None,
+    on_iteration: OnIteration | None = None,
+) -> torch.Tensor:
     """Choose `budget` pool samples by ActiveFT; returns their indices, (budget,) int64, ascending.
 
     features: (N, D) float tensor, array or memory map, raw (rows are normalised here). labelled: samples annotated
     already: centroids that attract and repel but do not move. excluded: samples left out of everything. Under
     torch.distributed every rank must call this with the same arguments; rows are shared out, all get the result.
-    on_iteration: called with (iteration, learning rate, loss before the step) after each step, where given.
+    on_iteration: called after each step, where given.
     Raises UserError for a wrong request, NaN or infinity. Source: ActiveFT, algorithm 1; the released programs draw
     from an unseeded generator, compute in float32 and leave ties to an unstable sort.
     """
@@ -57,14 +69,23 @@ def select_activeft(
     return check_selection(chosen.sort().values, budget, len(features), labelled, excluded)
 
 
-def current_world(device):
-    """This process's place among the ranks: those of torch.distributed where it runs, else alone."""
+def current_world(device: torch.device) -> World:
+    """The place of this process among the ranks: those of torch.distributed where it runs, else alone."""
     if dist.is_available() and dist.is_initialized():
         return World(dist.get_rank(), dist.get_world_size(), device)
     return World(0, 1, device)
 
 
-def initial(features, budget, candidates, labelled, config, seed, device, max_bytes=None):
+def initial(
+    features: Features,
+    budget: int,
+    candidates: torch.Tensor,
+    labelled: torch.Tensor,
+    config: ActiveFTConfig,
+    seed: int,
+    device: torch.device,
+    max_bytes: float | None = None,
+) -> torch.Tensor:
     """Pool indices of the rows that the centroids start from, (budget,), in parameter order."""
     if config.init == "random":  # the draw of the released programs after random.seed(seed)
         return torch.tensor(random.Random(seed).sample(candidates.tolist(), budget))
@@ -75,7 +96,17 @@ def initial(features, budget, candidates, labelled, config, seed, device, max_by
     return plus_plus(features, budget, candidates, labelled, seed, device, max_bytes)
 
 
-def optimise(pool, start, fixed, config, world, seed, max_bytes, progress=None, on_iteration=None):
+def optimise(
+    pool: UnitPool,
+    start: torch.Tensor,
+    fixed: torch.Tensor,
+    config: ActiveFTConfig,
+    world: World,
+    seed: int,
+    max_bytes: float,
+    progress: OpenBar | None = None,
+    on_iteration: OnIteration | None = None,
+) -> torch.Tensor:
     """Adam on the centroids; returns the free ones at unit length, (K, D) float32.
 
     start: (K,) positions of the first centroids; fixed: (L, D) unit centroids that do not move. Centroids, their
@@ -85,10 +116,10 @@ def optimise(pool, start, fixed, config, world, seed, max_bytes, progress=None, 
     adam = Adam(centroids)
     memory = centroids.new_empty(2, len(fixed) + len(start), pool.dimensions)
     generator = torch.Generator().manual_seed(seed)
+    mine = pool.spans(config.batch_size or pool.count)[world.rank :: world.size]
     full = config.batch_size is None
-    mine = pool.spans(pool.count if full else config.batch_size)[world.rank :: world.size]
     search = make_search(pool, mine, len(start) + len(fixed), full, max_bytes / 8, config.slice)
-    losses = []
+    losses: list[float] = []
     with open_bar(progress, config.max_iter, "ActiveFT", "step") as bar:
         for iteration in range(config.max_iter):
             loss, gradient = loss_and_gradient(pool, centroids, fixed, config, world, generator, search, memory)
@@ -110,29 +141,38 @@ class Adam:
     Not torch.optim.Adam: its first step imports PyTorch's compiler, seconds for which the user waits.
     """
 
-    def __init__(self, values, betas=(0.9, 0.999), epsilon=1e-8):
+    def __init__(self, values: torch.Tensor, betas: tuple[float, float] = (0.9, 0.999), epsilon: float = 1e-8) -> None:
         self.values, self.betas, self.epsilon, self.steps = values, betas, epsilon, 0
         self.mean, self.square = torch.zeros_like(values), torch.zeros_like(values)
 
-    def step(self, gradient, lr):
+    def step(self, gradient: torch.Tensor, lr: float) -> None:
         first, second = self.betas
         self.steps += 1
         tables = (self.values, self.mean, self.square, gradient)
-        for values, mean, square, part in zip(*(table.split(TABLE_ROWS) for table in tables)):
+        for values, mean, square, part in zip(*(table.split(TABLE_ROWS) for table in tables), strict=True):
             mean.lerp_(part, 1 - first)
             square.mul_(second).addcmul_(part, part, value=1 - second)
             scale = square.sqrt().div_((1 - second**self.steps) ** 0.5).add_(self.epsilon)
             values.addcdiv_(mean, scale, value=-lr / (1 - first**self.steps))
 
 
-def learning_rate(config, iteration):
+def learning_rate(config: ActiveFTConfig, iteration: int) -> float:
     """The step's learning rate: constant, or a half cosine from lr down to 1e-6."""
     if config.scheduler == "none":
         return config.lr
     return FINAL_LR + (config.lr - FINAL_LR) * (1 + math.cos(math.pi * iteration / config.max_iter)) / 2
 
 
-def loss_and_gradient(pool, centroids, fixed, config, world, generator, search, memory):
+def loss_and_gradient(
+    pool: UnitPool,
+    centroids: torch.Tensor,
+    fixed: torch.Tensor,
+    config: ActiveFTConfig,
+    world: World,
+    generator: torch.Generator,
+    search: Search,
+    memory: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
     """The objective and its gradient at centroids (K, D) float64 over the pool or a batch drawn from it.
 
     memory: (2, L + K, D) float64, overwritten. Returns (loss, gradient): float64 scalar and (K, D), a part of memory,
@@ -140,7 +180,7 @@ def loss_and_gradient(pool, centroids, fixed, config, world, generator, search, 
     """
     units = fixed.new_empty(memory.shape[1:])  # (L + K, D) float32
     units[: len(fixed)] = fixed
-    for part, values in zip(units[len(fixed) :].split(TABLE_ROWS), centroids.split(TABLE_ROWS)):
+    for part, values in zip(units[len(fixed) :].split(TABLE_ROWS), centroids.split(TABLE_ROWS), strict=True):
         part.copy_(normalise(values))
     terms = OBJECTIVES[config.objective](units, config, world, memory[0])
     spans, read = batch(pool, config, generator)
@@ -160,7 +200,9 @@ def loss_and_gradient(pool, centroids, fixed, config, world, generator, search, 
     return totals[-1] + loss, through_normalisation(gradient, centroids)
 
 
-def batch(pool, config, generator):
+def batch(
+    pool: UnitPool, config: ActiveFTConfig, generator: torch.Generator
+) -> tuple[list[tuple[int, int]], Callable[[int, int], torch.Tensor]]:
     """The spans of this iteration and the function that reads one: the whole pool, or distinct random rows."""
     if config.batch_size is None:
         return pool.spans(pool.count), pool.read
@@ -168,15 +210,15 @@ def batch(pool, config, generator):
     return pool.spans(config.batch_size), lambda start, stop: pool.take(drawn[start:stop])
 
 
-def draw(count, size, generator):
+def draw(count: int, size: int, generator: torch.Generator) -> torch.Tensor:
     """`size` distinct positions of 0..count-1, (size,); ascending, so that a memory map is read onwards."""
     return torch.randperm(count, generator=generator)[:size].sort().values
 
 
-def pool_blocks(pool, world, config):
+def pool_blocks(pool: UnitPool, world: World, config: ActiveFTConfig) -> Blocks:
     """A function that yields (first, rows) of this rank's spans of the pool in blocks of at most `step` rows."""
 
-    def blocks(step):
+    def blocks(step: int) -> Iterator[tuple[int, torch.Tensor]]:
         for start, stop in pool.spans(pool.count)[world.rank :: world.size]:
             rows = pool.read(start, stop)
             for first in range(0, stop - start, config.slice or step):

@@ -16,11 +16,14 @@ term shifted out, so low temperatures do not overflow.
 Paper objective (eq. 5-7): L = -(1/N) sum_i s_i / t + b (1/K) sum_j log sum_{l != j} exp(u_l . u_j / t).
 """
 
-from itertools import combinations_with_replacement
+from itertools import combinations_with_replacement, pairwise
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 
+from data_selection.common.distributed import World
+from data_selection.methods.configs import ActiveFTConfig
 from data_selection.nearest.similarity import row_blocks
 
 REPULSION_BYTES = 32 << 20  # fixed, as all sizes here, so that no rounding depends on the memory limit
@@ -29,50 +32,62 @@ BAGS = 1024  # centroids whose samples are added up at once
 TILE_ROWS = 512  # of centroids: a tile of pairs stays in a core's cache
 
 
-class Released:
-    """The released objective's terms for one set of unit centroids (K, D); memory: (K, D) float64, for the gradient."""
+class Objective(Protocol):
+    """The terms for one set of unit centroids (K, D); memory: (K, D) float64, for the gradient."""
 
-    def __init__(self, units, config, world, memory):
+    def __init__(self, units: torch.Tensor, config: ActiveFTConfig, world: World, memory: torch.Tensor) -> None: ...
+
+    def sample_terms(self, similarity: torch.Tensor, index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Loss and weight w_i of samples with this similarity to their centroid `index`, both (B,)."""
+
+    def centroid_terms(self, weights: torch.Tensor) -> tuple[float | torch.Tensor, torch.Tensor]:
+        """Loss and gradient (K, D) of the repulsion beyond the samples' loss; weights: (K,) sums of w_i, over N.
+
+        Can be called once: the gradient takes the place of what it is made from.
+        """
+
+
+class Released:
+    """The released objective's terms."""
+
+    def __init__(self, units: torch.Tensor, config: ActiveFTConfig, world: World, memory: torch.Tensor) -> None:
         self.temperature, self.balance = config.temperature, config.balance
         # (K,), (K, D): log S_j, sum_l q_jl u_l
         self.log_sum, self.mean = repulsion(units, config.temperature, world, memory)
 
-    def sample_terms(self, similarity, index):
-        """Loss and weight w_i of samples with this similarity to their centroid `index`, both (B,)."""
+    def sample_terms(self, similarity: torch.Tensor, index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         z = self.log_sum[index] - similarity / self.temperature
         if self.balance != 1:
             z = z + torch.log(z.new_tensor(self.balance))
         return F.softplus(z), torch.sigmoid(z)
 
-    def centroid_terms(self, weights):
-        """Loss and gradient (K, D) of the repulsion beyond the samples' loss; weights: (K,) sums of w_i, over N.
-
-        Can be called once: the gradient takes the place of what it is made from.
-        """
+    def centroid_terms(self, weights: torch.Tensor) -> tuple[float | torch.Tensor, torch.Tensor]:
         return 0.0, self.mean.mul_(weights[:, None] / self.temperature)
 
 
 class Paper:
     """The paper's objective: no self term, no positive in the denominator, every centroid counts the same."""
 
-    def __init__(self, units, config, world, memory):
+    def __init__(self, units: torch.Tensor, config: ActiveFTConfig, world: World, memory: torch.Tensor) -> None:
         self.temperature, self.balance = config.temperature, config.balance
         self.log_sum, self.mean = repulsion(units, config.temperature, world, memory, paper=True)
 
-    def sample_terms(self, similarity, index):
+    def sample_terms(self, similarity: torch.Tensor, index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return -similarity / self.temperature, torch.ones_like(similarity)
 
-    def centroid_terms(self, weights):
+    def centroid_terms(self, weights: torch.Tensor) -> tuple[float | torch.Tensor, torch.Tensor]:
         scale = self.balance / len(self.log_sum)
         if len(self.log_sum) == 1:  # nothing repels a single centroid
             return 0.0, torch.zeros_like(self.mean)
         return scale * self.log_sum.sum(), self.mean.mul_(scale / self.temperature)
 
 
-OBJECTIVES = {"released": Released, "paper": Paper}
+OBJECTIVES: dict[str, type[Objective]] = {"released": Released, "paper": Paper}
 
 
-def repulsion(units, temperature, world, memory, paper=False):
+def repulsion(
+    units: torch.Tensor, temperature: float, world: World, memory: torch.Tensor, paper: bool = False
+) -> tuple[torch.Tensor, torch.Tensor]:
     """log S_j (K,) and the centroids' pull on each other (K, D), both float64; tiles are shared out over the ranks.
 
     units: (K, D) float32 unit centroids; memory: (K, D) float64, for the pull. Released: sum_l q_jl u_l. Paper: l = j
@@ -96,7 +111,9 @@ def repulsion(units, temperature, world, memory, paper=False):
     return sums.log() + 1 / temperature, world.sum_(mean).div_(sums[:, None])
 
 
-def paper_repulsion(units, temperature, world, mean):
+def paper_repulsion(
+    units: torch.Tensor, temperature: float, world: World, mean: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
     """As repulsion, for the paper's objective; without l = j the shift depends on the row, so rows stay whole."""
     log_sum = mean.new_zeros(len(units))
     blocks = row_blocks(len(units), 2 * len(units), REPULSION_BYTES)[world.rank :: world.size]
@@ -110,14 +127,16 @@ def paper_repulsion(units, temperature, world, mean):
     return log_sum, world.sum_(mean)
 
 
-def other_logits(units, start, stop, temperature):
+def other_logits(units: torch.Tensor, start: int, stop: int, temperature: float) -> torch.Tensor:
     """u_j . u_l / t for rows j of start..stop, (B, K); -inf for l = j."""
     logits = (units[start:stop] @ units.T).div_(temperature)
     logits.diagonal(start).fill_(-torch.inf)
     return logits
 
 
-def add_segment_sums(sums, masses, rows, index, weights):
+def add_segment_sums(
+    sums: torch.Tensor, masses: torch.Tensor, rows: torch.Tensor, index: torch.Tensor, weights: torch.Tensor
+) -> None:
     """Add weights_i * rows_i to its centroid's row of sums (K, D), and the weights to masses (K,), both in place.
 
     rows: (B, D), index: (B,) 0..K-1, weights: (B,) float64. float32 within the call, in the order of the rows, whatever
@@ -129,15 +148,16 @@ def add_segment_sums(sums, masses, rows, index, weights):
     short = weights.to(rows.dtype)
     bags_at_once = len(sums) if rows.is_cuda else BAGS  # to cut the samples, the host must know where
     ends = [0, *offsets[bags_at_once::bags_at_once].tolist(), len(rows)]
-    for some, bags, first, last in zip(sums.split(bags_at_once), offsets.split(bags_at_once), ends, ends[1:]):
+    parts = zip(sums.split(bags_at_once), offsets.split(bags_at_once), pairwise(ends), strict=True)
+    for some, bags, (first, last) in parts:
         part = slice(first, last)
         some += F.embedding_bag(order[part], rows, bags - first, mode="sum", per_sample_weights=short[part])
     masses.index_add_(0, index[order], weights)
 
 
-def through_normalisation(gradient, centroids):
+def through_normalisation(gradient: torch.Tensor, centroids: torch.Tensor) -> torch.Tensor:
     """dL/dc from dL/du, both (K, D), in place: the part along u drops out, the rest is divided by |c|."""
-    for part, values in zip(gradient.split(TABLE_ROWS), centroids.split(TABLE_ROWS)):
+    for part, values in zip(gradient.split(TABLE_ROWS), centroids.split(TABLE_ROWS), strict=True):
         norm = values.norm(dim=1, keepdim=True).clamp_(min=1e-12)
         units = values / norm
         part.sub_(units.mul_((part * units).sum(1, keepdim=True))).div_(norm)

@@ -22,7 +22,7 @@ class FarthestConfig:
 
     distance: str = "euclidean"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.distance not in DISTANCES:
             raise UserError(f"distance {self.distance!r} is unknown: use one of {', '.join(DISTANCES)}")
 
@@ -34,7 +34,7 @@ class KMeansConfig:
     max_iter: int = 100
     batch_size: int = 8192
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("max_iter", "batch_size"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} {getattr(self, name)} must be at least 1")
@@ -66,7 +66,7 @@ class ActiveFTConfig:
     threshold: float | None = None
     objective: str = "released"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("temperature", "max_iter", "lr", "balance", "batch_size", "slice", "max_memory"):
             value = getattr(self, name)
             if value is not None and not (value > 0 and math.isfinite(value)):
@@ -153,11 +153,11 @@ class BiLAFConfig:
     nested: bool = False
     max_memory: float | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name, allowed in CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise UserError(f"{name} {getattr(self, name)!r} is unknown: use {' or '.join(allowed)}")
-        ranges = {
+        ranges: dict[str, tuple[float, float | None]] = {
             "core_number": (1, None), "density_number": (1, None), "ring_share": (0, 1), "remove_share": (0, 1),
             "penalty": (1, None), "small_class": (0, None), "max_memory": (0.01, None),
         }  # fmt: skip
@@ -177,3 +177,5 @@ BILAF_PRESETS = {
     "released": _RELEASED,
     "released_imagenet": replace(_RELEASED, remove_share=0.2),
 }
+
+Config = RandomConfig | FarthestConfig | KMeansConfig | ActiveFTConfig | BiLAFConfig

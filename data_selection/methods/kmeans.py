@@ -1,10 +1,13 @@
 """The samples nearest to the centres of k-means."""
 
+from collections.abc import Iterator
+
 import torch
 
 from data_selection.common.checks import check_request, check_selection
 from data_selection.common.distributed import World
-from data_selection.common.progress import open_bar
+from data_selection.common.kinds import Device, Features, Ids
+from data_selection.common.progress import OpenBar, open_bar
 from data_selection.methods.configs import KMeansConfig
 from data_selection.nearest.assignment import distinct_nearest
 from data_selection.nearest.pool_reader import UnitPool
@@ -12,8 +15,16 @@ from data_selection.nearest.similarity import BLOCK_BYTES, normalise
 
 
 def select_kmeans(
-    features, budget, *, config=KMeansConfig(), labelled=(), excluded=(), seed=0, device=None, progress=None
-):
+    features: Features,
+    budget: int,
+    *,
+    config: KMeansConfig = KMeansConfig(),
+    labelled: Ids = (),
+    excluded: Ids = (),
+    seed: int = 0,
+    device: Device | None = None,
+    progress: OpenBar | None = None,
+) -> torch.Tensor:
     """The samples nearest to the centres of k-means on unit features, distinct; (budget,) int64, ascending.
 
     Centres already served by a labelled sample are left out: k-means finds budget + labelled centres, each labelled
@@ -22,28 +33,28 @@ def select_kmeans(
     labelled, candidates = check_request(features, budget, labelled, excluded)
     kept = torch.cat([labelled, candidates]).sort().values
     pool = UnitPool(features, kept, torch.device("cpu"), float("inf"))
-    rows = pool.resident.numpy()  # (n, D)
+    rows = pool.read(0, pool.count)  # (n, D)
     from sklearn.cluster import KMeans, MiniBatchKMeans  # slow to import, and only needed here
 
     small = len(rows) <= 4 * config.batch_size
     options = {"n_clusters": budget + len(labelled), "n_init": 1, "max_iter": config.max_iter, "random_state": seed}
     estimator = KMeans(**options) if small else MiniBatchKMeans(**options, batch_size=config.batch_size)
     with open_bar(progress, 1, "k-means", "fit") as bar:
-        centres = normalise(torch.from_numpy(estimator.fit(rows).cluster_centers_))  # (budget + L, D)
+        centres = normalise(torch.from_numpy(estimator.fit(rows.numpy()).cluster_centers_))  # (budget + L, D)
         bar.update(1)
     alone = World(0, 1, torch.device("cpu"))
     if len(labelled):
         known = pool.take(torch.searchsorted(kept, labelled))
         nobody = torch.zeros(len(centres), dtype=torch.bool)
-        claimed = distinct_nearest(lambda step: [(0, centres)], known, nobody, alone, BLOCK_BYTES)
+        claimed = distinct_nearest(lambda _: [(0, centres)], known, nobody, alone, BLOCK_BYTES)
         free = torch.ones(len(centres), dtype=torch.bool)
         free[claimed] = False
         centres = centres[free]
     barred = torch.ones(len(kept), dtype=torch.bool)
     barred[torch.searchsorted(kept, candidates)] = False
 
-    def blocks(step):
-        return ((start, rows) for start, rows in zip(range(0, len(kept), step), pool.resident.split(step)))
+    def blocks(step: int) -> Iterator[tuple[int, torch.Tensor]]:
+        return zip(range(0, len(kept), step), rows.split(step), strict=True)
 
     chosen = kept[distinct_nearest(blocks, centres, barred, alone, BLOCK_BYTES)].sort().values
     return check_selection(chosen, budget, len(features), labelled, excluded)

@@ -1,14 +1,26 @@
 """Orders of a pool that several methods share: farthest points, and k-means++."""
 
 import random
+from collections.abc import Iterator
 
 import torch
 
-from data_selection.common.progress import open_bar
+from data_selection.common.kinds import Device, Features
+from data_selection.common.progress import OpenBar, open_bar
 from data_selection.nearest.pool_reader import UnitPool, pool_device, working_memory
 
 
-def farthest_point(features, budget, candidates, labelled, distance, seed, device, progress=None, max_bytes=None):
+def farthest_point(
+    features: Features,
+    budget: int,
+    candidates: torch.Tensor,
+    labelled: torch.Tensor,
+    distance: str,
+    seed: int,
+    device: Device | None,
+    progress: OpenBar | None = None,
+    max_bytes: float | None = None,
+) -> torch.Tensor:
     """The first `budget` candidates of the farthest-point order, (budget,) int64 pool indices in that order.
 
     candidates, labelled: ascending pool indices; labelled ones count as chosen already. Of equal distances the lowest
@@ -33,7 +45,15 @@ def farthest_point(features, budget, candidates, labelled, distance, seed, devic
     return candidates[chosen.cpu() - len(labelled)]
 
 
-def plus_plus(features, budget, candidates, labelled, seed, device, max_bytes=None):
+def plus_plus(
+    features: Features,
+    budget: int,
+    candidates: torch.Tensor,
+    labelled: torch.Tensor,
+    seed: int,
+    device: Device | None,
+    max_bytes: float | None = None,
+) -> torch.Tensor:
     """A k-means++ start: each next sample is drawn with probability proportional to its squared distance.
 
     Arguments and result as for farthest_point. Source: Arthur and Vassilvitskii 2007.
@@ -66,7 +86,7 @@ class PointDistances:
     Every kind has the form own_i + other_g - left_i . right_g; half the squared distance for `euclidean`.
     """
 
-    def __init__(self, pool, kind):
+    def __init__(self, pool: UnitPool, kind: str) -> None:
         self.pool, self.kind = pool, kind
         half = torch.cat([rows.square().sum(1) / 2 for rows in self._rows()])
         self.own = half if kind == "euclidean" else torch.zeros_like(half)
@@ -74,12 +94,13 @@ class PointDistances:
         if kind == "KLDiv":  # sum p log p - sum p log q, p and q the softmax of sample and chosen one
             self.own = torch.cat([(rows.softmax(1) * rows.log_softmax(1)).sum(1) for rows in self._rows()])
 
-    def _rows(self):
+    def _rows(self) -> Iterator[torch.Tensor]:
         return (self.pool.read(start, stop) for start, stop in self.pool.spans(self.pool.count))
 
-    def to(self, position):
+    def to(self, position: int | torch.Tensor) -> torch.Tensor:
         """(n,) distances of every sample to the one at `position`."""
-        point = self.pool.read(position, position + 1)[0]
+        place = int(position)
+        point = self.pool.read(place, place + 1)[0]
         right = point.log_softmax(0) if self.kind == "KLDiv" else point
         left = (rows.softmax(1) if self.kind == "KLDiv" else rows for rows in self._rows())
-        return torch.cat([rows @ right for rows in left]).neg_() + self.own + self.other[position]
+        return torch.cat([rows @ right for rows in left]).neg_() + self.own + self.other[place]

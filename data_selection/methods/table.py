@@ -4,8 +4,19 @@ import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING
 
-from data_selection.methods.configs import ActiveFTConfig, BiLAFConfig, FarthestConfig, KMeansConfig, RandomConfig
+from data_selection.methods.configs import (
+    ActiveFTConfig,
+    BiLAFConfig,
+    Config,
+    FarthestConfig,
+    KMeansConfig,
+    RandomConfig,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -15,21 +26,22 @@ class Method:
     cores: of a method that builds on other samples, the function that chooses those.
     """
 
-    config: type
+    config: type[Config]
     home: str
     cores: str | None = None
 
     @property
-    def select(self) -> Callable:
+    def select(self) -> "Callable[..., Tensor]":
         """The function: (features, budget, *, config, labelled, excluded, seed, device, progress) -> (budget,) ids."""
         function = find(self.home)
         return partial(function, cores=find(self.cores)) if self.cores else function
 
 
-def find(home: str) -> Callable:
+def find(home: str) -> "Callable[..., Tensor]":
     """The function of a `module.function`, imported on first use: that takes seconds, which --help must not wait."""
     module, _, name = home.rpartition(".")
-    return getattr(importlib.import_module(f"data_selection.methods.{module}"), name)
+    function: Callable[..., Tensor] = getattr(importlib.import_module(f"data_selection.methods.{module}"), name)
+    return function
 
 
 METHODS = {

@@ -1,16 +1,22 @@
 """One distinct sample per centroid, without sorting the pool for each (ActiveFT, section 3.3)."""
 
+from collections.abc import Callable, Iterable
 from functools import partial
 
 import torch
 
+from data_selection.common.distributed import World
 from data_selection.nearest.narrow import Screen, narrow_is_faster, settle, wide_pairs
 from data_selection.nearest.similarity import block_rows
 
 MIN_UNITS = 64  # fewer are found as fast without rounding the rows
 
+Blocks = Callable[[int], Iterable[tuple[int, torch.Tensor]]]  # of at most so many rows: (first, rows)
 
-def distinct_nearest(blocks, units, barred, world, max_bytes):
+
+def distinct_nearest(
+    blocks: Blocks, units: torch.Tensor, barred: torch.Tensor, world: World, max_bytes: float
+) -> torch.Tensor:
     """Centroid after centroid takes its most similar sample that no earlier one took; returns (K,) int64 on the CPU.
 
     blocks: called with a row count, yields (first, rows) of this process's part of the pool in ascending order: rows
@@ -34,7 +40,9 @@ def distinct_nearest(blocks, units, barred, world, max_bytes):
     return choice.cpu()
 
 
-def favourites(blocks, units, turns, holder, world, max_bytes):
+def favourites(
+    blocks: Blocks, units: torch.Tensor, turns: torch.Tensor, holder: torch.Tensor, world: World, max_bytes: float
+) -> torch.Tensor:
     """The most similar sample of every centroid among those that no earlier centroid holds, (P,) pool indices.
 
     units: (P, D); turns: (P,) the place of each in the order of choice. One product per block finds the pairs that can
@@ -64,7 +72,7 @@ def favourites(blocks, units, turns, holder, world, max_bytes):
     return merge(best, index, world)
 
 
-def merge(best, index, world):
+def merge(best: torch.Tensor, index: torch.Tensor, world: World) -> torch.Tensor:
     """The winner over the ranks: highest value, then lowest index."""
     if world.size == 1:
         return index

@@ -28,6 +28,7 @@ import torch
 import torch.nn.functional as F
 
 from data_selection.nearest.narrow import ROUND_UP, Scratch, own_dot, pair_dots, settle
+from data_selection.nearest.pool_reader import UnitPool
 from data_selection.nearest.similarity import normalise, product_error
 
 MEMBERS = 16  # centroids whose rows make a group: more make fewer and larger products
@@ -47,21 +48,25 @@ class GroupedSearch:
     max_bytes: of a copy of the rows in this dtype (else they are gathered again and again).
     """
 
-    def __init__(self, pool, spans, step, dtype, max_bytes):
+    def __init__(
+        self, pool: UnitPool, spans: list[tuple[int, int]], step: int, dtype: torch.dtype, max_bytes: float
+    ) -> None:
+        assert pool.resident is not None
         self.table, self.spans, self.step, self.dtype = pool.resident, spans, step, dtype
         self.count, self.error = pool.count, product_error(pool.dimensions)
         self.rounding, self.max_bytes = torch.finfo(dtype).eps / 2, max_bytes
-        self.units = None
-        self.chosen, self.gathered, self.narrow, self.wide = (Scratch(kind) for kind in (dtype,) * 3 + (torch.float32,))
+        self.units = torch.empty(0, pool.dimensions)  # of the last iteration
+        self.chosen, self.gathered, self.narrow = Scratch(dtype), Scratch(dtype), Scratch(dtype)
+        self.wide = Scratch(torch.float32)
 
-    def begin(self, units):
+    def begin(self, units: torch.Tensor) -> None:
         """Find the nearest of the centroids of this iteration, (K, D) float32, for every row."""
-        if self.units is None:
+        if not len(self.units):
             self._group(units)
         self._follow(units)
         mean = units.new_full((1, len(units)), 1 / len(units)) @ units
         off = reach = torch.zeros(())
-        for part, short in zip(units.split(BLOCK_ROWS), self.short.split(BLOCK_ROWS)):
+        for part, short in zip(units.split(BLOCK_ROWS), self.short.split(BLOCK_ROWS), strict=True):
             centred = part - mean  # what all have in common decides nothing, and smaller numbers round less
             short.copy_(centred)
             reach = torch.maximum(reach, centred.norm(dim=1).max() * ROUND_UP)
@@ -77,25 +82,25 @@ class GroupedSearch:
         for winners in (held, self.index[self.order]):  # old ones were left out of the maxima
             self.margin[self.group, winners] = 2 * self.error
 
-    def nearest(self, rows, start):
+    def nearest(self, rows: torch.Tensor, start: int) -> tuple[torch.Tensor, torch.Tensor]:
         """(similarity, index) of the nearest unit for the rows of the span that begins at `start`."""
         part = slice(start, start + len(rows))
         return self.similarity[part], self.index[part]
 
-    def _group(self, units):
+    def _group(self, units: torch.Tensor) -> None:
         """Sort the rows into groups by the means of sets of similar centroids, and note what the bounds need."""
         mine = torch.cat([torch.arange(*span) for span in self.spans])  # (n,) places in the pool
-        parts = bisect(units, max(MEMBERS, -(-(len(units) ** 2) // TABLE_SIZE)))
-        centres = normalise(torch.stack([units[part].mean(0) for part in parts]))
+        sets = bisect(units, max(MEMBERS, -(-(len(units) ** 2) // TABLE_SIZE)))
+        centres = normalise(torch.stack([units[some].mean(0) for some in sets]))
         near = torch.empty_like(mine)  # filled in place: small results kept in between would scatter the large ones
-        for some, best in zip(mine.split(BLOCK_ROWS), near.split(BLOCK_ROWS)):
+        for some, best in zip(mine.split(BLOCK_ROWS), near.split(BLOCK_ROWS), strict=True):
             best.copy_((self.table.index_select(0, some) @ centres.T).argmax(1))
         order = near.argsort(stable=True)
         self.order, near = mine[order], near[order]
         self.group = near.unique(return_inverse=True)[1]  # no group is empty
         # (N,) each, by place in the pool: the winner, at first any centroid, and its similarity
         self.index, self.similarity = torch.zeros(self.count, dtype=torch.int64), torch.zeros(self.count)
-        self.index[self.order] = torch.stack([part[0] for part in parts])[near]
+        self.index[self.order] = torch.stack([some[0] for some in sets])[near]
         sizes = torch.bincount(self.group)
         ends = sizes.cumsum(0)
         self.bounds = list(pairwise([0, *ends.tolist()]))
@@ -106,7 +111,7 @@ class GroupedSearch:
         self.mean = torch.zeros(len(sizes), self.table.shape[1])  # (G, D)
         for part in parts:
             rows = self.table.index_select(0, self.order[part])
-            if hold:
+            if self.low is not None:
                 self.low[part.start : part.start + len(rows)] = rows
             self.rows_off[part] = (rows - rows.to(self.dtype).float()).norm(dim=1) * ROUND_UP
             self.mean.index_add_(0, self.group[part], rows)
@@ -121,7 +126,7 @@ class GroupedSearch:
         self.open = 0  # of the pairs (row, centroid), to be decided
         self.units = units
 
-    def _follow(self, units):
+    def _follow(self, units: torch.Tensor) -> None:
         """Let the bounds follow the centroids, and compute the similarities of the last winners anew."""
         before = self.similarity.clone()
         for start, stop in self.spans:
@@ -130,14 +135,14 @@ class GroupedSearch:
         fall = torch.full((len(self.mean),), -torch.inf)  # it is less where another one wins
         fall.scatter_reduce_(0, self.group, (before - self.similarity)[self.order], "amax")
         parts = (table.split(BLOCK_ROWS) for table in (units, self.units))
-        for now, last, margin in zip(*parts, self.margin.split(BLOCK_ROWS, dim=1)):
+        for now, last, margin in zip(*parts, self.margin.split(BLOCK_ROWS, dim=1), strict=True):
             moves = now - last  # (k, D)
             length = moves.norm(dim=1) * ROUND_UP
             margin.addmm_(self.mean, moves.T).addcmul_(self.radius[:, None], length)
             margin.add_(self.error * (length + 2) + 2.0**-21).add_(fall[:, None])  # similarities and sums are rounded
         self.units = units
 
-    def _search(self, group, which):
+    def _search(self, group: int, which: torch.Tensor) -> None:
         """Compare the last winners of a group's rows with the centroids `which`, (C,), and measure their margins.
 
         The sums of a product are off by `blur`, and it is rounded once more: twice both is the doubt of a difference.
@@ -146,7 +151,8 @@ class GroupedSearch:
         short = torch.index_select(self.short, 0, padded, out=self.chosen.take(len(padded), self.short.shape[1]))
         column = torch.empty(len(self.units), dtype=torch.int64)
         column.index_copy_(0, which, torch.arange(len(which)))
-        behind, most = [], []
+        behind: list[torch.Tensor] = []
+        most: list[torch.Tensor] = []
         first, last = self.bounds[group]
         for start in range(first, last, self.step):
             part = slice(start, min(last, start + self.step))
@@ -171,10 +177,10 @@ class GroupedSearch:
                 self.open += len(row)
                 if self.open > OPEN_PAIRS:
                     self._decide()
-        behind, most = reduce(torch.maximum, behind), reduce(torch.maximum, most)  # (C,) 0 or below, and a scalar
-        self.margin[group].index_copy_(0, which, behind * (1 - 1.02 * self.rounding) + most)
+        lead, slack = reduce(torch.maximum, behind), reduce(torch.maximum, most)  # (C,) 0 or below, and a scalar
+        self.margin[group].index_copy_(0, which, lead * (1 - 1.02 * self.rounding) + slack)
 
-    def _low(self, part):
+    def _low(self, part: slice) -> torch.Tensor:
         """Sorted rows of a slice in the products' precision, as many as make their shape: the last ones are any."""
         size = shape(part.stop - part.start, ROWS)
         if self.low is not None:
@@ -183,7 +189,7 @@ class GroupedSearch:
         low[: part.stop - part.start] = self.table.index_select(0, self.order[part])
         return low
 
-    def _decide(self):
+    def _decide(self) -> None:
         """Let the pairs noted so far compete with the last winners in float64."""
         if self.open:
             row, unit = self.pairs[:, : self.open]
@@ -196,15 +202,16 @@ class GroupedSearch:
         self.open = 0
 
 
-def shape(count, least):
+def shape(count: int, least: int) -> int:
     """The size of a product for `count` rows or columns, at least as many: a power of two or one and a half."""
     step = max(least, (1 << (count - 1).bit_length()) // 4)
     return -(-count // step) * step
 
 
-def bisect(units, members):
+def bisect(units: torch.Tensor, members: int) -> list[torch.Tensor]:
     """Index tensors of at most `members` similar units each: halved across the longest extent again and again."""
-    whole, parts = [torch.arange(len(units))], []
+    whole = [torch.arange(len(units))]
+    parts: list[torch.Tensor] = []
     while whole:
         part = whole.pop()
         if len(part) <= members:

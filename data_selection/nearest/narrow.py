@@ -12,11 +12,12 @@ directions used). Tried and dropped: int8 (no faster than bfloat16).
 import math
 import time
 import warnings
+from collections.abc import Callable
 from functools import cache
 
 import torch
 
-from data_selection.nearest.similarity import CHUNK_ROWS, exact_dot, product_error, recheck
+from data_selection.nearest.similarity import CHUNK_ROWS, Rows, exact_dot, product_error, recheck
 
 with warnings.catch_warnings():  # PyTorch says once that these tensors are new; own_dot asks nothing unusual of them
     warnings.simplefilter("ignore")
@@ -33,8 +34,12 @@ MOST_PAIRS = 64  # per row; beyond them a product over all directions is cheaper
 MANY_PAIRS = 1 << 18  # at a time; one needs about 60 bytes
 PAIR_COST = 100  # a pair that is looked at singly costs as much as this many in a coarse product
 
+PairList = tuple[torch.Tensor, torch.Tensor]  # (P,) rows and (P,) columns
 
-def nearest_unit(rows, units, low=None):
+
+def nearest_unit(
+    rows: torch.Tensor, units: torch.Tensor, low: "Narrow | None" = None
+) -> tuple[torch.Tensor, torch.Tensor]:
     """The nearest of the unit rows (K, D) to every row (B, D): (similarity, index), (B,) float32 and int64.
 
     low: Narrow(units), to find candidates by coarse products; None: by float32 products. The index is that of float64
@@ -42,14 +47,15 @@ def nearest_unit(rows, units, low=None):
     """
     pairs = wide_pairs(rows, units) if low is None else low.pairs(rows)
     if pairs is None:  # so many are close that memory counts
-        return tuple(map(torch.cat, zip(*(nearest_unit(half, units, low) for half in rows.tensor_split(2)))))
+        values, columns = zip(*(nearest_unit(half, units, low) for half in rows.tensor_split(2)), strict=True)
+        return torch.cat(values), torch.cat(columns)
     row, unit = pairs
     index = torch.zeros(len(rows), dtype=torch.int64)
     settle(rows, units, row, unit, torch.full((len(rows),), -torch.inf, dtype=torch.float64), index)
     return own_dot(rows, units, index), index
 
 
-def nearest_of_few(rows, units):
+def nearest_of_few(rows: torch.Tensor, units: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """As nearest_unit, without waiting for the device: the best few of a float32 product are compared exactly.
 
     So an index could only be wrong where more than TIES units are equally near but for rounding. TF32 must be off, as
@@ -61,20 +67,24 @@ def nearest_of_few(rows, units):
     return own_dot(rows, units, index), index
 
 
-def wide_pairs(rows, units, best=None, barred=None):
+def wide_pairs(
+    rows: torch.Tensor, units: torch.Tensor, best: torch.Tensor | None = None, barred: torch.Tensor | None = None
+) -> PairList | None:
     """As Narrow.pairs, from float32 products."""
     product = rows @ units.T  # (B, K)
     if barred is not None:
         product.masked_fill_(barred, -torch.inf)
 
-    def floor_of(guess):
+    def floor_of(guess: torch.Tensor) -> torch.Tensor:
         top = pick(product, guess).clamp_(min=-2)  # above -inf, so that no barred pair passes
         return (top if best is None else torch.maximum(top, best)) - 2 * product_error(rows.shape[1])
 
     return pairs_above(product, floor_of, MANY_PAIRS if len(rows) > 1 else None)
 
 
-def pairs_above(product, floor_of, most):
+def pairs_above(
+    product: torch.Tensor, floor_of: Callable[[torch.Tensor], torch.Tensor], most: int | None
+) -> PairList | None:
     """(row, column), (P,) each, of the entries of product (B, K) that reach their row's floor.
 
     floor_of: from the columns of the rows' maxima (B,) to the floors (B,). most: None is returned where more pass.
@@ -97,7 +107,7 @@ def pairs_above(product, floor_of, most):
     return torch.cat([row[place], last_row]), torch.cat([column[place] + fold * width, last + width * folds])
 
 
-def argmax(product, folded, highest, rest):
+def argmax(product: torch.Tensor, folded: torch.Tensor, highest: torch.Tensor, rest: torch.Tensor) -> torch.Tensor:
     """Column of each row's maximum, (B,), by way of the maxima of the folds."""
     row = torch.arange(len(product), device=product.device)
     column = highest.argmax(1)
@@ -108,7 +118,7 @@ def argmax(product, folded, highest, rest):
     return column
 
 
-def pick(product, column):
+def pick(product: torch.Tensor, column: torch.Tensor) -> torch.Tensor:
     """product[i, column[i]], (B,)."""
     return product.gather(1, column[:, None])[:, 0]
 
@@ -120,17 +130,20 @@ class Narrow:
     numbers, and with them the errors, are smaller. basis: (D, p) orthonormal directions to use, None for all.
     """
 
-    def __init__(self, units, basis=None, scratch=None):
+    def __init__(
+        self, units: torch.Tensor, basis: torch.Tensor | None = None, scratch: "Scratch | None" = None
+    ) -> None:
         self.units, self.basis, self.mean = units, basis, units.mean(0)
         self.scratch = Scratch() if scratch is None else scratch
-        self.whole, self.seen, self.passed = None, 0, 0
+        self.whole: Narrow | None = None
+        self.seen, self.passed = 0, 0
         parts, tail = self._split(units - self.mean)
         short = parts.bfloat16()
         self.error = (parts - short.float()).norm(dim=1).max() * ROUND_UP
         self.reach = parts.norm(dim=1).max() * ROUND_UP
         self.table = torch.cat([short, tail], 1)  # (K, p + 1)
 
-    def _split(self, rows):
+    def _split(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(parts, tail): coordinates (B, p) along the basis and the length of the rest, (B, 1) bfloat16, rounded up."""
         if self.basis is None:
             return rows, rows.new_zeros(len(rows), 0).bfloat16()
@@ -139,7 +152,9 @@ class Narrow:
         rest += 2 * product_error(rows.shape[1])  # the squares of both are off by no more
         return parts, (rest.sqrt() * (1 + 2 * BFLOAT16_UNIT)).bfloat16()[:, None]
 
-    def pairs(self, rows, best=None, barred=None):
+    def pairs(
+        self, rows: torch.Tensor, best: torch.Tensor | None = None, barred: torch.Tensor | None = None
+    ) -> PairList | None:
         """Pairs (row, unit), (P,) each, that could be the row's best and reach `best` (B,), or None: very many.
 
         barred: (B, K) bool, pairs left out (but for rows that have no others). One row is always answered. Of positive
@@ -154,7 +169,7 @@ class Narrow:
         if barred is not None:
             bits.masked_fill_(barred, LOWEST)
 
-        def floor_of(guess):
+        def floor_of(guess: torch.Tensor) -> torch.Tensor:
             value = own_dot(rows, self.units, guess)
             return floor_bits((value if best is None else torch.maximum(value, best)) - rows @ self.mean, error)
 
@@ -172,10 +187,10 @@ class Narrow:
 class Scratch:
     """Memory for one table after another: to get it anew costs as much as the product that is written to it."""
 
-    def __init__(self, dtype=torch.bfloat16, device=None):
+    def __init__(self, dtype: torch.dtype = torch.bfloat16, device: torch.device | None = None) -> None:
         self.memory = torch.empty(0, dtype=dtype, device=device)
 
-    def take(self, *shape):
+    def take(self, *shape: int) -> torch.Tensor:
         """An uninitialised table; the one taken before is gone."""
         count = math.prod(shape)
         if len(self.memory) < count:
@@ -186,7 +201,7 @@ class Scratch:
 class Screen:
     """How many principal directions of a sample of rows (B, D) to use: more where many pairs pass, fewer where few."""
 
-    def __init__(self, sample):
+    def __init__(self, sample: torch.Tensor) -> None:
         sample = sample.double()
         values, directions = torch.linalg.eigh(sample.T @ sample)
         self.basis = directions.flip(1).float()  # (D, D), largest variance first
@@ -195,9 +210,10 @@ class Screen:
         share = values.flip(0).cumsum(0) / values.sum()
         self.level = next(k for k, size in enumerate(self.sizes) if share[size - 1] >= SHARE or size == dimensions)
         self.least = 0  # what was too few once is not tried again
-        self.low, self.scratch = None, Scratch()
+        self.low: Narrow | None = None
+        self.scratch = Scratch()
 
-    def narrow(self, units):
+    def narrow(self, units: torch.Tensor) -> Narrow:
         """Narrow(units) over as many directions as suit what the last one saw."""
         if self.low is not None:
             pairs = PAIR_COST * self.low.passed / max(1, self.low.seen)
@@ -211,7 +227,7 @@ class Screen:
         return self.low
 
 
-def floor_bits(values, error):
+def floor_bits(values: torch.Tensor, error: torch.Tensor) -> torch.Tensor:
     """int16 bits that a product has at least if it may exceed `values` (B,), known but for `error` and a last rounding.
 
     LOWEST, which all reach, where that is not positive: bits of negative numbers are in the wrong order, but below
@@ -221,10 +237,10 @@ def floor_bits(values, error):
     return torch.where(floor > 0, floor.bfloat16().view(torch.int16), LOWEST)
 
 
-def own_dot(rows, units, index):
+def own_dot(rows: torch.Tensor, units: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
     """Similarity of each row to its unit `index`, (B,) float32; the same bits however rows are cut into blocks."""
     if rows.is_cuda:
-        parts = zip(rows.split(CHUNK_ROWS), index.split(CHUNK_ROWS))
+        parts = zip(rows.split(CHUNK_ROWS), index.split(CHUNK_ROWS), strict=True)
         return torch.cat([units.index_select(0, which).mul_(some).sum(1) for some, which in parts])
     wanted = torch.sparse_csr_tensor(
         torch.arange(len(rows) + 1), index, rows.new_zeros(len(rows)), (len(rows), len(units)), check_invariants=False
@@ -232,15 +248,24 @@ def own_dot(rows, units, index):
     return torch.sparse.sampled_addmm(wanted, rows, units.T, beta=0.0).values()
 
 
-def pair_dots(rows, units, row, unit):
+def pair_dots(rows: Rows, units: torch.Tensor, row: torch.Tensor, unit: torch.Tensor) -> torch.Tensor:
     """rows[row] . units[unit] for pairs (P,), float32."""
     value = units.new_empty(len(row))  # filled in place: small results kept in between would scatter the large ones
-    for some, which, part in zip(row.split(CHUNK_ROWS), unit.split(CHUNK_ROWS), value.split(CHUNK_ROWS)):
+    tables = (table.split(CHUNK_ROWS) for table in (row, unit, value))
+    for some, which, part in zip(*tables, strict=True):
         part.copy_(own_dot(rows.index_select(0, some), units, which))
     return value
 
 
-def settle(rows, units, row, unit, best, index, first=0):
+def settle(
+    rows: Rows,
+    units: torch.Tensor,
+    row: torch.Tensor,
+    unit: torch.Tensor,
+    best: torch.Tensor,
+    index: torch.Tensor,
+    first: int = 0,
+) -> None:
     """Let the pairs (row, unit), (P,), compete in float64; best and index, (B,) float64 and int64, change in place.
 
     best: similarity of each row's winner so far, -inf where there is none; first: added to the units' numbers.
@@ -252,7 +277,7 @@ def settle(rows, units, row, unit, best, index, first=0):
 
 
 @cache
-def narrow_is_faster():
+def narrow_is_faster() -> bool:
     """Whether this CPU multiplies bfloat16 clearly faster than float32; measured once (a few milliseconds)."""
     rows = torch.ones(512, 384)
     seconds = {}

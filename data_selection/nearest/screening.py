@@ -4,6 +4,7 @@ import torch
 
 from data_selection.nearest.grouped import BLOCK_ROWS, GroupedSearch
 from data_selection.nearest.narrow import Screen, narrow_is_faster, nearest_of_few, nearest_unit
+from data_selection.nearest.pool_reader import UnitPool
 from data_selection.nearest.similarity import BLOCK_BYTES, block_rows
 
 NARROW_ROWS = 2048  # of a coarse product
@@ -17,24 +18,30 @@ class ProductSearch:
     screen: finds candidates by coarse products, None for float32.
     """
 
-    def __init__(self, step, screen=None):
+    def __init__(self, step: int, screen: Screen | None = None) -> None:
         self.step, self.screen = step, screen
 
-    def begin(self, units):
+    def begin(self, units: torch.Tensor) -> None:
         """Take the centroids of this iteration, (K, D) float32."""
         self.units = units
-        self.low = self.screen and self.screen.narrow(units)
+        self.low = self.screen.narrow(units) if self.screen else None
 
-    def nearest(self, rows, start):
+    def nearest(self, rows: torch.Tensor, start: int) -> tuple[torch.Tensor, torch.Tensor]:
         """(similarity, index) of the nearest unit for rows (B, D), both (B,); start: place of the first row."""
         if rows.is_cuda:
             parts = [nearest_of_few(some, self.units) for some in rows.split(self.step)]
         else:
             parts = [nearest_unit(some, self.units, self.low) for some in rows.split(self.step)]
-        return tuple(map(torch.cat, zip(*parts)))
+        values, index = zip(*parts, strict=True)
+        return torch.cat(values), torch.cat(index)
 
 
-def make_search(pool, spans, count, full, max_bytes, step):
+Search = ProductSearch | GroupedSearch
+
+
+def make_search(
+    pool: UnitPool, spans: list[tuple[int, int]], count: int, full: bool, max_bytes: float, step: int | None
+) -> Search:
     """The search that suits a pool and `count` centroids. full: every iteration sees the same rows."""
     limit = max_bytes if pool.device.type == "cuda" else min(max_bytes, BLOCK_BYTES)  # larger ones gain nothing
     block = step or block_rows(3 * count + 4 * pool.dimensions, limit)

@@ -6,28 +6,42 @@ fixed order. So the answer does not depend on block size or thread count, and of
 (different references whose products agree to 16 digits are told apart by that order of summation).
 """
 
+from typing import Protocol
+
 import numpy as np
 import torch
 
 from data_selection.common.checks import check_finite
+from data_selection.common.kinds import Device, Features
 
 BLOCK_BYTES = 32 << 20  # working memory of one block's product
 CHUNK_ROWS = 512  # rows whose products fit a core's cache
 FLOAT32_UNIT = 2.0**-24  # largest relative error of one float32 rounding
 
 
-def block_rows(width, max_bytes=BLOCK_BYTES):
+class Rows(Protocol):
+    """A table (N, D) from which rows are read: a tensor, or pool_reader.UnitRows."""
+
+    @property
+    def shape(self) -> torch.Size: ...
+
+    def __getitem__(self, part: slice, /) -> torch.Tensor: ...
+
+    def index_select(self, dim: int, index: torch.Tensor) -> torch.Tensor: ...
+
+
+def block_rows(width: float, max_bytes: float = BLOCK_BYTES) -> int:
     """Rows of a float32 block of `width` columns that fit max_bytes, at least 1."""
     return max(1, int(max_bytes // (4 * max(1, width))))
 
 
-def row_blocks(n, width, max_bytes=BLOCK_BYTES):
+def row_blocks(n: int, width: float, max_bytes: float = BLOCK_BYTES) -> list[tuple[int, int]]:
     """(start, stop) pairs that cover n rows in blocks of at most max_bytes."""
     step = block_rows(width, max_bytes)
     return [(start, min(n, start + step)) for start in range(0, n, step)]
 
 
-def read_rows(features, start, stop, device="cpu"):
+def read_rows(features: Features, start: int, stop: int, device: Device = "cpu") -> torch.Tensor:
     """Rows start..stop of a tensor, an array or a memory map as a float32 tensor on device; raises on NaN."""
     rows = features[start:stop]
     if not torch.is_tensor(rows):
@@ -37,39 +51,48 @@ def read_rows(features, start, stop, device="cpu"):
     return rows
 
 
-def normalise(rows):
+def normalise(rows: torch.Tensor) -> torch.Tensor:
     """Rows at unit length, float32; a row of zeros stays zero."""
     rows = rows.float()
     return rows / lengths(rows)
 
 
-def lengths(rows):
+def lengths(rows: torch.Tensor) -> torch.Tensor:
     """What rows (..., D) are divided by to get unit length, (..., 1); not 0 for rows of zeros."""
     return rows.norm(dim=-1, keepdim=True).clamp_(min=1e-12)
 
 
-def exact_dot(a, b):
+def exact_dot(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """Row-wise products of two float32 tables (P, D) in float64, (P,).
 
     The products are exact and each row is added up in the same order whatever its place, so equal rows give equal
     values: ties can be told from near-ties.
     """
-    pairs = zip(a.split(CHUNK_ROWS), b.split(CHUNK_ROWS))
+    pairs = zip(a.split(CHUNK_ROWS), b.split(CHUNK_ROWS), strict=True)
     return torch.cat([(some.double() * others).sum(-1) for some, others in pairs])
 
 
-def product_error(dimensions, magnitude=1.0):
+def product_error(dimensions: int, magnitude: float = 1.0) -> float:
     """Bound of a float32 dot product's error, in any order of summation; magnitude: product of the operands' norms."""
     return 2 * dimensions * FLOAT32_UNIT * magnitude
 
 
-def recheck(rows, references, row, rival, best, index, first=0, max_pairs=2048):
+def recheck(
+    rows: Rows,
+    references: torch.Tensor,
+    row: torch.Tensor,
+    rival: torch.Tensor,
+    best: torch.Tensor,
+    index: torch.Tensor,
+    first: int = 0,
+    max_pairs: int = 2048,
+) -> None:
     """Let rivals compete exactly; best and index, (B,), are updated in place.
 
     row, rival: (P,) row numbers and the references that could beat the row's `index`; `first` is added to the rivals'
     numbers where they are noted in `index`.
     """
-    for some, others in zip(row.split(max_pairs), rival.split(max_pairs)):
+    for some, others in zip(row.split(max_pairs), rival.split(max_pairs), strict=True):
         value = exact_dot(rows.index_select(0, some), references.index_select(0, others))
         top = best.scatter_reduce(0, some, value, "amax")  # (B,) the best value so far
         wins = value == top[some]

@@ -102,7 +102,7 @@ def measure(features, budget, args):
     every = max(1, args.iterations // SAMPLES)
     clock = Clock()
 
-    def on_iteration(iteration, lr, loss):
+    def on_iteration(iteration, _lr, loss):
         ours.append(clock.lap())
         losses.append(loss)
         if iteration % every == every // 2:

@@ -50,6 +50,24 @@ def build_parser():
 def main(argv=None):
     """Print two Markdown tables: accuracies, and differences to BiLAF paper with the same seed."""
     args = build_parser().parse_args(argv)
+    titles, budgets, scores = measure(args)
+    seeds = range(args.seeds)
+    accuracy = [[t, *(mean_sd(scores[t, b, s] for s in seeds) for b in budgets)] for t in titles]
+    header = ["chosen by", *(f"{percent} % ({budget})" for percent, budget in zip(args.percents, budgets, strict=True))]
+    judged = f"finetuning, {args.epochs} epochs, the last" if args.finetune else "linear probe"
+    print(f"{judged}, %, mean ± sd over {args.seeds} seeds, torch {torch.__version__}\n")
+    print(markdown_table(header, accuracy))
+    if "paper" in titles:
+        gain = [
+            [t, *(mean_sd(scores[t, b, s] - scores["paper", b, s] for s in seeds) for b in budgets)]
+            for t in titles if t != "paper"
+        ]  # fmt: skip
+        print("\nminus BiLAF paper with the same seed and cores, points\n")
+        print(markdown_table(header, gain))
+
+
+def measure(args):
+    """(rows of the table, budgets, {(row, budget, seed): accuracy}); known accuracies are not measured again."""
     train, test = (load_features(path) for path in (args.train, args.test))
     budgets = [budget_from_percent(len(train), percent) for percent in args.percents]
     variants = configs()
@@ -86,19 +104,7 @@ def main(argv=None):
                                 json.dump(known, handle, indent=1)
                     scores[title, budget, seed] = known[key]
                 bar.update(1)
-    seeds = range(args.seeds)
-    accuracy = [[t, *(mean_sd(scores[t, b, s] for s in seeds) for b in budgets)] for t in titles]
-    header = ["chosen by", *(f"{percent} % ({budget})" for percent, budget in zip(args.percents, budgets))]
-    judged = f"finetuning, {args.epochs} epochs, the last" if args.finetune else "linear probe"
-    print(f"{judged}, %, mean ± sd over {args.seeds} seeds, torch {torch.__version__}\n")
-    print(markdown_table(header, accuracy))
-    if "paper" in titles:
-        gain = [
-            [t, *(mean_sd(scores[t, b, s] - scores["paper", b, s] for s in seeds) for b in budgets)]
-            for t in titles if t != "paper"
-        ]  # fmt: skip
-        print("\nminus BiLAF paper with the same seed and cores, points\n")
-        print(markdown_table(header, gain))
+    return titles, budgets, scores
 
 
 def configs():

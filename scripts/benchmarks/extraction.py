@@ -19,8 +19,9 @@ from data_selection.commands.run_extract import AMP, cores, pick_amp
 from data_selection.commands.shared import add_device
 from data_selection.common.distributed import World, pick_device
 from data_selection.embedding.backbones import build_model
-from data_selection.embedding.extraction import DEMO_PREPROCESS, DINO_PREPROCESS, extract, images_at_once
+from data_selection.embedding.extraction import extract, images_at_once
 from data_selection.embedding.forward import class_tokens, ready
+from data_selection.embedding.image_batches import DEMO_PREPROCESS, DINO_PREPROCESS
 from data_selection.images.pools import Pool, load_demo, open_pool
 from scripts.benchmarks.activeft import high_water
 
@@ -80,7 +81,7 @@ def row(case, args, folder):
     def ours():
         extract(
             pool, model, folder / "table.npy", world=world, preprocess=preprocess, batch_size=args.batch,
-            num_workers=cores(), amp_dtype=amp, compiled=args.compile, log=lambda line: None,
+            num_workers=cores(), amp_dtype=amp, compiled=args.compile, log=lambda _: None,
         )  # fmt: skip
 
     for way in (pure, ours):
@@ -91,7 +92,7 @@ def row(case, args, folder):
         seconds = [(timed(pure), timed(ours), other.apply(plain_seconds, slow)) for _ in range(args.rounds)]
     rates = [[images / second for second in turn] for turn in seconds]
     shares = [f"{statistics.median(rate[1] / rate[i] for rate in rates):.2f}" for i in (0, 2)]
-    middle = [f"{statistics.median(column):.1f}" for column in zip(*rates)]
+    middle = [f"{statistics.median(column):.1f}" for column in zip(*rates, strict=True)]
     cells = [what, arch, "float32" if amp is None else str(amp).removeprefix("torch."), args.batch, *middle[:2],
              shares[0], middle[2], shares[1]]  # fmt: skip
     return "| " + " | ".join(map(str, cells)) + " |"
@@ -165,5 +166,5 @@ def peak(images, batch_size):
         path = Path(folder) / "table.npy"
         Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
         before = high_water()
-        extract(pool, model, path, world=world, preprocess=DEMO_PREPROCESS, batch_size=batch_size, log=lambda line: 0)
+        extract(pool, model, path, world=world, preprocess=DEMO_PREPROCESS, batch_size=batch_size, log=lambda _: 0)
         return high_water(), high_water() - before

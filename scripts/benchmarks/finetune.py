@@ -45,7 +45,7 @@ def main(argv=None):
             began = time.perf_counter()
             runs = [score(loop, ids, seed, args.epochs, args.lp_lr) for seed, ids in enumerate(subsets)]
             seconds = (time.perf_counter() - began) / len(runs)
-            rows.append([method, loop, *(mean_sd(values) for values in zip(*runs)), f"{seconds:.1f}"])
+            rows.append([method, loop, *(mean_sd(values) for values in zip(*runs, strict=True)), f"{seconds:.1f}"])
     print(markdown_table(columns, rows))
 
 

@@ -49,7 +49,7 @@ def main(argv=None):
         print(row(count, args), flush=True)
     print("\n| precision | bare step, s | step of the trainer, s | ratio |\n|---|---|---|---|")
     for amp in args.amp:
-        bare, ours = (statistics.median(times) for times in zip(*step_times(amp, args.rounds)))
+        bare, ours = (statistics.median(times) for times in zip(*step_times(amp, args.rounds), strict=True))
         print(f"| {amp} | {bare:.4f} | {ours:.4f} | {ours / bare:.3f} |", flush=True)
 
 
@@ -63,7 +63,7 @@ def row(count, args):
         [released(ids, args.epochs, args.workers), *(product(ids, args.epochs, amp) for amp in args.amp)]
         for _ in range(args.rounds)
     ]
-    theirs, *ours = (1 / statistics.median(times) for times in zip(*rounds))
+    theirs, *ours = (1 / statistics.median(times) for times in zip(*rounds, strict=True))
     return f"| {count:,} | {theirs:.2f} | " + " | ".join(f"{x:.2f} | {x / theirs:.1f}" for x in ours) + " |"
 
 
@@ -78,7 +78,7 @@ def demo_pools():
 def demo_model():
     """The demo ViT with its weights, as the trainer starts it."""
     model = build_model("demo_vit", 10, drop_path_rate=0.1)
-    load_weights(model, DEMO_WEIGHTS, allow_missing=("head.*",), log=lambda line: None)
+    load_weights(model, DEMO_WEIGHTS, allow_missing=("head.*",), log=lambda _: None)
     return model
 
 

@@ -45,7 +45,7 @@ def test_half_a_launcher_is_named(monkeypatch):
 
 
 def test_a_group_of_one_ends_with_the_block(monkeypatch):
-    for name, value in zip(LAUNCHER, ("0", "1", "0", "127.0.0.1", "0")):
+    for name, value in zip(LAUNCHER, ("0", "1", "0", "127.0.0.1", "0"), strict=True):
         monkeypatch.setenv(name, value)
     with start("cpu") as world:
         assert world.size == 1

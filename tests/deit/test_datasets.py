@@ -38,7 +38,8 @@ def epoch(data, number, batch=90, world_size=1):
     for rank in range(world_size):
         parts = [part for step in plan_epoch(order, 45, batch, rank, world_size) for part in step.parts]
         for part, (batch_images, labels) in zip(parts, data.augmented(parts, number), strict=True):
-            images |= dict(zip(part.places.tolist(), zip(batch_images, labels.tolist())))
+            pairs = zip(batch_images, labels.tolist(), strict=True)
+            images |= dict(zip(part.places.tolist(), pairs, strict=True))
     return torch.stack([images[place][0] for place in range(len(order))]), [images[p][1] for p in range(len(order))]
 
 
@@ -47,7 +48,7 @@ def test_batched_crops_are_crops_of_the_padded_image(pool):
     order = epoch_order(30, 1)
     assert labels == [pool.labels[i] for i in order]
     offsets = set()
-    for image, i in zip(images, order.tolist()):
+    for image, i in zip(images, order.tolist(), strict=True):
         padded = np.pad(pool.arrays[i].astype(np.float32), MARGIN) / 255
         pixels = (image * 0.353 + 0.286).numpy()
         found = [

@@ -98,7 +98,7 @@ def test_from_an_unlabelled_folder_to_a_trained_model(tmp_path, capsys):
     main_select(["--features", str(features), "--budget", "20", "--output_dir", str(tmp_path),
                  "--filename", "chosen.json", *device])  # fmt: skip
     asked = (tmp_path / "chosen.txt").read_text().splitlines()  # what the annotators get
-    with open(tmp_path / "labels.csv", "w", newline="") as handle:
+    with (tmp_path / "labels.csv").open("w", newline="") as handle:
         rows = [(name, truth[name]) for name in reversed(asked)]
         csv.writer(handle).writerows([("file", "label"), *rows])
 

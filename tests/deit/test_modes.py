@@ -47,7 +47,7 @@ def test_blocks_of_rows_change_nothing(monkeypatch):
     features, labels = torch.randn(50, 6, generator=torch.Generator().manual_seed(1)), torch.arange(50) % 3
     whole = logistic_regression(features, labels, 3, 0.1)
     monkeypatch.setattr("deit.learner.linear.BLOCK", 21)
-    for one, other in zip(whole, logistic_regression(features, labels, 3, 0.1)):
+    for one, other in zip(whole, logistic_regression(features, labels, 3, 0.1), strict=True):
         torch.testing.assert_close(one, other)
 
 
@@ -167,7 +167,8 @@ def test_held_out_images_are_even_per_class(sizes, fraction, expected):
     assert sorted(kept + held) == sorted(ids)
     assert len(held) == max(1, round(fraction * len(ids)))
     counts = [sum(labels[i] == label for i in held) for label in range(len(sizes))]
-    assert all(count in (want if isinstance(want, tuple) else (want,)) for count, want in zip(counts, expected))
+    allowed = [want if isinstance(want, tuple) else (want,) for want in expected]
+    assert all(count in some for count, some in zip(counts, allowed, strict=True))
     assert hold_out(ids, pool_of(labels), fraction, 0) == (kept, held)
     assert [i for i in ids if i in held] == held
 

@@ -7,6 +7,7 @@ import os
 import random
 import signal
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -153,9 +154,10 @@ def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, monkeypatch):
 
 def test_a_device_that_is_full(tmp_path):
     """The kernel's own error, from a file that always has no space left."""
-    if not os.path.exists("/dev/full"):
+    full = Path("/dev/full")
+    if not full.exists():
         pytest.skip("no /dev/full here")
-    with open("/dev/full", "wb") as handle, pytest.raises(OSError, match="No space"):
+    with full.open("wb") as handle, pytest.raises(OSError, match="No space"):
         handle.write(b"x" * 100_000)
 
 

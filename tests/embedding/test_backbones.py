@@ -157,9 +157,10 @@ def test_damaged_and_unsafe_files(tmp_path, weights):
     torch.save({"model": weights, "recipe": functools.partial(print)}, tmp_path / "unsafe.pth")
     with pytest.raises(UserError, match="may run code"):
         load_weights(build_model("demo_vit"), tmp_path / "unsafe.pth")
-    torch.save({"epoch": 3, "notes": "none"}, tmp_path / "empty.pth")
-    with pytest.raises(UserError, match="hold entries epoch, notes, no tensors by name"):
-        load_weights(build_model("demo_vit"), tmp_path / "empty.pth")
+    for held, entries in (({"epoch": 3, "notes": "none"}, "epoch, notes"), ({0: torch.ones(2)}, "0")):
+        torch.save(held, tmp_path / "nameless.pth")
+        with pytest.raises(UserError, match=f"hold entries {entries}, no tensors by name"):
+            load_weights(build_model("demo_vit"), tmp_path / "nameless.pth")
 
 
 def test_timms_weights(monkeypatch):

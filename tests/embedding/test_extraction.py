@@ -7,14 +7,9 @@ from PIL import Image
 
 from data_selection.common.errors import UserError
 from data_selection.common.feature_table import load_features
-from data_selection.embedding.extraction import (
-    Preprocess,
-    ResizePIL,
-    check_labels,
-    resize,
-    to_input,
-)  # fmt: skip
+from data_selection.embedding.extraction import check_labels
 from data_selection.embedding.forward import class_tokens
+from data_selection.embedding.image_batches import Preprocess, ResizePIL, resize, to_input
 from data_selection.images.pools import load_demo, open_pool
 from tests.support.extraction_cases import COUNT, oracle, save, small_pool
 

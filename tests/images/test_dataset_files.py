@@ -49,7 +49,7 @@ def test_cub_that_is_not_whole(cub):
     (cub / "CUB_200_2011/images" / CUB_IMAGES[0]).unlink()
     with pytest.raises(UserError, match=r"CUB-200-2011: 1 of 3 files are missing, first .*002.Gull/b.jpg"):
         open_pool("CUB2011", root=cub)
-    with open(cub / "CUB_200_2011/train_test_split.txt", "a") as table:
+    with (cub / "CUB_200_2011/train_test_split.txt").open("a") as table:
         table.write("5 1\n")
     with pytest.raises(UserError, match="list different images"):
         open_pool("CUB2011", root=cub)

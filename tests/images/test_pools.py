@@ -173,7 +173,7 @@ def test_imagenet_order_is_imagefolders(tmp_path):
         (tmp_path / "ImageNet/train" / name).parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (9, 7), (i, 0, 0)).save(tmp_path / "ImageNet/train" / name)
     pool = open_pool("ImageNet", root=tmp_path)
-    assert list(zip(pool.paths, pool.labels)) == ImageFolder(tmp_path / "ImageNet/train").samples
+    assert list(zip(pool.paths, pool.labels, strict=True)) == ImageFolder(tmp_path / "ImageNet/train").samples
     assert (pool.labels, pool.classes, pool.names) == ([0, 1, 1], 2, None)
     with pytest.raises(UserError, match="ImageNet/val: link it there"):
         open_pool("ImageNet", "val", tmp_path)

@@ -23,7 +23,7 @@ def plain_knn(train, train_labels, test, test_labels, k):
     """The textbook: every distance, a full sort, a vote per image."""
     hits = 0
     train = train / train.norm(dim=1, keepdim=True)
-    for image, label in zip(test / test.norm(dim=1, keepdim=True), test_labels.tolist()):
+    for image, label in zip(test / test.norm(dim=1, keepdim=True), test_labels.tolist(), strict=True):
         similarity = (train @ image).tolist()
         votes = [0.0] * 10
         for i in sorted(range(len(train)), key=lambda i: -similarity[i])[:k]:

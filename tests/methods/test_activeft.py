@@ -13,7 +13,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from data_selection.common.distributed import World
 from data_selection.common.errors import UserError
 from data_selection.common.feature_table import load_features
 from data_selection.common.subset_names import activeft_name
@@ -22,37 +21,19 @@ from data_selection.methods.activeft import select_activeft
 from data_selection.methods.activeft_objective import OBJECTIVES, through_normalisation
 from data_selection.methods.configs import ACTIVEFT_PRESETS as PRESETS
 from data_selection.methods.configs import ActiveFTConfig
-from data_selection.nearest import assignment, grouped, screening
-from data_selection.nearest.assignment import distinct_nearest
+from data_selection.nearest import screening
 from data_selection.nearest.pool_reader import UnitPool
 from tests.support import oracles
+from tests.support.activeft_cases import ALONE, CPU, clusters, trace
 
 DATA = Path(__file__).parents[1] / "data"
 GOLDEN = json.loads((DATA / "golden.json").read_text())["activeft"]
-CPU = torch.device("cpu")
-ALONE = World(0, 1, CPU)
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
 def pool():
     return load_features(DATA / "FM3000_train.npy")
-
-
-def clusters(count, dimensions, seed, noise=0.3):
-    """Unit rows around a few directions, with quickly falling variances, as real features have."""
-    generator = torch.Generator().manual_seed(seed)
-    scale = 1 / torch.arange(1, dimensions + 1)
-    centres = torch.randn(12, dimensions, generator=generator) * scale
-    rows = centres[torch.randint(12, (count,), generator=generator)]
-    return F.normalize(rows + noise * torch.randn(count, dimensions, generator=generator) * scale, dim=1)
-
-
-def trace(features, budget, **options):
-    """(ids, losses) of a selection."""
-    losses = []
-    ids = select_activeft(features, budget, on_iteration=lambda step, lr, loss: losses.append(loss), **options)
-    return ids.tolist(), losses
 
 
 @pytest.mark.parametrize("case", GOLDEN, ids=lambda case: f"{case['variant']}-{case['percent']}")
@@ -124,49 +105,6 @@ def test_normalisation_keeps_the_gradient_tangential():
     torch.testing.assert_close((through_normalisation(gradient, centroids) * centroids).sum(1), torch.zeros(5).double())
 
 
-@pytest.mark.parametrize("narrow", [False, True], ids=["float32", "bfloat16"])
-@pytest.mark.parametrize("options", [{}, {"lr": 0.5}, {"batch_size": 700}], ids=["grouped", "wild", "minibatch"])
-@pytest.mark.parametrize("count", [64, 300])
-@pytest.mark.parametrize("make", [clusters, lambda n, d, seed: F.normalize(torch.randn(n, d), dim=1)])
-def test_screened_search_is_exact(make, count, options, narrow, monkeypatch):
-    rows = make(1500, 96, 0)
-    rows[700:760] = rows[:60]  # ties
-    rows[760:765] = 0
-    config = ActiveFTConfig(max_iter=25, **{"lr": 3e-3, **options})
-    monkeypatch.setattr(screening, "narrow_is_faster", lambda: narrow)
-    monkeypatch.setattr(assignment, "narrow_is_faster", lambda: narrow)
-    fast = trace(rows, count, config=config)
-    monkeypatch.setattr(assignment, "narrow_is_faster", lambda: False)
-    monkeypatch.setattr(activeft, "make_search", lambda *rest: screening.ProductSearch(100))
-    assert trace(rows, count, config=config) == fast
-
-
-def test_groups_leave_most_products_out(monkeypatch):
-    taken = []
-
-    def counting(search, group, which, original=grouped.GroupedSearch._search):
-        taken.append(len(which))
-        original(search, group, which)
-
-    monkeypatch.setattr(grouped.GroupedSearch, "_search", counting)
-    trace(clusters(3000, 96, 0), 256, config=ActiveFTConfig(max_iter=40, lr=3e-4))
-    assert sum(taken[-100:]) / 100 < 256 / 3
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_margins_bound_every_centroid_with_room_for_rounding(dtype):
-    rows, units = clusters(600, 96, 0), clusters(80, 96, 1)
-    pool = UnitPool(rows, None, CPU, 1e9)
-    search = grouped.GroupedSearch(pool, [(0, 400), (400, 600)], 64, dtype, 1e9)
-    for step in range(6):
-        search.begin(F.normalize(units + 0.02 * step * clusters(80, 96, 2), dim=1))
-        exact = pool.resident[search.order].double() @ search.units.double().T  # (n, K)
-        behind = torch.full(search.margin.shape, -torch.inf, dtype=torch.float64)
-        behind.scatter_reduce_(0, search.group[:, None].expand_as(exact), exact - exact.amax(1, keepdim=True), "amax")
-        assert (search.margin >= behind + search.error).all()
-        assert torch.equal(search.index[search.order], exact.argmax(1))
-
-
 def test_textbook_run():
     rows = clusters(1200, 80, 3)
     start = activeft.initial(rows, 70, torch.arange(1200), (), ActiveFTConfig(), 5, CPU)
@@ -194,23 +132,6 @@ def test_sweep_against_the_textbook():
         unit = F.normalize(rows.float(), dim=1)
         start = activeft.initial(rows, budget, torch.arange(count), (), ActiveFTConfig(), case, CPU)
         np.testing.assert_allclose(losses[0], oracles.activeft_loss(unit, unit[start]).item(), rtol=1e-4)
-
-
-@pytest.mark.parametrize("narrow", [False, True])
-@pytest.mark.parametrize("repeats", [1, 4])
-@pytest.mark.parametrize("count", [1, 40, 100, 300])
-def test_assignment_is_the_greedy_one(count, repeats, narrow, monkeypatch):
-    monkeypatch.setattr(assignment, "narrow_is_faster", lambda: narrow)
-    rows = clusters(300 // repeats, 16, 7).repeat(repeats, 1)
-    units = clusters(count, 16, 8)
-    barred = torch.zeros(300, dtype=torch.bool)
-    if count in (40, 100):
-        barred[:50] = True
-    similarity = (units.double()[:, None] * rows.double()).sum(-1)
-    expected = oracles.greedy_assignment(similarity, barred.nonzero()[:, 0].tolist())
-    for step in (7, 300):
-        parts = [(first, rows[first : first + step]) for first in range(0, 300, step)]
-        assert distinct_nearest(lambda rows, parts=parts: parts, units, barred, ALONE, 1 << 20).tolist() == expected
 
 
 def test_block_size_memory_and_threads_change_nothing(pool):

@@ -277,6 +277,6 @@ def test_command_line(tmp_path, capsys):
     with pytest.raises(UserError, match=r"--cur_number 31, but .* holds 30 cores"):
         main_bilaf("density_cluster", [*common, "--cur_number", "31"])
     with pytest.raises(UserError, match=r"iter_300_sampleNum_250.json does not exist: write it with"):
-        main_bilaf("density_cluster", common[:-2] + ["--dataset", "NOWHERE"])
+        main_bilaf("density_cluster", [*common[:-2], "--dataset", "NOWHERE"])
     with pytest.raises(UserError, match=r"iter_100_sampleNum_6405.json or .*iter_300_sampleNum_6405.json does not"):
-        main_bilaf("density_cluster_imagenet", common[:-2] + ["--dataset", "NOWHERE"])
+        main_bilaf("density_cluster_imagenet", [*common[:-2], "--dataset", "NOWHERE"])

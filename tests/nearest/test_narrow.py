@@ -86,7 +86,7 @@ def test_folded_search_finds_all(columns):
     product = torch.randint(-50, 50, (37, columns), generator=torch.Generator().manual_seed(columns))
     row, column = pairs_above(product, lambda guess: pick(product, guess) - 9, None)
     expected = (product >= product.amax(1, keepdim=True) - 9).nonzero().tolist()
-    assert sorted(zip(row.tolist(), column.tolist())) == [tuple(pair) for pair in expected]
+    assert sorted(zip(row.tolist(), column.tolist(), strict=True)) == [tuple(pair) for pair in expected]
 
 
 def test_finds_every_pair_that_reaches_the_best():
@@ -96,7 +96,7 @@ def test_finds_every_pair_that_reaches_the_best():
     allowed = exact.masked_fill(barred, -2)
     best = allowed.amax(1)
     row, unit = Narrow(units).pairs(rows, torch.full((50,), -torch.inf), barred)
-    found = set(zip(row.tolist(), unit.tolist()))
+    found = set(zip(row.tolist(), unit.tolist(), strict=True))
     assert {(i, int(allowed[i].argmax())) for i in range(50)} <= found
     assert not any(barred[i, j] for i, j in found)
     assert len(Narrow(units).pairs(rows, (best + 0.05).float(), barred)[0]) == 0

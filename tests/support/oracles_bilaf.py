@@ -109,7 +109,7 @@ def textbook(features, cores, budget, config):
     for j, core in enumerate(cores):
         own[core] = j
     members = [[i for i in range(n) if own[i] == j] for j in range(len(cores))]
-    kept = [textbook_denoise(dist, group, core, config) for group, core in zip(members, cores)]
+    kept = [textbook_denoise(dist, group, core, config) for group, core in zip(members, cores, strict=True)]
     shares = textbook_shares([len(group) for group in kept], min(budget, sum(map(len, kept))), config.budget_rule)
     blocks = [textbook_pick(dist, group, j, cores, shares[j], config) for j, group in enumerate(kept)]
     chosen = {i for block in blocks for i in block}
@@ -155,7 +155,7 @@ def textbook_shares(sizes, budget, rule):
         shares = [size * budget // sum(sizes) for size in sizes]
         quotas = [size * budget / sum(sizes) for size in sizes]
         rank = [lambda given, quota=quota: given - quota for quota in quotas]
-    shares = [min(max(1, share), size) for share, size in zip(shares, sizes)]
+    shares = [min(max(1, share), size) for share, size in zip(shares, sizes, strict=True)]
     while sum(shares) < budget:
         open_ = [j for j in range(len(sizes)) if shares[j] < sizes[j]]
         shares[min(open_, key=lambda j: (rank[j](shares[j]), -sizes[j], j))] += 1

@@ -90,7 +90,7 @@ def released_program(
         if epoch % eval_interval == 0:
             line["test_acc1"] = accuracy(model, test_loader)
         lines.append(line | {"epoch": epoch})
-        with open(Path(folder) / "log.txt", "a") as handle:
+        with (Path(folder) / "log.txt").open("a") as handle:
             handle.write(json.dumps(lines[-1]) + "\n")
         if on_epoch is not None:
             on_epoch()

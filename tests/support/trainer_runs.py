@@ -92,7 +92,7 @@ def train_into(words, said, environment):
     if "SILENCE" in environment:  # not to wait long in tests of processes that hang
         distributed.BEAT, distributed.SILENCE = 0.5, float(environment["SILENCE"])
     torch.set_num_threads(1)
-    with open(said, "w") as file:
+    with Path(said).open("w") as file:
         for stream in (1, 2):
             os.dup2(file.fileno(), stream)
     sys.exit(run(main, words))

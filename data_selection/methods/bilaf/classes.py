@@ -2,11 +2,16 @@
 
 import math
 from dataclasses import dataclass
+from functools import reduce
 
 import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+
+from data_selection.common.kinds import Features
+from data_selection.methods.configs import BiLAFConfig
+from data_selection.nearest.narrow import Scratch
 
 GRID_BITS = 32  # squared distances are whole numbers of 2^-32 of the class radius squared
 CACHE_BYTES = 32 << 20  # a CPU works faster on batches that stay in its cache
@@ -15,19 +20,19 @@ HALF_ROWS = 256  # rows of one product of the symmetric table
 PART_ROWS = 1024  # rows whose squares are added up together
 
 
-def rank_and_size():
+def rank_and_size() -> tuple[int, int]:
     """(rank, size) of the process group, (0, 1) without one."""
     return (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
 
 
-def sum_over_ranks(tensor):
+def sum_over_ranks(tensor: torch.Tensor) -> torch.Tensor:
     """Add up what each rank wrote into its share of a tensor of zeros, in place; returns it."""
     if rank_and_size()[1] > 1:
         dist.all_reduce(tensor)
     return tensor
 
 
-def rows_at(features, ids, device, normalised):
+def rows_at(features: Features, ids: torch.Tensor, device: torch.device, normalised: bool) -> torch.Tensor:
     """Rows of a tensor or memory map by their ids (int64, CPU) as float64 on device, at unit length if normalised."""
     if torch.is_tensor(features):
         rows = features.detach().index_select(0, ids.to(features.device))
@@ -40,7 +45,7 @@ def rows_at(features, ids, device, normalised):
     return rows.mul_(2.0**40).round_().div_(2.0**40)  # so that samples that differ in length alone are equal
 
 
-def on_grid(values):
+def on_grid(values: torch.Tensor) -> torch.Tensor:
     """Rounded to 2^-14 units: sums of equal distances tie whatever the order in which a device adds them up."""
     return (values * 2.0**14).round_() / 2.0**14
 
@@ -69,52 +74,59 @@ class Pairs:
     in x and held, None: members are all. square: (G, n) squared lengths of x, None: to be computed. shape: (G, n).
     """
 
-    def __init__(self, x, max_bytes, held=None, place=None, square=None):
+    def __init__(
+        self,
+        x: torch.Tensor,
+        max_bytes: float,
+        held: torch.Tensor | None = None,
+        place: torch.Tensor | None = None,
+        square: torch.Tensor | None = None,
+    ) -> None:
         self.x, self.max_bytes, self.held, self.place = x, max_bytes, held, place
-        self.square = squared_lengths(x) if place is None and square is None else square
+        self.square = squared_lengths(x) if square is None else square
         self.shape = x.shape[:2] if place is None else place.shape
 
     @classmethod
-    def build(cls, x, max_bytes, memory, square=None):
-        """Pairs of x, held in memory (Scratch, float64) where max_bytes allows."""
+    def build(cls, x: torch.Tensor, max_bytes: float, memory: Scratch, square: torch.Tensor | None = None) -> "Pairs":
+        """Pairs of x, held in memory (float64) where max_bytes allows."""
         groups, n, _ = x.shape
         pairs = cls(x, max_bytes, square=square)
         if 8 * groups * n**2 > max_bytes:
             return pairs
-        pairs.held = memory.take(groups, n, n)
+        pairs.held = held = memory.take(groups, n, n)
         for start in range(0, n, HALF_ROWS):  # above the diagonal; below it a copy costs less
             stop = start + HALF_ROWS
-            block = pairs.held[:, start:stop, start:]
+            block = held[:, start:stop, start:]
             pairs._product(x[:, start:stop], pairs.square[:, start:stop], x[:, start:], pairs.square[:, start:], block)
-            pairs.held[:, stop:, start:stop] = block[:, :, HALF_ROWS:].mT
+            held[:, stop:, start:stop] = block[:, :, HALF_ROWS:].mT
         return pairs
 
-    def take(self, local):
+    def take(self, local: torch.Tensor) -> "Pairs":
         """Pairs of the members local (G, m) alone, in that order; not of a selection again."""
         if self.held is None:
             return Pairs(self.rows(local), self.max_bytes)
-        return Pairs(self.x, self.max_bytes, self.held, local)
+        return Pairs(self.x, self.max_bytes, self.held, local, self.square)
 
-    def rows(self, local):
+    def rows(self, local: torch.Tensor) -> torch.Tensor:
         """Coordinates (G, m, D) of the members local (G, m)."""
         return _copy_rows(self.x, local)
 
-    def flat(self, local):
+    def flat(self, local: torch.Tensor) -> torch.Tensor:
         """(G m,) where the members local (G, m) stand in x.flatten(0, 1)."""
         return _flat(local, self.x.shape[1])
 
-    def between(self, rows):
+    def between(self, rows: torch.Tensor) -> torch.Tensor:
         """(G, R, n) squared distances of members rows (G, R) to all."""
         return self._members(self._table(rows))
 
-    def sums(self, columns, weight):
+    def sums(self, columns: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         """(G, n) for each member the sum of its distances to the members columns (G, m), times weight (G, m)."""
         weight = weight.double()[:, None]
         blocks = self.blocks(columns.shape[1], SUM_BYTES if self.held is not None else self.max_bytes)
-        total = sum(weight[:, :, a:b] @ self._table(columns[:, a:b]).sqrt_() for a, b in blocks)  # (G, 1, N)
-        return self._members(total)[:, 0]
+        parts = (weight[:, :, a:b] @ self._table(columns[:, a:b]).sqrt_() for a, b in blocks)  # (G, 1, N) each
+        return self._members(reduce(torch.add, parts))[:, 0]
 
-    def totals(self, weight):
+    def totals(self, weight: torch.Tensor) -> torch.Tensor:
         """(G, n) for each member the sum of its distances to all members, times weight (G, n)."""
         groups, n = self.shape
         if self.held is None:
@@ -129,7 +141,7 @@ class Pairs:
             total[:, a:b] += (root[:, :, b - a :] @ weight[:, b:, None])[:, :, 0]
         return self._members(total[:, None])[:, 0]
 
-    def each(self, rows, columns):
+    def each(self, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
         """(G, R, k) squared distances of members rows (G, R) to their own lists columns (G, R, k); of whole classes."""
         if self.held is not None:
             groups, n, _ = self.held.shape
@@ -139,59 +151,68 @@ class Pairs:
         parts = [(left - self.rows(some)).square().sum(-1) for some in columns.unbind(2)]
         return torch.stack(parts, dim=2).round_()
 
-    def blocks(self, count, max_bytes=None, most=1 << 20):
+    def blocks(self, count: int, max_bytes: float | None = None, most: int = 1 << 20) -> list[tuple[int, int]]:
         """(start, stop) over `count` rows, `most` at a time, whose distances to all fit max_bytes (None: its own)."""
         width = self.x.shape[1] if self.held is None else self.held.shape[2]
         step = min(most, max(1, int((max_bytes or self.max_bytes) // (8 * len(self.x) * width))))
         return [(start, min(count, start + step)) for start in range(0, count, step)]
 
-    def _table(self, rows):
+    def _table(self, rows: torch.Tensor) -> torch.Tensor:
         """(G, R, N) squared distances of members rows (G, R) to whole classes, a copy."""
         if self.held is None:
             return self._product(self.rows(rows), self.square.gather(1, rows), self.x, self.square)
         return _copy_rows(self.held, rows if self.place is None else self.place.gather(1, rows))
 
-    def _members(self, values):
+    def _members(self, values: torch.Tensor) -> torch.Tensor:
         """(G, R, n) of values (G, R, N) of whole classes."""
         if self.place is None:
             return values
         return values.gather(2, self.place[:, None].expand(-1, values.shape[1], -1))
 
     @staticmethod
-    def _product(a, a_square, b, b_square, out=None):
+    def _product(
+        a: torch.Tensor,
+        a_square: torch.Tensor,
+        b: torch.Tensor,
+        b_square: torch.Tensor,
+        out: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         product = torch.baddbmm(b_square[:, None, :], a, b.mT, alpha=-2, out=out)  # |a - b|^2 = |a|^2 + |b|^2 - 2 a.b
         return product.add_(a_square[:, :, None]).round_()
 
 
-def _copy_rows(table, local):
+def _copy_rows(table: torch.Tensor, local: torch.Tensor) -> torch.Tensor:
     """table[g, local[g, m]], (G, m, width), of a table (G, n, width)."""
     groups, n, width = table.shape
     return table.reshape(-1, width).index_select(0, _flat(local, n)).reshape(groups, -1, width)
 
 
-def _flat(local, n):
+def _flat(local: torch.Tensor, n: int) -> torch.Tensor:
     """(G m,) row numbers of local (G, m) in a table of n rows for each class."""
     return (torch.arange(len(local), device=local.device)[:, None] * n + local).flatten()
 
 
-def squared_lengths(x):
+def squared_lengths(x: torch.Tensor) -> torch.Tensor:
     """(G, n) of rows (G, n, D), in parts: the memory of small tables is used again, large ones are cleared anew."""
     return torch.cat([rows.square().sum(1) for rows in x.flatten(0, 1).split(PART_ROWS)]).view(x.shape[:2])
 
 
-def group_classes(own, cores):
+def group_classes(own: torch.Tensor, cores: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Members (M,) sorted by class, ascending inside one, and sizes (cores,); own: (N,), -1 for none."""
     order = own.sort(stable=True).indices
     return order[int((own < 0).sum()) :], torch.bincount(own[own >= 0], minlength=cores)
 
 
-def plan_batches(sizes, wanted, dimensions, max_bytes, device):
+def plan_batches(
+    sizes: torch.Tensor, wanted: torch.Tensor, dimensions: int, max_bytes: int, device: torch.device
+) -> list[list[int]]:
     """Class numbers in lists, classes of like size together, so that a batch's padded arrays keep within max_bytes.
 
     sizes: (K,). wanted: (K,) bool, classes that need work. The plan depends on neither device count nor ranks.
     """
     limit = max_bytes // 4 if device.type == "cuda" else min(CACHE_BYTES, max_bytes // 4)
-    batches, space = [], 0
+    batches: list[list[int]] = []
+    space = 0
     for label in sorted(wanted.nonzero()[:, 0].tolist(), key=lambda label: -int(sizes[label])):
         size = int(sizes[label])
         if space < 1 or not batches:
@@ -203,11 +224,20 @@ def plan_batches(sizes, wanted, dimensions, max_bytes, device):
     return batches
 
 
-def open_batch(features, labels, members, sizes, cores, config, memory, max_bytes):
-    """The Batch of the classes `labels`; members and sizes as group_classes gives them. memory: Scratch."""
+def open_batch(
+    features: Features,
+    classes: list[int],
+    members: torch.Tensor,
+    sizes: torch.Tensor,
+    cores: torch.Tensor,
+    config: BiLAFConfig,
+    memory: Scratch,
+    max_bytes: int,
+) -> Batch:
+    """The Batch of the classes with these numbers; members and sizes as group_classes gives them."""
     device = memory.memory.device
     starts = sizes.cumsum(0) - sizes
-    labels = torch.as_tensor(labels)
+    labels = torch.as_tensor(classes)
     count = sizes[labels]
     local = torch.arange(int(count.max()))  # (n,)
     valid = local < count[:, None]  # (G, n)
@@ -222,12 +252,12 @@ def open_batch(features, labels, members, sizes, cores, config, memory, max_byte
     return Batch(labels, ids, count.to(device), core.to(device), unit, pairs)
 
 
-def grid_unit(largest, bits=GRID_BITS):
+def grid_unit(largest: torch.Tensor, bits: int = GRID_BITS) -> torch.Tensor:
     """The power of two by which to multiply coordinates so that the squared length `largest` is about 2^bits."""
     exponent = ((bits - largest.log2()) / 2).floor()
     return torch.where(largest > 0, torch.exp2(exponent), 1.0)
 
 
-def key_base(count):
+def key_base(count: int) -> float:
     """A power of two above count: squared distance * base + position sorts by distance, then by position, exactly."""
     return 2.0 ** math.ceil(math.log2(count + 1))

@@ -4,10 +4,14 @@ Measured on two Zen 4 cores: assigning 1,281,167 x 384 samples to 6,405 cores ta
 with float32 alone (from 46,405 samples).
 """
 
+from collections.abc import Callable
+
 import torch
 
-from data_selection.common.progress import open_bar
-from data_selection.methods.bilaf.classes import grid_unit, key_base, rank_and_size, rows_at, sum_over_ranks
+from data_selection.common.kinds import Features
+from data_selection.common.progress import OpenBar, open_bar
+from data_selection.methods.bilaf.classes import Batch, grid_unit, key_base, rank_and_size, rows_at, sum_over_ranks
+from data_selection.methods.configs import BiLAFConfig
 from data_selection.nearest.narrow import (
     BFLOAT16_UNIT,
     FOLDS,
@@ -33,7 +37,7 @@ class CoreSearch:
     centre: (K, D) float64 cores minus their mean; short vectors round less. mean: (D,) float64.
     """
 
-    def __init__(self, features, cores, config, device):
+    def __init__(self, features: Features, cores: torch.Tensor, config: BiLAFConfig, device: torch.device) -> None:
         centre = rows_at(features, cores, device, config.normalised)
         self.mean = centre.mean(0)
         self.centre = centre - self.mean
@@ -45,7 +49,7 @@ class CoreSearch:
         coarse = device.type == "cpu" and len(cores) >= MANY_CORES and narrow_is_faster()
         self.coarse = Coarse(self.narrow, self.half) if coarse else None
 
-    def nearest(self, rows, count, exact):
+    def nearest(self, rows: torch.Tensor, count: int, exact: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
         """(B, count) numbers of the `count` nearest cores; equal distances go to the lowest number.
 
         rows: (B, D) float32. exact: exact(positions) gives some of the same rows in float64. The first core and which
@@ -66,13 +70,13 @@ class CoreSearch:
             index[part] = self._nearest_exact(exact(part) - self.mean, count)
         return index
 
-    def others_of(self, rows, own, count, max_bytes):
+    def others_of(self, rows: torch.Tensor, own: torch.Tensor, count: int, max_bytes: int) -> torch.Tensor:
         """(B, count) numbers of the nearest cores but the own (B,) to float64 rows (B, D) minus the mean."""
         step = max(1, min(2 * CHUNK_ROWS, max_bytes // (16 * len(self.half))))
         blocks = (rows + self.mean).split(step)
         return others(torch.cat([self.nearest(block.float(), count + 1, block.__getitem__) for block in blocks]), own)
 
-    def _nearest_exact(self, rows, count):
+    def _nearest_exact(self, rows: torch.Tensor, count: int) -> torch.Tensor:
         """The same of rows (B, D) in float64 minus the mean, in order."""
         centre = self.centre
         square = torch.addmm(self.square, rows, centre.T, alpha=-2) + rows.square().sum(1, keepdim=True)
@@ -84,7 +88,7 @@ class CoreSearch:
 class Coarse:
     """The nearest of many cores (K, D): bfloat16 products (see narrow.py) find candidates, float32 compares them."""
 
-    def __init__(self, cores, half):
+    def __init__(self, cores: torch.Tensor, half: torch.Tensor) -> None:
         self.cores, self.half, self.scratch = cores, half, Scratch()
         lift = half.max() - half  # (K,) which keeps the products that matter positive
         short, high = cores.bfloat16(), lift.bfloat16()
@@ -93,7 +97,7 @@ class Coarse:
         self.error = (cores - short.float()).norm(dim=1).max()
         self.reach, self.lift = cores.norm(dim=1).max(), lift.max()
 
-    def nearest(self, rows, count):
+    def nearest(self, rows: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor] | None:
         """(value, index), (B, count) each, of the highest r.c - |c|^2 / 2 of rows (B, D); None: too many are close."""
         short, length = rows.bfloat16(), rows.norm(dim=1)
         error = (rows - short.float()).norm(dim=1) * self.reach + 1.01 * length * self.error + self.lift * 2.0**-15
@@ -122,7 +126,15 @@ class Coarse:
         return value, index.gather(1, best)
 
 
-def assign(features, cores, config, device, max_bytes, progress=None, rivals=1):
+def assign(
+    features: Features,
+    cores: torch.Tensor,
+    config: BiLAFConfig,
+    device: torch.device,
+    max_bytes: int,
+    progress: OpenBar | None = None,
+    rivals: int = 1,
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Pseudo-class of every sample: the nearest core, and the `rivals` nearest of the others.
 
     features: (N, D). cores: (K,) pool indices. Returns own (N,) int64 and rival (N, T) int32 on the CPU, core numbers
@@ -142,7 +154,7 @@ def assign(features, cores, config, device, max_bytes, progress=None, rivals=1):
             rows = read_rows(features, start, stop, device)  # (B, D)
             rows = normalise(rows) if config.normalised else rows
 
-            def exact(part, start=start):
+            def exact(part: torch.Tensor, start: int = start) -> torch.Tensor:
                 return rows_at(features, part.cpu() + start, device, config.normalised)
 
             near[start:stop] = search.nearest(rows, count, exact)
@@ -153,7 +165,7 @@ def assign(features, cores, config, device, max_bytes, progress=None, rivals=1):
     return own, others(near, own)
 
 
-def others(near, own):
+def others(near: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
     """near (N, C) without each row's own core, or, where that is not among them, without the last: (N, C - 1).
 
     One column stays as it is.
@@ -165,7 +177,15 @@ def others(near, own):
     return near[~drop].reshape(len(near), -1)
 
 
-def find_rivals(batch, local, search, rival, count, config, max_bytes):
+def find_rivals(
+    batch: Batch,
+    local: torch.Tensor,
+    search: CoreSearch,
+    rival: torch.Tensor,
+    count: torch.Tensor,
+    config: BiLAFConfig,
+    max_bytes: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
     """The other cores that each kept member may border on: (ids, distance in the batch's unit), each (G, n, T).
 
     local: (G, n) kept members. search: the CoreSearch of these cores. rival: (N, R) the nearest other cores as assign
@@ -182,7 +202,7 @@ def find_rivals(batch, local, search, rival, count, config, max_bytes):
     own, unit = (each.repeat_interleave(ids.shape[1]) for each in (labels, batch.unit[:, 0, 0]))  # (G n,)
     table, place = batch.pairs.x.flatten(0, 1), batch.pairs.flat(local)
 
-    def rows_of(some):  # (B, D), made in parts that stay in the cache
+    def rows_of(some: slice) -> torch.Tensor:  # (B, D), made in parts that stay in the cache
         rows = table.index_select(0, place[some]).div_(unit[some, None])
         return rows.add_(search.centre.index_select(0, own[some]))
 
@@ -197,10 +217,18 @@ def find_rivals(batch, local, search, rival, count, config, max_bytes):
         _nearest_of(search, rows_of(some), own[some], unit[some, None], None if near is None else near[some], most)
         for some in (slice(start, start + step) for start in range(0, len(own), step))
     ]
-    return tuple(torch.cat(part).view(*ids.shape, most) for part in zip(*parts))
+    numbers, distance = (torch.cat(part).view(*ids.shape, most) for part in zip(*parts, strict=True))
+    return numbers, distance
 
 
-def _nearest_of(search, rows, own, unit, near, most):
+def _nearest_of(
+    search: CoreSearch,
+    rows: torch.Tensor,
+    own: torch.Tensor,
+    unit: torch.Tensor,
+    near: torch.Tensor | None,
+    most: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
     """(numbers, distance), (B, most), of the nearest of the cores near (B, C), None: of all but own (B,), to rows."""
     if near is None:
         square = torch.addmm(search.square, rows, search.centre.T, alpha=-2) + rows.square().sum(1, keepdim=True)

@@ -1,11 +1,16 @@
 """BiLAF: boundary samples around core samples, chosen in one shot (Lu et al., NeurIPS 2024, section 3.3)."""
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import torch
 
 from data_selection.common.checks import check_ids, check_request, check_selection
 from data_selection.common.errors import UserError
-from data_selection.common.progress import open_bar
+from data_selection.common.kinds import Device, Features, Ids
+from data_selection.common.progress import OpenBar, open_bar
 from data_selection.methods.bilaf.classes import (
+    Batch,
     group_classes,
     open_batch,
     plan_batches,
@@ -19,8 +24,10 @@ from data_selection.methods.configs import BiLAFConfig
 from data_selection.nearest.narrow import Scratch
 from data_selection.nearest.pool_reader import pool_device, working_memory
 
+ChooseCores = Callable[..., torch.Tensor]  # (features, count, *, labelled, excluded, seed, device, progress)
 
-def default_core_number(pool_size, budget):
+
+def default_core_number(pool_size: int, budget: int) -> int:
     """Half of the budget, at most 0.5 % of the pool or 50, at least 1.
 
     The paper takes 0.5 % of CIFAR100 and ImageNet and 50 of CIFAR10, and loses accuracy where the cores use up the
@@ -30,14 +37,22 @@ def default_core_number(pool_size, budget):
 
 
 def select_bilaf(
-    features, budget, *, cores=None, config=BiLAFConfig(), labelled=(), excluded=(), seed=0, device=None, progress=None
-):  # fmt: skip
+    features: Features,
+    budget: int,
+    *,
+    cores: Ids | ChooseCores | None = None,
+    config: BiLAFConfig = BiLAFConfig(),
+    labelled: Ids = (),
+    excluded: Ids = (),
+    seed: int = 0,
+    device: Device | None = None,
+    progress: OpenBar | None = None,
+) -> torch.Tensor:
     """Choose `budget` images: the cores, and around each the samples nearest to the borders of its pseudo-class.
 
     features: (N, D) float tensor or memory map, row i = pool image i. budget: images in all, cores included.
-    cores: pool indices (their order numbers the pseudo-classes), or a function
-    core_select(features, count, *, labelled, excluded, seed, device, progress) that chooses them.
-    config: BiLAFConfig, default the published algorithm; BILAF_PRESETS: the released one. labelled: images annotated
+    cores: pool indices (their order numbers the pseudo-classes), or a function that chooses them (see ChooseCores).
+    config: by default the published algorithm; BILAF_PRESETS has the released one. labelled: images annotated
     before: each counts as chosen in its class and is not returned; a core may be one of them. excluded: images that
     are never chosen and shape no class. seed: only for the core function, the rest is deterministic. device: None
     takes the tensor's own. Under torch.distributed every rank must call this; each works on its share of the classes
@@ -72,11 +87,11 @@ def select_bilaf(
     annotated[excluded] = False
     before = torch.bincount(own[annotated], minlength=len(cores))  # (K,)
     kept = torch.maximum(kept_count(sizes, config), 1 + before)
-    stages = []
+    stages: list[torch.Tensor] = []
     for total in _stage_totals(budget, fresh, config.nested):
         total = min(total + len(cores) - fresh + int(before.sum()), int(kept.sum()))
         stages.append(allocate(kept, total, stages[-1] if stages else 1 + before, kept, config.budget_rule))
-    classes = (cores, members, sizes, kept, rival, annotated)
+    classes = Classes(cores, members, sizes, kept, rival, annotated)
     turn = _pick_all(features, classes, stages, config, device, max_bytes, progress)
 
     turn[labelled] = 0
@@ -87,7 +102,17 @@ def select_bilaf(
     return check_selection(ids, budget, len(features), labelled, excluded)
 
 
-def _find_cores(features, budget, cores, config, labelled, excluded, seed, device, progress):
+def _find_cores(
+    features: Features,
+    budget: int,
+    cores: Ids | ChooseCores | None,
+    config: BiLAFConfig,
+    labelled: torch.Tensor,
+    excluded: torch.Tensor,
+    seed: int,
+    device: torch.device,
+    progress: OpenBar | None,
+) -> torch.Tensor:
     """The core ids (K,) of the caller, checked, or those of the caller's function."""
     if cores is None:
         raise UserError("BiLAF builds on core samples: give cores=, pool indices or a function that selects them")
@@ -108,7 +133,7 @@ def _find_cores(features, budget, cores, config, labelled, excluded, seed, devic
     return cores
 
 
-def _stage_totals(budget, cores, nested):
+def _stage_totals(budget: int, cores: int, nested: bool) -> list[int]:
     """New images after each stage: the budget, or doubling steps from the cores, so that they don't depend on it."""
     if not nested:
         return [budget]
@@ -118,7 +143,29 @@ def _stage_totals(budget, cores, nested):
     return totals
 
 
-def _pick_all(features, classes, stages, config, device, max_bytes, progress):
+class Classes(NamedTuple):
+    """K pseudo-classes: their cores (K,), members and sizes as group_classes gives them, how many are kept (K,).
+
+    rival: (N, R) the nearest other cores, as assign gives them. annotated: (N,) bool, besides the cores.
+    """
+
+    cores: torch.Tensor
+    members: torch.Tensor
+    sizes: torch.Tensor
+    kept: torch.Tensor
+    rival: torch.Tensor
+    annotated: torch.Tensor
+
+
+def _pick_all(
+    features: Features,
+    classes: Classes,
+    stages: list[torch.Tensor],
+    config: BiLAFConfig,
+    device: torch.device,
+    max_bytes: int,
+    progress: OpenBar | None,
+) -> torch.Tensor:
     """(N,) int64: 0, or the place 1, 2, ... at which a sample was chosen in its class. Ranks share the batches."""
     cores, members, sizes, kept, rival, annotated = classes
     count = stages[-1]
@@ -140,7 +187,15 @@ def _pick_all(features, classes, stages, config, device, max_bytes, progress):
     return turn
 
 
-def _pick_batch(batch, local, must, kept, rivals, stages, config):
+def _pick_batch(
+    batch: Batch,
+    local: torch.Tensor,
+    must: torch.Tensor,
+    kept: torch.Tensor,
+    rivals: tuple[torch.Tensor, torch.Tensor],
+    stages: list[torch.Tensor],
+    config: BiLAFConfig,
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Run the stages on one batch; local: (G, n) members that denoising kept. Returns (ids, places), both flat."""
     device = local.device
     wanted = [stage[batch.labels].to(device) for stage in stages]
@@ -158,14 +213,14 @@ def _pick_batch(batch, local, must, kept, rivals, stages, config):
     return batch.ids.to(device).gather(1, inside)[found], places
 
 
-def _true_first(mask):
+def _true_first(mask: torch.Tensor) -> torch.Tensor:
     """(G, most) column indices of each row's true entries, ascending, padded with -1."""
     count = mask.sum(1, keepdim=True)
     order = (~mask).sort(dim=1, stable=True).indices[:, : int(count.max())]
     return torch.where(torch.arange(order.shape[1], device=mask.device) < count, order, -1)
 
 
-def _in_order(turn, own, stages, nested):
+def _in_order(turn: torch.Tensor, own: torch.Tensor, stages: list[torch.Tensor], nested: bool) -> torch.Tensor:
     """Chosen ids: class by class, or, nested, round by round so that every beginning is a list of its own."""
     ids = ((turn > 0) & (own >= 0)).nonzero()[:, 0]
     place, label = turn[ids], own[ids]
@@ -178,7 +233,17 @@ def _in_order(turn, own, stages, nested):
     return ids[key.argsort()]
 
 
-def _spill(features, ids, own, turn, cores, budget, config, device, max_bytes):
+def _spill(
+    features: Features,
+    ids: torch.Tensor,
+    own: torch.Tensor,
+    turn: torch.Tensor,
+    cores: torch.Tensor,
+    budget: int,
+    config: BiLAFConfig,
+    device: torch.device,
+    max_bytes: int,
+) -> torch.Tensor:
     """Fill the budget with samples that denoising removed, those nearest to their core first, equal ones by index."""
     rest = ((turn == 0) & (own >= 0)).nonzero()[:, 0]
     parts = []

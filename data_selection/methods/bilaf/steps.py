@@ -1,29 +1,30 @@
-"""BiLAF's steps within the classes as pure functions: denoise, allocate, pick. config: a BiLAFConfig."""
+"""BiLAF's steps within the classes as pure functions: denoise, allocate, pick."""
 
 import heapq
 
 import torch
 
-from data_selection.methods.bilaf.classes import key_base, on_grid
+from data_selection.methods.bilaf.classes import Pairs, key_base, on_grid
+from data_selection.methods.configs import BiLAFConfig
 
 MERGED = 128  # distances per candidate merged at a time: NumPy's partition is fast up to 256
 GONE = torch.finfo(torch.float64).max  # key of members that are no candidates any more: after all others
 TINY = torch.finfo(torch.float64).tiny
 
 
-def included_count(sizes, config):
+def included_count(sizes: torch.Tensor, config: BiLAFConfig) -> torch.Tensor:
     """Members (K,) that join the growing cluster, of class sizes (K,): all, or whole rings only."""
     ring = ring_size(sizes, config)
     included = sizes if config.ring_end == "all" else ring * (sizes // ring)
     return torch.where(sizes < config.small_class, sizes, included)
 
 
-def ring_size(sizes, config):
+def ring_size(sizes: torch.Tensor, config: BiLAFConfig) -> torch.Tensor:
     """floor(ring_share x size), at least 1."""
     return (sizes.double() * config.ring_share).long().clamp(min=1)
 
 
-def kept_count(sizes, config):
+def kept_count(sizes: torch.Tensor, config: BiLAFConfig) -> torch.Tensor:
     """Members (K,) that denoising keeps, at least the core. It depends on the class sizes alone."""
     included = included_count(sizes, config)
     if config.rounding == "share":
@@ -33,10 +34,17 @@ def kept_count(sizes, config):
     return torch.where(sizes < config.small_class, sizes, kept.clamp(min=1))
 
 
-def denoise(pairs, sizes, core, kept, config, must=None):
+def denoise(
+    pairs: Pairs,
+    sizes: torch.Tensor,
+    core: torch.Tensor,
+    kept: torch.Tensor,
+    config: BiLAFConfig,
+    must: torch.Tensor | None = None,
+) -> torch.Tensor:
     """Iterative density-based clustering: grow each class ring by ring from its core, keep what joined first.
 
-    pairs: Pairs of G classes of up to n members. sizes, core, kept: (G,) members, local index of the core, members to
+    pairs: of G classes of up to n members. sizes, core, kept: (G,) members, local index of the core, members to
     keep. must: (G, n) bool, members kept in any case (the core always is). Returns (G, max kept) local indices in the
     order of joining, padded with the core.
     rho(x) = mean distance to the k nearest samples of the cluster (section 3.3); each ring takes the lowest, equal ones
@@ -84,7 +92,9 @@ def denoise(pairs, sizes, core, kept, config, must=None):
     return torch.where(torch.arange(order.shape[1], device=device) < kept[:, None], order, core[:, None])
 
 
-def _merge_nearest(pairs, rest, near, new, position, base):
+def _merge_nearest(
+    pairs: Pairs, rest: torch.Tensor, near: torch.Tensor, new: torch.Tensor, position: torch.Tensor, base: float
+) -> torch.Tensor:
     """The k nearest of each candidate, members `new` (G, W) of the cluster counted in.
 
     rest: (G, R) candidates. near: (G, R, k) keys, squared distance x base + position in the cluster's list. position:
@@ -98,7 +108,7 @@ def _merge_nearest(pairs, rest, near, new, position, base):
     return _lowest(keys, count)
 
 
-def _lowest(keys, count):
+def _lowest(keys: torch.Tensor, count: int) -> torch.Tensor:
     """The `count` lowest of keys (..., C) >= 0, in any order; keys change."""
     if keys.device.type != "cpu":
         return keys.topk(count, largest=False, sorted=False).values
@@ -106,7 +116,9 @@ def _lowest(keys, count):
     return keys[..., :count]
 
 
-def _density(pairs, rest, near, joined, base, config):
+def _density(
+    pairs: Pairs, rest: torch.Tensor, near: torch.Tensor, joined: torch.Tensor, base: float, config: BiLAFConfig
+) -> torch.Tensor:
     """rho (G, R) of the candidates: mean distance to the members in near (G, R, k); joined: (G,) the cluster's size."""
     found = near < torch.inf
     if config.neighbours == "position":
@@ -117,7 +129,7 @@ def _density(pairs, rest, near, joined, base, config):
     return on_grid(square.sum(2) / joined.clamp(1, near.shape[2])[:, None])
 
 
-def allocate(sizes, total, lower, upper, rule):
+def allocate(sizes: torch.Tensor, total: int, lower: torch.Tensor, upper: torch.Tensor, rule: str) -> torch.Tensor:
     """How many of `total` samples each class gives.
 
     sizes: (K,) members after denoising. lower, upper: (K,) bounds, sum(lower) <= total <= sum(upper). Returns (K,)
@@ -126,18 +138,23 @@ def allocate(sizes, total, lower, upper, rule):
     then the largest class. A bound that binds moves its samples to the other classes by the same rule.
     Cost: K log K; one sample at a time, at most about K of them.
     """
-    sizes, lower, upper = sizes.tolist(), lower.tolist(), upper.tolist()
-    whole = sum(sizes)
+    members: list[int] = sizes.tolist()
+    whole = sum(members)
     if rule == "remainder":
-        count = [size * total // whole for size in sizes]
-        order = [lambda given, size=size: given - size * total / whole for size in sizes]
+        count = [size * total // whole for size in members]
+        due = [size * total / whole for size in members]
     else:
-        count = [int(size / whole * total) for size in sizes]  # float64, as released
-        order = [lambda given: given] * len(sizes)
-    count = [min(max(given, low), high) for given, low, high in zip(count, lower, upper)]
+        count = [int(size / whole * total) for size in members]  # float64, as released
+        due = [0.0] * len(members)
+    bounds = zip(count, lower.tolist(), upper.tolist(), strict=True)
+    count = [min(max(given, low), high) for given, low, high in bounds]
     sign = 1 if sum(count) < total else -1  # hand out to the lowest, or take back from the highest
-    bound = upper if sign > 0 else lower
-    heap = [(sign * order[j](count[j]), -sign * sizes[j], j) for j in range(len(sizes)) if count[j] != bound[j]]
+    bound = (upper if sign > 0 else lower).tolist()
+
+    def turn(j: int) -> tuple[float, int, int]:
+        return sign * (count[j] - due[j]), -sign * members[j], j
+
+    heap = [turn(j) for j in range(len(members)) if count[j] != bound[j]]
     heapq.heapify(heap)
     for _ in range(abs(total - sum(count))):
         j = heap[0][2]
@@ -145,14 +162,22 @@ def allocate(sizes, total, lower, upper, rule):
         if count[j] == bound[j]:
             heapq.heappop(heap)
         else:
-            heapq.heapreplace(heap, (sign * order[j](count[j]), -sign * sizes[j], j))
+            heapq.heapreplace(heap, turn(j))
     return torch.tensor(count)
 
 
-def pick(pairs, sizes, core, count, rivals, config, forced=None):
+def pick(
+    pairs: Pairs,
+    sizes: torch.Tensor,
+    core: torch.Tensor,
+    count: torch.Tensor,
+    rivals: tuple[torch.Tensor, torch.Tensor],
+    config: BiLAFConfig,
+    forced: torch.Tensor | None = None,
+) -> torch.Tensor:
     """Boundary samples of G classes, one after another, from the core on.
 
-    pairs: Pairs of the kept members, in the order of joining. sizes, core, count: (G,) members, local index of the
+    pairs: of the kept members, in the order of joining. sizes, core, count: (G,) members, local index of the
     core, samples wanted (the core among them, count <= sizes). rivals: (ids, distance), each (G, n, T), the other cores
     that a sample may border on, nearest first. forced: (G, F) local indices of samples chosen before, core first, -1
     where there is none. Returns (G, max count) local indices in the order of choosing.

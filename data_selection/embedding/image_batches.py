@@ -1,0 +1,134 @@
+"""Batches of a pool's images, prepared ahead: decoded in other processes, resized and normalised on the device."""
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+
+from data_selection.common.errors import UserError
+from data_selection.images.pools import FASHION_MEAN, FASHION_STD, IMAGENET_MEAN, IMAGENET_STD, Pool
+
+Transform = Callable[[Image.Image], torch.Tensor]
+Images = tuple[torch.Tensor | None, list[str]]  # of those that could be read, and for each "" or the error
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """Resize to size x size pixels (bicubic, aspect ratio not kept), scale to 0..1, normalise per channel."""
+
+    size: int
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+
+
+PIL_ONE = 2**22  # PIL's weights are whole multiples of 1 / PIL_ONE
+DINO_PREPROCESS = Preprocess(224)  # the released extraction
+DEMO_PREPROCESS = Preprocess(28, (FASHION_MEAN,) * 3, (FASHION_STD,) * 3)
+
+
+def to_input(images: torch.Tensor, preprocess: Preprocess, device: torch.device) -> torch.Tensor:
+    """Model input (B, 3, size, size) float32 on device, of uint8 images (B, H, W), (B, H, W, 3) or (B, 3, H, W)."""
+    images = images.to(device, non_blocking=True)
+    if images.ndim == 3:
+        images = images[:, None]  # (B, 1, H, W): grey is resized once, then repeated
+    elif images.shape[-1] == 3:
+        images = images.permute(0, 3, 1, 2)
+    images = resize(images, preprocess.size)
+    mean, std = (torch.tensor(v, device=device).view(1, 3, 1, 1) for v in (preprocess.mean, preprocess.std))
+    return images.float().mul(1 / (255 * std)).sub_(mean / std)  # mul makes three channels of one
+
+
+def resize(images: torch.Tensor, size: int) -> torch.Tensor:
+    """uint8 images (B, C, S, S) -> (B, C, size, size) uint8, bit-equal to PIL's bicubic resize of square images.
+
+    PIL filters rows, rounds to grey levels, then filters columns, with weights rounded to 22 bits; float64 holds the
+    products of such weights and grey levels, and their sums, exactly, on any device.
+    """
+    if images.shape[-1] == size:
+        return images
+    weights = bicubic_weights(images.shape[-1], size).to(images.device)  # (size, S)
+    x = images.double()
+    for right in (True, False):
+        x = x @ weights.T if right else weights @ x
+        x.add_(0.5).floor_().clamp_(0, 255)  # in place: the largest array there is on the way
+    return x.to(torch.uint8)
+
+
+@functools.lru_cache(maxsize=8)
+def bicubic_weights(old: int, new: int) -> torch.Tensor:
+    """PIL's filter as a (new, old) float64 matrix."""
+    eye = torch.eye(old, dtype=torch.float64)[None, None]
+    # antialias selects PIL's kernel (a = -0.5, wider when shrinking); the other axis keeps its size, so it is untouched
+    return (F.interpolate(eye, (new, old), mode="bicubic", antialias=True)[0, 0] * PIL_ONE).round() / PIL_ONE
+
+
+class Decoded(Dataset[tuple[torch.Tensor | None, str]]):
+    """Image i as (tensor, "") or (None, error text): an error that crosses processes as an exception loses its form."""
+
+    def __init__(self, pool: Pool, prepare: Transform) -> None:
+        self.pool, self.prepare = pool, prepare
+
+    def __len__(self) -> int:
+        return len(self.pool)
+
+    def __getitem__(self, i: int) -> tuple[torch.Tensor | None, str]:
+        try:
+            return self.prepare(self.pool.image(i)), ""
+        except UserError as error:
+            return None, str(error)
+
+
+@dataclass(frozen=True)
+class ResizePIL:
+    """PIL image -> (3, size, size) uint8 tensor."""
+
+    size: int
+
+    def __call__(self, image: Image.Image) -> torch.Tensor:
+        if image.size != (self.size, self.size):
+            image = image.resize((self.size, self.size), Image.Resampling.BICUBIC)
+        return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+
+
+def collate(items: Sequence[tuple[torch.Tensor | None, str]]) -> Images:
+    """The items of Decoded as one batch."""
+    images = [image for image, _ in items if image is not None]
+    return torch.stack(images) if images else None, [text for _, text in items]
+
+
+def batches(
+    pool: Pool,
+    ranges: Sequence[range],
+    preprocess: Preprocess,
+    transform: Transform | None,
+    num_workers: int,
+    device: torch.device,
+) -> Iterator[Images]:
+    """Yield the Images of each range of rows: uint8, or transform's floats."""
+    if pool.arrays is not None and transform is None and pool.arrays.shape[1] == pool.arrays.shape[2]:
+        for rows in ranges:
+            images = torch.from_numpy(pool.arrays[rows.start : rows.stop])
+            yield images.pin_memory() if device.type == "cuda" else images, [""] * len(rows)
+        return
+    loader = DataLoader(
+        Decoded(pool, transform or ResizePIL(preprocess.size)),
+        batch_sampler=ranges,  # type: ignore[arg-type]  # a range is read as the list that is asked for
+        collate_fn=collate,
+        num_workers=num_workers,
+        pin_memory=device.type == "cuda",
+        prefetch_factor=4 if num_workers else None,
+    )
+    try:
+        yield from loader
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise UserError(
+            f"a loading process died ({str(error).splitlines()[0]}): the rows so far are kept; if memory ran out, "
+            "start again with fewer --num_workers or a smaller --batch_size_per_gpu"
+        ) from None
