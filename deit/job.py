@@ -44,7 +44,6 @@ class Job:
     test_pool: Any
     ids: list[int]  # of the training images: indices into train_pool
     held: list[int]  # of the subset, to choose the best epoch by; maybe none
-    auto: bool  # the number of labels sets the epochs
     global_batch: int
     settings: dict[str, Any]  # the flags as resolved, and what a continued run must have the same
     pool_epochs: int = 0  # chunks of the pool after the labelled epochs, in --mode self-train
@@ -93,22 +92,21 @@ def open_job(args, world: distributed.World) -> Job:
     log = RunLog(args.output_dir, world.is_main, verbose=args.verbose, tensorboard=args.tensorboard)
     train_pool, test_pool, ids = distributed.on_main_first(world, lambda: open_data(args, name, log))
     ids, held = hold_out(ids, train_pool, args.val_fraction, args.seed)
-    auto = args.epochs == "auto"
-    args.epochs = auto_epochs(len(ids)) if auto else args.epochs
+    if args.epochs == "auto":
+        args.epochs = auto_epochs(len(ids))
     global_batch = args.global_batch_size or args.batch_size * world.size
     settings = vars(args) | {
         "global_batch_size": global_batch,
         "train_ids": fingerprint(train_pool, ids),
         "processes": world.size,
     }
-    return Job(args, world, defaults, log, train_pool, test_pool, list(ids), held, auto, global_batch, settings)
+    return Job(args, world, defaults, log, train_pool, test_pool, list(ids), held, global_batch, settings)
 
 
 def part_of(job: Job, ids: list[int], steps: int, desc: str) -> Job:
     """The same job on some of its images, for at most about `steps` steps, with a bar called desc and no words."""
-    epochs = auto_epochs(len(ids)) if job.auto else job.args.epochs
     args = copy.copy(job.args)
-    args.epochs = min(epochs, max(1, steps // updates_for(job, len(ids))))
+    args.epochs = min(args.epochs, max(1, steps // updates_for(job, len(ids))))
     return dataclasses.replace(
         job, args=args, ids=ids, held=[], log=RunLog("", job.world.is_main, desc=desc, quiet=True), pool_epochs=0
     )

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from data_selection.judging.smoothed import fit_smoothed
 
 from data_selection.common.distributed import on_main
 from data_selection.common.errors import UserError
@@ -114,6 +113,8 @@ class SoftImages:
 
 def smoothed_probe(job: Job, features: torch.Tensor, classes: int) -> Any:
     """The smoothed probe of the labels on the pool's features (N, D)."""
+    from data_selection.judging.smoothed import fit_smoothed  # imports scikit-learn, which no other mode needs
+
     labels = torch.tensor([job.train_pool.label(i) for i in job.ids])
     return fit_smoothed(features.cpu(), labels, torch.tensor(job.ids), classes=classes)
 

@@ -17,6 +17,7 @@ from deit.runs.starting import finished, starting_point
 from deit.runs.stopping import sigterm, workers_named
 from deit.samples.sources import open_images, say_of_labels
 from deit.selftrain import pool_epochs
+from deit.timing import settle, take_over
 
 
 def train(args):
@@ -34,10 +35,13 @@ def finetune(args, world):
     job.pool_epochs = pool_epochs(job)
     source, state = starting_point(args, job.settings, job.defaults.pretrained, job.log)
     if state is not None:
+        take_over(job, state["args"])
         job.settings |= {name: state["args"].get(name) for name in ("verdict", "soft_targets")}
     if state is not None and finished(args, source, state["epoch"], job.last, job.log):
         return None
     announce(job)
+    if state is None and (args.amp == "measured" or args.minutes) and args.mode != "linear":
+        settle(job)
     with distributed.watched(world), workers_named():
         if state is None and args.folds and args.mode != "linear":
             job.settings["verdict"] = compare(job, source)

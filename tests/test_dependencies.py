@@ -24,7 +24,8 @@ TRAINER = {  # of deit: what a room, or a module at the top, may import besides 
     "option_checks": set(),
     "recipes": set(),
     "options": {"option_checks", "recipes"},
-    "trainer": {"selftrain", "crossval", "epochs", "job", "learner", "engine", "datasets", "samples", "runs"},
+    "timing": {"selftrain", "job", "learner", "engine", "runs"},
+    "trainer": {"timing", "selftrain", "crossval", "epochs", "job", "learner", "engine", "datasets", "samples", "runs"},
     "main": {"options", "trainer"},
 }
 MODULES = sorted(path for folder in ("data_selection", "deit") for path in (ROOT / folder).rglob("*.py"))

@@ -27,8 +27,8 @@ from data_selection.embedding.backbones import (
     state_digest,
 )
 from data_selection.embedding.extraction import Embed, Stats, extract
-from data_selection.embedding.forward import class_tokens, pooled
-from data_selection.embedding.image_batches import DEMO_PREPROCESS, DINO_PREPROCESS, Preprocess, Transform
+from data_selection.embedding.forward import class_tokens, cpu_has_bf16, pooled
+from data_selection.embedding.preprocessing import preprocess_of
 from data_selection.images.pools import POOLS, SPLITS, open_pool
 
 AMP = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -57,7 +57,7 @@ def extract_pool(args: argparse.Namespace, world: World, say: Log) -> None:
     path = args.output_dir / f"{name}{args.extra_name}{split}.npy"
     pool = on_main_first(world, lambda: open_pool(args.dataset, args.split, args.data_path))
     model, weights = on_main_first(world, lambda: open_backbone(args, arch, say))
-    preprocess, transform = preprocessing(arch, model)
+    preprocess = preprocess_of(arch, args.input_size)
     if path.exists():
         say(f"{path} exists and will be replaced when the new file is whole")
     amp = on_main(world, lambda: pick_amp(args.amp, world.device))  # machines may differ
@@ -67,12 +67,12 @@ def extract_pool(args: argparse.Namespace, world: World, say: Log) -> None:
     }  # fmt: skip
     data = {"name": name, "split": split, "images": len(pool), "classes": pool.classes}
     provenance = {
-        "pool": data, "backbone": backbone, "preprocess": vars(preprocess) if transform is None else str(transform),
+        "pool": data, "backbone": backbone, "preprocess": preprocess.record(),
         "amp": str(amp), "dtype": args.dtype, "device": world.device.type, "versions": versions(),
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
     }  # fmt: skip
     stats = extract(
-        pool, model, path, world=world, preprocess=preprocess, transform=transform, embed=embedding(args, arch, model),
+        pool, model, path, world=world, preprocess=preprocess, embed=embedding(args, arch, model),
         batch_size=args.batch_size_per_gpu, num_workers=min(args.num_workers, cores()), amp_dtype=amp,
         compiled=args.compile, dtype=args.dtype, on_error=args.on_error, request={"pool": data, "backbone": backbone},
         provenance=provenance, progress=bar_factory(world), log=say,
@@ -83,25 +83,17 @@ def extract_pool(args: argparse.Namespace, world: World, say: Log) -> None:
 def open_backbone(args: argparse.Namespace, arch: str, say: Log) -> tuple[nn.Module, dict[str, str]]:
     """(model with its weights, what the provenance says about them)."""
     if arch.startswith("timm:") and not args.pretrained_weights:
-        model = build_pretrained(arch)
+        model = build_pretrained(arch, args.input_size)
         return model, {"weights": arch, "tensors_sha256": state_digest(model)}
     source = args.pretrained_weights or default_weights(arch, args.patch_size)
-    model = build_model(arch, patch_size=args.patch_size)
+    model = build_model(arch, patch_size=args.patch_size, img_size=args.input_size)
     classifier = getattr(model, "pretrained_cfg", {}).get("classifier") or "head"
     heads = [f"{name}.{part}" for name in ("head", classifier) for part in ("weight", "bias")]
     loaded = load_weights(
-        model, source, checkpoint_key=args.checkpoint_key, allow_unexpected=(*DINO_HEAD, *heads), log=say
-    )
+        model, source, checkpoint_key=args.checkpoint_key, allow_unexpected=(*DINO_HEAD, *heads),
+        resize_pos_embed=args.input_size is not None, log=say,
+    )  # fmt: skip
     return model, {"weights": loaded.path.name, "weights_sha256": sha256(loaded.path)}
-
-
-def preprocessing(arch: str, model: nn.Module) -> tuple[Preprocess, Transform | None]:
-    """(Preprocess, None) for the ViTs of this project, (Preprocess, timm's own transform) for other timm models."""
-    if arch in WIDTHS or arch == "demo_vit":
-        return DEMO_PREPROCESS if arch == "demo_vit" else DINO_PREPROCESS, None
-    from timm.data import create_transform, resolve_data_config
-
-    return DINO_PREPROCESS, create_transform(**resolve_data_config({}, model=model), is_training=False)
 
 
 def embedding(args: argparse.Namespace, arch: str, model: nn.Module) -> Embed:
@@ -160,15 +152,6 @@ def pick_amp(word: str, device: torch.device) -> torch.dtype | None:
         return AMP[word]
     fast = torch.cuda.is_bf16_supported(including_emulation=False) if device.type == "cuda" else cpu_has_bf16()
     return torch.bfloat16 if fast else None
-
-
-def cpu_has_bf16() -> bool:
-    """Whether this CPU multiplies in bf16 (x86: AVX512_BF16 or AMX; ARM: bf16); elsewhere float32 is faster."""
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:  # no Linux: not known
-        return False
-    return not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(text.split())
 
 
 def summary(stats: Stats, path: Path) -> str:

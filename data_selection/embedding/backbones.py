@@ -41,12 +41,19 @@ class Loaded(NamedTuple):
 
 
 def build_model(
-    name: str, num_classes: int = 0, drop_rate: float = 0.0, drop_path_rate: float = 0.0, *, patch_size: int = 16
+    name: str,
+    num_classes: int = 0,
+    drop_rate: float = 0.0,
+    drop_path_rate: float = 0.0,
+    *,
+    patch_size: int = 16,
+    img_size: int | None = None,
 ) -> nn.Module:
     """A timm model with fresh weights; num_classes=0 gives features instead of logits.
 
     name: `demo_vit` (28 x 28 images, 4 blocks), `vit_tiny` / `vit_small` / `vit_base` (224 x 224 images; DINO's and
     DeiT's ViTs, LayerNorm eps 1e-6; patch_size is for these), or any name of timm, with or without `timm:` before it.
+    img_size: side of the images where it is not the model's own; what takes any size is built as ever.
     Raises UserError for an unknown name.
     """
     import timm  # slow to import: --help must not wait for it
@@ -59,7 +66,7 @@ def build_model(
         return vit(img_size=28, patch_size=7, embed_dim=192, depth=4, num_heads=6, dynamic_img_size=True)
     if name in WIDTHS:
         width, heads = WIDTHS[name]
-        return vit(img_size=224, patch_size=patch_size, embed_dim=width, depth=12, num_heads=heads)
+        return vit(img_size=img_size or 224, patch_size=patch_size, embed_dim=width, depth=12, num_heads=heads)
     timm_name = name.removeprefix("timm:")
     if not timm.is_model(timm_name):
         known = ["demo_vit", *WIDTHS, *timm.list_models()]
@@ -75,12 +82,23 @@ def build_model(
         num_classes=num_classes,
         drop_rate=drop_rate,
         drop_path_rate=drop_path_rate or None,
+        **sized(timm_name, img_size),
     )
 
 
-def build_pretrained(name: str) -> nn.Module:
+def sized(timm_name: str, img_size: int | None) -> dict[str, int]:
+    """The keywords of timm.create_model for images of another size; none for models that take any."""
+    import timm
+
+    known = timm.get_pretrained_cfg(timm_name)
+    fixed = known is not None and known.fixed_input_size and img_size not in (None, known.input_size[-1])
+    return {"img_size": img_size} if fixed and img_size is not None else {}
+
+
+def build_pretrained(name: str, img_size: int | None = None) -> nn.Module:
     """A timm model without classifier, with the weights that timm publishes for it (its own download and cache).
 
+    img_size: as for build_model; timm resamples position embeddings to it.
     Raises UserError where the name is unknown, timm has no weights for it, or they cannot be fetched.
     """
     import timm
@@ -91,7 +109,7 @@ def build_pretrained(name: str) -> nn.Module:
     if published is None or not published.has_weights:  # timm would go on with random weights
         raise UserError(f"timm has no weights for {timm_name}: give a file with --pretrained_weights")
     try:
-        return _create(timm_name, pretrained=True, num_classes=0)
+        return _create(timm_name, pretrained=True, num_classes=0, **sized(timm_name, img_size))
     except OSError as error:
         where = f"https://huggingface.co/{published.hf_hub_id}" if published.hf_hub_id else published.url
         raise UserError(

@@ -4,7 +4,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +18,8 @@ from data_selection.common.errors import UserError
 from data_selection.common.kinds import Log
 from data_selection.common.progress import Bar, OpenBar, open_bar
 from data_selection.embedding.forward import class_tokens, memory_layout, ready
-from data_selection.embedding.image_batches import (
-    DINO_PREPROCESS,
-    Images,
-    Preprocess,
-    ResizePIL,
-    Transform,
-    batches,
-    to_input,
-)
+from data_selection.embedding.image_batches import Images, Transform, View, batches, to_input
+from data_selection.embedding.preprocessing import DINO_PREPROCESS, Preprocess
 from data_selection.embedding.table_writer import MISSING, TableWriter
 from data_selection.images.list_files import UNKNOWN
 from data_selection.images.pools import Pool
@@ -112,11 +105,11 @@ def extract(
             return torch.cat([forward(part) for part in images.split(at_once)])
 
     blank = Image.new("RGB", (preprocess.size, preprocess.size))  # image 0 of the pool may be one that cannot be read
-    first = (transform or ResizePIL(preprocess.size))(blank)[None]
+    first = (transform or View(preprocess))(blank)[None]
     shape = (len(pool), run(first).shape[1] + 1)
     embed = torch.compile(embed) if compiled else embed  # not before: it compiles for every batch size it meets
     check_labels(pool.labels, dtype)
-    prepared = asdict(preprocess) if transform is None else str(transform)
+    prepared = preprocess.record() if transform is None else str(transform)
     which = {"names_digest": _digest(pool.names), "labels_digest": _digest(pool.labels)}
     how = {"preprocess": prepared, "amp": str(amp_dtype), "compiled": compiled, "on_error": on_error}
     request = (request or {}) | which | how

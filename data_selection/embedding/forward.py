@@ -1,6 +1,7 @@
 """Features of a batch of images: class tokens or a model's own pooling, without the work that they do not need."""
 
 import copy
+from pathlib import Path
 from typing import TypeGuard, cast
 
 import torch
@@ -129,3 +130,12 @@ def memory_layout(model: nn.Module) -> torch.memory_format:
     """channels_last for networks of convolutions, whose kernels are faster in it; a ViT has but one convolution."""
     convolutions = sum(isinstance(module, nn.Conv2d) for module in model.modules())
     return torch.channels_last if convolutions > 1 else torch.contiguous_format
+
+
+def cpu_has_bf16() -> bool:
+    """Whether this CPU multiplies in bf16 (x86: AVX512_BF16 or AMX; ARM: bf16); elsewhere float32 is faster."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:  # no Linux: not known
+        return False
+    return not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(text.split())

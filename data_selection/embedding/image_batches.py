@@ -4,41 +4,33 @@ import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from data_selection.common.errors import UserError
-from data_selection.images.pools import FASHION_MEAN, FASHION_STD, IMAGENET_MEAN, IMAGENET_STD, Pool
+from data_selection.embedding.preprocessing import Preprocess
+from data_selection.images.pools import Pool
 
 Transform = Callable[[Image.Image], torch.Tensor]
 Images = tuple[torch.Tensor | None, list[str]]  # of those that could be read, and for each "" or the error
 
 
-@dataclass(frozen=True)
-class Preprocess:
-    """Resize to size x size pixels (bicubic, aspect ratio not kept), scale to 0..1, normalise per channel."""
-
-    size: int
-    mean: tuple[float, ...] = IMAGENET_MEAN
-    std: tuple[float, ...] = IMAGENET_STD
-
-
 PIL_ONE = 2**22  # PIL's weights are whole multiples of 1 / PIL_ONE
-DINO_PREPROCESS = Preprocess(224)  # the released extraction
-DEMO_PREPROCESS = Preprocess(28, (FASHION_MEAN,) * 3, (FASHION_STD,) * 3)
 
 
 def to_input(images: torch.Tensor, preprocess: Preprocess, device: torch.device) -> torch.Tensor:
-    """Model input (B, 3, size, size) float32 on device, of uint8 images (B, H, W), (B, H, W, 3) or (B, 3, H, W)."""
+    """Model input (B, 3, size, size) float32 on device.
+
+    images: uint8, square as a pool holds them, (B, S, S) or (B, S, S, 3), or (B, 3, size, size) as View gives them.
+    """
     images = images.to(device, non_blocking=True)
-    if images.ndim == 3:
-        images = images[:, None]  # (B, 1, H, W): grey is resized once, then repeated
-    elif images.shape[-1] == 3:
-        images = images.permute(0, 3, 1, 2)
-    images = resize(images, preprocess.size)
+    if images.ndim == 3 or images.shape[-1] == 3:
+        # (B, 1 or 3, S, S): grey is resized once, then repeated
+        images = resize(images[:, None] if images.ndim == 3 else images.permute(0, 3, 1, 2), preprocess.short)
+        edge = round((preprocess.short - preprocess.size) / 2)
+        images = images[..., edge : edge + preprocess.size, edge : edge + preprocess.size]
     mean, std = (torch.tensor(v, device=device).view(1, 3, 1, 1) for v in (preprocess.mean, preprocess.std))
     return images.float().mul(1 / (255 * std)).sub_(mean / std)  # mul makes three channels of one
 
@@ -84,15 +76,13 @@ class Decoded(Dataset[tuple[torch.Tensor | None, str]]):
 
 
 @dataclass(frozen=True)
-class ResizePIL:
-    """PIL image -> (3, size, size) uint8 tensor."""
+class View:
+    """PIL image -> (3, size, size) uint8 tensor of the pixels that the model sees."""
 
-    size: int
+    preprocess: Preprocess
 
     def __call__(self, image: Image.Image) -> torch.Tensor:
-        if image.size != (self.size, self.size):
-            image = image.resize((self.size, self.size), Image.Resampling.BICUBIC)
-        return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+        return torch.from_numpy(self.preprocess.pixels(image)).permute(2, 0, 1).contiguous()
 
 
 def collate(items: Sequence[tuple[torch.Tensor | None, str]]) -> Images:
@@ -110,13 +100,14 @@ def batches(
     device: torch.device,
 ) -> Iterator[Images]:
     """Yield the Images of each range of rows: uint8, or transform's floats."""
-    if pool.arrays is not None and transform is None and pool.arrays.shape[1] == pool.arrays.shape[2]:
+    bicubic = transform is None and preprocess.interpolation == "bicubic"
+    if pool.arrays is not None and bicubic and pool.arrays.shape[1] == pool.arrays.shape[2]:
         for rows in ranges:
             images = torch.from_numpy(pool.arrays[rows.start : rows.stop])
             yield images.pin_memory() if device.type == "cuda" else images, [""] * len(rows)
         return
     loader = DataLoader(
-        Decoded(pool, transform or ResizePIL(preprocess.size)),
+        Decoded(pool, transform or View(preprocess)),
         batch_sampler=ranges,  # type: ignore[arg-type]  # a range is read as the list that is asked for
         collate_fn=collate,
         num_workers=num_workers,

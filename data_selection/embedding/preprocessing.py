@@ -49,7 +49,7 @@ class Preprocess:
         target = self.resized(*image.size)
         if target != image.size:
             image = image.resize(target, FILTERS[self.interpolation])
-        array = np.asarray(image)
+        array = np.array(image)  # a copy: what comes of it can be written to
         top, left = (round((side - self.size) / 2) - margin for side in array.shape[:2])
         side = self.size + 2 * margin
         lack = [

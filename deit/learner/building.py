@@ -10,7 +10,7 @@ from timm.utils import ModelEmaV3
 
 from data_selection.common.errors import UserError
 from data_selection.embedding.backbones import DEMO_WEIGHTS, build_model, load_weights
-from data_selection.embedding.forward import write_out_attention
+from data_selection.embedding.forward import memory_layout, write_out_attention
 from data_selection.embedding.preprocessing import Preprocess, preprocess_of
 from data_selection.images import pools
 from deit.engine import FlatGradients, Learner
@@ -69,7 +69,7 @@ def build(args, classes, log):
         raise UserError(f"--data-set {args.data_set} has no labels to train on")
     log.say(f"Creating model: {args.model}")
     with seeded(seed_of(args.seed, INIT)):
-        model = build_model(args.model, classes, drop_path_rate=args.drop_path)
+        model = build_model(args.model, classes, drop_path_rate=args.drop_path, img_size=args.input_size)
     try:  # wrong sizes show here instead of after the data is decoded
         with torch.inference_mode():
             model.eval()(torch.zeros(1, 3, args.input_size, args.input_size))
@@ -95,7 +95,7 @@ def build_learner(args, world, classes, global_batch, updates, log, pretrained):
     criterion = Criterion(args.smoothing)
     if args.distillation_type != "none":
         criterion = distillation(args, model, classes, world, log)
-    model.to(world.device)
+    model.to(world.device, memory_format=memory_layout(model))
     ema = None
     if args.model_ema:  # before the drop layers change, after the weights are there
         ema = ModelEmaV3(

@@ -32,7 +32,9 @@ def starting_point(args, settings, pretrained, log):
         raise UserError(
             f"--start_epoch {args.start_epoch}: {source} says itself where it continues; leave the flag out"
         )
-    checkpoints.check_same_recipe(state.get("args", {}), settings, source)
+    timed = ("epochs", "rounds", "folds") if args.minutes else ()  # set by the clock of the run to continue
+    asked = {name: value for name, value in settings.items() if name not in timed}
+    checkpoints.check_same_recipe(state.get("args", {}), asked, source)
     log.say(f"continuing {source} after epoch {state['epoch']}")
     return source, state
 

@@ -21,7 +21,7 @@ from data_selection.common.distributed import World, pick_device
 from data_selection.embedding.backbones import build_model
 from data_selection.embedding.extraction import extract, images_at_once
 from data_selection.embedding.forward import class_tokens, ready
-from data_selection.embedding.image_batches import DEMO_PREPROCESS, DINO_PREPROCESS
+from data_selection.embedding.preprocessing import DEMO_PREPROCESS, DINO_PREPROCESS
 from data_selection.images.pools import Pool, load_demo, open_pool
 from scripts.benchmarks.activeft import high_water
 

@@ -9,7 +9,8 @@ from data_selection.common.errors import UserError
 from data_selection.common.feature_table import load_features
 from data_selection.embedding.extraction import check_labels
 from data_selection.embedding.forward import class_tokens
-from data_selection.embedding.image_batches import Preprocess, ResizePIL, resize, to_input
+from data_selection.embedding.image_batches import View, resize, to_input
+from data_selection.embedding.preprocessing import Preprocess
 from data_selection.images.pools import load_demo, open_pool
 from tests.support.extraction_cases import COUNT, oracle, save, small_pool
 
@@ -42,7 +43,7 @@ def test_folder_equals_arrays(model, tmp_path, folder):
 @pytest.mark.parametrize(("old", "new"), [(32, 224), (28, 224), (32, 28), (57, 16), (28, 28), (500, 333)])
 def test_resize_is_pils_bit_for_bit(old, new):
     images = torch.randint(0, 256, (3, old, old, 3), generator=torch.Generator().manual_seed(old), dtype=torch.uint8)
-    expected = torch.stack([ResizePIL(new)(Image.fromarray(image.numpy())) for image in images])
+    expected = torch.stack([View(Preprocess(new))(Image.fromarray(image.numpy())) for image in images])
     assert torch.equal(resize(images.permute(0, 3, 1, 2), new), expected)
 
 
@@ -127,5 +128,5 @@ def test_a_bad_first_image_is_skipped_under_any_preprocessing(model, tmp_path, f
     (tmp_path / "bad.png").write_bytes(b"x")
     (tmp_path / "l.txt").write_text(f"{tmp_path}/bad.png\n{folder}/000.png\n")
     pool = open_pool(str(tmp_path / "l.txt"))
-    for transform in (None, lambda image: ResizePIL(28)(image).float()):
+    for transform in (None, lambda image: View(Preprocess(28))(image).float()):
         assert save(pool, model, tmp_path / "t.npy", transform=transform, on_error="skip").shape == (1, 193)

@@ -5,7 +5,7 @@ import torch
 
 from data_selection.common.distributed import World
 from data_selection.embedding.extraction import extract
-from data_selection.embedding.image_batches import DEMO_PREPROCESS
+from data_selection.embedding.preprocessing import DEMO_PREPROCESS
 from data_selection.images.pools import FASHION_MEAN, FASHION_STD, Pool, load_demo
 
 ALONE = World(0, 1, torch.device("cpu"))

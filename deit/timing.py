@@ -1,0 +1,112 @@
+"""How long a run takes, told before it starts: a step timed in each precision, fewer epochs where time is short."""
+
+import math
+import time
+from typing import Any
+
+import torch
+
+from data_selection.common.distributed import on_main
+from data_selection.embedding.forward import cpu_has_bf16, memory_layout, write_out_attention
+from deit.engine import autocast
+from deit.job import Job
+from deit.learner.building import autocast_type, build
+from deit.runs.meters import RunLog, clock
+from deit.selftrain import pool_epochs, steps_of_round
+
+LAPS = 3  # steps timed, of which the fastest counts; the first one prepares
+FEWEST = 3  # epochs that --minutes leaves at least
+WORTH = 1.1  # bf16 must be so many times faster
+
+
+def settle(job: Job) -> None:
+    """Decide what needs a clock, on rank 0: the precision of --amp measured, and how much fits into --minutes.
+
+    Changes job.args and job.settings, and says what it found and how long the run takes.
+    """
+    args = job.args
+    seconds = on_main(job.world, lambda: measured(job))
+    if args.amp == "measured":
+        args.amp = "bf16" if "bf16" in seconds and seconds["bf16"] * WORTH < seconds["off"] else "off"
+        if job.world.device.type == "cuda":
+            args.amp = "auto"
+    step = seconds.get(args.amp, min(seconds.values()))
+    left_out = fit(job, step) if args.minutes else ""
+    job.settings |= {name: getattr(args, name) for name in ("amp", "epochs", "rounds", "folds")}
+    told = " or ".join(f"{1000 * took:.0f} ms in {name.replace('off', 'float32')}" for name, took in seconds.items())
+    length = clock(estimate(job, step))
+    job.log.say(f"{args.epochs} epochs of {job.updates} steps (a step takes {told}): about {length}{left_out}")
+
+
+def take_over(job: Job, saved: dict[str, Any]) -> None:
+    """What an interrupted run had settled, for the one that continues it."""
+    for name in ("amp", "epochs", "rounds", "folds"):
+        if name in saved:
+            setattr(job.args, name, saved[name])
+            job.settings[name] = saved[name]
+    job.pool_epochs = pool_epochs(job)
+
+
+def measured(job: Job) -> dict[str, float]:
+    """Seconds of a step's forward and backward passes on this process's images, by precision."""
+    args, device = job.args, job.world.device
+    names = [args.amp]
+    if args.amp == "measured":
+        names = ["auto"] if device.type == "cuda" else ["off", "bf16"] if cpu_has_bf16() else ["off"]
+    count = min(args.batch_size, max(1, job.global_batch // job.world.size))
+    seconds = {}
+    for name in names:
+        model = build(args, job.train_pool.classes, RunLog("", False))
+        model.to(device, memory_format=memory_layout(model))
+        dtype = autocast_type(name, device)
+        if dtype is not None and device.type == "cpu":
+            write_out_attention(model)
+        images = torch.zeros(count, 3, args.input_size, args.input_size, device=device)
+        seconds[name] = min(lap(model, images, dtype) for _ in range(LAPS)) * max(
+            1, job.global_batch / (count * job.world.size)
+        )
+    return seconds
+
+
+def lap(model: torch.nn.Module, images: torch.Tensor, dtype: torch.dtype | None) -> float:
+    """Seconds of one forward and backward pass."""
+    began = time.perf_counter()
+    with autocast(images.device, dtype):
+        logits = model.train()(images)
+    logits = sum(logits) if isinstance(logits, tuple) else logits
+    logits.float().square().mean().backward()
+    if images.device.type == "cuda":
+        torch.cuda.synchronize(images.device)
+    return time.perf_counter() - began
+
+
+def estimate(job: Job, step: float) -> float:
+    """Seconds of the run: steps of the labels, of the parts left out in turn, of the pool, and forward passes."""
+    args = job.args
+    forward = step / 3 / job.global_batch  # of one image: the backward pass takes twice as long
+    labels = args.epochs * job.updates
+    parts = args.folds * args.epochs * math.ceil(job.updates * (1 - 1 / max(2, args.folds))) if args.folds else 0
+    pool = args.rounds * steps_of_round(job) if job.pool_epochs else 0
+    looks = 2 + args.epochs // args.eval_interval
+    images = looks * len(job.test_pool) + ((args.rounds + 1) * len(job.train_pool) if job.pool_epochs else 0)
+    return (labels + parts + pool) * step + images * forward / job.world.size
+
+
+def fit(job: Job, step: float) -> str:
+    """Leave out what does not fit into --minutes: rounds, then epochs, then cross-validation. Returns words for it."""
+    args, limit = job.args, 60 * job.args.minutes
+    asked = args.epochs, args.rounds, args.folds
+    while estimate(job, step) > limit:
+        if job.pool_epochs and args.rounds > 1:
+            args.rounds -= 1
+            job.pool_epochs = pool_epochs(job)
+        elif args.epochs > FEWEST:
+            args.epochs -= max(1, args.epochs // 8)
+        elif args.folds:
+            args.folds = 0
+        else:
+            return f", more than --minutes {args.minutes:g}: nothing is left to leave out"
+    if (args.epochs, args.rounds, args.folds) == asked:
+        return ""
+    words = [f"{asked[0]} epochs"] + ([f"{asked[1]} rounds"] if job.pool_epochs else [])
+    return f", for --minutes {args.minutes:g} instead of {' and '.join(words)}"
