@@ -2,6 +2,7 @@
 
 import os
 import signal
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -17,6 +18,7 @@ from deit.samples.pipeline import MARGIN, SMALL, Shifted, shifted_places
 
 CACHE_BYTES = 2 << 30  # `--cache auto` keeps decoded images up to this size, per process
 WORKERS = 8  # at most, by default, per process
+OPEN: weakref.WeakSet = weakref.WeakSet()  # PilImages, whose workers close_workers ends
 
 
 def decode(pool, ids, size=None, threads=WORKERS):
@@ -196,6 +198,7 @@ class PilImages:
             pin_memory=pin_memory and device.type == "cuda", persistent_workers=workers > 0,
             worker_init_fn=ignore_sigterm,
         )  # fmt: skip
+        OPEN.add(self)
 
     def __len__(self):
         return self.count
@@ -217,9 +220,44 @@ class PilImages:
         self.batches.items = [[(i, None) for i in indices[start : start + batch]] for start in starts]
         yield from self._load()
 
+    def close(self):
+        """End the workers, whatever state they are in; nobody waits for them, and their death raises nothing more.
+
+        A DataLoader ends its workers when it is collected, which a traceback delays for as long as somebody holds it,
+        and waits for ever for those that ignore SIGTERM. It has no public way to do this.
+        """
+        iterator, self.loader._iterator = self.loader._iterator, None
+        if iterator is None:
+            return
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
+        try:
+            torch._C._remove_worker_pids(id(iterator))  # from here on PyTorch's SIGCHLD handler does not know them
+            iterator._worker_pids_set, iterator._shutdown = False, True
+            for worker in iterator._workers:
+                worker.kill()
+            for worker in iterator._workers:
+                worker.join()
+            for queue in iterator._index_queues:
+                queue.cancel_join_thread()
+                queue.close()
+            if hasattr(iterator, "_pin_memory_thread"):
+                iterator._pin_memory_thread_done_event.set()
+                iterator._worker_result_queue.put((None, None))
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
+
     def _load(self):
-        for images, labels in self.loader:
-            yield images.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
+        try:
+            for images, labels in self.loader:
+                yield images.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
+        except UserError as error:  # a worker's comes with its traceback, of which the last line is the message
+            raise UserError(str(error).strip().splitlines()[-1].partition("UserError: ")[2] or str(error)) from None
+
+
+def close_workers():
+    """End the workers of all PilImages."""
+    for images in list(OPEN):
+        images.close()
 
 
 def prepare(pool, ids, pipeline, device, *, train, seed=0, cache="auto", workers=None, pin_memory=True):

@@ -5,7 +5,7 @@ from pathlib import Path
 from data_selection.common import distributed
 from data_selection.embedding.backbones import load_weights
 from deit.crossval import compare, told
-from deit.datasets import prepare
+from deit.datasets import close_workers, prepare
 from deit.engine import evaluate
 from deit.epochs import run_epochs
 from deit.job import decode, new_learner, open_job, where
@@ -42,7 +42,7 @@ def finetune(args, world):
     announce(job)
     if state is None and (args.amp == "measured" or args.minutes) and args.mode != "linear":
         settle(job)
-    with distributed.watched(world), workers_named():
+    with distributed.watched(world), workers_named(close_workers):
         if state is None and args.folds and args.mode != "linear":
             job.settings["verdict"] = compare(job, source)
             job.log.say(told(job.verdict))
@@ -97,7 +97,8 @@ def evaluate_only(args, world):
         cache=args.cache, workers=args.num_workers, pin_memory=args.pin_mem,
     )  # fmt: skip
     dtype = autocast_type(args.amp, world.device)
-    test = evaluate(model, data, world, batch=3 * args.batch_size, amp=dtype, sharded=args.dist_eval)
+    with workers_named(close_workers):
+        test = evaluate(model, data, world, batch=3 * args.batch_size, amp=dtype, sharded=args.dist_eval)
     log.say(f"* Acc@1 {test['acc1']:.3f} Acc@5 {test['acc5']:.3f} loss {test['loss']:.3f}")
     log.say(f"Accuracy of the network on the {len(test_pool)} test images: {test['acc1']:.1f}%")
     return test if world.is_main else None

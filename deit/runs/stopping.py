@@ -36,17 +36,23 @@ def asked_to_stop(asked, world):
 
 
 @contextlib.contextmanager
-def workers_named():
-    """Turn what a DataLoader raises, at any moment, where one of its workers was killed into a UserError."""
+def workers_named(close):
+    """Turn what a DataLoader raises, at any moment, where one of its workers was killed into a UserError.
+
+    close: called in the end, however the block ends: ends the workers. Until then a worker's death may raise again.
+    """
     try:
         yield
     except RuntimeError as error:
+        close()
         if not str(error).startswith("DataLoader worker"):
             raise
         raise UserError(
             f"a process that loads images has died ({str(error).splitlines()[0]}), often for want of memory: try fewer "
             "--num_workers or --cache none, and continue with --auto-resume"
         ) from None
+    finally:
+        close()
 
 
 class NotFinite(UserError):
