@@ -17,6 +17,7 @@ import torch
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from data_selection.commands.extract import main_extract
 from data_selection.commands.shared import add_device, bar_factory, make_parser
 from data_selection.common.distributed import start
 from data_selection.common.errors import UserError, run
@@ -36,11 +37,17 @@ PYTHON = os.path.relpath(sys.executable, ROOT) if sys.executable.startswith(f"{R
 METHOD_NAMES = ("random", "activeft", "bilaf")
 
 
-def command(*arguments, **variables):
-    """Show a command as the user would type it, run it from the repository root, stop where it fails."""
+def show(*arguments):
+    """Print a command as the user would type it from the repository root. Returns its words."""
     words = [str(word) for word in arguments]
     shown = " ".join(str(Path(word).relative_to(ROOT)) if word.startswith(f"{ROOT}/") else word for word in words)
     print(f"\n$ {PYTHON} {shown}", flush=True)
+    return words
+
+
+def command(*arguments, **variables):
+    """Show a command, run it, stop where it fails."""
+    words = show(*arguments)
     done = subprocess.run([sys.executable, *words], cwd=ROOT, env=os.environ | variables)
     if done.returncode:
         raise UserError(f"the command above ended with status {done.returncode}")
@@ -85,13 +92,16 @@ def judge(train, test, chosen, world):
 
 
 def finetune(subset, folder, epochs, device):
-    """Finetune the demo backbone on a subset with two processes; returns the content of result.json."""
+    """Finetune the demo backbone on a subset with two processes; returns the content of result.json.
+
+    epochs: a number, or `auto`. In float32, so that every processor gives the same to rounding.
+    """
     if torch.cuda.device_count() < PROCESSES:  # nccl wants a GPU for each process
         device = "cpu"
     threads = str(max(1, (os.cpu_count() or 1) // PROCESSES))  # unset, torchrun takes 1 and prints a banner about it
     command(
         "-m", "torch.distributed.run", f"--nproc_per_node={PROCESSES}", f"--master_port={free_port()}",
-        "deit/main.py", "--config", "configs/demo_finetune.yaml", "--subset_ids", subset, "--epochs", epochs,
+        "deit/main.py", "--data-set", "DEMOSUBSET", "--subset_ids", subset, "--epochs", epochs, "--amp", "off",
         "--device", device, "--output_dir", folder, OMP_NUM_THREADS=threads,
     )  # fmt: skip
     return read_json(folder / "result.json")
@@ -101,7 +111,7 @@ def build_parser():
     parser = make_parser("Run the main job on the embedded Fashion-MNIST pool and show what it gives.")
     parser.add_argument("--budget", type=int, default=100, help="images to annotate, of 10,000")
     parser.add_argument("--seeds", type=int, default=5, help="selections per method")
-    parser.add_argument("--epochs", type=int, default=40, help="of the finetuning run")
+    parser.add_argument("--epochs", default="auto", help="of the finetuning run; auto: by the number of labels")
     parser.add_argument("--output_dir", type=Path, default=ROOT / "outputs" / "quickstart", help="where results go")
     add_device(parser)
     return parser
@@ -116,17 +126,26 @@ def main(argv=None):
     if args.budget <= CORES:
         raise UserError(f"--budget {args.budget} must exceed BiLAF's {CORES} cores")
     for split in ("train", "test"):
-        command(
+        words = show(
             "data_selection/extract_feature.py", "--dataset", "DEMO", "--split", split,
             "--output_dir", folder, "--device", args.device, "--amp", "off",
         )  # fmt: skip
+        main_extract(words[1:])  # in this process, which has PyTorch already
     with start(args.device) as world:
         train, test = (load_features(folder / f"DEMO_{split}.npy") for split in ("train", "test"))
         print(f"\nchoosing {args.budget} of {len(train)} images: {', '.join(METHOD_NAMES)}; {args.seeds} seeds each")
         chosen = choose(train, args.budget, range(args.seeds), world, folder)
         scores = judge(train, test, chosen, world)
         names = {"random": "random", "activeft": "ActiveFT", "bilaf": f"BiLAF ({CORES} cores)"}
-        print("\ndrawing the pool and the chosen images", flush=True)
+        table = markdown_table(
+            ["chosen by", "linear probe, %", "5-NN, %"],
+            [[names[method], probe, knn] for method, (knn, probe) in scores.items()],
+        )
+        summary = (
+            f"Accuracy on {len(test):,} test images with {args.budget} labels, mean ± sd over {args.seeds} seeds:"
+            f"\n\n{table}\n"
+        )
+        print(f"\n{summary}\ndrawing the pool and the chosen images", flush=True)
         draw_selections(
             folder / "chosen.png",
             train.features,
@@ -138,19 +157,14 @@ def main(argv=None):
             f"(mean ± sd over {args.seeds} seeds; pictures: seed 0)",
         )
     result = finetune(folder / f"activeft_{args.budget}_seed_0.json", folder / "finetune", args.epochs, args.device)
-    table = markdown_table(
-        ["chosen by", "linear probe, %", "5-NN, %"],
-        [[names[method], probe, knn] for method, (knn, probe) in scores.items()],
-    )
-    summary = (
-        f"Accuracy on {len(test):,} test images with {args.budget} labels, mean ± sd over {args.seeds} seeds:"
-        f"\n\n{table}\n\n"
-        f"Finetuning the whole backbone on ActiveFT's list (seed 0, {args.epochs} epochs, two processes): "
-        f"{result['last']['acc1']:.2f} % at the last epoch."
+    kept = "the head alone is kept" if (result["verdict"] or {}).get("kept") == "probe" else "every weight is trained"
+    told = (
+        f"Finetuning on ActiveFT's list (seed 0, recipe few-shot, two processes): {result['last']['acc1']:.2f} %; "
+        f"cross-validation on the labels says that {kept}."
     )
     with atomic_write(folder / "result.md", "w") as handle:
-        handle.write(f"{summary}\n\n{json.dumps(versions())}\n")
-    print(f"\n{summary}\n")
+        handle.write(f"{summary}\n{told}\n\n{json.dumps(versions())}\n")
+    print(f"\n{summary}\n{told}\n")
     print(f"pictures in {folder / 'chosen.png'}, lists and table beside it; {time.monotonic() - began:.0f} s")
     print(
         f"\nThe same on your own images, from {ROOT} (class folders in /data/pets/train and /data/pets/val):\n"
