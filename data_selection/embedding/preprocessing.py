@@ -38,8 +38,8 @@ class Preprocess:
         """(width, height) that an image of this size is resized to."""
         if self.squash or width == height:
             return self.short, self.short
-        scale = self.short / min(width, height)
-        return (self.short, int(height * scale)) if width < height else (int(width * scale), self.short)
+        long = int(self.short * max(width, height) / min(width, height))  # in this order: 2:1 stays 2:1
+        return (self.short, long) if width < height else (long, self.short)
 
     def pixels(self, image: Image.Image, margin: int = 0) -> np.ndarray:
         """The image as (size + 2 margin, size + 2 margin, 3) uint8: the centre crop and `margin` pixels around it.
