@@ -144,8 +144,10 @@ def two(tmp_path):
     return tmp_path / "two"
 
 
-@pytest.mark.parametrize(("arch", "name", "size"), [("test_vit", "test_vit", 96), ("timm:test_resnet", "test_resnet", 96),
-                                                    ("vit_tiny", "deit_tiny_patch16_224", 64)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("arch", "name", "size"),
+    [("test_vit", "test_vit", 96), ("timm:test_resnet", "test_resnet", 96), ("vit_tiny", "deit_tiny_patch16_224", 64)],
+)
 def test_another_input_size_reaches_the_model_and_its_position_embedding(tmp_path, two, arch, name, size, capsys):
     torch.manual_seed(0)
     state = timm.create_model(name, num_classes=0).state_dict()
@@ -175,3 +177,12 @@ def test_another_input_size_reaches_the_model_and_its_position_embedding(tmp_pat
         batch = torch.stack([timms(name, size)(image) for image in images])
     with torch.inference_mode():
         np.testing.assert_allclose(other, theirs(batch).numpy(), atol=1e-4)
+
+
+@pytest.mark.parametrize(("arch", "size"), [("demo_vit", 30), ("test_vit", 100)])
+def test_a_size_that_the_backbone_does_not_take_is_named(tmp_path, two, arch, size, capsys):
+    torch.save(build_model(arch).state_dict(), tmp_path / "w.pth")
+    status = extracted(two, tmp_path / "out", arch, tmp_path / "w.pth", "--input_size", str(size))[2]
+    assert status == 2
+    assert f"--arch {arch} does not take --input_size {size}: " in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
