@@ -4,7 +4,7 @@ import argparse
 
 from data_selection.common.errors import UserError
 from deit.option_checks import DATA_SETS, SCHEDULES, check, check_no_idle_flag
-from deit.recipes import config_tokens, recipe_file, recipe_names
+from deit.recipes import FOLDER, config_tokens, recipe_file, recipe_names
 
 RANKS = ("kingdom", "phylum", "class", "order", "supercategory", "family", "genus", "name")  # of iNaturalist
 MODES = ("full", "linear", "lp-ft", "self-train")
@@ -254,7 +254,7 @@ def parse(argv=None):
     given = parser.parse_args(typed)  # --help and wrong words end here
     recipe = recipe_file(given.recipe, given.data_set)
     args = parser.parse_args(config_tokens(recipe, parser, "--recipe", ("config", "recipe", "data_set")) + typed)
-    args.config, args.recipe = early.config, recipe.stem if recipe.stem in recipe_names() else str(recipe)
+    args.config, args.recipe = early.config, recipe.stem if recipe.resolve().parent == FOLDER else str(recipe)
     vars(args).pop("local_rank", None)
     check(args)
     if args.mode == "linear":

@@ -108,6 +108,13 @@ def test_a_config_names_the_recipe_and_the_data_set_whose_recipe_it_is(tmp_path)
     assert parse(["--config", config, "--recipe", "few-shot"]).epochs == "auto"
 
 
+def test_a_file_of_ones_own_is_no_recipe_of_that_name(tmp_path):
+    mine = recipe(tmp_path, "lr: 1.0\n", "paper.yaml")
+    assert parse(["--recipe", mine]).recipe == mine
+    assert parse(["--recipe", str(recipes.FOLDER / "few-shot.yaml")]).recipe == "few-shot"
+    assert recipes.recipe_names() == ["few-shot", "paper"]
+
+
 @pytest.mark.parametrize(
     ("word", "hint"),
     [("few-shoot", r"\. Did you mean few-shot\?"), ("papr", r"\. Did you mean paper\?"), ("lost.yaml", r"\.$")],
