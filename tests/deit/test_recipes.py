@@ -154,3 +154,14 @@ def test_values_of_all_kinds_arrive(tmp_path):
     args = parse(["--recipe", mine])
     assert (args.opt_betas, args.lr, args.epochs, args.aa, args.lr_noise) == ([0.8, 0.9], 1e-3, 3, None, [0.5])
     assert (args.verbose, args.compile, args.min_lr) == (True, False, 0)
+
+
+def test_a_schedule_by_epochs_takes_the_place_of_a_recipes_warm_up_steps():
+    few = ["--data-set", "FOLDER"]
+    assert (parse(few).sched_unit, parse(few).warmup_steps) == ("step", 20)
+    for words in (["--sched-unit", "epoch"], ["--warmup-epochs", "5"]):
+        args = parse([*few, *words])
+        assert (args.warmup_steps, args.warmup_epochs) == (None, 5)
+    assert parse([*few, "--warmup-epochs", "3", "--warmup-steps", "9"]).warmup_steps == 9
+    with pytest.raises(UserError, match="--warmup-steps needs --sched-unit step"):
+        parse([*few, "--sched-unit", "epoch", "--warmup-steps", "9"])
