@@ -78,6 +78,9 @@ def check_together(args):
         raise UserError(f"--folds {args.folds}: 2 or more parts can be left out in turn; 0 does not ask")
     if args.warmup_steps is not None and args.sched_unit != "step":
         raise UserError("--warmup-steps needs --sched-unit step")
+    drawn = [flag(name) for name in ("aa", "color_jitter", "reprob") if getattr(args, name)]
+    if drawn and args.augment == "shift":
+        raise UserError(f"{', '.join(drawn)} does nothing with --augment shift: leave it out, or use --augment crop")
     if args.tensorboard and not args.output_dir:
         raise UserError("--tensorboard needs --output_dir, where its events go")
     if args.auto_resume and not args.output_dir:

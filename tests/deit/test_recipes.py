@@ -165,3 +165,10 @@ def test_a_schedule_by_epochs_takes_the_place_of_a_recipes_warm_up_steps():
     assert parse([*few, "--warmup-epochs", "3", "--warmup-steps", "9"]).warmup_steps == 9
     with pytest.raises(UserError, match="--warmup-steps needs --sched-unit step"):
         parse([*few, "--sched-unit", "epoch", "--warmup-steps", "9"])
+
+
+def test_flags_that_a_shift_leaves_out_are_refused():
+    for words in (["--aa", "rand-m9"], ["--color-jitter", "0.4"], ["--reprob", "0.25"]):
+        with pytest.raises(UserError, match=rf"{words[0]} does nothing with --augment shift: .*--augment crop"):
+            parse(["--data-set", "FOLDER", *words])
+        parse(["--data-set", "FOLDER", "--augment", "crop", *words])
