@@ -111,7 +111,7 @@ def check_no_idle_flag(parser, words):
     used = {"mode", "smoothing", "batch_size"}
     groups = [group for group in parser._action_groups if group.title in ("optimisation", "augmentation and loss")]
     idle = {action.dest for group in groups for action in group._group_actions} - used
-    idle |= {"drop", "drop_path", "model_ema", "model_ema_decay", "model_ema_force_cpu"}
+    idle |= {"drop", "drop_path", "model_ema", "model_ema_decay", "model_ema_warmup", "model_ema_force_cpu"}
     for action in parser._actions:
         action.default = argparse.SUPPRESS
     typed = [flag(name) for name in vars(parser.parse_args(words)) if name in idle]

@@ -172,3 +172,10 @@ def test_flags_that_a_shift_leaves_out_are_refused():
         with pytest.raises(UserError, match=rf"{words[0]} does nothing with --augment shift: .*--augment crop"):
             parse(["--data-set", "FOLDER", *words])
         parse(["--data-set", "FOLDER", "--augment", "crop", *words])
+
+
+def test_linear_refuses_every_flag_of_the_average():
+    for words in (["--model-ema-warmup"], ["--no-model-ema"], ["--model-ema-decay", "0.9"], ["--warmup-steps", "3"]):
+        with pytest.raises(UserError, match=r"does nothing in --mode linear"):
+            parse(["--data-set", "FOLDER", "--mode", "linear", *words])
+    assert parse(["--data-set", "FOLDER", "--mode", "linear"]).model_ema_warmup  # the recipe's: it serves every mode
