@@ -48,11 +48,16 @@ def check(args):
     if args.sched not in SCHEDULES:
         why = "plateau cannot be resumed exactly; " if args.sched == "plateau" else ""
         raise UserError(f"--sched {args.sched!r}: {why}use one of {', '.join(SCHEDULES)}")
-    if args.epochs != "auto" and args.start_epoch > args.epochs + args.cooldown_epochs:
-        raise UserError(
-            f"--start_epoch {args.start_epoch} is after the last epoch, {args.epochs + args.cooldown_epochs}"
-        )
+    if args.epochs != "auto":
+        check_start(args)
     check_together(args)
+
+
+def check_start(args):
+    """Raise UserError for a --start_epoch after the last one; --epochs is a number."""
+    last = args.epochs + args.cooldown_epochs
+    if args.start_epoch > last:
+        raise UserError(f"--start_epoch {args.start_epoch} is after the last epoch, {last}")
 
 
 def check_together(args):

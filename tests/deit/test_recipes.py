@@ -1,5 +1,6 @@
 """Recipes: what each is the default of, who wins over whom, every key of the files, mistakes, --epochs auto."""
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -7,9 +8,10 @@ import yaml
 from data_selection.common.distributed import World
 from data_selection.common.errors import UserError
 from deit import options, recipes
+from deit.job import auto_epochs, open_job
 from deit.option_checks import DATA_SETS
 from deit.options import build_parser, parse
-from tests.support.trainer_runs import make_images
+from tests.support.trainer_runs import command, make_images
 
 PAPERS = ("CIFAR10", "CIFAR100", "IMNET", "INAT", "INAT19", "CUB2011")
 OTHERS = ("FOLDER", "DEMO", "FASHIONMNIST")
@@ -179,3 +181,18 @@ def test_linear_refuses_every_flag_of_the_average():
         with pytest.raises(UserError, match=r"does nothing in --mode linear"):
             parse(["--data-set", "FOLDER", "--mode", "linear", *words])
     assert parse(["--data-set", "FOLDER", "--mode", "linear"]).model_ema_warmup  # the recipe's: it serves every mode
+
+
+def test_epochs_by_the_number_of_labels(images):
+    assert [auto_epochs(labels) for labels in (100, 1000, 1, 10**7)] == [30, 15, 60, 5]
+    every = [auto_epochs(labels) for labels in range(1, 5000)]
+    assert every == sorted(every, reverse=True)
+    steps = np.array([labels * auto_epochs(labels) for labels in (10, 100, 1000, 10000)])
+    assert (steps[1:] > steps[:-1]).all()
+
+    for flags, labels in (({}, 20), ({"val_fraction": 0.25}, 15)):
+        job = open_job(parse(command(images, epochs="auto", **flags)), ALONE)
+        assert (job.args.epochs, job.last) == (auto_epochs(labels),) * 2
+        assert job.settings["epochs"] == job.args.epochs  # what a continued run must have the same
+    with pytest.raises(UserError, match=r"--start_epoch 99 is after the last epoch, 49"):
+        open_job(parse(command(images, epochs="auto", start_epoch=99)), ALONE)
