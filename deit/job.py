@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from data_selection.common import distributed
 from deit.datasets import prepare
 from deit.learner.building import Defaults, build_learner, make_pipeline, resolve
+from deit.option_checks import check_start
 from deit.runs import checkpoints
 from deit.runs.meters import RunLog
 from deit.samplers import epoch_order
@@ -94,6 +95,7 @@ def open_job(args, world: distributed.World) -> Job:
     ids, held = hold_out(ids, train_pool, args.val_fraction, args.seed)
     if args.epochs == "auto":
         args.epochs = auto_epochs(len(ids))
+        check_start(args)
     global_batch = args.global_batch_size or args.batch_size * world.size
     settings = vars(args) | {
         "global_batch_size": global_batch,

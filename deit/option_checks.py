@@ -48,11 +48,16 @@ def check(args):
     if args.sched not in SCHEDULES:
         why = "plateau cannot be resumed exactly; " if args.sched == "plateau" else ""
         raise UserError(f"--sched {args.sched!r}: {why}use one of {', '.join(SCHEDULES)}")
-    if args.epochs != "auto" and args.start_epoch > args.epochs + args.cooldown_epochs:
-        raise UserError(
-            f"--start_epoch {args.start_epoch} is after the last epoch, {args.epochs + args.cooldown_epochs}"
-        )
+    if args.epochs != "auto":
+        check_start(args)
     check_together(args)
+
+
+def check_start(args):
+    """Raise UserError for a --start_epoch after the last one; --epochs is a number."""
+    last = args.epochs + args.cooldown_epochs
+    if args.start_epoch > last:
+        raise UserError(f"--start_epoch {args.start_epoch} is after the last epoch, {last}")
 
 
 def check_together(args):
@@ -78,6 +83,9 @@ def check_together(args):
         raise UserError(f"--folds {args.folds}: 2 or more parts can be left out in turn; 0 does not ask")
     if args.warmup_steps is not None and args.sched_unit != "step":
         raise UserError("--warmup-steps needs --sched-unit step")
+    drawn = [flag(name) for name in ("aa", "color_jitter", "reprob") if getattr(args, name)]
+    if drawn and args.augment == "shift":
+        raise UserError(f"{', '.join(drawn)} does nothing with --augment shift: leave it out, or use --augment crop")
     if args.tensorboard and not args.output_dir:
         raise UserError("--tensorboard needs --output_dir, where its events go")
     if args.auto_resume and not args.output_dir:
@@ -108,7 +116,7 @@ def check_no_idle_flag(parser, words):
     used = {"mode", "smoothing", "batch_size"}
     groups = [group for group in parser._action_groups if group.title in ("optimisation", "augmentation and loss")]
     idle = {action.dest for group in groups for action in group._group_actions} - used
-    idle |= {"drop", "drop_path", "model_ema", "model_ema_decay", "model_ema_force_cpu"}
+    idle |= {"drop", "drop_path", "model_ema", "model_ema_decay", "model_ema_warmup", "model_ema_force_cpu"}
     for action in parser._actions:
         action.default = argparse.SUPPRESS
     typed = [flag(name) for name in vars(parser.parse_args(words)) if name in idle]

@@ -4,7 +4,7 @@ import argparse
 
 from data_selection.common.errors import UserError
 from deit.option_checks import DATA_SETS, SCHEDULES, check, check_no_idle_flag
-from deit.recipes import config_tokens, recipe_file, recipe_names
+from deit.recipes import FOLDER, config_tokens, recipe_file, recipe_names
 
 RANKS = ("kingdom", "phylum", "class", "order", "supercategory", "family", "genus", "name")  # of iNaturalist
 MODES = ("full", "linear", "lp-ft", "self-train")
@@ -251,11 +251,14 @@ def parse(argv=None):
     early.add_argument("--config")
     early, rest = early.parse_known_args(argv)
     typed = (config_tokens(early.config, parser) if early.config else []) + rest
-    given = parser.parse_args(typed)  # --help and wrong words end here
+    unset = argparse.Namespace(sched_unit=None, warmup_epochs=None)
+    given = parser.parse_args(typed, unset)  # --help and wrong words end here
     recipe = recipe_file(given.recipe, given.data_set)
     args = parser.parse_args(config_tokens(recipe, parser, "--recipe", ("config", "recipe", "data_set")) + typed)
-    args.config, args.recipe = early.config, recipe.stem if recipe.stem in recipe_names() else str(recipe)
+    args.config, args.recipe = early.config, recipe.stem if recipe.resolve().parent == FOLDER else str(recipe)
     vars(args).pop("local_rank", None)
+    if given.warmup_steps is None and (given.sched_unit == "epoch" or given.warmup_epochs is not None):
+        args.warmup_steps = None  # the recipe's, which no flag could unset
     check(args)
     if args.mode == "linear":
         check_no_idle_flag(parser, rest)

@@ -56,9 +56,25 @@ def config_tokens(path, parser, flag="--config", barred=("config",)):
         action, option = flags[name], flags[name].option_strings[0]
         if isinstance(value, bool) != (action.nargs == 0):
             raise UserError(f"{flag} {path}: {key} must be " + ("true or false" if action.nargs == 0 else "a value"))
+        if action.nargs != 0 and value is not None and (wanted := misfit(action, value)):
+            raise UserError(f"{flag} {path}: {key} must be {wanted}, not {value!r}")
         if action.nargs == 0:
             if value or isinstance(action, argparse.BooleanOptionalAction):
                 words.append(option if value else f"--no-{option[2:]}")
         elif value is not None:
             words += [option, *map(str, value)] if isinstance(value, list) else [f"{option}={value}"]
     return words
+
+
+def misfit(action, value):
+    """What a flag takes, in words, where `value` of a YAML file is something else; "" where it fits."""
+    values = value if isinstance(value, list) else [value]
+    if isinstance(value, dict) or (isinstance(value, list) and action.nargs is None):
+        return "a value"
+    if isinstance(action.nargs, int) and len(values) != action.nargs:
+        return f"{action.nargs} values"
+    try:
+        read = [(action.type or str)(str(one)) for one in values]
+    except ValueError:
+        return {int: "a whole number", float: "a number"}.get(action.type, action.type.__name__.replace("_", " "))
+    return "" if action.choices is None or set(read) <= set(action.choices) else f"one of {', '.join(action.choices)}"

@@ -58,6 +58,8 @@ def extract_pool(args: argparse.Namespace, world: World, say: Log) -> None:
     pool = on_main_first(world, lambda: open_pool(args.dataset, args.split, args.data_path))
     model, weights = on_main_first(world, lambda: open_backbone(args, arch, say))
     preprocess = preprocess_of(arch, args.input_size)
+    if args.input_size is not None:
+        check_size(model, arch, args.input_size)
     if path.exists():
         say(f"{path} exists and will be replaced when the new file is whole")
     amp = on_main(world, lambda: pick_amp(args.amp, world.device))  # machines may differ
@@ -94,6 +96,15 @@ def open_backbone(args: argparse.Namespace, arch: str, say: Log) -> tuple[nn.Mod
         resize_pos_embed=args.input_size is not None, log=say,
     )  # fmt: skip
     return model, {"weights": loaded.path.name, "weights_sha256": sha256(loaded.path)}
+
+
+def check_size(model: nn.Module, arch: str, size: int) -> None:
+    """Raise UserError where the model does not take images of size x size pixels."""
+    try:
+        with torch.inference_mode():
+            model.eval()(torch.zeros(1, 3, size, size))
+    except (AssertionError, RuntimeError) as error:
+        raise UserError(f"--arch {arch} does not take --input_size {size}: {str(error).splitlines()[0]}") from None
 
 
 def embedding(args: argparse.Namespace, arch: str, model: nn.Module) -> Embed:

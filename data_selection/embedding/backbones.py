@@ -67,6 +67,24 @@ def build_model(
     if name in WIDTHS:
         width, heads = WIDTHS[name]
         return vit(img_size=img_size or 224, patch_size=patch_size, embed_dim=width, depth=12, num_heads=heads)
+    # timm drops None; some families do not take drop_path_rate at all
+    model: nn.Module = timm.create_model(
+        name.removeprefix("timm:"),
+        num_classes=num_classes,
+        drop_rate=drop_rate,
+        drop_path_rate=drop_path_rate or None,
+        **sized(timm_config(name), img_size),
+    )
+    return model
+
+
+def timm_config(name: str) -> Any:
+    """What timm holds of a model's pretraining, its pretrained_cfg; None where it holds nothing.
+
+    name: of timm, with or without `timm:` before it. Raises UserError for an unknown one, and for an unknown tag.
+    """
+    import timm
+
     timm_name = name.removeprefix("timm:")
     if not timm.is_model(timm_name):
         known = ["demo_vit", *WIDTHS, *timm.list_models()]
@@ -75,23 +93,16 @@ def build_model(
             f"unknown backbone {name!r}: use demo_vit, {', '.join(WIDTHS)} or a timm name"
             + (f" (close: {', '.join(close)})" if close else "")
         )
-    # timm drops None; some families do not take drop_path_rate at all
-    return _create(
-        timm_name,
-        pretrained=False,
-        num_classes=num_classes,
-        drop_rate=drop_rate,
-        drop_path_rate=drop_path_rate or None,
-        **sized(timm_name, img_size),
-    )
+    try:
+        return timm.get_pretrained_cfg(timm_name)
+    except RuntimeError:
+        tags = ", ".join(timm.list_pretrained(f"{timm_name.split('.')[0]}.*")) or "none"
+        raise UserError(f"timm has no weights called {timm_name} (known: {tags})") from None
 
 
-def sized(timm_name: str, img_size: int | None) -> dict[str, int]:
+def sized(config: Any, img_size: int | None) -> dict[str, int]:
     """The keywords of timm.create_model for images of another size; none for models that take any."""
-    import timm
-
-    known = timm.get_pretrained_cfg(timm_name)
-    fixed = known is not None and known.fixed_input_size and img_size not in (None, known.input_size[-1])
+    fixed = config is not None and config.fixed_input_size and img_size not in (None, config.input_size[-1])
     return {"img_size": img_size} if fixed and img_size is not None else {}
 
 
@@ -103,32 +114,18 @@ def build_pretrained(name: str, img_size: int | None = None) -> nn.Module:
     """
     import timm
 
-    timm_name = name.removeprefix("timm:")
-    build_model(timm_name)  # an unknown name, or tag, ends here
-    published = timm.get_pretrained_cfg(timm_name)
+    timm_name, published = name.removeprefix("timm:"), timm_config(name)
     if published is None or not published.has_weights:  # timm would go on with random weights
         raise UserError(f"timm has no weights for {timm_name}: give a file with --pretrained_weights")
     try:
-        return _create(timm_name, pretrained=True, num_classes=0, **sized(timm_name, img_size))
+        model: nn.Module = timm.create_model(timm_name, pretrained=True, num_classes=0, **sized(published, img_size))
+        return model
     except OSError as error:
         where = f"https://huggingface.co/{published.hf_hub_id}" if published.hf_hub_id else published.url
         raise UserError(
             f"cannot fetch timm's weights of {timm_name} ({str(error).splitlines()[0]}): start again with a network, "
             f"or fetch model.safetensors from {where} on another machine and give it with --pretrained_weights"
         ) from None
-
-
-def _create(timm_name: str, **options: Any) -> nn.Module:
-    import timm
-
-    try:
-        model: nn.Module = timm.create_model(timm_name, **options)
-        return model
-    except RuntimeError as error:
-        if "pretrained tag" not in str(error):
-            raise
-        tags = ", ".join(timm.list_pretrained(f"{timm_name.split('.')[0]}.*")) or "none"
-        raise UserError(f"timm has no weights called {timm_name} (known: {tags})") from None
 
 
 def state_digest(model: nn.Module) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from data_selection.common.errors import UserError
-from data_selection.embedding.backbones import WIDTHS
+from data_selection.embedding.backbones import WIDTHS, timm_config
 from data_selection.images.pools import FASHION_MEAN, FASHION_STD, IMAGENET_MEAN, IMAGENET_STD
 
 FILTERS = {name.lower(): getattr(Image.Resampling, name) for name in ("NEAREST", "BILINEAR", "BICUBIC", "LANCZOS")}
@@ -38,8 +38,8 @@ class Preprocess:
         """(width, height) that an image of this size is resized to."""
         if self.squash or width == height:
             return self.short, self.short
-        scale = self.short / min(width, height)
-        return (self.short, int(height * scale)) if width < height else (int(width * scale), self.short)
+        long = int(self.short * max(width, height) / min(width, height))  # in this order: 2:1 stays 2:1
+        return (self.short, long) if width < height else (long, self.short)
 
     def pixels(self, image: Image.Image, margin: int = 0) -> np.ndarray:
         """The image as (size + 2 margin, size + 2 margin, 3) uint8: the centre crop and `margin` pixels around it.
@@ -73,14 +73,12 @@ def preprocess_of(name: str, size: int | None = None) -> Preprocess:
     """What a backbone was pretrained to see. name: as for backbones.build_model; size: another side in pixels.
 
     demo_vit and DINO's ViTs: as the released extraction. A timm name: the mean, std, interpolation and crop that timm
-    holds for it (its pretrained_cfg). Raises UserError where timm holds none.
+    holds for it (its pretrained_cfg). Raises UserError for an unknown name, and where timm holds none.
     """
-    import timm  # slow to import: --help must not wait for it
-
     if name == "demo_vit" or name in WIDTHS:
         known = DEMO_PREPROCESS if name == "demo_vit" else DINO_PREPROCESS
     else:
-        config = timm.get_pretrained_cfg(name.removeprefix("timm:"))
+        config = timm_config(name)
         if config is None:
             raise UserError(f"timm does not say what pixels {name} was made for: use --pixels data-set")
         known = Preprocess(

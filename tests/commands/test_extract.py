@@ -155,7 +155,7 @@ def test_compile_and_channels_last_reach_the_model(tmp_path, folder, monkeypatch
 
     monkeypatch.setattr(torch, "compile", compiled)
     assert run(main_extract, [*flags, "--extra_name", "_fast_", "--compile"]) == 0
-    assert seen == [(8, True)] * 8 + [(6, True)]  # 224 x 224 pixels on a CPU: 8 images at once
+    assert seen == [(12, True)] * 5 + [(10, True)]  # 176 x 176 pixels on a CPU: 12 images at once
     monkeypatch.setattr(extraction, "memory_layout", lambda model: torch.contiguous_format)
     assert run(main_extract, flags) == 0
     fast, plain = (np.load(tmp_path / f"shoes{name}train.npy") for name in ("_fast_", "_"))

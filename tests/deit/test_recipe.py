@@ -89,7 +89,7 @@ FAMILIES = {  # timm's names, made small
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_family_trains_two_steps(tmp_path, monkeypatch, name):
-    def small(wanted, classes, **rates):
+    def small(wanted, classes, img_size=None, **rates):
         size = FAMILIES[name] if wanted == name else {}
         return timm.create_model(wanted, num_classes=classes, **size, **{k: v for k, v in rates.items() if v})
 
