@@ -149,10 +149,7 @@ class Batches:
 
 
 class ResizedImages(TensorImages):
-    """Images cropped at random, resized and flipped, as train_transform with nothing else.
-
-    The same distribution, and for the same crop PIL's pixels but for rounding (see resizing.resize).
-    """
+    """Images cropped at random, resized and flipped, as train_transform does, PIL's pixels but for rounding."""
 
     def __init__(self, images, labels, pipeline, device, seed):
         """images (N, H, W, 3) uint8, labels (N,) int64."""

@@ -100,7 +100,7 @@ def timm_config(name: str) -> Any:
         raise UserError(f"timm has no weights called {timm_name} (known: {tags})") from None
 
 
-def sized(config: Any, img_size: int | None) -> dict[str, int]:
+def sized(config: Any, img_size: int | None) -> dict[str, Any]:
     """The keywords of timm.create_model for images of another size; none for models that take any."""
     fixed = config is not None and config.fixed_input_size and img_size not in (None, config.input_size[-1])
     return {"img_size": img_size} if fixed and img_size is not None else {}
