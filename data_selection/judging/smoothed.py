@@ -51,7 +51,7 @@ class Probe:
         weight, bias = self.weight.to(features.device), self.bias.to(features.device)
         result = torch.zeros(len(features), self.classes, device=features.device)
         step = max(1, (1 << 22) // (features.shape[1] + self.classes))  # rows whose float64 copy fits 32 MB
-        for rows, part in zip(features.split(step), result.split(step)):
+        for rows, part in zip(features.split(step), result.split(step), strict=False):
             part[:, self.present.to(features.device)] = (rows.double() @ weight.T + bias).softmax(1).float()
         return result
 

@@ -90,7 +90,7 @@ class Search:
         row, place = pairs
         if len(row) > len(rows) * (self.k + self.pool.count / EXACT_COST):
             self.widen(torch.float32)
-        chunks = zip(row.split(CHUNK_ROWS), place.split(CHUNK_ROWS))
+        chunks = zip(row.split(CHUNK_ROWS), place.split(CHUNK_ROWS), strict=False)
         dots = [exact_dot(rows.index_select(0, some), self.pool.take(others.cpu())) for some, others in chunks]
         value = torch.cat(dots)
         order = place.argsort()

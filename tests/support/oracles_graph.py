@@ -57,7 +57,7 @@ def average(pool, k):
     tau = [gap(row[-1]) for row in cosine]
     edges = np.full((len(index), len(index)), -math.inf)
     for i, row in enumerate(index):
-        for j, value in zip(row, cosine[i]):
+        for j, value in zip(row, cosine[i], strict=False):
             edges[i, j] = log_weight(value, tau[i], tau[j])
     edges = np.maximum(edges, edges.T)
     for i in range(len(edges)):
@@ -79,7 +79,7 @@ def shares(query, pool, k, tau):
     """(neighbours, their shares) of one row from outside; all shares are 0 where no edge is left."""
     index, cosine = neighbours(pool, k, query[None])
     index, cosine = index[0], cosine[0]
-    return index, shared([log_weight(c, gap(cosine[-1]), tau[j]) for j, c in zip(index, cosine)])
+    return index, shared([log_weight(c, gap(cosine[-1]), tau[j]) for j, c in zip(index, cosine, strict=False)])
 
 
 def smoothed_outside(queries, pool, k, steps):
@@ -114,7 +114,7 @@ def logistic(features, labels, classes, c, asked):
 def spread(start, matrix, labels, ids, rounds=10):
     """Labels spread over the graph from probabilities `start` (N, C), the labelled rows reset after every round."""
     y = start.copy()
-    for i, label in zip(ids, labels):
+    for i, label in zip(ids, labels, strict=False):
         y[i] = np.arange(y.shape[1]) == label
     g = y.copy()
     for _ in range(rounds):
@@ -133,7 +133,7 @@ def everything(pool, labels, ids, queries, classes, c=30.0, k=10, steps=2):
     matrix, tau = average(x, 15)
     g = spread(own, matrix, labels, ids)
     mixed = []
-    for row, probability in zip(q, asked):
+    for row, probability in zip(q, asked, strict=False):
         index, share = shares(row, x, 15, tau)
         mixed.append(probability / 2 + share @ g[index] / 2 if share.any() else probability)
     return own, g, asked, np.stack(mixed)

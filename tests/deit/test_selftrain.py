@@ -1,0 +1,142 @@
+"""Self-training: soft labels from the pool's graph, epochs on the whole pool, and continuing them."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from data_selection.common.errors import UserError
+from deit import epochs as deit_epochs
+from deit import selftrain
+from deit.main import main
+from tests.support.trainer_runs import checkpoint, command, launch, log_lines, make_images
+
+FLAGS = {
+    "recipe": "few-shot", "mode": "self-train", "rounds": 2, "folds": 0, "epochs": 2, "global_batch_size": 8,
+    "batch_size": 8, "lr": 0.01, "amp": "off", "num_workers": 0, "warmup_epochs": None,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    return make_images(tmp_path_factory.mktemp("images"))
+
+
+@pytest.fixture(autouse=True)
+def short_chunks(monkeypatch):
+    monkeypatch.setattr(selftrain, "CHUNK", 2)
+
+
+def train(images, output, **changes):
+    main(command(images, output, **FLAGS | changes))
+
+
+def test_targets_weigh_what_is_certain():
+    probabilities = torch.tensor([[0.9, 0.1, 0.0], [1 / 3, 1 / 3, 1 / 3], [0.5, 0.5, 0.0], [0.2, 0.2, 0.6]])
+    targets = selftrain.soft_targets(probabilities, [3], torch.tensor([0]))
+    assert targets[3].tolist() == [selftrain.OWN_WEIGHT, 0, 0]
+    assert targets[1].sum() == pytest.approx(0, abs=1e-6)
+    sharp = np.array([0.9, 0.1]) ** selftrain.SHARPEN
+    assert targets[0, 0] / targets[0].sum() == pytest.approx(sharp[0] / sharp.sum(), rel=1e-5)
+
+    def certainty(row):
+        sharp = np.asarray(row) ** selftrain.SHARPEN
+        sharp = sharp[sharp > 0] / sharp.sum()
+        return 1 + (sharp * np.log(sharp)).sum() / np.log(3)
+
+    weights = [certainty(row) for row in probabilities.tolist()]
+    assert targets[:3].sum(1).tolist() == pytest.approx([w / np.mean(weights) for w in weights[:3]], abs=1e-5)
+
+
+def test_every_round_sees_the_whole_pool_and_a_label_in_each_step(images, tmp_path, monkeypatch):
+    seen = []
+    real = selftrain.plan_epoch
+
+    def noted(order, *args):
+        seen.append(order)
+        return real(order, *args)
+
+    monkeypatch.setattr(selftrain, "plan_epoch", noted)
+    train(images, tmp_path)
+    lines = log_lines(tmp_path)
+    assert [line["epoch"] for line in lines] == list(range(3 + len(seen)))
+    chunks = len(seen) // 2
+    labelled = set(json.loads((images / "subset.json").read_text()))
+    for part in (seen[:chunks], seen[chunks:]):
+        order = torch.cat(part).tolist()
+        steps = [order[i : i + 8] for i in range(0, len(order), 8)]
+        assert {i for step in steps for i in step[:-1]} == set(range(24))
+        assert all(step[-1] in labelled for step in steps)
+    assert seen[0].tolist() != seen[chunks].tolist()
+
+
+def test_what_a_run_leaves(images, tmp_path):
+    train(images, tmp_path)
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["mode"] == "self-train"
+    assert 0 <= result["graph"]["acc1"] <= 100
+    with (tmp_path / "pool_predictions.csv").open(newline="") as handle:
+        rows = list(csv.DictReader(handle))
+    assert [row["file"] for row in rows] == sorted(row["file"] for row in rows)
+    assert len(rows) == 24
+    assert {row["label"] for row in rows} <= {"class0", "class1"}
+    known = json.loads((images / "subset.json").read_text())
+    assert all(rows[i]["label"] == rows[i]["file"].split("/")[0] and rows[i]["confidence"] == "1.0000" for i in known)
+
+
+@pytest.mark.parametrize("stop", [3, 4, 5])
+def test_a_run_that_is_stopped_ends_like_the_unbroken_one(images, tmp_path, monkeypatch, stop):
+    train(images, tmp_path / "whole")
+    real = deit_epochs.one_epoch
+
+    def broken(job, learner, data, epoch, tally):
+        if epoch == stop:
+            raise KeyboardInterrupt
+        return real(job, learner, data, epoch, tally)
+
+    monkeypatch.setattr(deit_epochs, "one_epoch", broken)
+    with pytest.raises(KeyboardInterrupt):
+        train(images, tmp_path / "broken")
+    monkeypatch.setattr(deit_epochs, "one_epoch", real)
+    train(images, tmp_path / "broken", auto_resume=True)
+    whole, broken = checkpoint(tmp_path / "whole"), checkpoint(tmp_path / "broken")
+    assert all(torch.equal(whole["model"][key], broken["model"][key]) for key in whole["model"])
+
+
+def test_targets_of_another_run_are_refused(images, tmp_path, monkeypatch):
+    real = deit_epochs.one_epoch
+
+    def broken(job, learner, data, epoch, tally):
+        if epoch == 4:
+            raise KeyboardInterrupt
+        return real(job, learner, data, epoch, tally)
+
+    monkeypatch.setattr(deit_epochs, "one_epoch", broken)
+    with pytest.raises(KeyboardInterrupt):
+        train(images, tmp_path)
+    monkeypatch.setattr(deit_epochs, "one_epoch", real)
+    path = tmp_path / "soft_targets_1.npy"
+    np.save(path, np.load(path) * 2)
+    with pytest.raises(UserError, match=r"soft_targets_1\.npy is not of the run to continue"):
+        train(images, tmp_path, auto_resume=True)
+
+
+def test_two_processes_do_what_one_does(images, tmp_path):
+    for count in (1, 2):
+        launch(command(images, tmp_path / str(count), **FLAGS), count)
+    one, two = ([line["train_loss"] for line in log_lines(tmp_path / name)] for name in ("1", "2"))
+    assert one == pytest.approx(two, rel=1e-3)
+    predictions = [(tmp_path / name / "pool_predictions.csv").read_text().splitlines() for name in ("1", "2")]
+    assert [row.split(",")[:2] for row in predictions[0]] == [row.split(",")[:2] for row in predictions[1]]
+
+
+def test_no_test_image_teaches(images, tmp_path):
+    train(images, tmp_path / "all")
+    other = make_images(tmp_path / "images")
+    for path in sorted(other.glob("val/*/*.png"))[::2]:
+        path.unlink()
+    train(other, tmp_path / "half")
+    whole, half = checkpoint(tmp_path / "all"), checkpoint(tmp_path / "half")
+    assert all(torch.equal(whole["model"][key], half["model"][key]) for key in whole["model"])
