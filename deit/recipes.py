@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
@@ -13,12 +14,12 @@ FOLDER = ROOT / "configs" / "recipes"
 PAPERS = ("CIFAR10", "CIFAR100", "IMNET", "INAT", "INAT19", "CUB2011")  # data sets with a paper's recipe
 
 
-def recipe_names():
+def recipe_names() -> list[str]:
     """The recipes that have a name, each a file of configs/recipes."""
     return sorted(path.stem for path in FOLDER.glob("*.yaml"))
 
 
-def recipe_file(word, data_set):
+def recipe_file(word: str, data_set: str) -> Path:
     """The file of --recipe: a name, a path, or `auto`: `paper` where a paper trains on the data set, else `few-shot`.
 
     Raises UserError for a word that is neither.
@@ -35,7 +36,9 @@ def recipe_file(word, data_set):
     raise UserError(f"--recipe {word!r} is neither a file nor one of {', '.join(recipe_names())}.{hint}")
 
 
-def config_tokens(path, parser, flag="--config", barred=("config",)):
+def config_tokens(
+    path: Path | str, parser: argparse.ArgumentParser, flag: str = "--config", barred: Sequence[str] = ("config",)
+) -> list[str]:
     """A YAML file of flags as command-line words, so that types and choices are checked as if typed.
 
     flag: how the errors call the file. barred: flags that such a file cannot set.
