@@ -1,22 +1,28 @@
 """One epoch of training, and evaluation: the same numbers on any number of processes, to rounding."""
 
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
+from timm.scheduler.scheduler import Scheduler
+from timm.utils import ModelEmaV3
 from torch import nn
 
 from data_selection.common.distributed import World
 from deit.losses import Criterion
+from deit.runs.kinds import Numbers
 from deit.runs.stopping import NotFinite
+from deit.samples.batches import Augmented, Plain, Step
 from deit.samples.draws import DropDraws
 from deit.samples.mixing import Mixing, mix
+
+OnStep = Callable[[int, int, int, torch.Tensor, float], object]  # see train_one_epoch
 
 
 class FlatGradients:
     """All gradients as views of one buffer: zeroed, summed over the processes and clipped in one operation each."""
 
-    def __init__(self, parameters):
+    def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
         self.parameters = [parameter for parameter in parameters if parameter.requires_grad]
         first = self.parameters[0]
         total = sum(parameter.numel() for parameter in self.parameters)
@@ -25,7 +31,7 @@ class FlatGradients:
         for parameter, view in zip(self.parameters, views, strict=True):
             parameter.grad = view.view_as(parameter)
 
-    def clip(self, limit):
+    def clip(self, limit: float) -> None:
         """Scale the gradients down to a norm of at most `limit`, without reading the norm back."""
         norm = torch.linalg.vector_norm(self.buffer)
         self.buffer.mul_((limit / (norm + 1e-6)).clamp(max=1.0))
@@ -37,55 +43,53 @@ class Learner:
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
-    scheduler: Any  # timm's, or None for a constant rate
+    scheduler: Scheduler | None  # None: a constant rate
     by_step: bool  # the schedule moves at every step; else the caller moves it after an epoch
     scaler: torch.amp.GradScaler
-    ema: Any  # timm's ModelEmaV3, or None
+    ema: ModelEmaV3 | None
     draws: DropDraws
     gradients: FlatGradients
     criterion: Criterion
     amp: torch.dtype | None  # of autocast; None: full precision
     world: World
-    fixed: list = field(default_factory=list)  # layers kept in evaluation mode: batch norm with fixed statistics
+    # Layers kept in evaluation mode: batch norm with fixed statistics
+    fixed: list[nn.Module] = field(default_factory=list)
 
-    def autocast(self):
+    def autocast(self) -> torch.autocast:
         return autocast(self.world.device, self.amp)
 
 
-def autocast(device, dtype):
+def autocast(device: torch.device, dtype: torch.dtype | None) -> torch.autocast:
     return torch.autocast(device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None)
 
 
 def train_one_epoch(
-    learner,
-    data,
-    steps,
-    epoch,
+    learner: Learner,
+    data: Augmented,
+    steps: Sequence[Step],
+    epoch: int,
     *,
-    classes,
-    seed,
-    mixing=None,
-    clip_grad=None,
-    skip_nonfinite=False,
-    on_step=None,
-    done=None,
-):
-    """Train on the samplers.Steps of one epoch. Returns (mean training loss per image, steps left out).
+    classes: int,
+    seed: int,
+    mixing: Mixing | None = None,
+    clip_grad: float | None = None,
+    skip_nonfinite: bool = False,
+    on_step: OnStep | None = None,
+    done: int | None = None,
+) -> tuple[float, int]:
+    """Train on the Steps of one epoch. Returns (mean training loss per image, steps left out).
 
-    data: has augmented(parts, epoch). The loss of a step is the mean over its global batch, so gradients are summed,
-    not averaged, over parts and processes. on_step(epoch, number, steps, loss, factor): called at each step; loss:
-    this process's share, on the device; times factor: the mean over its images. done: steps before this epoch, by
-    default those of as many equal ones.
+    on_step(epoch, number, steps, loss, factor): called at each step; loss: this process's share, on the device; times
+    factor: the mean over its images. done: steps before this epoch, by default those of as many equal ones.
+    The loss of a step is the mean over its global batch, so gradients are summed, not averaged, over parts and
+    processes.
     Where a loss is not finite, raises NotFinite on every process after the epoch; with skip_nonfinite such a step
     changes nothing, which takes a look at every step's loss.
     """
     model, world, mixing = learner.model, learner.world, mixing or Mixing()
     done = (epoch - 1) * len(steps) if done is None else done
-    model.train()
-    for layer in learner.fixed:
-        layer.eval()
-    device = world.device
-    losses = torch.zeros(len(steps), device=device)  # read once, after the epoch
+    training_mode(learner)
+    losses = torch.zeros(len(steps), device=world.device)  # read once, after the epoch
     sizes = torch.tensor([step.size for step in steps], dtype=torch.float64)
     batches = data.augmented([part for step in steps for part in step.parts], epoch)
     for number, step in enumerate(steps):
@@ -94,12 +98,14 @@ def train_one_epoch(
             learner.scheduler.step_update(update)
         before = [buffer.clone() for buffer in model.buffers()] if skip_nonfinite else []
         learner.gradients.buffer.zero_()
-        for part, (images, targets) in zip(step.parts, batches):
+        # batches runs on through the steps: zip asks it last, and strict would take a batch of the next step to see
+        # whether it has ended
+        for part, (images, targets) in zip(step.parts, batches, strict=False):
             if mixing.on:
                 images, targets = mix(
                     images, targets, classes, part.rows, step.size, mixing, seed=seed, epoch=epoch, step=number
                 )  # fmt: skip
-            learner.draws.begin(epoch, number, part.rows, device)
+            learner.draws.begin(epoch, number, part.rows, world.device)
             with learner.autocast():
                 loss = learner.criterion(images, model(images), targets) / step.size
             learner.scaler.scale(loss).backward()
@@ -112,31 +118,49 @@ def train_one_epoch(
             losses[number] = sizes[number] = 0
             for buffer, value in zip(model.buffers(), before, strict=True):
                 buffer.copy_(value)
-            continue
-        learner.scaler.unscale_(learner.optimizer)
-        if clip_grad is not None:
-            learner.gradients.clip(clip_grad)
-        learner.scaler.step(learner.optimizer)
-        learner.scaler.update()
-        if learner.ema is not None:
-            learner.ema.update(model, update + 1 if learner.ema.use_warmup else None)
+        else:
+            descend(learner, update, clip_grad)
     average_buffers(model, world)
-    losses = world.sum_(losses).double().cpu()
+    return mean_loss(world.sum_(losses).double().cpu(), sizes, epoch), int((sizes == 0).sum())
+
+
+def training_mode(learner: Learner) -> None:
+    """Put the model into training mode, all but the layers that are fixed."""
+    learner.model.train()
+    for layer in learner.fixed:
+        layer.eval()
+
+
+def descend(learner: Learner, update: int, clip_grad: float | None) -> None:
+    """The optimiser's step by the gradients, and what follows from it. update: steps done before this one."""
+    learner.scaler.unscale_(learner.optimizer)
+    if clip_grad is not None:
+        learner.gradients.clip(clip_grad)
+    learner.scaler.step(learner.optimizer)
+    learner.scaler.update()
+    if learner.ema is not None:
+        learner.ema.update(learner.model, update + 1 if learner.ema.use_warmup else None)
+
+
+def mean_loss(losses: torch.Tensor, sizes: torch.Tensor, epoch: int) -> float:
+    """Mean loss per image of steps with mean losses (steps,) and sizes (steps,), 0 where a step was left out.
+
+    Raises NotFinite where one is not finite, or every step was left out.
+    """
     if not losses.isfinite().all():
-        first = (~losses.isfinite()).nonzero()[0].item()
+        first = int((~losses.isfinite()).nonzero()[0])
         raise NotFinite(
-            f"the loss is {losses[first].item()} at epoch {epoch}, step {first + 1} of {len(steps)}: nothing of this "
+            f"the loss is {losses[first].item()} at epoch {epoch}, step {first + 1} of {len(losses)}: nothing of this "
             "epoch is saved; try a smaller --lr, --clip-grad 2.0, or --amp off",
             first,
         )
-    skipped = int((sizes == 0).sum())
-    if skipped == len(steps):
+    if not sizes.any():
         raise NotFinite(f"the loss of every step of epoch {epoch} is not finite: try a smaller --lr or --amp off", 0)
-    return (losses @ sizes / sizes.sum()).item(), skipped
+    return (losses @ sizes / sizes.sum()).item()
 
 
 @torch.no_grad()
-def is_finite(learner, loss):
+def is_finite(learner: Learner, loss: torch.Tensor) -> bool:
     """Whether a step's loss and gradients are finite; loss: of this process. The same answer on every process."""
     bad = ~loss.isfinite()
     if not learner.scaler.is_enabled():  # the scaler leaves out what has infinite gradients, and tries again smaller
@@ -145,7 +169,7 @@ def is_finite(learner, loss):
 
 
 @torch.no_grad()
-def average_buffers(model, world):
+def average_buffers(model: nn.Module, world: World) -> None:
     """Average floating-point buffers (batch norm's statistics) over the processes; models without them: nothing."""
     if world.size > 1:
         for buffer in model.buffers():
@@ -154,10 +178,12 @@ def average_buffers(model, world):
 
 
 @torch.inference_mode()
-def evaluate(model, data, world, *, batch, amp=None, sharded=True):
+def evaluate(
+    model: nn.Module, data: Plain, world: World, *, batch: int, amp: torch.dtype | None = None, sharded: bool = True
+) -> Numbers:
     """Loss, top-1 and top-5 accuracy (percent) of a model on data; every image counts once.
 
-    data: has plain(indices, batch). sharded: each process takes its share; else each evaluates everything.
+    sharded: each process takes its share; else each evaluates everything.
     """
     model.eval()
     rank, size = (world.rank, world.size) if sharded else (0, 1)
@@ -176,11 +202,8 @@ def evaluate(model, data, world, *, batch, amp=None, sharded=True):
 
 
 @torch.inference_mode()
-def correct(model, data, world, *, batch, amp=None):
-    """Which images of data a model gets right, (N,) bool on the CPU, on every process; each computes its share.
-
-    data: has plain(indices, batch).
-    """
+def correct(model: nn.Module, data: Plain, world: World, *, batch: int, amp: torch.dtype | None = None) -> torch.Tensor:
+    """Which images of data a model gets right, (N,) bool on the CPU, on every process; each computes its share."""
     model.eval()
     right, start = torch.zeros(len(data), device=world.device), 0
     mine = torch.arange(world.rank, len(data), world.size, device=world.device)

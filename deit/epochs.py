@@ -1,35 +1,38 @@
 """The epochs of a run: train, judge, keep, until the last one or until somebody asks to stop; then the result."""
 
+import threading
 import time
-from dataclasses import dataclass, field
+from typing import Any, TypedDict
 
-from deit.engine import evaluate, train_one_epoch
+import torch
+
+from deit.engine import Learner, evaluate, train_one_epoch
+from deit.job import Images, Job, Tally, needed
 from deit.learner.linear import fit_head
 from deit.runs import checkpoints
-from deit.runs.saving import BEST, NEWEST
+from deit.runs.kinds import Numbers
+from deit.runs.saving import BEST, NEWEST, Saver
 from deit.runs.stopping import NotFinite, asked_to_stop, with_batch
 from deit.samplers import epoch_order, plan_epoch
 from deit.samples.mixing import Mixing
 from deit.selftrain import ends_round, last_words, pool_epoch, steps_before
 
 
-@dataclass
-class Tally:
-    """What a run has done so far: the best epoch's numbers, and what it spent since it began or was continued."""
+class Scoring(TypedDict):
+    """Keywords of engine.evaluate."""
 
-    best: dict | None
-    skipped: int = 0  # steps left out, their loss not finite
-    images: int = 0
-    seconds: float = 0.0  # of training alone
-    targets: dict = field(default_factory=dict)  # of self-training, by round
-    began: float = field(default_factory=time.monotonic)
+    batch: int
+    amp: torch.dtype | None
+    sharded: bool
 
 
-def run_epochs(job, learner, data, saver, asked, done, best):
+def run_epochs(
+    job: Job, learner: Learner, data: Images, saver: Saver, asked: threading.Event, done: int, best: Numbers | None
+) -> dict[str, Any] | None:
     """Epochs done+1 to the last, or until `asked` is set; evaluations, checkpoints and the result.
 
-    job: trainer.Job. data: Images. Epoch 0, where data.frozen is set, fits the head to the frozen backbone; --mode
-    linear has no other. Returns result.json's values; None on ranks above 0, and where the run was asked to stop.
+    Epoch 0, where data.frozen is set, fits the head to the frozen backbone; --mode linear has no other. Returns
+    result.json's values; None on ranks above 0, and where the run was asked to stop.
     """
     args, log, last, tally = job.args, job.log, job.last, Tally(best)
     first = done + 1 if data.frozen is None else 0
@@ -41,7 +44,7 @@ def run_epochs(job, learner, data, saver, asked, done, best):
             test = judged(job, learner, data)
             line |= {key if key.startswith("val_") else f"test_{key}": value for key, value in test.items()}
             if tally.best is None or merit(test) > merit(tally.best):
-                tally.best, names = {"epoch": epoch} | test, [BEST]
+                tally.best, names = {"epoch": epoch, **test}, [BEST]
         stop = asked_to_stop(asked, job.world) and epoch < last
         if epoch % (args.save_interval or args.eval_interval) == 0 or epoch >= job.labelled_epochs or stop:
             names.append(NEWEST)
@@ -50,19 +53,18 @@ def run_epochs(job, learner, data, saver, asked, done, best):
             saver.save(names, checkpoints.content(learner, epoch, tally.best, job.settings))
         if stop:
             saver.wait()
-            return log.stopped(epoch)
+            log.stopped(epoch)
+            return None
     return conclude(job, learner, data, saver, tally, test, epochs=last - done)
 
 
-def one_epoch(job, learner, data, epoch, tally):
+def one_epoch(job: Job, learner: Learner, data: Images, epoch: int, tally: Tally) -> Numbers:
     """Train one epoch, or fit the head as epoch 0; the first numbers of its line in log.txt."""
     started = time.monotonic()
     rate = 0.0 if epoch == 0 else current_rate(learner)
     if epoch == 0:
-        count = len(data.frozen)
-        loss = fit_head(
-            learner, data.frozen, data.classes, batch=scoring(job, learner)["batch"], smoothing=job.args.smoothing
-        )
+        frozen, batch = needed(data.frozen), scoring(job, learner)["batch"]
+        loss, count = fit_head(learner, frozen, data.classes, batch=batch, smoothing=job.args.smoothing), len(frozen)
     else:
         train = train_epoch if epoch <= job.labelled_epochs else pool_epoch
         loss, count = train(job, learner, data, epoch, tally)
@@ -71,17 +73,17 @@ def one_epoch(job, learner, data, epoch, tally):
     return {"train_lr": rate, "train_loss": loss} | ({"skipped_steps": tally.skipped} if tally.skipped else {})
 
 
-def train_epoch(job, learner, data, epoch, tally):
+def train_epoch(job: Job, learner: Learner, data: Images, epoch: int, tally: Tally) -> tuple[float, int]:
     """One pass over the epoch's order. Returns (mean training loss per image, images seen)."""
-    args, world = job.args, job.world
-    order = epoch_order(len(data.train), epoch, seed=args.seed, repeated=args.repeated_aug)
+    args, world, train = job.args, job.world, needed(data.train)
+    order = epoch_order(len(train), epoch, seed=args.seed, repeated=args.repeated_aug)
     steps = plan_epoch(order, job.global_batch, args.batch_size, world.rank, world.size)
     mixing = Mixing(
         args.mixup, args.cutmix, args.cutmix_minmax, args.mixup_prob, args.mixup_switch_prob, args.mixup_mode
     )  # fmt: skip
     try:
         loss, left_out = train_one_epoch(
-            learner, data.train, steps, epoch, classes=data.classes, seed=args.seed, mixing=mixing,
+            learner, train, steps, epoch, classes=data.classes, seed=args.seed, mixing=mixing,
             clip_grad=args.clip_grad, skip_nonfinite=args.skip_nonfinite, on_step=job.log.step,
         )  # fmt: skip
     except NotFinite as error:
@@ -93,34 +95,38 @@ def train_epoch(job, learner, data, epoch, tally):
     return loss, len(order)
 
 
-def is_judged(job, epoch):
+def is_judged(job: Job, epoch: int) -> bool:
     """Whether the run is evaluated after an epoch: every --eval_interval, and where the labels or a round end."""
     if epoch >= job.labelled_epochs:
         return epoch in (job.labelled_epochs, job.last) or ends_round(job, epoch)
     return epoch % job.args.eval_interval == 0
 
 
-def scoring(job, learner):
-    """How every evaluation of the run is done, as keywords of engine.evaluate."""
+def scoring(job: Job, learner: Learner) -> Scoring:
+    """How every evaluation of the run is done."""
     return {"batch": 3 * job.args.batch_size, "amp": learner.amp, "sharded": job.args.dist_eval}
 
 
-def judged(job, learner, data):
+def judged(job: Job, learner: Learner, data: Images) -> Numbers:
     """Loss, top-1, top-5 on the evaluation set, and as val_loss, ... on the held-out images where there are any."""
     score = scoring(job, learner)
-    result = evaluate(learner.model, data.test, job.world, **score)
+    result = evaluate(learner.model, needed(data.test), job.world, **score)
     if data.held:
         held = evaluate(learner.model, data.held, job.world, **score)
         result |= {f"val_{key}": value for key, value in held.items()}
     return result
 
 
-def conclude(job, learner, data, saver, tally, test, epochs):
+def conclude(
+    job: Job, learner: Learner, data: Images, saver: Saver, tally: Tally, test: Numbers, epochs: int
+) -> dict[str, Any] | None:
     """Evaluate the averaged weights, write result.json when all checkpoints are on the disk, say the last line."""
     world, log, last, best = job.world, job.log, job.last, tally.best
+    assert best is not None  # the last epoch is always judged
     ema = None
     if learner.ema is not None and last:
-        ema = evaluate(learner.ema.module.to(world.device), data.test, world, **scoring(job, learner))
+        averaged = learner.ema.module.to(world.device)
+        ema = evaluate(averaged, needed(data.test), world, **scoring(job, learner))
     graph = last_words(job, learner, data) if job.pool_epochs else None
     how = f"chosen on {len(data.held)} held-out images" if data.held else "chosen on the evaluation set"
     result = {
@@ -151,15 +157,15 @@ def conclude(job, learner, data, saver, tally, test, epochs):
     return result if world.is_main else None
 
 
-def merit(numbers):
+def merit(numbers: Numbers) -> float:
     """What the best epoch is chosen by."""
     return numbers.get("val_acc1", numbers["acc1"])
 
 
-def trained_parameters(model):
+def trained_parameters(model: torch.nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
-def current_rate(learner):
+def current_rate(learner: Learner) -> float:
     """The largest learning rate of the parameter groups."""
     return max(group["lr"] for group in learner.optimizer.param_groups)

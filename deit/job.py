@@ -5,15 +5,24 @@ import copy
 import dataclasses
 import hashlib
 import json
-from typing import Any, NamedTuple
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple, TypedDict
+
+import torch
 
 from data_selection.common import distributed
+from data_selection.images.pools import Pool
 from deit.datasets import prepare
+from deit.engine import Learner
 from deit.learner.building import Defaults, build_learner, make_pipeline, resolve
 from deit.option_checks import check_start
 from deit.runs import checkpoints
+from deit.runs.kinds import Numbers, Settings
 from deit.runs.meters import RunLog
 from deit.samplers import epoch_order
+from deit.samples.batches import ImageBatches
 from deit.samples.label_files import check_labels
 from deit.samples.sources import check_same_pool, choose_ids, hold_out, open_images
 
@@ -21,16 +30,45 @@ FEWEST, MOST = 5, 60  # epochs of --epochs auto
 
 
 class Images(NamedTuple):
-    """What a run reads: batches as datasets.prepare makes them, or None where the run has no use for them."""
+    """What a run reads; None where it has no use for them."""
 
     classes: int
-    ids: list  # of the training images: their indices in the pool
-    train: Any  # augmented
-    frozen: Any  # the same images as they are, to fit the head
-    test: Any
-    held: Any  # of the subset, to choose the best epoch by
-    pool: Any = None  # every pool image as evaluation sees it
-    pool_train: Any = None  # the same, augmented
+    ids: list[int]  # of the training images: their indices in the pool
+    train: ImageBatches | None  # augmented
+    frozen: ImageBatches | None  # the same images as they are, to fit the head
+    test: ImageBatches | None
+    held: ImageBatches | None  # of the subset, to choose the best epoch by
+    pool: ImageBatches | None = None  # every pool image as evaluation sees it
+    pool_train: ImageBatches | None = None  # the same, augmented
+
+
+def needed(images: ImageBatches | None) -> ImageBatches:
+    """Some of a run's Images, at a place that it comes to only where they are decoded."""
+    assert images is not None
+    return images
+
+
+@dataclasses.dataclass
+class Tally:
+    """What a run has done so far: the best epoch's numbers, and what it spent since it began or was continued."""
+
+    best: Numbers | None
+    skipped: int = 0  # steps left out, their loss not finite
+    images: int = 0
+    seconds: float = 0.0  # of training alone
+    targets: dict[int, torch.Tensor] = dataclasses.field(default_factory=dict)  # of self-training, by round
+    began: float = dataclasses.field(default_factory=time.monotonic)
+
+
+class Verdict(TypedDict):
+    """What cross-validation found: labels asked, how many of them each model had right, how many only that one had."""
+
+    labels: int
+    probe_right: int
+    finetuned_right: int
+    only_probe: int
+    only_finetuned: int
+    kept: str  # finetuned or probe
 
 
 @dataclasses.dataclass
@@ -41,13 +79,18 @@ class Job:
     world: distributed.World
     defaults: Defaults
     log: RunLog
-    train_pool: Any
-    test_pool: Any
+    train_pool: Pool
+    test_pool: Pool
     ids: list[int]  # of the training images: indices into train_pool
     held: list[int]  # of the subset, to choose the best epoch by; maybe none
     global_batch: int
-    settings: dict[str, Any]  # the flags as resolved, and what a continued run must have the same
+    settings: Settings
     pool_epochs: int = 0  # chunks of the pool after the labelled epochs, in --mode self-train
+
+    @property
+    def classes(self) -> int:
+        """Classes of the training pool; 0 where it has no labels, which building a model refuses."""
+        return self.train_pool.classes or 0
 
     @property
     def updates(self) -> int:
@@ -55,7 +98,7 @@ class Job:
         return updates_for(self, len(self.ids))
 
     @property
-    def verdict(self) -> dict[str, Any] | None:
+    def verdict(self) -> Verdict | None:
         """What cross-validation said of finetuning, None where it was not asked."""
         return self.settings.get("verdict")
 
@@ -85,14 +128,14 @@ def auto_epochs(labels: int) -> int:
     return min(MOST, max(FEWEST, round(30 * (labels / 100) ** -0.3)))
 
 
-def open_job(args, world: distributed.World) -> Job:
+def open_job(args: argparse.Namespace, world: distributed.World) -> Job:
     """The Job of the flags: the output folder and the lists are checked before a model is touched."""
     name, defaults = resolve(args)
     if args.output_dir:
         checkpoints.check_folder(args.output_dir)
     log = RunLog(args.output_dir, world.is_main, verbose=args.verbose, tensorboard=args.tensorboard)
-    train_pool, test_pool, ids = distributed.on_main_first(world, lambda: open_data(args, name, log))
-    ids, held = hold_out(ids, train_pool, args.val_fraction, args.seed)
+    train_pool, test_pool, chosen = distributed.on_main_first(world, lambda: open_data(args, name, log))
+    ids, held = hold_out(chosen, train_pool, args.val_fraction, args.seed)
     if args.epochs == "auto":
         args.epochs = auto_epochs(len(ids))
         check_start(args)
@@ -114,23 +157,23 @@ def part_of(job: Job, ids: list[int], steps: int, desc: str) -> Job:
     )
 
 
-def new_learner(job: Job, source: str | None):
+def new_learner(job: Job, source: Path | str | None) -> Learner:
     """The learner of a job from pretrained weights, or from fresh ones where source is None."""
-    return build_learner(job.args, job.world, job.train_pool.classes, job.global_batch, job.updates, job.log, source)
+    return build_learner(job.args, job.world, job.classes, job.global_batch, job.updates, job.log, source)
 
 
 def decode(job: Job, *, frozen: bool, train: bool, test: bool = True) -> Images:
     """The Images of a job, those that are asked for."""
     args, pipeline, everything = job.args, make_pipeline(job.args, job.defaults), range(len(job.train_pool))
 
-    def load(pool, ids, train=False):
+    def load(pool: Pool, ids: Sequence[int], train: bool = False) -> ImageBatches:
         return prepare(
             pool, ids, pipeline, job.world.device, train=train, seed=args.seed,
             cache=args.cache, workers=args.num_workers, pin_memory=args.pin_mem,
         )  # fmt: skip
 
     return Images(
-        classes=job.train_pool.classes,
+        classes=job.classes,
         ids=job.ids,
         train=load(job.train_pool, job.ids, train=True) if train else None,
         frozen=load(job.train_pool, job.ids) if frozen else None,
@@ -141,12 +184,12 @@ def decode(job: Job, *, frozen: bool, train: bool, test: bool = True) -> Images:
     )
 
 
-def where(args):
+def where(args: argparse.Namespace) -> tuple[str | None, str | None, str | None, str]:
     """What open_images takes of the flags."""
     return args.data_path, args.labels, args.val_labels, args.inat_category
 
 
-def open_data(args, name: str, log: RunLog):
+def open_data(args: argparse.Namespace, name: str, log: RunLog) -> tuple[Pool, Pool, list[int]]:
     """(training pool, evaluation pool, pool indices to train on), the subset file checked against its pool."""
     train_pool, test_pool = open_images(name, *where(args))
     if args.subset_ids:
@@ -156,6 +199,6 @@ def open_data(args, name: str, log: RunLog):
     return train_pool, test_pool, ids
 
 
-def fingerprint(pool, ids) -> str:
+def fingerprint(pool: Pool, ids: Sequence[int]) -> str:
     """Hex digest of the training ids in order and their labels: a continued run must have the same."""
     return hashlib.sha256(json.dumps([[i, pool.label(i)] for i in ids]).encode()).hexdigest()

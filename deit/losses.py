@@ -1,10 +1,12 @@
 """The training objective: cross-entropy on hard or mixed targets, and distillation from a teacher."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import nn
 from torch.nn.functional import cross_entropy, kl_div, log_softmax
+
+Logits = torch.Tensor | tuple[torch.Tensor, torch.Tensor]  # (R, C); of a distilled model in training: two of them
 
 
 @dataclass
@@ -17,17 +19,21 @@ class Criterion:
     """
 
     smoothing: float = 0.0
-    teacher: nn.Module | None = None
+    teacher: Callable[[torch.Tensor], torch.Tensor] | None = None
     kind: str = "none"
     alpha: float = 0.5
     tau: float = 1.0
 
-    def __call__(self, images, outputs, targets):
-        """images (R, 3, H, W); outputs: logits (R, C), or with a teacher the pair of class and distillation logits;
-        targets: labels (R,) or soft targets (R, C). Returns a float32 scalar.
+    def __call__(self, images: torch.Tensor, outputs: Logits, targets: torch.Tensor) -> torch.Tensor:
+        """The loss of images (R, 3, H, W), a float32 scalar.
+
+        outputs: logits (R, C), or with a teacher the pair of class and distillation logits. targets: labels (R,) or
+        soft targets (R, C).
         """
         if self.kind == "none":
+            assert isinstance(outputs, torch.Tensor)
             return self.base(outputs, targets)
+        assert self.teacher is not None
         logits, student = outputs
         with torch.no_grad():
             teacher = self.teacher(images).float()  # (R, C)
@@ -35,9 +41,9 @@ class Criterion:
         if self.kind == "hard":
             term = cross_entropy(student, teacher.argmax(1), reduction="sum")
         else:
-            soft = [log_softmax(x / self.tau, dim=1) for x in (student, teacher)]
-            term = kl_div(*soft, reduction="sum", log_target=True) * self.tau**2 / student.shape[1]
+            said, told = (log_softmax(x / self.tau, dim=1) for x in (student, teacher))
+            term = kl_div(said, told, reduction="sum", log_target=True) * self.tau**2 / student.shape[1]
         return (1 - self.alpha) * self.base(logits, targets) + self.alpha * term
 
-    def base(self, logits, targets):
+    def base(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         return cross_entropy(logits.float(), targets, label_smoothing=self.smoothing, reduction="sum")

@@ -7,6 +7,7 @@ python -m torch.distributed.launch --nproc_per_node=2 --master_port 2222 --use_e
 """
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 if not __package__:
@@ -16,7 +17,7 @@ from data_selection.common.errors import run
 from deit.options import parse
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> None:
     """Parse, check, train. --help and wrong flags are answered before torch is imported, which takes seconds."""
     args = parse(argv)
     from deit.trainer import train

@@ -2,18 +2,41 @@
 
 import argparse
 import difflib
+from collections.abc import Sequence
 
 from data_selection.common.errors import UserError
 
-DATA_SETS = ("CIFAR10", "CIFAR100", "IMNET", "INAT", "INAT19", "CUB2011", "FASHIONMNIST", "FOLDER", "DEMO")
-DATA_SETS += tuple(f"{name}SUBSET" for name in DATA_SETS)
+WHOLE = ("CIFAR10", "CIFAR100", "IMNET", "INAT", "INAT19", "CUB2011", "FASHIONMNIST", "FOLDER", "DEMO")
+DATA_SETS = (*WHOLE, *(f"{name}SUBSET" for name in WHOLE))
 NOT_YET = ("IMNETSUBSET_Generate",)
 SCHEDULES = ("cosine", "tanh", "step", "constant", "multistep", "poly", "wsd", "rsqrt", "none")
 
 
-def check(args):
+# The least that a flag of a number may be
+AT_LEAST = {
+    "epochs": 1, "start_epoch": 1, "batch_size": 1, "global_batch_size": 1, "input_size": 1, "eval_interval": 1,
+    "save_interval": 1, "num_workers": 0, "warmup_epochs": 0, "cooldown_epochs": 0, "warmup_steps": 0, "rounds": 1,
+    "recount": 1, "seed": 0,
+    "lr": 0, "weight_decay": 0, "warmup_lr": 0, "min_lr": 0, "color_jitter": 0, "mixup": 0, "cutmix": 0,
+}  # fmt: skip
+BELOW_ONE = ("drop", "drop_path", "smoothing")
+UP_TO_ONE = ("reprob", "mixup_prob", "mixup_switch_prob", "distillation_alpha", "model_ema_decay", "layer_decay")
+ABOVE_ZERO = ("clip_grad", "distillation_tau", "minutes")
+
+
+def check(args: argparse.Namespace) -> None:
     """Raise UserError for flags that are wrong by themselves or together. Reads no file."""
     known_data_set(args.data_set)
+    check_data(args)
+    check_numbers(args)
+    check_schedule(args)
+    check_augmentation(args)
+    check_mode(args)
+    check_files(args)
+
+
+def check_data(args: argparse.Namespace) -> None:
+    """Flags that only some data sets take."""
     if args.data_set.endswith("SUBSET") and not args.subset_ids:
         raise UserError(f"--data-set {args.data_set} needs --subset_ids FILE, a JSON list of training-set indices")
     if args.subset_ids and not args.data_set.endswith("SUBSET"):
@@ -22,46 +45,52 @@ def check(args):
         raise UserError(f"--inat-category is for INAT and INAT19, not --data-set {args.data_set}")
     if (args.labels or args.val_labels) and not args.data_set.startswith("FOLDER"):
         raise UserError(f"--labels and --val-labels are for FOLDER and FOLDERSUBSET, not --data-set {args.data_set}")
-    at_least = {
-        "epochs": 1, "start_epoch": 1, "batch_size": 1, "global_batch_size": 1, "input_size": 1, "eval_interval": 1,
-        "save_interval": 1, "num_workers": 0, "warmup_epochs": 0, "cooldown_epochs": 0, "warmup_steps": 0, "rounds": 1,
-        "recount": 1, "seed": 0,
-        "lr": 0, "weight_decay": 0, "warmup_lr": 0, "min_lr": 0, "color_jitter": 0, "mixup": 0, "cutmix": 0,
-    }  # fmt: skip
-    for name, low in at_least.items():
+
+
+def check_numbers(args: argparse.Namespace) -> None:
+    """Numbers by themselves; None and auto are no numbers."""
+    for name, low in AT_LEAST.items():
         value = getattr(args, name)
         if value not in (None, "auto") and not value >= low:
             raise UserError(f"{flag(name)} {value} is below {low}")
-    for name in ("drop", "drop_path", "smoothing"):
+    for name in BELOW_ONE:
         if not 0 <= getattr(args, name) < 1:
             raise UserError(f"{flag(name)} {getattr(args, name)} is outside 0 <= rate < 1")
-    for name in ("reprob", "mixup_prob", "mixup_switch_prob", "distillation_alpha", "model_ema_decay", "layer_decay"):
+    for name in UP_TO_ONE:
         value = getattr(args, name)
         if value is not None and not 0 <= value <= 1:
             raise UserError(f"{flag(name)} {value} is outside 0..1")
     if args.val_fraction is not None and not 0 < args.val_fraction < 1:
         raise UserError(f"--val-fraction {args.val_fraction} is outside 0 < F < 1")
-    for name in ("clip_grad", "distillation_tau", "minutes"):
+    for name in ABOVE_ZERO:
         value = getattr(args, name)
         if value is not None and not value > 0:
             raise UserError(f"{flag(name)} {value} must be above 0")
+
+
+def check_schedule(args: argparse.Namespace) -> None:
+    """How long, and how the rate goes."""
     if args.sched not in SCHEDULES:
         why = "plateau cannot be resumed exactly; " if args.sched == "plateau" else ""
         raise UserError(f"--sched {args.sched!r}: {why}use one of {', '.join(SCHEDULES)}")
     if args.epochs != "auto":
         check_start(args)
-    check_together(args)
+    if args.warmup_steps is not None and args.sched_unit != "step":
+        raise UserError("--warmup-steps needs --sched-unit step")
 
 
-def check_start(args):
+def check_start(args: argparse.Namespace) -> None:
     """Raise UserError for a --start_epoch after the last one; --epochs is a number."""
     last = args.epochs + args.cooldown_epochs
     if args.start_epoch > last:
         raise UserError(f"--start_epoch {args.start_epoch} is after the last epoch, {last}")
 
 
-def check_together(args):
-    """Flags that need or exclude one another."""
+def check_augmentation(args: argparse.Namespace) -> None:
+    """Mixing, distillation and what `shift` leaves out: flags that need or exclude one another."""
+    drawn = [flag(name) for name in ("aa", "color_jitter", "reprob") if getattr(args, name)]
+    if drawn and args.augment == "shift":
+        raise UserError(f"{', '.join(drawn)} does nothing with --augment shift: leave it out, or use --augment crop")
     mixes = args.mixup > 0 or args.cutmix > 0 or args.cutmix_minmax is not None
     if mixes != bool(args.mixup_prob):
         raise UserError("--mixup or --cutmix and --mixup-prob go together (1.0 mixes every batch): one is missing")
@@ -71,6 +100,10 @@ def check_together(args):
         raise UserError("--distillation-type needs --teacher-path FILE, the teacher's weights")
     if args.teacher_path and args.distillation_type == "none":
         raise UserError("--teacher-path needs --distillation-type soft or hard")
+
+
+def check_mode(args: argparse.Namespace) -> None:
+    """What a mode needs or excludes."""
     if args.mode != "full" and args.start_epoch != 1:
         raise UserError(
             f"--start_epoch {args.start_epoch} is for --mode full: {args.mode} starts with fitting the head"
@@ -81,11 +114,10 @@ def check_together(args):
         raise UserError("--mode self-train has the pool's graph for a teacher: leave out --distillation-type")
     if args.folds < 0 or args.folds == 1:
         raise UserError(f"--folds {args.folds}: 2 or more parts can be left out in turn; 0 does not ask")
-    if args.warmup_steps is not None and args.sched_unit != "step":
-        raise UserError("--warmup-steps needs --sched-unit step")
-    drawn = [flag(name) for name in ("aa", "color_jitter", "reprob") if getattr(args, name)]
-    if drawn and args.augment == "shift":
-        raise UserError(f"{', '.join(drawn)} does nothing with --augment shift: leave it out, or use --augment crop")
+
+
+def check_files(args: argparse.Namespace) -> None:
+    """Where weights come from, and where the run leaves what it writes."""
     if args.tensorboard and not args.output_dir:
         raise UserError("--tensorboard needs --output_dir, where its events go")
     if args.auto_resume and not args.output_dir:
@@ -98,7 +130,8 @@ def check_together(args):
         raise UserError("--eval needs the weights to evaluate: --resume Outputs/checkpoint.pth")
 
 
-def known_data_set(name):
+def known_data_set(name: str) -> None:
+    """Raise UserError for a data set that is not read here."""
     if name in NOT_YET:
         raise UserError(f"--data-set {name} is not read here: put the images into class folders and use FOLDER")
     if name not in DATA_SETS:
@@ -107,11 +140,11 @@ def known_data_set(name):
         raise UserError(f"unknown --data-set {name!r}: use one of {', '.join(DATA_SETS)}.{hint}")
 
 
-def flag(name):
+def flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-def check_no_idle_flag(parser, words):
+def check_no_idle_flag(parser: argparse.ArgumentParser, words: Sequence[str]) -> None:
     """Raise UserError for flags typed (not from --config, which serves every mode) that do nothing in --mode linear."""
     used = {"mode", "smoothing", "batch_size"}
     groups = [group for group in parser._action_groups if group.title in ("optimisation", "augmentation and loss")]

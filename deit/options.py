@@ -1,6 +1,8 @@
 """The trainer's flags: the released ones with BiLAF's defaults, and what was added. Imports nothing slow."""
 
 import argparse
+from collections.abc import Sequence
+from typing import Any
 
 from data_selection.common.errors import UserError
 from deit.option_checks import DATA_SETS, SCHEDULES, check, check_no_idle_flag
@@ -11,7 +13,7 @@ MODES = ("full", "linear", "lp-ft", "self-train")
 PIXELS, AUGMENTS = ("data-set", "model"), ("crop", "shift")
 
 
-def whole_or_auto(text):
+def whole_or_auto(text: str) -> int | str:
     """A whole number, or the word auto."""
     return text if text == "auto" else int(text)
 
@@ -19,44 +21,48 @@ def whole_or_auto(text):
 class Refused(argparse.Action):
     """A released flag that would do nothing here: giving it is an error that says why."""
 
-    def __init__(self, option_strings, dest, reason, **settings):
+    def __init__(self, option_strings: Sequence[str], dest: str, reason: str, **settings: Any) -> None:
         self.reason = reason
         hidden = {"help": argparse.SUPPRESS, "default": argparse.SUPPRESS}
         super().__init__(option_strings, dest, nargs="*", **settings | hidden)
 
-    def __call__(self, parser, namespace, values, option_string=None):
+    def __call__(self, _parser: object, _namespace: object, _values: object, option_string: str | None = None) -> None:
         raise UserError(f"{option_string} is not available: {self.reason}")
 
 
-def build_parser():
-    """The ArgumentParser. Every flag of several words is understood with dashes and with underscores."""
+class Flags:
+    """A group of flags. Each of several words is understood with dashes and with underscores."""
+
+    def __init__(self, parser: argparse.ArgumentParser, title: str) -> None:
+        self.part = parser.add_argument_group(title)
+
+    def add(self, name: str, *aliases: str, **settings: Any) -> None:
+        """Add a flag; settings as add_argument takes them."""
+        spellings = dict.fromkeys((name, f"--{name[2:].replace('-', '_')}", f"--{name[2:].replace('_', '-')}"))
+        settings.setdefault("help", " ")  # the formatter adds the default to a help text only
+        self.part.add_argument(*spellings, *aliases, **settings)
+
+    def switch(self, name: str, default: bool, help: str) -> None:
+        """Add a flag that is on or off, as --name and --no-name."""
+        self.add(name, action=argparse.BooleanOptionalAction, default=default, help=help)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all flags, without the recipe's values and without checks."""
     parser = argparse.ArgumentParser(
         prog="main.py", description="Finetune an image classifier on a chosen subset.", allow_abbrev=False,
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )  # fmt: skip
-
-    def group(title):
-        part = parser.add_argument_group(title)
-
-        def add(name, *aliases, **settings):
-            spellings = dict.fromkeys((name, f"--{name[2:].replace('-', '_')}", f"--{name[2:].replace('_', '-')}"))
-            settings.setdefault("help", " ")  # the formatter adds the default to a help text only
-            part.add_argument(*spellings, *aliases, **settings)
-
-        def switch(name, default, help):
-            add(name, action=argparse.BooleanOptionalAction, default=default, help=help)
-
-        return add, switch
-
-    _add_data(*group("data"))
-    _add_model(*group("model and weights"))
-    _add_optimisation(*group("optimisation"))
-    _add_augmentation(*group("augmentation and loss"))
-    _add_run(*group("run"))
+    _add_data(Flags(parser, "data"))
+    _add_model(Flags(parser, "model and weights"))
+    _add_optimisation(Flags(parser, "optimisation"))
+    _add_augmentation(Flags(parser, "augmentation and loss"))
+    _add_run(Flags(parser, "run"))
     return parser
 
 
-def _add_data(add, switch):
+def _add_data(flags: Flags) -> None:
+    add, switch = flags.add, flags.switch
     add("--data-set", default="CIFAR10", metavar="NAME", help=f"one of {', '.join(DATA_SETS)}")
     add("--data-path", metavar="DIR", help="where the data is; default: data in the working folder, deit/data or, "
         "for what extraction has downloaded, data_selection/data")  # fmt: skip
@@ -84,7 +90,8 @@ def _add_data(add, switch):
     add("--inat-category", choices=RANKS, default="name", help="INAT, INAT19: the rank that makes a class")
 
 
-def _add_model(add, switch):
+def _add_model(flags: Flags) -> None:
+    add, switch = flags.add, flags.switch
     add(
         "--model", metavar="NAME", help="a timm name; default by data set: DEMO demo_vit, others deit_small_patch16_224"
     )
@@ -109,7 +116,8 @@ def _add_model(add, switch):
     add("--model-ema-force-cpu", action="store_true", help="keep it in main memory")
 
 
-def _add_optimisation(add, switch):
+def _add_optimisation(flags: Flags) -> None:
+    add = flags.add
     add("--batch-size", type=int, default=256, help="images per process and pass")
     add("--global-batch-size", type=int, help="images per step over all processes; default: batch size x processes")
     add(
@@ -170,7 +178,8 @@ def _add_optimisation(add, switch):
     )
 
 
-def _add_augmentation(add, switch):
+def _add_augmentation(flags: Flags) -> None:
+    add, switch = flags.add, flags.switch
     add(
         "--augment",
         choices=AUGMENTS,
@@ -200,7 +209,8 @@ def _add_augmentation(add, switch):
     add("--teacher-path", default="", metavar="FILE")
 
 
-def _add_run(add, switch):
+def _add_run(flags: Flags) -> None:
+    add, switch = flags.add, flags.switch
     add("--output_dir", default="", metavar="DIR", help="default: nothing is saved")
     add("--verbose", action="store_true", help="a line for each step instead of one bar for the run")
     add("--tensorboard", action="store_true", help="write events to output_dir/tensorboard (needs that package)")
@@ -241,15 +251,15 @@ def _add_run(add, switch):
     )  # from old launchers; in LOCAL_RANK too
 
 
-def parse(argv=None):
-    """argparse.Namespace of a command line (a list, default sys.argv), checked.
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The flags of a command line (default: sys.argv), checked.
 
     The command line wins over --config, that over --recipe, and that over the flags' own defaults, the papers'.
     """
     parser = build_parser()
-    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    early.add_argument("--config")
-    early, rest = early.parse_known_args(argv)
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--config")
+    early, rest = first.parse_known_args(argv)
     typed = (config_tokens(early.config, parser) if early.config else []) + rest
     unset = argparse.Namespace(sched_unit=None, warmup_epochs=None)
     given = parser.parse_args(typed, unset)  # --help and wrong words end here

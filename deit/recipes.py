@@ -2,7 +2,9 @@
 
 import argparse
 import difflib
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -13,12 +15,12 @@ FOLDER = ROOT / "configs" / "recipes"
 PAPERS = ("CIFAR10", "CIFAR100", "IMNET", "INAT", "INAT19", "CUB2011")  # data sets with a paper's recipe
 
 
-def recipe_names():
+def recipe_names() -> list[str]:
     """The recipes that have a name, each a file of configs/recipes."""
     return sorted(path.stem for path in FOLDER.glob("*.yaml"))
 
 
-def recipe_file(word, data_set):
+def recipe_file(word: str, data_set: str) -> Path:
     """The file of --recipe: a name, a path, or `auto`: `paper` where a paper trains on the data set, else `few-shot`.
 
     Raises UserError for a word that is neither.
@@ -35,7 +37,9 @@ def recipe_file(word, data_set):
     raise UserError(f"--recipe {word!r} is neither a file nor one of {', '.join(recipe_names())}.{hint}")
 
 
-def config_tokens(path, parser, flag="--config", barred=("config",)):
+def config_tokens(
+    path: Path | str, parser: argparse.ArgumentParser, flag: str = "--config", barred: Sequence[str] = ("config",)
+) -> list[str]:
     """A YAML file of flags as command-line words, so that types and choices are checked as if typed.
 
     flag: how the errors call the file. barred: flags that such a file cannot set.
@@ -66,7 +70,7 @@ def config_tokens(path, parser, flag="--config", barred=("config",)):
     return words
 
 
-def misfit(action, value):
+def misfit(action: argparse.Action, value: Any) -> str:
     """What a flag takes, in words, where `value` of a YAML file is something else; "" where it fits."""
     values = value if isinstance(value, list) else [value]
     if isinstance(value, dict) or (isinstance(value, list) and action.nargs is None):
@@ -74,7 +78,9 @@ def misfit(action, value):
     if isinstance(action.nargs, int) and len(values) != action.nargs:
         return f"{action.nargs} values"
     try:
-        read = [(action.type or str)(str(one)) for one in values]
+        kind: Any = action.type or str
+        read = [kind(str(one)) for one in values]
     except ValueError:
-        return {int: "a whole number", float: "a number"}.get(action.type, action.type.__name__.replace("_", " "))
+        name = getattr(action.type, "__name__", "value").replace("_", " ")
+        return {"int": "a whole number", "float": "a number"}.get(name, name)
     return "" if action.choices is None or set(read) <= set(action.choices) else f"one of {', '.join(action.choices)}"

@@ -1,38 +1,17 @@
 """Which image stands where in an epoch (a function of seed and epoch alone), and which process takes it."""
 
 import itertools
-from dataclasses import dataclass
 
 import torch
 
+from deit.samples.batches import Part, Step
 from deit.samples.draws import ORDER, seed_of
 
 REPEATS = 3  # of each image in an epoch, as in the released recipe
 ROUND = 256  # the released sampler counts in this unit whatever the batch size is
 
 
-@dataclass(frozen=True)
-class Part:
-    """Images that one process handles in one forward pass; all fields int64 (R,).
-
-    rows: places in the global batch. indices: into the training set. places: in the epoch's order (they seed the
-    augmentation). Mirror-symmetric: rows[i] + rows[R - 1 - i] == global batch - 1, so flip(0) gives the mixing partner.
-    """
-
-    rows: torch.Tensor
-    indices: torch.Tensor
-    places: torch.Tensor
-
-
-@dataclass(frozen=True)
-class Step:
-    """One optimiser step: the size of its global batch, and this process's parts of it (maybe none)."""
-
-    size: int
-    parts: list
-
-
-def epoch_order(count, epoch, *, seed=0, repeated=True):
+def epoch_order(count: int, epoch: int, *, seed: int = 0, repeated: bool = True) -> torch.Tensor:
     """The training-set indices of one epoch in order, int64 (entries,).
 
     repeated: repeated augmentation: a fresh permutation, each image three times in a row, cut after
@@ -50,7 +29,7 @@ def epoch_order(count, epoch, *, seed=0, repeated=True):
     return order.repeat_interleave(REPEATS)[: ROUND * max(1, count // ROUND)]
 
 
-def split_rows(size, parts):
+def split_rows(size: int, parts: int) -> list[torch.Tensor]:
     """Split the rows 0..size-1 of a global batch into `parts` mirror-symmetric int64 tensors of nearly equal length."""
     half = size // 2
     bounds = [half * part // parts for part in range(parts + 1)]
@@ -62,7 +41,7 @@ def split_rows(size, parts):
     return result
 
 
-def plan_epoch(order, global_batch, batch, rank=0, world_size=1):
+def plan_epoch(order: torch.Tensor, global_batch: int, batch: int, rank: int = 0, world_size: int = 1) -> list[Step]:
     """The Steps of one epoch for one process.
 
     order: epoch_order's result. global_batch: images per optimiser step, over all processes (the last step may have

@@ -8,7 +8,9 @@ import csv
 import hashlib
 import io
 import math
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -16,13 +18,18 @@ import torch
 from data_selection.common.distributed import on_main
 from data_selection.common.errors import UserError
 from data_selection.common.files import atomic_write
-from deit.engine import train_one_epoch
-from deit.job import Job
+from data_selection.images.pools import Pool
+from deit.engine import Learner, train_one_epoch
+from deit.job import Images, Job, Tally, needed
 from deit.learner.building import make_scheduler
 from deit.learner.linear import frozen_features
 from deit.losses import Criterion
 from deit.samplers import plan_epoch
+from deit.samples.batches import Augmented, Batch, Part
 from deit.samples.draws import POOL, seed_of
+
+if TYPE_CHECKING:
+    from data_selection.judging.smoothed import SmoothedProbe
 
 CHUNK = 200  # steps between checkpoints: what log.txt calls an epoch of the pool
 LABELLED = 8  # one of so many images in a step has a label of its own
@@ -39,12 +46,17 @@ class Place(NamedTuple):
 
 def steps_of_round(job: Job) -> int:
     """Steps in which every pool image is seen once, labelled ones among them."""
-    return max(1, math.ceil(len(job.train_pool) / (job.global_batch - own_images(job))))
+    return max(1, math.ceil(len(job.train_pool) / pool_images(job)))
 
 
 def own_images(job: Job) -> int:
     """Labelled images in a step."""
     return max(1, job.global_batch // LABELLED)
+
+
+def pool_images(job: Job) -> int:
+    """Other images in a step."""
+    return max(1, job.global_batch - own_images(job))
 
 
 def chunks_of_round(job: Job) -> int:
@@ -79,7 +91,8 @@ def round_order(job: Job, number: int) -> torch.Tensor:
     labelled, steps = torch.tensor(job.ids), steps_of_round(job)
     turns = math.ceil(steps * own / len(labelled))
     again = torch.cat([labelled[torch.randperm(len(labelled), generator=generator)] for _ in range(turns)])
-    parts = zip(pool.split(job.global_batch - own), again.split(own))
+    # a step's worth of labelled images may be left over
+    parts = zip(pool.split(pool_images(job)), again.split(own), strict=False)
     return torch.cat([torch.cat(pair) for pair in parts])
 
 
@@ -100,38 +113,40 @@ def soft_targets(probabilities: torch.Tensor, ids: list[int], labels: torch.Tens
 
 
 class SoftImages:
-    """Augmented images with soft targets in place of labels; data: batches of the whole pool, as prepare makes them."""
+    """Augmented images with soft targets in place of labels; data: the whole pool."""
 
-    def __init__(self, data: Any, targets: torch.Tensor):
+    def __init__(self, data: Augmented, targets: torch.Tensor) -> None:
         self.data, self.targets = data, targets
 
-    def augmented(self, parts, epoch):
-        """Yield (images (R, 3, size, size), targets (R, C)) for each samplers.Part."""
-        for part, (images, _) in zip(parts, self.data.augmented(parts, epoch)):
+    def augmented(self, parts: Sequence[Part], epoch: int) -> Iterator[Batch]:
+        """Yield (images (R, 3, size, size), targets (R, C)) for each Part."""
+        for part, (images, _) in zip(parts, self.data.augmented(parts, epoch), strict=True):
             yield images, self.targets[part.indices].to(images.device, non_blocking=True)
 
 
-def smoothed_probe(job: Job, features: torch.Tensor, classes: int) -> Any:
-    """The smoothed probe of the labels on the pool's features (N, D)."""
+def smoothed_probe(job: Job, features: torch.Tensor, classes: int) -> "tuple[SmoothedProbe, torch.Tensor]":
+    """The smoothed probe of the labels on the pool's features (N, D), and its probabilities for the pool, (N, C)."""
     from data_selection.judging.smoothed import fit_smoothed  # imports scikit-learn, which no other mode needs
 
     labels = torch.tensor([job.train_pool.label(i) for i in job.ids])
-    return fit_smoothed(features.cpu(), labels, torch.tensor(job.ids), classes=classes)
+    probe = fit_smoothed(features.cpu(), labels, torch.tensor(job.ids), classes=classes)
+    assert probe.corrected is not None  # the labels are spread unless it is told not to
+    return probe, probe.corrected
 
 
-def begin_round(job: Job, learner, data, number: int) -> torch.Tensor:
+def begin_round(job: Job, learner: Learner, data: Images, number: int) -> torch.Tensor:
     """The targets of a round, kept in the output folder, and an optimiser that knows nothing of the rounds before."""
     job.log.say(f"self-training, round {number + 1} of {job.args.rounds}: embedding {len(job.train_pool)} images")
-    features, _ = frozen_features(learner, data.pool, 3 * job.args.batch_size)
+    features, _ = frozen_features(learner, needed(data.pool), 3 * job.args.batch_size)
 
-    def make():
+    def make() -> torch.Tensor:
         labels = torch.tensor([job.train_pool.label(i) for i in job.ids])
-        return soft_targets(smoothed_probe(job, features, data.classes).corrected, job.ids, labels)
+        return soft_targets(smoothed_probe(job, features, data.classes)[1], job.ids, labels)
 
     targets = on_main(job.world, make)
     job.settings["soft_targets"] = digest(targets)
     if job.log.folder:
-        with atomic_write(targets_file(job, number)) as handle:
+        with atomic_write(targets_file(job.log.folder, number)) as handle:
             np.save(handle, targets.numpy(), allow_pickle=False)
     learner.optimizer.state.clear()
     if learner.ema is not None:
@@ -144,31 +159,34 @@ def digest(targets: torch.Tensor) -> str:
     return hashlib.sha256(targets.contiguous().numpy().tobytes()).hexdigest()
 
 
-def targets_file(job: Job, number: int):
-    """Where the targets of a round are kept, for a run that is continued."""
-    return job.log.folder / f"soft_targets_{number + 1}.npy"
+def targets_file(folder: Path, number: int) -> Path:
+    """Where in the output folder the targets of a round are kept, for a run that is continued."""
+    return folder / f"soft_targets_{number + 1}.npy"
 
 
-def targets_of(job: Job, learner, data, place: Place, kept: dict) -> torch.Tensor:
+def read_targets(job: Job, number: int) -> torch.Tensor:
+    """The targets of a round that the run to continue began. Raises UserError where they are not there, or others."""
+    if job.log.folder is None:
+        raise UserError("--mode self-train continues in the --output_dir of the run, where its soft targets are")
+    path = targets_file(job.log.folder, number)
+    try:
+        targets = torch.from_numpy(np.load(path, allow_pickle=False))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{path} of the run to continue cannot be read ({error}): start anew without --auto-resume"
+        ) from None
+    if digest(targets) != job.settings.get("soft_targets"):
+        raise UserError(f"{path} is not of the run to continue: start anew without --auto-resume")
+    return targets
+
+
+def targets_of(job: Job, learner: Learner, data: Images, place: Place, kept: dict[int, torch.Tensor]) -> torch.Tensor:
     """The targets of a round: made at its first chunk, else those of this run, else those that it left on the disk."""
     if place.chunk == 0:
         kept.clear()
         kept[place.round] = begin_round(job, learner, data, place.round)
     elif place.round not in kept:
-
-        def read():
-            path = targets_file(job, place.round)
-            try:
-                targets = torch.from_numpy(np.load(path, allow_pickle=False))
-            except (OSError, ValueError) as error:
-                raise UserError(
-                    f"{path} of the run to continue cannot be read ({error}): start anew without --auto-resume"
-                ) from None
-            if digest(targets) != job.settings.get("soft_targets"):
-                raise UserError(f"{path} is not of the run to continue: start anew without --auto-resume")
-            return targets
-
-        kept[place.round] = on_main(job.world, read)
+        kept[place.round] = on_main(job.world, lambda: read_targets(job, place.round))
     return kept[place.round]
 
 
@@ -177,10 +195,10 @@ def ends_round(job: Job, epoch: int) -> bool:
     return epoch > job.labelled_epochs and place_of(job, epoch).chunk == chunks_of_round(job) - 1
 
 
-def pool_epoch(job: Job, learner, data, epoch: int, tally: Any) -> tuple[float, int]:
+def pool_epoch(job: Job, learner: Learner, data: Images, epoch: int, tally: Tally) -> tuple[float, int]:
     """A chunk of a round on the whole pool. Returns (mean loss, images seen).
 
-    tally: epochs.Tally, which keeps the targets from chunk to chunk and counts steps left out.
+    tally keeps the targets from chunk to chunk and counts steps left out.
     """
     args, world, place = job.args, job.world, place_of(job, epoch)
     targets = targets_of(job, learner, data, place, tally.targets)
@@ -193,7 +211,7 @@ def pool_epoch(job: Job, learner, data, epoch: int, tally: Any) -> tuple[float, 
     steps = plan_epoch(order, job.global_batch, args.batch_size, world.rank, world.size)
     try:
         loss, left_out = train_one_epoch(
-            learner, SoftImages(data.pool_train, targets), steps, epoch, classes=data.classes, seed=args.seed,
+            learner, SoftImages(needed(data.pool_train), targets), steps, epoch, classes=data.classes, seed=args.seed,
             clip_grad=args.clip_grad, skip_nonfinite=args.skip_nonfinite, on_step=job.log.step,
             done=place.chunk * CHUNK,
         )  # fmt: skip
@@ -203,33 +221,33 @@ def pool_epoch(job: Job, learner, data, epoch: int, tally: Any) -> tuple[float, 
     return loss, len(order)
 
 
-def last_words(job: Job, learner, data) -> dict:
+def last_words(job: Job, learner: Learner, data: Images) -> dict[str, float]:
     """What the graph says in the end: pool_predictions.csv in the output folder, and its accuracy on the test images.
 
     The test images are embedded for that score alone.
     """
-    pool, _ = frozen_features(learner, data.pool, 3 * job.args.batch_size)
-    test, labels = frozen_features(learner, data.test, 3 * job.args.batch_size)
+    pool, _ = frozen_features(learner, needed(data.pool), 3 * job.args.batch_size)
+    test, labels = frozen_features(learner, needed(data.test), 3 * job.args.batch_size)
 
-    def score():
-        probe = smoothed_probe(job, pool, data.classes)
+    def score() -> dict[str, float]:
+        probe, corrected = smoothed_probe(job, pool, data.classes)
         if job.log.folder:
-            write_predictions(job, probe.corrected)
+            write_predictions(job.log.folder, job.train_pool, corrected)
         found = probe.predict(test.cpu(), corrected=True).argmax(1)
         return {"acc1": 100 * (found == labels.cpu()).double().mean().item()}
 
     return on_main(job.world, score)
 
 
-def write_predictions(job: Job, probabilities: torch.Tensor) -> None:
+def write_predictions(folder: Path, pool: Pool, probabilities: torch.Tensor) -> None:
     """pool_predictions.csv: for each pool image its name (or number), likeliest class and that one's probability."""
-    pool, best = job.train_pool, probabilities.max(1)
+    best = probabilities.max(1)
     names = pool.names or tuple(map(str, range(len(pool))))
     words = pool.class_names or tuple(map(str, range(probabilities.shape[1])))
     text = io.StringIO()
     rows = csv.writer(text)
     rows.writerow(["file", "label", "confidence"])
-    for name, place, value in zip(names, best.indices.tolist(), best.values.tolist()):
+    for name, place, value in zip(names, best.indices.tolist(), best.values.tolist(), strict=True):
         rows.writerow([name, words[place], f"{value:.4f}"])
-    with atomic_write(job.log.folder / "pool_predictions.csv", "w") as handle:
+    with atomic_write(folder / "pool_predictions.csv", "w") as handle:
         handle.write(text.getvalue())

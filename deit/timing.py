@@ -2,7 +2,6 @@
 
 import math
 import time
-from typing import Any
 
 import torch
 
@@ -11,6 +10,7 @@ from data_selection.embedding.forward import cpu_has_bf16, memory_layout, write_
 from deit.engine import autocast
 from deit.job import Job
 from deit.learner.building import autocast_type, build
+from deit.runs.kinds import Settings
 from deit.runs.meters import RunLog, clock
 from deit.selftrain import pool_epochs, steps_of_round
 
@@ -38,7 +38,7 @@ def settle(job: Job) -> None:
     job.log.say(f"{args.epochs} epochs of {job.updates} steps (a step takes {told}): about {length}{left_out}")
 
 
-def take_over(job: Job, saved: dict[str, Any]) -> None:
+def take_over(job: Job, saved: Settings) -> None:
     """What an interrupted run had settled, for the one that continues it."""
     for name in ("amp", "epochs", "rounds", "folds"):
         if name in saved:
@@ -56,8 +56,8 @@ def measured(job: Job) -> dict[str, float]:
     count = min(args.batch_size, max(1, job.global_batch // job.world.size))
     seconds = {}
     for name in names:
-        model = build(args, job.train_pool.classes, RunLog("", False))
-        model.to(device, memory_format=memory_layout(model))
+        model = build(args, job.classes, RunLog("", False))
+        model.to(device).to(memory_format=memory_layout(model))
         dtype = autocast_type(name, device)
         if dtype is not None and device.type == "cpu":
             write_out_attention(model)
@@ -72,8 +72,8 @@ def lap(model: torch.nn.Module, images: torch.Tensor, dtype: torch.dtype | None)
     """Seconds of one forward and backward pass."""
     began = time.perf_counter()
     with autocast(images.device, dtype):
-        logits = model.train()(images)
-    logits = sum(logits) if isinstance(logits, tuple) else logits
+        outputs: torch.Tensor | tuple[torch.Tensor, torch.Tensor] = model.train()(images)  # two: a distilled model's
+    logits = outputs if isinstance(outputs, torch.Tensor) else outputs[0] + outputs[1]
     logits.float().square().mean().backward()
     if images.device.type == "cuda":
         torch.cuda.synchronize(images.device)

@@ -1,16 +1,19 @@
 """The finetuning run: what it is about, where it starts, whether to finetune at all; deit/epochs.py then trains."""
 
+import argparse
 from pathlib import Path
+from typing import Any
 
 from data_selection.common import distributed
 from data_selection.embedding.backbones import load_weights
 from deit.crossval import compare, told
 from deit.datasets import close_workers, prepare
-from deit.engine import evaluate
+from deit.engine import Learner, evaluate
 from deit.epochs import run_epochs
-from deit.job import decode, new_learner, open_job, where
+from deit.job import Job, decode, new_learner, open_job, where
 from deit.learner.building import autocast_type, build, make_pipeline, resolve
 from deit.runs import checkpoints
+from deit.runs.kinds import Numbers, State
 from deit.runs.meters import RunLog
 from deit.runs.saving import NEWEST, Saver
 from deit.runs.starting import finished, starting_point
@@ -20,13 +23,13 @@ from deit.selftrain import pool_epochs
 from deit.timing import settle, take_over
 
 
-def train(args):
+def train(args: argparse.Namespace) -> dict[str, Any] | None:
     """Run the trainer with the Namespace of options.parse. Returns result.json's values (None on ranks above 0)."""
     with distributed.start(args.device) as world:
         return evaluate_only(args, world) if args.eval else finetune(args, world)
 
 
-def finetune(args, world):
+def finetune(args: argparse.Namespace, world: distributed.World) -> dict[str, Any] | None:
     """Open the data, find the start, ask whether to finetune, build what learns, decode, train.
 
     Returns the result, or None where nothing is left to do.
@@ -44,13 +47,14 @@ def finetune(args, world):
         settle(job)
     with distributed.watched(world), workers_named(close_workers):
         if state is None and args.folds and args.mode != "linear":
-            job.settings["verdict"] = compare(job, source)
-            job.log.say(told(job.verdict))
+            verdict = compare(job, source)
+            job.settings["verdict"] = verdict
+            job.log.say(told(verdict))
         learner, done, best = bring_up(job, source, state)
         data = decode(
             job, frozen=state is None and (job.head_only or args.mode != "full"), train=job.labelled_epochs > 0
         )
-        job.log.keep(done if state is not None else 0)
+        job.log.keep(done if state is not None else -1)  # epoch 0 is a new run's, too
         try:
             saver = Saver(job.log.folder, source if state else None)
             with sigterm() as asked, saver:
@@ -59,7 +63,7 @@ def finetune(args, world):
             job.log.close()
 
 
-def bring_up(job, source, state):
+def bring_up(job: Job, source: Path | str, state: State | None) -> tuple[Learner, int, Numbers | None]:
     """(learner, epochs done, the best epoch's numbers or None): from pretrained weights, or as a checkpoint left it."""
     args, log = job.args, job.log
     learner = new_learner(job, None if state is not None else source)
@@ -73,7 +77,7 @@ def bring_up(job, source, state):
     return learner, done, None
 
 
-def announce(job):
+def announce(job: Job) -> None:
     """Say what is trained on what, and what the labels lack."""
     world, pool = job.world, job.train_pool
     job.log.say(
@@ -84,12 +88,12 @@ def announce(job):
     say_of_labels(job.args.mode, pool, job.ids, job.log.say)
 
 
-def evaluate_only(args, world):
+def evaluate_only(args: argparse.Namespace, world: distributed.World) -> Numbers | None:
     """Evaluate the weights of --resume or --finetune and print the accuracy."""
     name, defaults = resolve(args)
     log = RunLog("", world.is_main)
     train_pool, test_pool = distributed.on_main_first(world, lambda: open_images(name, *where(args)))
-    model = build(args, train_pool.classes, log)
+    model = build(args, train_pool.classes or 0, log)
     load_weights(model, args.resume or args.finetune, checkpoint_key="model", log=log.say)
     model.to(world.device)
     data = prepare(

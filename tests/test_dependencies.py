@@ -17,7 +17,7 @@ TRAINER = {  # of deit: what a room, or a module at the top, may import besides 
     "datasets": {"samples"},
     "engine": {"losses", "samples", "runs"},
     "learner": {"engine", "losses", "samples", "runs"},
-    "job": {"option_checks", "learner", "datasets", "samplers", "samples", "runs"},
+    "job": {"option_checks", "learner", "engine", "datasets", "samplers", "samples", "runs"},
     "selftrain": {"job", "learner", "engine", "losses", "samplers", "samples"},
     "epochs": {"selftrain", "job", "learner", "engine", "samplers", "samples", "runs"},
     "crossval": {"epochs", "job", "learner", "engine", "samples"},

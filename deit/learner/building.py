@@ -1,13 +1,18 @@
 """What the flags ask for, built: a data set's defaults, the model with its weights, optimiser, schedule and loss."""
 
+import argparse
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import timm.optim
 import torch
 from timm.scheduler import create_scheduler_v2
+from timm.scheduler.scheduler import Scheduler
 from timm.utils import ModelEmaV3
+from torch import nn
 
+from data_selection.common.distributed import World
 from data_selection.common.errors import UserError
 from data_selection.embedding.backbones import DEMO_WEIGHTS, build_model, load_weights
 from data_selection.embedding.forward import memory_layout, write_out_attention
@@ -17,6 +22,7 @@ from deit.engine import FlatGradients, Learner
 from deit.learner.linear import classifiers
 from deit.losses import Criterion
 from deit.runs.checkpoints import load_pretrained
+from deit.runs.meters import RunLog
 from deit.samples.draws import INIT, seed_drop_layers, seed_of, seeded
 from deit.samples.pipeline import SMALL, Pipeline
 
@@ -29,8 +35,8 @@ class Defaults:
 
     model: str = "deit_small_patch16_224"
     input_size: int = 224
-    mean: tuple = pools.IMAGENET_MEAN
-    std: tuple = pools.IMAGENET_STD
+    mean: tuple[float, ...] = pools.IMAGENET_MEAN
+    std: tuple[float, ...] = pools.IMAGENET_STD
     pretrained: Path | None = None  # used with that model alone
     view: Preprocess | None = None  # what evaluation sees; None: the papers' way
 
@@ -39,7 +45,7 @@ SMALL_GREY = Defaults("demo_vit", 28, (pools.FASHION_MEAN,) * 3, (pools.FASHION_
 DEFAULTS = {"DEMO": SMALL_GREY, "FASHIONMNIST": SMALL_GREY}  # by name without SUBSET; all others: Defaults()
 
 
-def resolve(args):
+def resolve(args: argparse.Namespace) -> tuple[str, Defaults]:
     """Fill in the flags whose defaults a data set brings. Returns (name without SUBSET, Defaults)."""
     name = args.data_set.removesuffix("SUBSET")
     defaults = DEFAULTS.get(name, Defaults())
@@ -51,19 +57,22 @@ def resolve(args):
         defaults = dataclasses.replace(defaults, input_size=view.size, mean=view.mean, std=view.std, view=view)
     args.input_size = args.input_size or defaults.input_size
     if args.augment == "shift" and defaults.view is None:  # shifted is what evaluation sees
-        crop = {"squash": True} if args.input_size <= SMALL else {"crop": 224 / 256, "squash": False}
-        defaults = dataclasses.replace(defaults, view=Preprocess(args.input_size, defaults.mean, defaults.std, **crop))
+        small = args.input_size <= SMALL
+        view = Preprocess(
+            args.input_size, defaults.mean, defaults.std, crop=1.0 if small else 224 / 256, squash=small
+        )  # fmt: skip
+        defaults = dataclasses.replace(defaults, view=view)
     return name, defaults
 
 
-def make_pipeline(args, defaults):
+def make_pipeline(args: argparse.Namespace, defaults: Defaults) -> Pipeline:
     return Pipeline(
         args.input_size, defaults.mean, defaults.std, args.train_interpolation, args.color_jitter, args.aa,
         args.reprob, args.remode, args.recount, defaults.view, args.augment,
     )  # fmt: skip
 
 
-def build(args, classes, log):
+def build(args: argparse.Namespace, classes: int, log: RunLog) -> nn.Module:
     """The model of the flags on the CPU with fresh weights, the same on every process."""
     if not classes:
         raise UserError(f"--data-set {args.data_set} has no labels to train on")
@@ -80,7 +89,15 @@ def build(args, classes, log):
     return model
 
 
-def build_learner(args, world, classes, global_batch, updates, log, pretrained):
+def build_learner(
+    args: argparse.Namespace,
+    world: World,
+    classes: int,
+    global_batch: int,
+    updates: int,
+    log: RunLog,
+    pretrained: Path | str | None,
+) -> Learner:
     """Model, optimiser, schedule, EMA and loss.
 
     updates: steps in an epoch. pretrained: a file, `none`, or None where a checkpoint follows.
@@ -95,12 +112,12 @@ def build_learner(args, world, classes, global_batch, updates, log, pretrained):
     criterion = Criterion(args.smoothing)
     if args.distillation_type != "none":
         criterion = distillation(args, model, classes, world, log)
-    model.to(world.device, memory_format=memory_layout(model))
+    model.to(world.device).to(memory_format=memory_layout(model))
     ema = None
     if args.model_ema:  # before the drop layers change, after the weights are there
         ema = ModelEmaV3(
             model, args.model_ema_decay, use_warmup=args.model_ema_warmup,
-            device="cpu" if args.model_ema_force_cpu else None,
+            device=torch.device("cpu") if args.model_ema_force_cpu else None,
         )  # fmt: skip
     draws = seed_drop_layers(model, args.seed, args.drop, classifiers(model) if args.drop else ())
     optimizer = make_optimizer(args, model, args.lr * global_batch / REFERENCE_BATCH)
@@ -117,27 +134,28 @@ def build_learner(args, world, classes, global_batch, updates, log, pretrained):
     )  # fmt: skip
 
 
-def distillation(args, model, classes, world, log):
+def distillation(args: argparse.Namespace, model: nn.Module, classes: int, world: World, log: RunLog) -> Criterion:
     """The Criterion with its teacher; the student must have a distillation head."""
-    if not hasattr(model, "set_distilled_training"):
+    train_both = getattr(model, "set_distilled_training", None)
+    if train_both is None:
         raise UserError(
             f"--distillation-type needs a distilled --model (deit_small_distilled_patch16_224), not {args.model}"
         )
-    model.set_distilled_training(True)
+    train_both(True)
     teacher = build_model(args.teacher_model, classes)
     load_weights(teacher, args.teacher_path, checkpoint_key="model", log=log.say)
     teacher.to(world.device).eval().requires_grad_(False)
     return Criterion(args.smoothing, teacher, args.distillation_type, args.distillation_alpha, args.distillation_tau)
 
 
-def make_optimizer(args, model, lr):
+def make_optimizer(args: argparse.Namespace, model: nn.Module, lr: float) -> torch.optim.Optimizer:
     """timm's optimiser of --opt; weight decay spares what has one dimension, and token and position embeddings."""
     try:
         info = timm.optim.get_optimizer_info(args.opt.lower())
     except ValueError:
-        known = ", ".join(timm.optim.list_optimizers())
+        known = ", ".join(map(str, timm.optim.list_optimizers()))
         raise UserError(f"unknown --opt {args.opt!r}: use one of {known}") from None
-    settings = {"momentum": args.momentum} | ({"eps": args.opt_eps} if info.has_eps else {})
+    settings: dict[str, Any] = {"momentum": args.momentum} | ({"eps": args.opt_eps} if info.has_eps else {})
     if args.opt_betas:
         if not info.has_betas:
             raise UserError(f"--opt-betas does nothing with --opt {args.opt}: leave it out")
@@ -147,7 +165,9 @@ def make_optimizer(args, model, lr):
     )
 
 
-def make_scheduler(args, optimizer, updates, epochs=None):
+def make_scheduler(
+    args: argparse.Namespace, optimizer: torch.optim.Optimizer, updates: int, epochs: int | None = None
+) -> Scheduler | None:
     """timm's schedule of --sched, a function of the epochs or steps done alone; None where the rate stays.
 
     updates: steps in an epoch. epochs: by default those of the flags. Epoch or step e (from 1) uses the value at
@@ -165,7 +185,8 @@ def make_scheduler(args, optimizer, updates, epochs=None):
         optimizer, args.sched, num_epochs=epochs, decay_epochs=args.decay_epochs, decay_rate=args.decay_rate,
         min_lr=args.min_lr, warmup_lr=args.warmup_lr, warmup_epochs=warmup,
         step_on_epochs=by_epoch, updates_per_epoch=0 if by_epoch else updates,
-        noise=noise, noise_pct=args.lr_noise_pct, noise_std=args.lr_noise_std,
+        noise=noise,  # type: ignore[arg-type]  # None: no noise, timm's type forgot it
+        noise_pct=args.lr_noise_pct, noise_std=args.lr_noise_std,
     )  # fmt: skip
     if scheduler is None:  # timm leaves the scaling of --layer-decay to its schedules
         for group in optimizer.param_groups:
@@ -173,12 +194,12 @@ def make_scheduler(args, optimizer, updates, epochs=None):
     return scheduler
 
 
-def batch_norms(model):
+def batch_norms(model: nn.Module) -> list[nn.Module]:
     """The batch norm layers of a model, whose statistics --batch-norm fixed keeps."""
-    return [layer for layer in model.modules() if isinstance(layer, torch.nn.modules.batchnorm._BatchNorm)]
+    return [layer for layer in model.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
 
 
-def autocast_type(name, device):
+def autocast_type(name: str, device: torch.device) -> torch.dtype | None:
     """torch dtype of --amp, None for full precision; auto: on a GPU bf16 where it has it, else fp16; on a CPU none."""
     if name == "auto" and device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16

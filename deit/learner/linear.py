@@ -8,6 +8,9 @@ from torch.nn.functional import cross_entropy
 
 from data_selection.common.distributed import on_main
 from data_selection.common.errors import UserError
+from deit.engine import Learner
+from deit.runs.checkpoints import classifier_layers
+from deit.samples.batches import Plain
 
 # Inverse L2 strength, as scikit-learn's C, for features of mean distance 1 from their mean. Set on random subsets of
 # the demo pool that take part in no comparison (50, 100 and 500 labels; seeds 1000-1004): 10 to 100 are within 1 %.
@@ -15,30 +18,31 @@ STRENGTH = 30.0
 BLOCK = 1 << 24  # logits computed at a time
 
 
-def classifiers(model):
+def classifiers(model: nn.Module) -> list[nn.Linear]:
     """The model's classifier layers: one, or the two of a distilled model. Raises UserError where one is not linear."""
-    heads = model.get_classifier()
-    heads = heads if isinstance(heads, (tuple, list)) else (heads,)
-    for head in heads:
+    heads = []
+    for head in classifier_layers(model):
         if not isinstance(head, nn.Linear) or head.bias is None:
             raise UserError(
                 f"--mode linear, lp-ft and --drop need a linear classifier, this model has {head}: "
                 "use --mode full and --drop 0"
             )
+        heads.append(head)
     return heads
 
 
 @torch.no_grad()
-def frozen_features(learner, data, batch):
+def frozen_features(learner: Learner, data: Plain, batch: int) -> tuple[torch.Tensor, torch.Tensor]:
     """What the classifier sees of each image, unaugmented: (features (N, D) float32, labels (N,)) on every process.
 
-    data: has plain(indices, batch). Each process computes its share. A distilled model, whose logits are the mean of
-    its two classifiers', gives the mean of what they see: with equal weights in both, that is the same.
+    Each process computes its share. A distilled model, whose logits are the mean of its two classifiers', gives the
+    mean of what they see: with equal weights in both, that is the same.
     """
     model, world = learner.model, learner.world
     model.eval()
-    heads, seen = classifiers(model), []
-    hooks = [head.register_forward_pre_hook(lambda layer, inputs: seen.append(inputs[0])) for head in heads]
+    heads = classifiers(model)
+    seen: list[torch.Tensor] = []
+    hooks = [head.register_forward_pre_hook(lambda _layer, inputs: seen.append(inputs[0])) for head in heads]
     features = torch.zeros(len(data), heads[0].in_features, device=world.device)
     labels = torch.zeros(len(data), dtype=torch.int64, device=world.device)
     mine, start = torch.arange(world.rank, len(data), world.size, device=world.device), 0
@@ -56,7 +60,9 @@ def frozen_features(learner, data, batch):
     return world.sum_(features), world.sum_(labels)
 
 
-def logistic_regression(features, labels, classes, smoothing=0.0):
+def logistic_regression(
+    features: torch.Tensor, labels: torch.Tensor, classes: int, smoothing: float = 0.0
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Weights (C, D) and biases (C,) of the multinomial logistic regression of labels (N,) on features (N, D).
 
     Minimises mean cross-entropy (labels smoothed) + |weights|^2 / (2 STRENGTH N) from zero with L-BFGS in float64, on
@@ -72,11 +78,11 @@ def logistic_regression(features, labels, classes, smoothing=0.0):
     solver = torch.optim.LBFGS([weight, bias], max_iter=500, tolerance_grad=1e-6, line_search_fn="strong_wolfe")
     rows = max(1, BLOCK // classes)
 
-    def objective():
+    def objective() -> torch.Tensor:
         solver.zero_grad()
         total = weight.square().sum() / (2 * STRENGTH * len(x))
         total.backward()
-        for some, targets in zip(x.split(rows), labels.split(rows)):
+        for some, targets in zip(x.split(rows), labels.split(rows), strict=True):
             logits = some @ weight.T + bias  # (B, C)
             part = cross_entropy(logits, targets, label_smoothing=smoothing, reduction="sum") / len(x)
             part.backward()
@@ -89,14 +95,14 @@ def logistic_regression(features, labels, classes, smoothing=0.0):
 
 
 @torch.no_grad()
-def fit_head(learner, data, classes, *, batch, smoothing):
+def fit_head(learner: Learner, data: Plain, classes: int, *, batch: int, smoothing: float) -> float:
     """Fit the model's classifier to data, the backbone left as it is. Returns the training loss (smoothed, per image).
 
     The same on any number of processes: each computes its share of the features, one fits, all get its result.
     """
     features, labels = frozen_features(learner, data, batch)
 
-    def solve():
+    def solve() -> list[torch.Tensor]:
         with torch.enable_grad():
             return [x.float().cpu() for x in logistic_regression(features, labels, classes, smoothing)]
 

@@ -1,10 +1,20 @@
 """Pretrained weights, checkpoints and exact continuation."""
 
+import argparse
 import tempfile
 from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from timm.scheduler.scheduler import Scheduler
+from timm.utils import ModelEmaV3
+from torch import nn
 
 from data_selection.common.errors import UserError
-from data_selection.embedding.backbones import DINO_HEAD, load_weights, read_checkpoint
+from data_selection.common.kinds import Log
+from data_selection.embedding.backbones import DINO_HEAD, Loaded, load_weights
+from data_selection.embedding.checkpoint_files import read_checkpoint
+from deit.runs.kinds import Numbers, Settings, State
 
 STATE = ("model", "optimizer", "epoch")  # the entries that make a checkpoint one to continue from
 # The recipe: a continued run must have the same, or its result would be that of neither command
@@ -19,7 +29,17 @@ RECIPE = (
 )  # fmt: skip
 
 
-def check_folder(folder):
+class Learning(Protocol):
+    """What of engine.Learner a checkpoint keeps."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    scheduler: Scheduler | None
+    scaler: torch.amp.GradScaler
+    ema: ModelEmaV3 | None
+
+
+def check_folder(folder: Path | str) -> None:
     """Create the output folder. Raises UserError where it cannot be written."""
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
@@ -28,15 +48,20 @@ def check_folder(folder):
         raise UserError(f"--output_dir {folder} cannot be written ({error.strerror}): choose another folder") from None
 
 
-def classifier_names(model):
+def classifier_layers(model: nn.Module) -> tuple[nn.Module, ...]:
+    """A timm model's classifier, or the two of a distilled model."""
+    heads: Any = model.get_classifier()  # type: ignore[operator]  # timm's models have one, for torch it is a module
+    return tuple(heads) if isinstance(heads, (tuple, list)) else (heads,)
+
+
+def classifier_names(model: nn.Module) -> tuple[str, ...]:
     """Patterns of the tensors of the model's classifier, and of a distilled model's second one."""
-    heads = model.get_classifier()
-    heads = heads if isinstance(heads, (tuple, list)) else (heads,)
+    heads = classifier_layers(model)
     names = [name for name, layer in model.named_modules() if any(layer is head for head in heads)]
     return tuple(f"{name}.*" for name in names)
 
 
-def load_pretrained(model, source, log):
+def load_pretrained(model: nn.Module, source: Path | str, log: Log) -> Loaded:
     """Load a backbone's weights: strictly but for the classifier, position embedding resized. See load_weights."""
     heads = classifier_names(model)
     extra = ("head.*", "head_dist.*", "fc.*", "classifier.*", *DINO_HEAD)
@@ -45,13 +70,13 @@ def load_pretrained(model, source, log):
     )
 
 
-def training_state(path):
+def training_state(path: Path | str) -> State | None:
     """The content of a checkpoint with training state, or None where a file has none."""
     content = read_checkpoint(path)
     return content if all(isinstance(content, dict) and key in content for key in STATE) else None
 
 
-def check_same_recipe(saved, args, source):
+def check_same_recipe(saved: Settings | argparse.Namespace, args: Settings, source: Path | str) -> None:
     """Raise UserError where a checkpoint's arguments differ from the command's in what decides the result."""
     saved = saved if isinstance(saved, dict) else vars(saved)
     differing = [
@@ -66,11 +91,11 @@ def check_same_recipe(saved, args, source):
         )
 
 
-def plain(value):
+def plain(value: object) -> object:
     return list(value) if isinstance(value, (tuple, list)) else value
 
 
-def restore(learner, state, source, log):
+def restore(learner: Learning, state: State, source: Path | str, log: Log) -> tuple[int, Numbers | None]:
     """Put a checkpoint's training state into the learner. Returns (epochs done, numbers of the best one or None)."""
     try:
         learner.model.load_state_dict(state["model"], strict=True)
@@ -91,7 +116,7 @@ def restore(learner, state, source, log):
     return epoch, state.get("best")
 
 
-def content(learner, epoch, best, args):
+def content(learner: Learning, epoch: int, best: Numbers | None, args: Settings) -> State:
     """A checkpoint's content: the training state after `epoch`.
 
     Entries and names as in the released trainer: model, optimizer, lr_scheduler, epoch, model_ema, scaler, args; and

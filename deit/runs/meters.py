@@ -2,13 +2,25 @@
 
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, Protocol
 
+import torch
 import yaml
 from tqdm import tqdm
 
 from data_selection.common.errors import UserError
 from data_selection.common.files import atomic_write
+from deit.runs.kinds import Numbers, Settings
+
+
+class Events(Protocol):
+    """What is used of TensorBoard's SummaryWriter."""
+
+    def add_scalar(self, tag: str, value: float, step: float, /) -> object: ...
+
+    def close(self) -> object: ...
 
 
 class RunLog:
@@ -19,18 +31,28 @@ class RunLog:
     what stands before the bar. quiet: nothing but the bar.
     """
 
-    def __init__(self, folder, is_main, *, verbose=False, tensorboard=False, desc="finetune", quiet=False):
+    def __init__(
+        self,
+        folder: Path | str | None,
+        is_main: bool,
+        *,
+        verbose: bool = False,
+        tensorboard: bool = False,
+        desc: str = "finetune",
+        quiet: bool = False,
+    ) -> None:
         self.desc, self.quiet = desc, quiet
         self.folder = Path(folder) if folder and is_main else None
-        self.is_main, self.verbose, self.bar, self.accuracy, self.read = is_main, verbose, None, "", 0.0
+        self.is_main, self.verbose, self.accuracy, self.read = is_main, verbose, "", 0.0
+        self.bar: tqdm[Any] | None = None  # until start
         writer = summary_writer() if tensorboard else None  # on every process: all end where it is missing
         self.events = writer(str(self.folder / "tensorboard")) if writer and self.folder else None
 
-    def say(self, text):
+    def say(self, text: str) -> None:
         if self.is_main and not self.quiet:
             tqdm.write(text)
 
-    def start(self, epoch, epochs, steps, done, args):
+    def start(self, epoch: int, epochs: int, steps: int, done: int, args: Settings) -> None:
         """Open the bar (epochs `epoch` to `epochs`, `done` of all `steps` steps behind it) and write args.yaml."""
         self.began, self.first, self.epochs = time.monotonic(), epoch, epochs
         hidden = None if self.is_main and not self.verbose else True  # None: off where there is no terminal
@@ -42,16 +64,17 @@ class RunLog:
             with atomic_write(self.folder / "args.yaml", "w") as handle:
                 yaml.safe_dump(args, handle, sort_keys=False)
 
-    def keep(self, epochs):
+    def keep(self, epochs: int) -> None:
         """Cut log.txt after `epochs` epochs: a continued run writes the later ones again, a new run all of them."""
         if self.folder:
             keep_lines(self.folder / "log.txt", epochs)
 
-    def step(self, epoch, number, steps, loss, factor):
+    def step(self, epoch: int, number: int, steps: int, loss: torch.Tensor, factor: float) -> None:
         """Show step `number` (from 0) of an epoch; loss (a tensor on the device) times factor is its training loss.
 
         The loss is read, which makes the device wait, once in two seconds for a bar that is seen, and if verbose.
         """
+        assert self.bar is not None  # since start
         if self.verbose and self.is_main:
             self.say(f"epoch {epoch}/{self.epochs} step {number + 1}/{steps}: loss {loss.item() * factor:.4f}")
         elif not self.bar.disable and time.monotonic() - self.read > 2:
@@ -59,34 +82,38 @@ class RunLog:
             self.bar.set_postfix_str(f"loss {loss.item() * factor:.4f}{self.accuracy}", refresh=False)
         self.bar.update()
 
-    def record(self, line, best=None):
+    def record(self, line: Numbers, best: Numbers | None = None) -> None:
         """Append an epoch's numbers to log.txt, as one JSON line, and show them. best: the best epoch's, or None."""
+        assert self.bar is not None  # since start
         if self.folder:
-            with open(self.folder / "log.txt", "a", encoding="utf-8") as handle:
+            with (self.folder / "log.txt").open("a", encoding="utf-8") as handle:
                 handle.write(json.dumps(line) + "\n")
         accuracy = f", top-1 {line['test_acc1']:.2f} %" if "test_acc1" in line else ""
         self.accuracy, self.read = accuracy or self.accuracy, time.monotonic()
         self.bar.set_postfix_str(f"loss {line['train_loss']:.4f}{self.accuracy}", refresh=False)
-        for name, value in line.items() if self.events else ():
-            self.events.add_scalar(name.replace("_", "/", 1), value, line["epoch"])
+        if self.events is not None:
+            for name, value in line.items():
+                self.events.add_scalar(name.replace("_", "/", 1), value, line["epoch"])
         if accuracy and self.bar.disable:
-            numbers = f"loss {line['train_loss']:.4f}, test loss {line['test_loss']:.4f}{accuracy}"
-            if line["epoch"] == 0:
-                return self.say(f"head fitted on the frozen backbone: {numbers}")
-            done = line["epoch"] - max(1, self.first) + 1
-            left = (time.monotonic() - self.began) / done * (self.epochs - line["epoch"])
-            self.say(
-                f"epoch {line['epoch']}/{self.epochs}: lr {line['train_lr']:.3g}, {numbers} "
-                f"(best {best['acc1']:.2f} % at epoch {best['epoch']}), {clock(left)} left"
-            )
+            self.say(self.told(line, f"test loss {line['test_loss']:.4f}{accuracy}", best))
 
-    def close(self):
+    def told(self, line: Numbers, test: str, best: Numbers | None) -> str:
+        """An epoch with an evaluation in one line. test: what that gave; best: the best epoch's numbers."""
+        numbers = f"loss {line['train_loss']:.4f}, {test}"
+        if line["epoch"] == 0:
+            return f"head fitted on the frozen backbone: {numbers}"
+        done = line["epoch"] - max(1, self.first) + 1
+        left = (time.monotonic() - self.began) / done * (self.epochs - line["epoch"])
+        so_far = f" (best {best['acc1']:.2f} % at epoch {best['epoch']})" if best else ""
+        return f"epoch {line['epoch']}/{self.epochs}: lr {line['train_lr']:.3g}, {numbers}{so_far}, {clock(left)} left"
+
+    def close(self) -> None:
         if self.bar is not None:
             self.bar.close()
         if self.events is not None:
             self.events.close()
 
-    def stopped(self, epoch):
+    def stopped(self, epoch: int) -> None:
         """Say that the run ends early, as asked, after `epoch`."""
         self.close()
         where = (
@@ -96,7 +123,7 @@ class RunLog:
         )
         self.say(f"SIGTERM: stopped after epoch {epoch} of {self.epochs}; {where}")
 
-    def result(self, values):
+    def result(self, values: dict[str, Any]) -> None:
         """Write result.json."""
         if self.folder:
             with atomic_write(self.folder / "result.json", "w") as handle:
@@ -104,7 +131,7 @@ class RunLog:
                 handle.write("\n")
 
 
-def summary_writer():
+def summary_writer() -> Callable[[str], Events]:
     """torch's SummaryWriter. Raises UserError where the package tensorboard is missing."""
     try:
         from torch.utils.tensorboard import SummaryWriter
@@ -116,7 +143,7 @@ def summary_writer():
     return SummaryWriter
 
 
-def keep_lines(path, epochs):
+def keep_lines(path: Path, epochs: int) -> None:
     """Rewrite a log.txt with its lines of the first `epochs` epochs."""
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
     kept = []
@@ -130,7 +157,7 @@ def keep_lines(path, epochs):
         handle.writelines(kept)
 
 
-def clock(seconds):
+def clock(seconds: float) -> str:
     """Seconds as h:mm:ss."""
-    minutes, seconds = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"

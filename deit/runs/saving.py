@@ -2,13 +2,16 @@
 
 import io
 import os
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from types import TracebackType
 
 import torch
 
 from data_selection.common.errors import UserError
 from data_selection.common.files import atomic_write
+from deit.runs.kinds import State
 
 NEWEST, PREVIOUS, BEST = "checkpoint.pth", "checkpoint_previous.pth", "best_checkpoint.pth"
 
@@ -21,49 +24,54 @@ class Saver:
     half written, and a previous checkpoint of another run, is removed.
     """
 
-    def __init__(self, folder, continued=None):
-        self.folder, self.pending, self.thread = folder and Path(folder), None, ThreadPoolExecutor(1)
-        own = bool(folder and continued) and Path(continued).resolve().parent == self.folder.resolve()
-        self.keep = own and Path(continued).name == NEWEST
+    def __init__(self, folder: Path | str | None, continued: Path | str | None = None) -> None:
+        self.folder, self.thread = Path(folder) if folder else None, ThreadPoolExecutor(1)
+        self.pending: Future[None] | None = None
+        before = Path(continued) if continued else None
+        own = before is not None and self.folder is not None and before.resolve().parent == self.folder.resolve()
+        self.keep = own and before is not None and before.name == NEWEST
         if self.folder:
             for leftover in (*self.folder.glob(".*.partial"), *([] if own else [self.folder / PREVIOUS])):
                 leftover.unlink(missing_ok=True)
 
-    def __enter__(self):
+    def __enter__(self) -> "Saver":
         return self
 
-    def __exit__(self, kind, error, trace):
+    def __exit__(
+        self, _kind: type[BaseException] | None, error: BaseException | None, _trace: TracebackType | None
+    ) -> None:
         self.thread.shutdown()
         if error is None:
             self.wait()
 
-    def save(self, names, content):
+    def save(self, names: Sequence[str], content: State) -> None:
         """Write content (as torch.save takes it) to each name; what it holds now counts, whatever changes later.
 
         Waits for the last checkpoint first, and raises UserError where that could not be written.
         """
         self.wait()
         if self.folder:
-            self.pending = self.thread.submit(write, self.folder, names, copied(content), self.keep)
+            saved = {key: copied(value) for key, value in content.items()}
+            self.pending = self.thread.submit(write, self.folder, names, saved, self.keep)
             self.keep = self.keep or NEWEST in names
 
-    def wait(self):
+    def wait(self) -> None:
         """Return when the last checkpoint is on the disk. Raises UserError where it could not be written."""
         pending, self.pending = self.pending, None
         if pending is not None:
             pending.result()
 
 
-def copied(content):
+def copied(content: object) -> object:
     """The same nested dictionaries and lists with copies of the tensors, in main memory."""
-    if torch.is_tensor(content):
+    if isinstance(content, torch.Tensor):
         return content.detach().to("cpu", copy=True)
     if isinstance(content, dict):
         return {key: copied(value) for key, value in content.items()}
     return [copied(value) for value in content] if isinstance(content, (list, tuple)) else content
 
 
-def write(folder, names, content, keep):
+def write(folder: Path, names: Sequence[str], content: State, keep: bool) -> None:
     """Write content to files of the folder, each whole or not at all. Raises UserError where the disk does not take it.
 
     keep: rename checkpoint.pth to checkpoint_previous.pth once the new one is on the disk, under its temporary name.
@@ -78,7 +86,7 @@ def write(folder, names, content, keep):
                 handle.flush()
                 os.fsync(handle.fileno())
                 if keep and name == NEWEST and path.exists():
-                    os.replace(path, folder / PREVIOUS)
+                    path.replace(folder / PREVIOUS)
         except OSError as error:
             raise UserError(
                 f"{path} of epoch {content['epoch']} cannot be written ({error.strerror}): the checkpoint before it is "

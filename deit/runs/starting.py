@@ -1,14 +1,19 @@
 """Where a run starts: from pretrained weights, or from a checkpoint that it continues."""
 
+import argparse
 from pathlib import Path
 
 from data_selection.common.errors import UserError
 from data_selection.embedding.backbones import local_file
 from deit.runs import checkpoints
+from deit.runs.kinds import Settings, State
+from deit.runs.meters import RunLog
 from deit.runs.saving import NEWEST, PREVIOUS
 
 
-def starting_point(args, settings, pretrained, log):
+def starting_point(
+    args: argparse.Namespace, settings: Settings, pretrained: Path | None, log: RunLog
+) -> tuple[Path | str, State | None]:
     """(file, training state): the file to start from (`none`: random weights), and its state where it is to continue.
 
     --auto-resume's checkpoint comes before --resume and --finetune: it is a continuation of what they started.
@@ -39,7 +44,7 @@ def starting_point(args, settings, pretrained, log):
     return source, state
 
 
-def own_checkpoint(args, log):
+def own_checkpoint(args: argparse.Namespace, log: RunLog) -> tuple[str, State | None]:
     """(file, training state) that --auto-resume continues, ("", None) where there is none.
 
     A checkpoint.pth that cannot be read, or is missing, gives way to the one before it. Raises UserError where files
@@ -60,7 +65,7 @@ def own_checkpoint(args, log):
     return "", None
 
 
-def finished(args, source, done, last, log):
+def finished(args: argparse.Namespace, source: Path | str, done: int, last: int, log: RunLog) -> bool:
     """Whether --auto-resume finds its run finished, which is no mistake. Raises UserError where --resume does."""
     if done < last:
         return False

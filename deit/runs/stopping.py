@@ -4,10 +4,13 @@ import contextlib
 import json
 import signal
 import threading
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import FrameType
 
 import torch
 
+from data_selection.common.distributed import World
 from data_selection.common.errors import UserError
 from data_selection.common.files import atomic_write
 
@@ -15,11 +18,11 @@ BAD_BATCH = "nonfinite_batch.json"
 
 
 @contextlib.contextmanager
-def sigterm():
+def sigterm() -> Iterator[threading.Event]:
     """A threading.Event that is set when the first SIGTERM comes; the second one ends the process as ever."""
     asked = threading.Event()
 
-    def note(number, frame):
+    def note(_number: int, _frame: FrameType | None) -> None:
         asked.set()
         signal.signal(signal.SIGTERM, before)
 
@@ -30,13 +33,13 @@ def sigterm():
         signal.signal(signal.SIGTERM, before)
 
 
-def asked_to_stop(asked, world):
+def asked_to_stop(asked: threading.Event, world: World) -> bool:
     """Whether any process of the run has been asked to; the same answer on all of them."""
     return bool(world.sum_(torch.tensor(float(asked.is_set()), device=world.device)))
 
 
 @contextlib.contextmanager
-def workers_named(close):
+def workers_named(close: Callable[[], None]) -> Iterator[None]:
     """Turn what a DataLoader raises, at any moment, where one of its workers was killed into a UserError.
 
     close: called in the end, however the block ends: ends the workers. Until then a worker's death may raise again.
@@ -58,12 +61,12 @@ def workers_named(close):
 class NotFinite(UserError):
     """The loss of a step (counted from 0) is not a finite number."""
 
-    def __init__(self, text, step):
+    def __init__(self, text: str, step: int) -> None:
         super().__init__(text)
         self.step = step
 
 
-def with_batch(error, epoch, ids, folder):
+def with_batch(error: NotFinite, epoch: int, ids: Sequence[int], folder: Path | None) -> UserError:
     """The UserError to raise for a NotFinite: names the file, written here, with the batch's ids (pool indices).
 
     folder: None where nothing is written (on ranks above 0, or without --output_dir).

@@ -1,4 +1,4 @@
-"""What the samples go through: where they come from, their labels, random draws, augmentation, mixing.
+"""What the samples go through: where they come from, their labels, random draws, augmentation, batches, mixing.
 
 May import nothing else of deit.
 """

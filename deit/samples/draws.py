@@ -6,6 +6,7 @@ no process has to draw what another one needs, and a resumed run draws what the 
 
 import contextlib
 import random
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ ORDER, AUGMENT, DROP, MIX, INIT, FOLDS, POOL = range(7)  # the purposes; each ha
 GOLDEN, FIRST, SECOND = (c - (1 << 64) for c in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
 
 
-def hashed(*keys):
+def hashed(*keys: int | torch.Tensor) -> torch.Tensor:
     """Whole numbers and int64 tensors (they broadcast) -> an int64 tensor of hashes, 64 random bits each."""
     h = torch.zeros((), dtype=torch.int64)
     for key in keys:
@@ -28,18 +29,18 @@ def hashed(*keys):
     return h
 
 
-def uniform(*keys):
+def uniform(*keys: int | torch.Tensor) -> torch.Tensor:
     """The hashes of `keys` as float32 numbers in [0, 1), 24 bits each."""
     return ((hashed(*keys) >> 40) & (1 << 24) - 1).float() / (1 << 24)
 
 
-def seed_of(*keys):
+def seed_of(*keys: int) -> int:
     """One hash of whole numbers as a seed in 0..2**63-1."""
-    return hashed(*keys).item() & (1 << 63) - 1
+    return int(hashed(*keys).item()) & (1 << 63) - 1
 
 
 @contextlib.contextmanager
-def seeded(seed):
+def seeded(seed: int) -> Iterator[None]:
     """Seed the global generators of torch (CPU), Python and NumPy inside the block and give them back as they were.
 
     For code that offers no generator of its own: model initialisation, and torchvision's and timm's transforms.
@@ -62,18 +63,20 @@ class DropDraws:
     begin() is called before each forward pass; then the k-th layer call of the pass takes row k of `table`.
     """
 
-    def __init__(self, seed, layers):
+    def __init__(self, seed: int, layers: int) -> None:
         self.seed, self.calls = seed, 2 * layers  # some families call one layer twice per pass
-        self.table, self.next = None, 0
+        self.table: torch.Tensor | None = None
+        self.next = 0
 
-    def begin(self, epoch, step, rows, device):
+    def begin(self, epoch: int, step: int, rows: torch.Tensor, device: torch.device) -> None:
         """epoch, step: whole numbers. rows (R,): int64, the places of this batch's images in the global batch."""
         calls = torch.arange(self.calls)[:, None]
         self.table = hashed(self.seed, DROP, epoch, step, calls, rows[None]).to(device, non_blocking=True)  # (calls, R)
         self.next = 0
 
-    def take(self, x):
+    def take(self, x: torch.Tensor) -> torch.Tensor:
         """The hashes (R,) of this layer call for x (R, ...)."""
+        assert self.table is not None  # begin() comes before a pass
         row = self.table[self.next]
         if len(row) != len(x):
             raise RuntimeError(f"a drop layer sees {len(x)} rows in a batch of {len(row)}: set --drop-path 0 --drop 0")
@@ -87,11 +90,11 @@ class SeededDropPath(nn.Module):
     Same distribution as timm's DropPath: a row is kept with probability 1 - rate and then divided by it.
     """
 
-    def __init__(self, rate, draws):
+    def __init__(self, rate: float, draws: DropDraws) -> None:
         super().__init__()
         self.rate, self.draws = rate, draws
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         if not self.training or self.rate == 0:
             return x
         keep = 1 - self.rate
@@ -102,7 +105,7 @@ class SeededDropPath(nn.Module):
 class SeededDropout(SeededDropPath):
     """Dropout; the mask is a hash of the image's place in the global batch and the value's place in the image."""
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         if not self.training or self.rate == 0:
             return x
         keep = 1 - self.rate
@@ -112,33 +115,34 @@ class SeededDropout(SeededDropPath):
         return x * (kept.view_as(x).to(x.dtype) / keep)
 
 
-def seed_drop_layers(model, seed, drop=0.0, heads=()):
+def seed_drop_layers(model: nn.Module, seed: int, drop: float = 0.0, heads: Sequence[nn.Module] = ()) -> DropDraws:
     """Replace the model's drop-path and dropout layers by seeded ones, in place. Returns their DropDraws.
 
     drop: rate of dropout on what the classifiers `heads` see. Hung onto them, not left to timm's drop_rate: half of its
     families call a function for it, which draws from the global generator.
     Drop layers inside a fused attention call (timm's attn_drop_rate) are not reached; no flag sets them.
     """
-    names = [
-        name for name, layer in model.named_modules()
-        if (isinstance(layer, DropPath) and layer.drop_prob) or (type(layer) is nn.Dropout and layer.p)
-    ]  # fmt: skip
-    draws = DropDraws(seed, len(names) + (len(heads) if drop else 0))
-    for name in names:
-        layer = model.get_submodule(name)
-        path = isinstance(layer, DropPath)
-        new = SeededDropPath(layer.drop_prob, draws) if path else SeededDropout(layer.p, draws)
+    found: list[tuple[str, type[SeededDropPath], float]] = []
+    for name, layer in model.named_modules():
+        if isinstance(layer, DropPath) and layer.drop_prob:
+            found.append((name, SeededDropPath, layer.drop_prob))
+        elif type(layer) is nn.Dropout and layer.p:
+            found.append((name, SeededDropout, layer.p))
+    draws = DropDraws(seed, len(found) + (len(heads) if drop else 0))
+    for name, kind, rate in found:
         parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, new)
+        setattr(model.get_submodule(parent), child, kind(rate, draws))
     for head in heads if drop else ():
         head.register_forward_pre_hook(drop_input(SeededDropout(drop, draws)))
     return draws
 
 
-def drop_input(dropout):
+def drop_input(
+    dropout: SeededDropout,
+) -> Callable[[nn.Module, tuple[torch.Tensor, ...]], tuple[torch.Tensor, ...]]:
     """A forward pre-hook that applies dropout to a layer's input while that layer is in training mode."""
 
-    def hook(layer, inputs):
+    def hook(layer: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
         return (dropout.train(layer.training)(inputs[0]), *inputs[1:])
 
     return hook

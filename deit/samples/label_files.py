@@ -2,6 +2,7 @@
 
 import difflib
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 from data_selection.common.errors import UserError
@@ -9,7 +10,9 @@ from data_selection.images import pools
 from data_selection.images.list_files import UNKNOWN, read_list
 
 
-def open_folders(root, labels=None, val_labels=None):
+def open_folders(
+    root: Path, labels: Path | str | None = None, val_labels: Path | str | None = None
+) -> tuple[pools.Pool, pools.Pool]:
     """(pool of root/train, pool of root/val), images in the order of feature extraction, classes in sorted order.
 
     labels, val_labels: CSV files with the labels of either part, else they are its class folders. Both parts must have
@@ -18,19 +21,20 @@ def open_folders(root, labels=None, val_labels=None):
     train = labelled_folder(root / "train", labels, "--labels")
     test = labelled_folder(root / "val", val_labels, "--val-labels")
     check_labels(test, range(len(test)), val_labels)
-    if labels is None and val_labels is None and train.class_names != test.class_names:
+    ours, theirs = train.class_names or (), test.class_names or ()
+    if labels is None and val_labels is None and ours != theirs:
         raise UserError(
-            f"{root}/train has the classes {some(train.class_names)} but {root}/val has {some(test.class_names)}: "
-            "both need the same class folders"
+            f"{root}/train has the classes {some(ours)} but {root}/val has {some(theirs)}: both need the same class "
+            "folders"
         )
     if labels is None:
-        renumber(test, train.class_names, val_labels, root / "train")
+        renumber(test, ours, val_labels, root / "train")
     else:
-        renumber(train, test.class_names, labels, val_labels or root / "val")
+        renumber(train, theirs, labels, val_labels or root / "val")
     return train, test
 
 
-def labelled_folder(folder, labels, flag):
+def labelled_folder(folder: Path, labels: Path | str | None, flag: str) -> pools.Pool:
     """The images below a folder with the labels of a CSV (-1: not in it), or of the class folders they lie in."""
     if not folder.is_dir():
         raise UserError(
@@ -38,16 +42,17 @@ def labelled_folder(folder, labels, flag):
             f"folders of train/ and val/ with their labels in a CSV ({flag} FILE)"
         )
     pool = pools.folder_pool(folder)
+    names = pool.names or ()
     if labels is None:
-        stray = next((name for name in pool.names if "/" not in name), None)
+        stray = next((name for name in names if "/" not in name), None)
         if stray:
             raise UserError(
                 f"{folder}/{stray} lies in no class folder: put each image into {folder}/<class>/, or give the labels "
                 f"in a CSV with {flag} FILE"
             )
-        words = [name.split("/")[0] for name in pool.names]
+        words = [name.split("/")[0] for name in names]
     else:
-        words = read_labels(labels, pool.names, folder)
+        words = read_labels(labels, names, folder)
     pool.class_names = tuple(sorted(set(words) - {""}))
     pool.classes = len(pool.class_names)
     number = {word: i for i, word in enumerate(pool.class_names)} | {"": UNKNOWN}
@@ -55,7 +60,7 @@ def labelled_folder(folder, labels, flag):
     return pool
 
 
-def read_labels(path, names, folder):
+def read_labels(path: Path | str, names: Sequence[str], folder: Path) -> list[str]:
     """The label of each name as text, "" where a CSV of `file,label` (header or not) has none.
 
     Raises UserError for a file that is not among the names, one that comes twice, or a CSV without any label.
@@ -80,28 +85,30 @@ def read_labels(path, names, folder):
     return [given.get(name, "") for name in names]
 
 
-def check_labels(pool, ids, source):
+def check_labels(pool: pools.Pool, ids: Sequence[int], source: Path | str | None) -> None:
     """Raise UserError where images `ids` of a pool have no label. source: the CSV they come from, or None."""
     bare = [i for i in ids if pool.label(i) == UNKNOWN]
     if bare and source:
+        first = pool.names[bare[0]] if pool.names else bare[0]
         raise UserError(
-            f"{len(bare)} of the {len(ids)} images to use have no label in {source}, first {pool.names[bare[0]]!r}: "
+            f"{len(bare)} of the {len(ids)} images to use have no label in {source}, first {first!r}: "
             "fill in the rest, or give with --subset_ids a list of images that have one"
         )
 
 
-def renumber(pool, class_names, source, other):
+def renumber(pool: pools.Pool, class_names: tuple[str, ...], source: Path | str | None, other: Path | str) -> None:
     """Number a pool's labels by the class names of the other part. Raises UserError for a label that it lacks."""
-    strange = [name for name in pool.class_names if name not in class_names]
+    own = pool.class_names or ()
+    strange = [name for name in own if name not in class_names]
     if strange:
         close = difflib.get_close_matches(strange[0], class_names, 1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
         raise UserError(f"{source} has the label {strange[0]!r}, no class of {other} ({some(class_names)}){hint}")
-    number = [class_names.index(name) for name in pool.class_names] + [UNKNOWN]  # the last one for -1
-    pool.labels = [number[label] for label in pool.labels]
+    number = [class_names.index(name) for name in own] + [UNKNOWN]  # the last one for -1
+    pool.labels = [number[label] for label in pool.labels or ()]
     pool.class_names, pool.classes = class_names, len(class_names)
 
 
-def some(words, count=4):
+def some(words: Sequence[str], count: int = 4) -> str:
     """The first words of a list, for a message."""
     return ", ".join(words[:count]) + (f" and {len(words) - count} more" if len(words) > count else "")

@@ -1,12 +1,15 @@
 """From a PIL image to a normalised tensor, for training and for evaluation, in the words of the flags."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from PIL import Image
 from timm.data import auto_augment, create_transform
 from torchvision import transforms
 
+from data_selection.embedding.image_batches import Transform
 from data_selection.embedding.preprocessing import Preprocess
 
 SMALL = 32  # input sizes up to this are cropped from a padded image, larger ones by random resized crops
@@ -19,8 +22,8 @@ class Pipeline:
     """How images become tensors; the fields are those of the flags. mean, std: three floats, of values in 0..1."""
 
     size: int
-    mean: tuple
-    std: tuple
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
     interpolation: str = "bicubic"
     color_jitter: float = 0.0
     aa: str | None = None  # AutoAugment / RandAugment policy in timm's words
@@ -31,25 +34,26 @@ class Pipeline:
     augment: str = "crop"  # crop, or shift: the view moved a little
 
     @property
-    def shifts(self):
+    def shifts(self) -> bool:
         """True where training moves and flips the view, and does nothing else."""
         return self.augment == "shift"
 
     @property
-    def margin(self):
+    def margin(self) -> int:
         """Pixels by which `shift` moves an image at most."""
         return self.size // SHIFT
 
     @property
-    def simple(self):
+    def simple(self) -> bool:
         """True where training augments by crop, resize and flip alone, which whole batches can do at once."""
         plain = not (self.color_jitter or self.aa or self.reprob)
         return plain and (self.size <= SMALL or self.interpolation != "random")
 
-    def train_transform(self):
+    def train_transform(self) -> transforms.Compose:
         """PIL image -> augmented float tensor (3, size, size); draws from the global generators."""
         transform = create_transform(
-            self.size, is_training=True, color_jitter=self.color_jitter or None, auto_augment=self.aa,
+            self.size, is_training=True, auto_augment=self.aa,
+            color_jitter=self.color_jitter or None,  # type: ignore[arg-type]  # None: no jitter, timm's type forgot it
             interpolation=self.interpolation, re_prob=self.reprob, re_mode=self.remode, re_count=self.recount,
             mean=self.mean, std=self.std,
         )  # fmt: skip
@@ -59,9 +63,9 @@ class Pipeline:
             allow_no_bits(transform)
         return transform
 
-    def eval_transform(self):
+    def eval_transform(self) -> Transform:
         """PIL image -> float tensor (3, size, size): resize to 256/224 of the size, centre crop; small: as it is."""
-        steps = [transforms.ToTensor(), transforms.Normalize(self.mean, self.std)]
+        steps: list[Any] = [transforms.ToTensor(), transforms.Normalize(self.mean, self.std)]
         if self.view is not None:
             steps[:0] = [self.view.pixels]
         elif self.size > SMALL:
@@ -70,7 +74,7 @@ class Pipeline:
         return transforms.Compose(steps)
 
 
-def allow_no_bits(transform):
+def allow_no_bits(transform: transforms.Compose) -> None:
     """Let timm's Posterize keep 0 bits, a black image, as it always could: Pillow 13 raises ValueError instead."""
     for step in transform.transforms:
         ops = getattr(step, "ops", None) or [op for policy in getattr(step, "policy", ()) for op in policy]
@@ -79,7 +83,7 @@ def allow_no_bits(transform):
                 op.aug_fn = posterize
 
 
-def posterize(image, bits, **settings):
+def posterize(image: Image.Image, bits: int, **settings: Any) -> Image.Image:
     """timm's operation, which Pillow 13 refuses for 0 bits."""
     return auto_augment.posterize(image, bits, **settings) if bits > 0 else Image.new(image.mode, image.size)
 
@@ -90,7 +94,8 @@ class Shifted:
 
     pipeline: Pipeline
 
-    def __call__(self, image, draws):
+    def __call__(self, image: Image.Image, draws: Sequence[float]) -> torch.Tensor:
+        assert self.pipeline.view is not None  # what is shifted is what evaluation sees
         pixels = torch.from_numpy(self.pipeline.view.pixels(image, self.pipeline.margin))
         rows, columns = shifted_places(torch.tensor(draws)[None], self.pipeline.size, self.pipeline.margin)
         pixels = pixels[rows[0][:, None], columns[0][None]].permute(2, 0, 1).float() / 255
@@ -98,7 +103,7 @@ class Shifted:
         return (pixels - mean) / std
 
 
-def shifted_places(draws, size, margin):
+def shifted_places(draws: torch.Tensor, size: int, margin: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Where the pixels of shifted, flipped images come from in padded ones: rows (R, size), columns (R, size) int64.
 
     draws: (R, 3) in [0, 1): down, across, and a mirror image below a half.

@@ -9,7 +9,7 @@ TRIES = 10  # draws of a crop that fits, as timm and torchvision have it
 DRAWS = 4 * TRIES + 1  # uniform numbers for each image
 
 
-def filter_weights(x, interpolation):
+def filter_weights(x: torch.Tensor, interpolation: str) -> torch.Tensor:
     """PIL's filters at distance x (in pixels of the coarser grid): bicubic with a = -0.5, or bilinear."""
     x = x.abs()
     if interpolation == "bilinear":
@@ -19,7 +19,7 @@ def filter_weights(x, interpolation):
     return torch.where(x < 1, near, torch.where(x < 2, far, torch.zeros_like(x)))
 
 
-def resampling(start, length, size, source, interpolation):
+def resampling(start: torch.Tensor, length: torch.Tensor, size: int, source: int, interpolation: str) -> torch.Tensor:
     """Matrices (B, size, source) that resize the pixels start..start+length-1 of an axis of `source` to `size` pixels.
 
     start, length: (B,) int64. As Image.resize of the crop: shrinking widens the filter, and the crop's edge cuts it.
@@ -33,7 +33,7 @@ def resampling(start, length, size, source, interpolation):
     return weights / weights.sum(2, keepdim=True)
 
 
-def resize(images, rows, columns):
+def resize(images: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
     """images (B, H, W, 3) uint8, rows (B, h, H), columns (B, w, W) -> (B, 3, h, w) float of whole numbers 0..255.
 
     Rounds (halves up) after the columns and after the rows, as PIL does; a pixel that comes to lie between two levels
@@ -44,7 +44,7 @@ def resize(images, rows, columns):
     return (rows[:, None] @ x).add_(0.5).floor_().clamp_(0, 255)  # (B, 3, h, w)
 
 
-def random_boxes(draws, height, width):
+def random_boxes(draws: torch.Tensor, height: int, width: int) -> tuple[torch.Tensor, ...]:
     """Crops (top, left, tall, wide), each (R,) int64, of images of height x width from uniform draws (R, 4 TRIES).
 
     The first of ten crops of random area and ratio that fits; else the largest central one of an allowed ratio.
@@ -62,7 +62,7 @@ def random_boxes(draws, height, width):
     return torch.where(fits.any(1), boxes, torch.tensor(central_box(height, width))[:, None]).unbind(0)
 
 
-def central_box(height, width):
+def central_box(height: int, width: int) -> tuple[int, int, int, int]:
     """(top, left, tall, wide) of the largest central crop whose ratio is allowed."""
     tall, wide = height, width
     if width / height < RATIO[0]:
@@ -72,7 +72,7 @@ def central_box(height, width):
     return (height - tall) // 2, (width - wide) // 2, tall, wide
 
 
-def evaluation_matrices(height, width, size):
+def evaluation_matrices(height: int, width: int, size: int) -> list[torch.Tensor]:
     """rows (1, size, height), columns (1, size, width): the short side to 256/224 of size, then the centre."""
     short = int(256 / 224 * size)
     result = []

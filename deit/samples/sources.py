@@ -1,11 +1,13 @@
 """The training and evaluation pools by data set name, and the subset to train on."""
 
 import random
+from collections.abc import Sequence
 from pathlib import Path
 
 from data_selection.common.errors import UserError
 from data_selection.common.feature_table import sidecar
 from data_selection.common.files import read_json
+from data_selection.common.kinds import Log
 from data_selection.common.paths import ROOT
 from data_selection.common.subset_files import load_subset, names_digest
 from data_selection.images import pools
@@ -20,7 +22,7 @@ HELD = {"CIFAR10": ("cifar-10-*",), "CIFAR100": ("cifar-100-*",), "FASHIONMNIST"
         "CUB2011": ("CUB_200_2011",), "INAT": ("train2018.json",), "INAT19": ("train2019.json",)}  # fmt: skip
 
 
-def find_data(name, data_path):
+def find_data(name: str, data_path: Path | str | None) -> Path:
     """The folder of a data set: data_path as given; else `data` where the user stands, else deit/data.
 
     A data set that is there to download is taken from the first of these that holds it; else from data_selection/data,
@@ -37,7 +39,13 @@ def find_data(name, data_path):
     return root
 
 
-def open_images(name, data_path=None, labels=None, val_labels=None, category="name"):
+def open_images(
+    name: str,
+    data_path: Path | str | None = None,
+    labels: Path | str | None = None,
+    val_labels: Path | str | None = None,
+    category: str = "name",
+) -> tuple[pools.Pool, pools.Pool]:
     """(training pool, evaluation pool) of a data set name without SUBSET; labels in both count the same classes.
 
     labels, val_labels: CSV files for FOLDER's two parts, see label_files.open_folders. category: iNaturalist's rank.
@@ -45,22 +53,21 @@ def open_images(name, data_path=None, labels=None, val_labels=None, category="na
     root = find_data(name, data_path)
     if name == "FOLDER":
         return open_folders(root, labels, val_labels)
+    train, test = (open_part(name, root, split, category) for split in ("train", "val"))
+    return train, test
+
+
+def open_part(name: str, root: Path, split: str, category: str) -> pools.Pool:
+    """The pool of one split, `train` or `val`, of a data set in the folder `root`."""
     if name in YEARS:
-        year = YEARS[name]
-        return tuple(
-            pools.Pool(**read_inaturalist(root, train, year=year, category=category)) for train in (True, False)
-        )
-    if name == "IMNET":
-        if root.name == "ImageNet":
-            return tuple(pools.open_pool("ImageNet", split, root.parent) for split in ("train", "val"))
-        return tuple(imagenet_folders(root / split) for split in ("train", "val"))
-    return tuple(
-        pools.open_pool(POOL_NAMES.get(name, name), split, None if name == "DEMO" else root)
-        for split in ("train", "test")
-    )
+        return pools.Pool(**read_inaturalist(root, split == "train", year=YEARS[name], category=category))
+    if name == "IMNET" and root.name != "ImageNet":
+        return imagenet_folders(root / split)
+    where = {"IMNET": root.parent, "DEMO": None}.get(name, root)
+    return pools.open_pool(POOL_NAMES.get(name, name), split, where)
 
 
-def imagenet_folders(folder):
+def imagenet_folders(folder: Path) -> pools.Pool:
     """ImageNet's train or val folder in torchvision's order, which published subsets count in."""
     from torchvision.datasets import ImageFolder
 
@@ -72,12 +79,12 @@ def imagenet_folders(folder):
     return pools.Pool(paths=list(paths), labels=labels, classes=len(source.classes), class_names=source.classes)
 
 
-def choose_ids(pool, subset_file=None):
-    """The pool indices to train on, a list: all, or those of a subset file (checked against the pool)."""
+def choose_ids(pool: pools.Pool, subset_file: Path | str | None = None) -> list[int]:
+    """The pool indices to train on: all, or those of a subset file (checked against the pool)."""
     return list(range(len(pool))) if subset_file is None else load_subset(subset_file, len(pool)).tolist()
 
 
-def check_same_pool(subset_file, pool, name, log):
+def check_same_pool(subset_file: Path | str, pool: pools.Pool, name: str, log: Log) -> None:
     """Raise UserError where the provenance beside a subset file tells of a pool with another number of images.
 
     name: of the data set, as for open_images. A pool of another name gets a line in log: names are the user's.
@@ -103,7 +110,9 @@ def check_same_pool(subset_file, pool, name, log):
         log(f"{subset_file} was chosen from {chosen_from}, and the data set is {name}")
 
 
-def hold_out(ids, pool, fraction, seed):
+def hold_out(
+    ids: Sequence[int], pool: pools.Pool, fraction: float | None, seed: int
+) -> tuple[Sequence[int], list[int]]:
     """(ids to train on, ids held out), both in the order of ids; fraction None: nothing is held out.
 
     round(fraction * len(ids)) images, at least one, each class in proportion to its size as nearly as whole numbers
@@ -112,7 +121,7 @@ def hold_out(ids, pool, fraction, seed):
     if fraction is None:
         return ids, []
     draw = random.Random(seed)
-    members = {}
+    members: dict[int, list[int]] = {}
     for i in ids:
         members.setdefault(pool.label(i), []).append(i)
     total = max(1, round(fraction * len(ids)))
@@ -132,12 +141,12 @@ def hold_out(ids, pool, fraction, seed):
     return [i for i in ids if i not in held], [i for i in ids if i in held]
 
 
-def say_of_labels(mode, pool, ids, log):
+def say_of_labels(mode: str, pool: pools.Pool, ids: Sequence[int], log: Log) -> None:
     """One line where classes have no image, and one where full finetuning has under 10 labels per class.
 
     There frozen modes usually win (as FACT reports, arXiv 2606.02079).
     """
-    classes, present = pool.classes, {pool.label(i) for i in ids}
+    classes, present = pool.classes or 0, {pool.label(i) for i in ids}
     if len(present) < classes:
         log(f"warning: {classes - len(present)} of {classes} classes have no training image")
     if mode == "full" and len(ids) < FEW * classes:

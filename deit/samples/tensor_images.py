@@ -1,0 +1,124 @@
+"""Images of one size as one tensor on the device, where whole batches are cropped, flipped and resized at once."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch.nn.functional import pad
+
+from deit.samples import resizing
+from deit.samples.batches import Batch, Part
+from deit.samples.draws import AUGMENT, uniform
+from deit.samples.pipeline import MARGIN, Pipeline, shifted_places
+
+
+class TensorImages(ABC):
+    """Images of one size as one uint8 tensor on the device, where whole batches are transformed at once."""
+
+    def __init__(
+        self, images: torch.Tensor, labels: torch.Tensor, pipeline: Pipeline, device: torch.device, seed: int
+    ) -> None:
+        """images (N, H, W, 3) uint8, labels (N,) int64."""
+        self.images, self.labels = images.to(device), labels.to(device)
+        self.mean = torch.tensor(pipeline.mean, device=device).view(1, 3, 1, 1) * 255
+        self.std = torch.tensor(pipeline.std, device=device).view(1, 3, 1, 1) * 255
+        self.pipeline, self.seed, self.device = pipeline, seed, device
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @abstractmethod
+    def central(self, images: torch.Tensor) -> torch.Tensor:
+        """images (B, H, W, 3) uint8 -> (B, 3, size, size), values 0..255: what evaluation sees of them."""
+
+    @abstractmethod
+    def augmented(self, parts: Sequence[Part], epoch: int) -> Iterator[Batch]:
+        """Yield (images (R, 3, size, size), labels (R,)) on the device for each Part."""
+
+    def normalise(self, images: torch.Tensor) -> torch.Tensor:
+        """images (B, 3, size, size) of values 0..255."""
+        return (images.float() - self.mean) / self.std
+
+    def plain(self, indices: range, batch: int) -> Iterator[Batch]:
+        """Yield (images, labels) on the device of the images `indices`, without augmentation."""
+        for start in range(0, len(indices), batch):
+            index = torch.tensor(indices[start : start + batch], device=self.device)
+            yield self.normalise(self.central(self.images[index])), self.labels[index]
+
+
+class PaddedImages(TensorImages):
+    """Images of the model's own, small size: padded, cropped and flipped, as train_transform with nothing else."""
+
+    def __init__(
+        self, images: torch.Tensor, labels: torch.Tensor, pipeline: Pipeline, device: torch.device, seed: int
+    ) -> None:
+        """images (N, size, size, 3) uint8, labels (N,) int64."""
+        super().__init__(images, labels, pipeline, device, seed)
+        self.margin = MARGIN
+        self.padded = pad(self.images, (0, 0, MARGIN, MARGIN, MARGIN, MARGIN))  # (N, size + 8, size + 8, 3)
+
+    def central(self, images: torch.Tensor) -> torch.Tensor:
+        return images.permute(0, 3, 1, 2)
+
+    def augmented(self, parts: Sequence[Part], epoch: int) -> Iterator[Batch]:
+        """Yield (images (R, 3, size, size), labels (R,)) on the device for each Part."""
+        for part in parts:
+            draws = shift_draws(self.seed, epoch, part)
+            places = shifted_places(draws, self.pipeline.size, self.margin)
+            index, rows, columns = (x.to(self.device) for x in (part.indices, *places))
+            crops = self.padded[index[:, None, None], rows[:, :, None], columns[:, None]]  # (R, size, size, 3)
+            yield self.normalise(crops.permute(0, 3, 1, 2)), self.labels[index]
+
+
+class ViewedImages(PaddedImages):
+    """Images of any size, resized once to what evaluation sees, with a margin to shift them in."""
+
+    def __init__(
+        self, images: torch.Tensor, labels: torch.Tensor, pipeline: Pipeline, device: torch.device, seed: int
+    ) -> None:
+        """images (N, size + 2 m, size + 2 m, 3) uint8, m = pipeline.margin in training and 0 in evaluation."""
+        TensorImages.__init__(self, images, labels, pipeline, device, seed)
+        self.margin = (images.shape[1] - pipeline.size) // 2
+        self.padded = self.images
+
+    def central(self, images: torch.Tensor) -> torch.Tensor:
+        edge = slice(self.margin, self.margin + self.pipeline.size)
+        return images[:, edge, edge].permute(0, 3, 1, 2)
+
+
+class ResizedImages(TensorImages):
+    """Images cropped at random, resized and flipped, as train_transform with nothing else.
+
+    The same distribution, and for the same crop PIL's pixels but for rounding (see resizing.resize).
+    """
+
+    def __init__(
+        self, images: torch.Tensor, labels: torch.Tensor, pipeline: Pipeline, device: torch.device, seed: int
+    ) -> None:
+        """images (N, H, W, 3) uint8, labels (N,) int64."""
+        super().__init__(images, labels, pipeline, device, seed)
+        self.height, self.width = images.shape[1:3]
+        matrices = resizing.evaluation_matrices(self.height, self.width, pipeline.size)
+        self.rows, self.columns = (matrix.to(device) for matrix in matrices)
+
+    def augmented(self, parts: Sequence[Part], epoch: int) -> Iterator[Batch]:
+        """Yield (images (R, 3, size, size), labels (R,)) on the device for each Part."""
+        size, kind = self.pipeline.size, self.pipeline.interpolation
+        for part in parts:
+            draws = uniform(self.seed, AUGMENT, epoch, part.places[:, None], torch.arange(resizing.DRAWS))
+            boxes = resizing.random_boxes(draws[:, :-1], self.height, self.width)
+            flipped, index, top, left, tall, wide = (
+                x.to(self.device) for x in (draws[:, -1] < 0.5, part.indices, *boxes)
+            )
+            rows = resizing.resampling(top, tall, size, self.height, kind)  # (R, size, H)
+            columns = resizing.resampling(left, wide, size, self.width, kind)  # (R, size, W)
+            columns = torch.where(flipped[:, None, None], columns.flip(1), columns)
+            yield self.normalise(resizing.resize(self.images[index], rows, columns)), self.labels[index]
+
+    def central(self, images: torch.Tensor) -> torch.Tensor:
+        return resizing.resize(images, self.rows, self.columns)
+
+
+def shift_draws(seed: int, epoch: int, part: Part) -> torch.Tensor:
+    """Uniform draws (R, 3) of the places of a Part: down, across, mirrored."""
+    return uniform(seed, AUGMENT, epoch, part.places[:, None], torch.arange(3))
