@@ -1,0 +1,149 @@
+"""Time told and kept: what a run takes by estimate, what --minutes leaves out, the precision that a clock chooses."""
+
+import copy
+import dataclasses
+
+import pytest
+import torch
+
+from data_selection.common.distributed import World
+from deit import epochs as deit_epochs
+from deit import timing
+from deit.job import open_job
+from deit.main import main
+from deit.options import parse
+from deit.selftrain import pool_epochs
+from deit.timing import FEWEST, estimate, fit, measured, settle
+from tests.support.trainer_runs import checkpoint, command, log_lines, make_images
+
+ALONE = World(0, 1, torch.device("cpu"))
+PLAIN = {"global_batch_size": 8, "no_repeated_aug": True, "mode": "lp-ft"}  # 20 labels: 3 steps an epoch
+POOL = PLAIN | {"mode": "self-train", "sched_unit": "step", "epochs": 20, "rounds": 3, "folds": 2}
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    return make_images(tmp_path_factory.mktemp("images"))
+
+
+@pytest.fixture
+def job_of(images):
+    """A function of flags: the opened Job, as trainer.finetune has it when it asks for the time."""
+
+    def make(**flags):
+        job = open_job(parse(command(images, **flags)), ALONE)
+        job.pool_epochs = pool_epochs(job)
+        return job
+
+    return make
+
+
+def changed(job, **values):
+    """The job with other values of its flags."""
+    other = dataclasses.replace(job, args=copy.copy(job.args))
+    vars(other.args).update(values)
+    other.pool_epochs = pool_epochs(other)
+    return other
+
+
+def left(job):
+    return job.args.rounds, job.args.epochs, job.args.folds
+
+
+def test_rounds_go_first_then_epochs_then_cross_validation(job_of):
+    asked = job_of(**POOL)
+    whole = estimate(asked, 1.0)
+    stages = {}
+    for share in (1.1, 0.999, 0.95, 0.7, 0.5, 0.3, 0.12, 0.01):
+        job = changed(asked, minutes=share * whole / 60)
+        words = fit(job, 1.0)
+        stages[share] = left(job)
+        fits = estimate(job, 1.0) <= share * whole
+        assert fits or left(job) == (1, FEWEST, 0)
+        assert job.pool_epochs == pool_epochs(job)
+        assert ("nothing is left to leave out" in words) == (not fits)
+        assert bool(words) == (left(job) != (3, 20, 2))
+    assert stages[1.1] == (3, 20, 2)
+    assert stages[0.999] == (2, 20, 2)
+    assert stages[0.01] == (1, FEWEST, 0)
+    assert any(rounds == 1 and FEWEST <= epochs < 20 and folds == 2 for rounds, epochs, folds in stages.values())
+    order = sorted(stages.values(), reverse=True)
+    assert list(stages.values()) == order
+    for rounds, epochs, folds in stages.values():
+        assert epochs == 20 or rounds == 1
+        assert folds == 2 or epochs == FEWEST
+
+
+@pytest.mark.parametrize(("seconds", "chosen"), [
+    ({"off": 1.0, "bf16": 0.89}, "bf16"), ({"off": 1.0, "bf16": 0.92}, "off"), ({"off": 1.0, "bf16": 3.0}, "off"),
+    ({"off": 1.0}, "off"),
+])  # fmt: skip
+def test_bf16_is_chosen_where_it_is_worth_it(job_of, monkeypatch, capsys, seconds, chosen):
+    job = job_of(**PLAIN, amp="measured", epochs=600)
+    monkeypatch.setattr(timing, "measured", lambda job: seconds)
+    settle(job)
+    assert (job.args.amp, job.settings["amp"]) == (chosen, chosen)
+    said = capsys.readouterr().out
+    assert "600 epochs of 3 steps (a step takes 1000 ms in float32" in said
+    assert ("ms in bf16" in said) == ("bf16" in seconds)
+    assert f"about {timing.clock(estimate(job, seconds[chosen]))}" in said
+
+
+def test_a_gpu_is_not_asked_what_a_cpu_is(job_of, monkeypatch):
+    job = job_of(**PLAIN, amp="measured")
+    job.world = World(0, 1, torch.device("cuda"))
+    monkeypatch.setattr(timing, "measured", lambda job: {"auto": 1.0})
+    settle(job)
+    assert job.args.amp == job.settings["amp"] == "auto"
+
+
+@pytest.mark.parametrize(("amp", "has", "names"), [("measured", True, ["off", "bf16"]), ("measured", False, ["off"]),
+                                                   ("bf16", False, ["bf16"]), ("auto", True, ["auto"])])  # fmt: skip
+def test_a_step_is_timed_in_the_precisions_in_question(job_of, monkeypatch, amp, has, names):
+    monkeypatch.setattr(timing, "cpu_has_bf16", lambda: has)
+    assert all(0 < took < 60 for took in measured(job_of(**PLAIN, amp=amp)).values())
+    laps, seen = iter([9.0, 2.0, 3.0] * len(names)), []
+
+    def lap(model, batch, dtype):
+        seen.append((len(batch), dtype))
+        return next(laps)
+
+    monkeypatch.setattr(timing, "lap", lap)
+    job = job_of(**PLAIN, amp=amp, batch_size=2)
+    assert measured(job) == dict.fromkeys(names, 2.0 * 4)  # the fastest lap; four passes of 2 images make a step of 8
+    types = [torch.bfloat16 if name == "bf16" else None for name in names]
+    assert seen == [(2, dtype) for dtype in types for _ in range(3)]
+
+
+def broken_off(monkeypatch, words, epoch):
+    """Run words until just before that epoch."""
+    real = deit_epochs.one_epoch
+
+    def stop(job, learner, data, number, tally):
+        if number == epoch:
+            raise ZeroDivisionError
+        return real(job, learner, data, number, tally)
+
+    monkeypatch.setattr(deit_epochs, "one_epoch", stop)
+    with pytest.raises(ZeroDivisionError):
+        main(words)
+    monkeypatch.setattr(deit_epochs, "one_epoch", real)
+
+
+def test_a_resumed_run_keeps_what_the_clock_said_first(images, tmp_path, monkeypatch, capsys):
+    flags = PLAIN | {"epochs": 20, "minutes": 0.2, "amp": "measured", "auto_resume": True}
+    clock = {"off": 1.0, "bf16": 0.5}
+    monkeypatch.setattr(timing, "measured", lambda job: clock)
+    main(command(images, tmp_path / "whole", **flags))
+    assert " epochs of 3 steps" in capsys.readouterr().out
+    broken_off(monkeypatch, command(images, tmp_path / "part", **flags), 3)
+    clock = {"off": 0.001, "bf16": 0.1}  # it would now take all 20 epochs, in float32
+    main(command(images, tmp_path / "part", **flags))
+    lines = log_lines(tmp_path / "part")
+    assert lines == log_lines(tmp_path / "whole")
+    assert 3 < lines[-1]["epoch"] < 20
+    one, two = (checkpoint(tmp_path / name) for name in ("whole", "part"))
+    assert one["args"]["epochs"] == two["args"]["epochs"] == lines[-1]["epoch"]
+    assert one["args"]["amp"] == two["args"]["amp"] == "bf16"
+    assert all(torch.equal(one["model"][name], two["model"][name]) for name in one["model"])
