@@ -1,6 +1,5 @@
 """How long a run takes, told before it starts: a step timed in each precision, fewer epochs where time is short."""
 
-import math
 import time
 from typing import Any
 
@@ -8,8 +7,9 @@ import torch
 
 from data_selection.common.distributed import on_main
 from data_selection.embedding.forward import cpu_has_bf16, memory_layout, write_out_attention
+from deit.crossval import STEPS
 from deit.engine import autocast
-from deit.job import Job
+from deit.job import Job, part_epochs, updates_for
 from deit.learner.building import autocast_type, build
 from deit.runs.meters import RunLog, clock
 from deit.selftrain import pool_epochs, steps_of_round
@@ -84,12 +84,19 @@ def estimate(job: Job, step: float) -> float:
     """Seconds of the run: steps of the labels, of the parts left out in turn, of the pool, and forward passes."""
     args = job.args
     forward = step / 3 / job.global_batch  # of one image: the backward pass takes twice as long
-    labels = args.epochs * job.updates
-    parts = args.folds * args.epochs * math.ceil(job.updates * (1 - 1 / max(2, args.folds))) if args.folds else 0
+    labels = job.labelled_epochs * job.updates
     pool = args.rounds * steps_of_round(job) if job.pool_epochs else 0
     looks = 2 + args.epochs // args.eval_interval
     images = looks * len(job.test_pool) + ((args.rounds + 1) * len(job.train_pool) if job.pool_epochs else 0)
-    return (labels + parts + pool) * step + images * forward / job.world.size
+    return (labels + steps_of_parts(job) + pool) * step + images * forward / job.world.size
+
+
+def steps_of_parts(job: Job) -> int:
+    """Steps of cross-validation: of its short runs, each on all labels but a part of them."""
+    count, folds = len(job.ids), job.args.folds
+    left_out = [0] if job.held else [len(range(k, count, folds)) for k in range(folds)]
+    updates = [updates_for(job, max(1, count - size)) for size in left_out] if folds else []
+    return sum(part_epochs(job, each, STEPS) * each for each in updates)
 
 
 def fit(job: Job, step: float) -> str:

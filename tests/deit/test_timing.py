@@ -12,7 +12,7 @@ from deit import timing
 from deit.job import open_job
 from deit.main import main
 from deit.options import parse
-from deit.selftrain import pool_epochs
+from deit.selftrain import pool_epochs, steps_of_round
 from deit.timing import FEWEST, estimate, fit, measured, settle
 from tests.support.trainer_runs import checkpoint, command, log_lines, make_images
 
@@ -45,6 +45,40 @@ def changed(job, **values):
     vars(other.args).update(values)
     other.pool_epochs = pool_epochs(other)
     return other
+
+
+def test_the_estimate_counts_steps_and_forward_passes(job_of):
+    looks = (2 + 10) * 10 / 8 / 3  # twelve evaluations of 10 images, a third of a step of 8 images each
+    assert estimate(job_of(**PLAIN, epochs=10), 6.0) == pytest.approx(6 * (10 * 3 + looks))
+    halves = 2 * 10 * 2  # two parts of 10 labels, 2 steps an epoch
+    assert estimate(job_of(**PLAIN, epochs=10, folds=2), 6.0) == pytest.approx(6 * (10 * 3 + halves + looks))
+    held = job_of(**PLAIN, epochs=10, folds=3, val_fraction=0.25)  # 15 labels, 2 steps; asked on the other 5
+    assert estimate(held, 6.0) == pytest.approx(6 * (10 * 2 + 10 * 2 + looks))
+
+
+def test_a_long_runs_parts_are_as_short_as_cross_validation_makes_them(job_of):
+    job = job_of(**PLAIN, epochs=1000, folds=2)  # 2 steps an epoch: 100 epochs are 200 steps
+    assert estimate(job, 1.0) - estimate(changed(job, folds=0), 1.0) == pytest.approx(2 * 200)
+
+
+def test_the_estimate_grows_with_each_of_its_parts(job_of):
+    job = job_of(**POOL)
+    base = estimate(job, 1.0)
+    assert estimate(job, 2.0) == pytest.approx(2 * base)
+    for name, value in (("epochs", 21), ("cooldown_epochs", 1), ("folds", 3), ("rounds", 4)):
+        assert estimate(changed(job, **{name: value}), 1.0) >= base + 1, name
+    often, rare = (estimate(changed(job, eval_interval=every), 1.0) for every in (1, 20))
+    assert often > rare
+    rounds = [estimate(changed(job, rounds=count), 1.0) for count in (1, 2)]
+    embedded = len(job.train_pool) / 3 / job.global_batch
+    assert rounds[1] - rounds[0] == pytest.approx(steps_of_round(job) + embedded)
+    more = dataclasses.replace(job, ids=[*job.ids, *job.ids])
+    assert estimate(more, 1.0) > base + 1
+    assert estimate(dataclasses.replace(job, test_pool=range(100)), 1.0) > base + 1
+    longer = dataclasses.replace(job, train_pool=range(200))
+    assert estimate(longer, 1.0) > base + 1
+    shared = dataclasses.replace(job, world=World(0, 2, torch.device("cpu")))
+    assert base - 20 < estimate(shared, 1.0) < base  # the images are shared, the steps are not fewer
 
 
 def left(job):
