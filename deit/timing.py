@@ -101,9 +101,9 @@ def steps_of_parts(job: Job) -> int:
 
 def fit(job: Job, step: float) -> str:
     """Leave out what does not fit into --minutes: rounds, then epochs, then cross-validation. Returns words for it."""
-    args, limit = job.args, 60 * job.args.minutes
-    asked = args.epochs, args.rounds, args.folds
-    while estimate(job, step) > limit:
+    args, limit, fits = job.args, 60 * job.args.minutes, True
+    asked = {name: getattr(args, name) for name in ("epochs", "rounds", "folds")}
+    while fits and estimate(job, step) > limit:
         if job.pool_epochs and args.rounds > 1:
             args.rounds -= 1
             job.pool_epochs = pool_epochs(job)
@@ -112,8 +112,11 @@ def fit(job: Job, step: float) -> str:
         elif args.folds:
             args.folds = 0
         else:
-            return f", more than --minutes {args.minutes:g}: nothing is left to leave out"
-    if (args.epochs, args.rounds, args.folds) == asked:
-        return ""
-    words = [f"{asked[0]} epochs"] + ([f"{asked[1]} rounds"] if job.pool_epochs else [])
-    return f", for --minutes {args.minutes:g} instead of {' and '.join(words)}"
+            fits = False
+    less = {name: getattr(args, name) for name in asked if getattr(args, name) != asked[name]}
+    words = [f"{less[name]} {name} instead of {asked[name]}" for name in ("epochs", "rounds") if name in less]
+    told = " and ".join(words + (["no cross-validation"] if "folds" in less else []))
+    if not fits:
+        even = f" even with {told}" if told else ""
+        return f", more than --minutes {args.minutes:g}{even}: nothing is left to leave out"
+    return f", for --minutes {args.minutes:g} with {told}" if told else ""

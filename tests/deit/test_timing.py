@@ -109,6 +109,30 @@ def test_rounds_go_first_then_epochs_then_cross_validation(job_of):
         assert folds == 2 or epochs == FEWEST
 
 
+def test_what_is_left_out_is_told(job_of):
+    asked = job_of(**POOL)
+    whole = estimate(asked, 1.0)
+
+    def told(job, share):
+        job = changed(job, minutes=share * whole / 60)
+        return fit(job, 1.0), left(job), f"{job.args.minutes:g}"
+
+    words, _, minutes = told(asked, 0.999)
+    assert words == f", for --minutes {minutes} with 2 rounds instead of 3"
+    few = changed(asked, epochs=FEWEST, rounds=1)
+    without = estimate(changed(few, folds=0), 1.0)
+    words, rest, minutes = told(few, 1.001 * without / whole)
+    assert rest == (1, FEWEST, 0)
+    assert words == f", for --minutes {minutes} with no cross-validation"
+    words, rest, minutes = told(few, 0.001)
+    assert words == f", more than --minutes {minutes} even with no cross-validation: nothing is left to leave out"
+    words, rest, minutes = told(changed(few, folds=0), 0.001)
+    assert words == f", more than --minutes {minutes}: nothing is left to leave out"
+    plain = changed(job_of(**PLAIN, epochs=20), minutes=0.5)
+    assert fit(plain, 1.0) == f", for --minutes 0.5 with {plain.args.epochs} epochs instead of 20"
+    assert plain.args.epochs < 20
+
+
 @pytest.mark.parametrize(("seconds", "chosen"), [
     ({"off": 1.0, "bf16": 0.89}, "bf16"), ({"off": 1.0, "bf16": 0.92}, "off"), ({"off": 1.0, "bf16": 3.0}, "off"),
     ({"off": 1.0}, "off"),
