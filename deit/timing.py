@@ -39,8 +39,9 @@ def settle(job: Job) -> None:
 
 
 def take_over(job: Job, saved: dict[str, Any]) -> None:
-    """What an interrupted run had settled, for the one that continues it."""
-    for name in ("amp", "epochs", "rounds", "folds"):
+    """What the clock of an interrupted run had settled, for the one that continues it and would ask the clock."""
+    timed = ("amp",) * (job.args.amp == "measured") + ("epochs", "rounds", "folds") * bool(job.args.minutes)
+    for name in timed:
         if name in saved:
             setattr(job.args, name, saved[name])
             job.settings[name] = saved[name]

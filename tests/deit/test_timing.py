@@ -205,3 +205,12 @@ def test_a_resumed_run_keeps_what_the_clock_said_first(images, tmp_path, monkeyp
     assert one["args"]["epochs"] == two["args"]["epochs"] == lines[-1]["epoch"]
     assert one["args"]["amp"] == two["args"]["amp"] == "bf16"
     assert all(torch.equal(one["model"][name], two["model"][name]) for name in one["model"])
+
+
+def test_a_precision_that_is_asked_for_holds_in_a_resumed_run(images, tmp_path, monkeypatch):
+    monkeypatch.setattr(timing, "measured", lambda job: {"off": 1.0, "bf16": 0.5})
+    flags = PLAIN | {"auto_resume": True, "epochs": 3}
+    broken_off(monkeypatch, command(images, tmp_path, **flags, amp="measured"), 2)
+    assert checkpoint(tmp_path)["args"]["amp"] == "bf16"
+    main(command(images, tmp_path, **flags, amp="off"))
+    assert checkpoint(tmp_path)["args"]["amp"] == "off"
