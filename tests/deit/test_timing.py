@@ -10,6 +10,7 @@ from data_selection.common.distributed import World
 from deit import epochs as deit_epochs
 from deit import timing
 from deit.job import open_job
+from deit.learner.building import autocast_type
 from deit.main import main
 from deit.options import parse
 from deit.selftrain import pool_epochs, steps_of_round
@@ -172,6 +173,13 @@ def test_a_step_is_timed_in_the_precisions_in_question(job_of, monkeypatch, amp,
     assert measured(job) == dict.fromkeys(names, 2.0 * 4)  # the fastest lap; four passes of 2 images make a step of 8
     types = [torch.bfloat16 if name == "bf16" else None for name in names]
     assert seen == [(2, dtype) for dtype in types for _ in range(3)]
+
+
+def test_what_was_not_measured_is_chosen_by_the_device(monkeypatch):
+    """--mode linear and --eval time no step."""
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
+    assert autocast_type("measured", torch.device("cuda")) is torch.bfloat16
+    assert autocast_type("measured", torch.device("cpu")) is None
 
 
 def broken_off(monkeypatch, words, epoch):
