@@ -148,10 +148,15 @@ def open_job(args: argparse.Namespace, world: distributed.World) -> Job:
     return Job(args, world, defaults, log, train_pool, test_pool, list(ids), held, global_batch, settings)
 
 
+def part_epochs(job: Job, updates: int, steps: int) -> int:
+    """Epochs of at most about `steps` steps, where an epoch has `updates` of them; no more than the job's own."""
+    return min(job.args.epochs, max(1, steps // updates))
+
+
 def part_of(job: Job, ids: list[int], steps: int, desc: str) -> Job:
     """The same job on some of its images, for at most about `steps` steps, with a bar called desc and no words."""
     args = copy.copy(job.args)
-    args.epochs = min(args.epochs, max(1, steps // updates_for(job, len(ids))))
+    args.epochs = part_epochs(job, updates_for(job, len(ids)), steps)
     return dataclasses.replace(
         job, args=args, ids=ids, held=[], log=RunLog("", job.world.is_main, desc=desc, quiet=True), pool_epochs=0
     )

@@ -1,14 +1,14 @@
 """How long a run takes, told before it starts: a step timed in each precision, fewer epochs where time is short."""
 
-import math
 import time
 
 import torch
 
 from data_selection.common.distributed import on_main
 from data_selection.embedding.forward import cpu_has_bf16, memory_layout, write_out_attention
+from deit.crossval import STEPS
 from deit.engine import autocast
-from deit.job import Job
+from deit.job import Job, part_epochs, updates_for
 from deit.learner.building import autocast_type, build
 from deit.runs.kinds import Settings
 from deit.runs.meters import RunLog, clock
@@ -39,8 +39,9 @@ def settle(job: Job) -> None:
 
 
 def take_over(job: Job, saved: Settings) -> None:
-    """What an interrupted run had settled, for the one that continues it."""
-    for name in ("amp", "epochs", "rounds", "folds"):
+    """What the clock of an interrupted run had settled, for the one that continues it and would ask the clock."""
+    timed = ("amp",) * (job.args.amp == "measured") + ("epochs", "rounds", "folds") * bool(job.args.minutes)
+    for name in timed:
         if name in saved:
             setattr(job.args, name, saved[name])
             job.settings[name] = saved[name]
@@ -84,19 +85,26 @@ def estimate(job: Job, step: float) -> float:
     """Seconds of the run: steps of the labels, of the parts left out in turn, of the pool, and forward passes."""
     args = job.args
     forward = step / 3 / job.global_batch  # of one image: the backward pass takes twice as long
-    labels = args.epochs * job.updates
-    parts = args.folds * args.epochs * math.ceil(job.updates * (1 - 1 / max(2, args.folds))) if args.folds else 0
+    labels = job.labelled_epochs * job.updates
     pool = args.rounds * steps_of_round(job) if job.pool_epochs else 0
     looks = 2 + args.epochs // args.eval_interval
     images = looks * len(job.test_pool) + ((args.rounds + 1) * len(job.train_pool) if job.pool_epochs else 0)
-    return (labels + parts + pool) * step + images * forward / job.world.size
+    return (labels + steps_of_parts(job) + pool) * step + images * forward / job.world.size
+
+
+def steps_of_parts(job: Job) -> int:
+    """Steps of cross-validation: of its short runs, each on all labels but a part of them."""
+    count, folds = len(job.ids), job.args.folds
+    left_out = [0] if job.held else [len(range(k, count, folds)) for k in range(folds)]
+    updates = [updates_for(job, max(1, count - size)) for size in left_out] if folds else []
+    return sum(part_epochs(job, each, STEPS) * each for each in updates)
 
 
 def fit(job: Job, step: float) -> str:
     """Leave out what does not fit into --minutes: rounds, then epochs, then cross-validation. Returns words for it."""
-    args, limit = job.args, 60 * job.args.minutes
-    asked = args.epochs, args.rounds, args.folds
-    while estimate(job, step) > limit:
+    args, limit, fits = job.args, 60 * job.args.minutes, True
+    asked = {name: getattr(args, name) for name in ("epochs", "rounds", "folds")}
+    while fits and estimate(job, step) > limit:
         if job.pool_epochs and args.rounds > 1:
             args.rounds -= 1
             job.pool_epochs = pool_epochs(job)
@@ -105,8 +113,11 @@ def fit(job: Job, step: float) -> str:
         elif args.folds:
             args.folds = 0
         else:
-            return f", more than --minutes {args.minutes:g}: nothing is left to leave out"
-    if (args.epochs, args.rounds, args.folds) == asked:
-        return ""
-    words = [f"{asked[0]} epochs"] + ([f"{asked[1]} rounds"] if job.pool_epochs else [])
-    return f", for --minutes {args.minutes:g} instead of {' and '.join(words)}"
+            fits = False
+    less = {name: getattr(args, name) for name in asked if getattr(args, name) != asked[name]}
+    words = [f"{less[name]} {name} instead of {asked[name]}" for name in ("epochs", "rounds") if name in less]
+    told = " and ".join(words + (["no cross-validation"] if "folds" in less else []))
+    if not fits:
+        even = f" even with {told}" if told else ""
+        return f", more than --minutes {args.minutes:g}{even}: nothing is left to leave out"
+    return f", for --minutes {args.minutes:g} with {told}" if told else ""

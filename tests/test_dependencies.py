@@ -24,7 +24,7 @@ TRAINER = {  # of deit: what a room, or a module at the top, may import besides 
     "option_checks": set(),
     "recipes": set(),
     "options": {"option_checks", "recipes"},
-    "timing": {"selftrain", "job", "learner", "engine", "runs"},
+    "timing": {"crossval", "selftrain", "job", "learner", "engine", "runs"},
     "trainer": {"timing", "selftrain", "crossval", "epochs", "job", "learner", "engine", "datasets", "samples", "runs"},
     "main": {"options", "trainer"},
 }

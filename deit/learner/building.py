@@ -200,7 +200,10 @@ def batch_norms(model: nn.Module) -> list[nn.Module]:
 
 
 def autocast_type(name: str, device: torch.device) -> torch.dtype | None:
-    """torch dtype of --amp, None for full precision; auto: on a GPU bf16 where it has it, else fp16; on a CPU none."""
-    if name == "auto" and device.type == "cuda":
+    """torch dtype of --amp, None for full precision; auto: on a GPU bf16 where it has it, else fp16; on a CPU none.
+
+    `measured` is as auto where nothing was measured: a run without steps.
+    """
+    if name in ("auto", "measured") and device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(name)

@@ -16,6 +16,13 @@ from tests.support.trainer_runs import command, make_images
 PAPERS = ("CIFAR10", "CIFAR100", "IMNET", "INAT", "INAT19", "CUB2011")
 OTHERS = ("FOLDER", "DEMO", "FASHIONMNIST")
 FORMS = [(name, suffix) for name in PAPERS + OTHERS for suffix in ("", "SUBSET")]
+FEW_SHOT = {
+    "mode": "lp-ft", "epochs": "auto", "global_batch_size": 32, "batch_size": 32, "opt": "adamw", "lr": 0.0048,
+    "weight_decay": 0.02, "sched": "cosine", "sched_unit": "step", "warmup_steps": 20, "warmup_lr": 1e-06,
+    "min_lr": 0.0, "clip_grad": 2.0, "batch_norm": "fixed", "pixels": "model", "augment": "shift",
+    "repeated_aug": False, "smoothing": 0.1, "drop": 0.2, "drop_path": 0.0, "model_ema": True, "model_ema_decay": 0.99,
+    "model_ema_warmup": True, "folds": 2, "eval_interval": 1000, "save_interval": 5, "amp": "measured",
+}  # fmt: skip
 ALONE = World(0, 1, torch.device("cpu"))
 
 
@@ -47,6 +54,11 @@ def test_the_papers_recipe_is_the_flags_own_defaults():
     args = vars(parse([]))
     assert (args.pop("recipe"), bare.pop("recipe")) == ("paper", "auto")
     assert args == bare
+
+
+def test_few_shot_is_what_it_says():
+    assert len(content("few-shot")) == len(FEW_SHOT)
+    assert {key: content("few-shot").get(key) for key in FEW_SHOT} == FEW_SHOT
 
 
 @pytest.mark.parametrize(("name", "suffix"), FORMS)
