@@ -35,7 +35,7 @@ def graph_of(pool, k):
     return build_graph(*nearest_neighbours(pool, k))
 
 
-@pytest.mark.parametrize(("count", "k"), [(2, 1), (60, 5), (300, 15), (700, 100)])
+@pytest.mark.parametrize(("count", "k"), [(2, 1), (60, 5), (313, 15), (700, 100)])
 @pytest.mark.parametrize("max_bytes", [None, 20_000])
 def test_neighbours_match_a_full_sort(count, k, max_bytes):
     pool, queries = rows(count), rows(40, seed=1)
@@ -176,6 +176,23 @@ def test_pairs_that_wait_for_their_decision_are_few(monkeypatch):
     assert all(found <= 256 * step for _, _, found in counts)
 
 
+def test_very_many_pairs_are_not_even_listed(monkeypatch):
+    monkeypatch.delattr(torch.Tensor, "nonzero")
+    for shape in ((64, 2048), (64, 20)):  # folded and not
+        top, found = neighbour_search.close_pairs(torch.zeros(shape), torch.full((64, 5), -torch.inf), 1e-6, 1000)
+        assert found is None
+        assert not top.any()
+
+
+def test_all_zero_rows_take_no_time(monkeypatch):
+    counts, exact_dot = [], neighbour_search.exact_dot
+    monkeypatch.setattr(neighbour_search, "exact_dot", lambda a, b: (counts.append(len(a)), exact_dot(a, b))[1])
+    pool = rows(2000)
+    pool[::4] = 0
+    nearest_neighbours(pool, 5)
+    assert sum(counts) < 20 * len(pool)
+
+
 def one_rank(rank, size, port, out):
     import os
 
@@ -230,6 +247,13 @@ def test_copies_have_weight_1_and_an_all_zero_row_stands_alone():
     assert average[40, 40] == 1
     assert not average[:40, 40].any()
     assert not average[41:, 40].any()
+
+
+def test_rounding_does_not_tell_copies_apart():
+    index = torch.tensor([[1, 2, 3], [0, 2, 3], [0, 1, 3], [0, 1, 2]])
+    similarity = torch.ones(4, 3) + torch.tensor([[3e-7, 0, -3e-7]])
+    average = build_graph(index, similarity).average.toarray()
+    np.testing.assert_allclose(average, (1 - np.eye(4)) / 3, atol=1e-7)
 
 
 def test_a_row_beside_copies_averages_over_them():
