@@ -125,13 +125,10 @@ def log_loss(probabilities: torch.Tensor, labels: torch.Tensor) -> float:
 def temperature(probabilities: torch.Tensor, labels: torch.Tensor, grid: Sequence[float] = TEMPERATURES) -> float:
     """The temperature of a grid that makes held-out probabilities (n, C) fit labels (n,) int64 best, by log loss.
 
-    probabilities: from held_out. Rows whose label has probability 0 (its class was not seen) say nothing and are left
-    out; 1 where none remains. Of equally good temperatures the first is taken.
+    probabilities: from held_out; a row whose label has probability 0 (its class was not seen) decides nothing. Of
+    equally good temperatures the first is taken.
     """
-    known = probabilities.gather(1, labels[:, None])[:, 0] > 0
-    if not known.any():
-        return 1.0
-    losses = [log_loss(at_temperature(probabilities[known], value), labels[known]) for value in grid]
+    losses = [log_loss(at_temperature(probabilities, value), labels) for value in grid]
     return grid[losses.index(min(losses))]
 
 

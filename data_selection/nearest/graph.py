@@ -103,8 +103,7 @@ def build_graph(index: torch.Tensor, similarity: torch.Tensor) -> Graph:
     ends = np.arange(0, count * k + 1, k)
     closeness = 1 / (1 - exponents(similarity, distance[:, -1], distance[:, -1], index))  # in (0, 1], 0: no edge
     edges = sparse.csr_array((closeness.ravel(), index.cpu().numpy().ravel(), ends), (count, count))
-    edges = edges.maximum(edges.T)
-    edges.eliminate_zeros()
+    edges = edges.maximum(edges.T)  # which stores no zeros
     best, degree = edges.max(axis=1).toarray().ravel(), np.diff(edges.indptr)
     edges.data = np.exp(
         1 / np.repeat(best, degree) - 1 / edges.data
@@ -162,13 +161,12 @@ def smooth_outside(
     """U, (Q, D) float32 at unit length, of rows from outside the pool: U_t+1 = U_t / 2 + sum_j a_j Z_t(j) / 2.
 
     queries: (Q, D), U_0. levels: of the pool, from smooth. index, similarity: the queries' neighbours in the pool,
-    (Q, k). A row without weights (see outside_average) stays what it is.
+    (Q, k). A row without weights (see outside_average) keeps its direction.
     """
-    average, alone = outside_average(index, similarity, graph)
-    single = torch.from_numpy(alone).to(queries.device)[:, None]
+    average, _ = outside_average(index, similarity, graph)
     rows = queries.float()
     for level in levels:
-        rows = torch.where(single, rows, (rows + times(average, level)) / 2)
+        rows = (rows + times(average, level)) / 2
     return normalise(rows)
 
 

@@ -64,10 +64,8 @@ class Search:
         self.pool, self.places, self.k, self.step = pool, places.to(pool.device), k, step
         self.most = max(PAIRS_PER_ROW, 4 * k) * step
         parts = [(start, min(pool.count, start + ASPECT * step)) for start in range(0, pool.count, ASPECT * step)]
-        self.parts, self.mean = (
-            parts,
-            torch.stack([pool.read(*part).double().sum(0) for part in parts]).sum(0).div(pool.count).float(),
-        )
+        self.parts, sums = parts, torch.stack([pool.read(*part).double().sum(0) for part in parts])
+        self.mean = sums.sum(0).div(pool.count).float()
         self.reach = max((pool.read(*part) - self.mean).norm(dim=1).max().item() for part in parts) * ROUND_UP
         self.widen(torch.bfloat16 if narrow else torch.float32)
 
@@ -80,16 +78,14 @@ class Search:
     def find(self, rows: torch.Tensor, own: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
         """(index, similarity), (B, k) each, for unit rows (B, D); own: (B,) what each is called in the pool itself."""
         pairs = self.candidates(rows, own)
-        if pairs is None and self.scratch.memory.dtype == torch.float32:
-            halves = [slice(0, len(rows) // 2), slice(len(rows) // 2, None)]
-            done = [self.find(rows[half], None if own is None else own[half]) for half in halves]
+        narrow = self.scratch.memory.dtype != torch.float32
+        if narrow and (pairs is None or pairs.shape[1] > len(rows) * (self.k + self.pool.count / EXACT_COST)):
+            self.widen(torch.float32)
+        if pairs is None:  # so many that memory counts
+            parts = [slice(None)] if narrow else [slice(0, len(rows) // 2), slice(len(rows) // 2, None)]
+            done = [self.find(rows[part], None if own is None else own[part]) for part in parts]
             return torch.cat([index for index, _ in done]), torch.cat([similarity for _, similarity in done])
-        if pairs is None:
-            self.widen(torch.float32)
-            return self.find(rows, own)
         row, place = pairs
-        if len(row) > len(rows) * (self.k + self.pool.count / EXACT_COST):
-            self.widen(torch.float32)
         chunks = zip(row.split(CHUNK_ROWS), place.split(CHUNK_ROWS), strict=False)
         dots = [exact_dot(rows.index_select(0, some), self.pool.take(others.cpu())) for some, others in chunks]
         value = torch.cat(dots)
@@ -114,7 +110,11 @@ class Search:
                 seat = torch.searchsorted(names, own).clamp_(max=len(names) - 1)
                 mine = (names[seat] == own).nonzero()[:, 0]
                 product[mine, seat[mine]] = -torch.inf
-            top, (row, column) = close_pairs(product, top, self.slack)
+            most = self.most if len(rows) > 1 else columns.numel()  # one row is always answered
+            top, found = close_pairs(product, top, self.slack, most)
+            if found is None:
+                return None
+            row, column = found
             values = torch.cat([values, product[row, column].float()])
             pairs = torch.cat([pairs, torch.stack([row, column + start])], 1)
             if len(values) > self.most:
@@ -126,11 +126,12 @@ class Search:
 
 
 def close_pairs(
-    product: torch.Tensor, top: torch.Tensor, slack: float
-) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
+    product: torch.Tensor, top: torch.Tensor, slack: float, most: int
+) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor] | None]:
     """(top, pairs): top renewed; (row, column), (P,) each, of the entries that fall short of their row's by < slack.
 
     product: (B, C). top: (B, k) the largest maxima of folds so far, so that k columns at least reach the last of them.
+    pairs is None where more than `most` folds or entries pass.
     """
     k, columns = top.shape[1], product.shape[1]
     folds = max(1, min(FOLDS, columns // max(16, 4 * k)))
@@ -138,10 +139,16 @@ def close_pairs(
     folded = product[:, : width * folds].unflatten(1, (folds, width))
     highest = torch.cat([folded.amax(1), product[:, width * folds :]], 1).float()  # the last stand for themselves
     top = torch.cat([top, highest], 1).topk(k).values
-    floor = top[:, -1].clamp(min=-3) - slack  # above -inf, so that no row meets itself
-    row, column = (highest >= floor[:, None]).nonzero(as_tuple=True)
+    floor = top[:, -1:].clamp(min=-3) - slack  # (B, 1) above -inf, so that no row meets itself
+    passing = highest >= floor
+    if int(passing.sum()) > most:
+        return top, None
+    row, column = passing.nonzero(as_tuple=True)
     many = column < width
-    place, fold = (folded[row[many], :, column[many]] >= floor[row[many], None]).nonzero(as_tuple=True)
+    within = folded[row[many], :, column[many]] >= floor[row[many]]  # (P, folds)
+    if int(within.sum()) > most:
+        return top, None
+    place, fold = within.nonzero(as_tuple=True)
     single = column[~many] + width * (folds - 1)
     columns_found = torch.cat([column[many][place] + fold * width, single])
     return top, (torch.cat([row[many][place], row[~many]]), columns_found)
