@@ -29,7 +29,8 @@ class FlatGradients:
         self.buffer = torch.zeros(total, dtype=first.dtype, device=first.device)
         views = self.buffer.split([parameter.numel() for parameter in self.parameters])
         for parameter, view in zip(self.parameters, views, strict=True):
-            parameter.grad = view.view_as(parameter)
+            # in the parameter's own order in memory (channels_last), as autograd would lay it out
+            parameter.grad = view.as_strided(parameter.shape, parameter.stride(), view.storage_offset())
 
     def clip(self, limit: float) -> None:
         """Scale the gradients down to a norm of at most `limit`, without reading the norm back."""
