@@ -51,9 +51,14 @@ def training_state(path):
     return content if all(isinstance(content, dict) and key in content for key in STATE) else None
 
 
+def saved_args(state):
+    """The arguments that a checkpoint holds, a dict; the released trainer's are a Namespace, and some hold none."""
+    args = state.get("args") or {}
+    return args if isinstance(args, dict) else vars(args)
+
+
 def check_same_recipe(saved, args, source):
     """Raise UserError where a checkpoint's arguments differ from the command's in what decides the result."""
-    saved = saved if isinstance(saved, dict) else vars(saved)
     differing = [
         f"--{name.replace('_', '-')} {args[name]} (was {saved[name]})"
         for name in RECIPE

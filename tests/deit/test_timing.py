@@ -55,6 +55,7 @@ def test_the_estimate_counts_steps_and_forward_passes(job_of):
     assert estimate(job_of(**PLAIN, epochs=10, folds=2), 6.0) == pytest.approx(6 * (10 * 3 + halves + looks))
     held = job_of(**PLAIN, epochs=10, folds=3, val_fraction=0.25)  # 15 labels, 2 steps; asked on the other 5
     assert estimate(held, 6.0) == pytest.approx(6 * (10 * 2 + 10 * 2 + looks))
+    assert estimate(changed(held, folds=0), 6.0) == pytest.approx(6 * (10 * 2 + looks))
 
 
 def test_a_long_runs_parts_are_as_short_as_cross_validation_makes_them(job_of):
