@@ -189,6 +189,12 @@ def test_the_released_rates_per_epoch():
     assert seen[300] == pytest.approx(cosine, rel=1e-5)
 
 
+@pytest.mark.parametrize(("noise", "noisy"), [([0.5], range(10, 20)), ([0.25, 0.5], range(5, 10)), (None, [])])
+def test_the_rate_is_noisy_where_the_fractions_say(noise, noisy):
+    quiet, loud = rates(20), rates(20, lr_noise=noise)
+    assert [epoch for epoch in range(20) if quiet[epoch] != loud[epoch]] == list(noisy)
+
+
 def test_the_rate_scales_with_the_global_batch(images, tmp_path):
     main(command(images, tmp_path / "a", epochs=1, warmup_epochs=0, batch_size=32, lr=0.016))
     main(command(images, tmp_path / "b", epochs=1, warmup_epochs=0, batch_size=16, global_batch_size=64, lr=0.016))
