@@ -38,8 +38,9 @@ def finetune(args: argparse.Namespace, world: distributed.World) -> dict[str, An
     job.pool_epochs = pool_epochs(job)
     source, state = starting_point(args, job.settings, job.defaults.pretrained, job.log)
     if state is not None:
-        take_over(job, state["args"])
-        job.settings |= {name: state["args"].get(name) for name in ("verdict", "soft_targets")}
+        saved = checkpoints.saved_args(state)
+        take_over(job, saved)
+        job.settings |= {name: saved.get(name) for name in ("verdict", "soft_targets")}
     if state is not None and finished(args, source, state["epoch"], job.last, job.log):
         return None
     announce(job)

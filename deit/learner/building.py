@@ -177,15 +177,11 @@ def make_scheduler(
     by_epoch, warmup = args.sched_unit == "epoch", args.warmup_epochs
     if args.warmup_steps is not None:
         warmup = min(args.warmup_steps / updates, epochs / 4)
-    noise = None
-    if args.lr_noise:
-        noise = [fraction * epochs for fraction in args.lr_noise]
-        noise = noise if len(noise) > 1 else noise[0]
     scheduler, _ = create_scheduler_v2(
         optimizer, args.sched, num_epochs=epochs, decay_epochs=args.decay_epochs, decay_rate=args.decay_rate,
         min_lr=args.min_lr, warmup_lr=args.warmup_lr, warmup_epochs=warmup,
         step_on_epochs=by_epoch, updates_per_epoch=0 if by_epoch else updates,
-        noise=noise,  # type: ignore[arg-type]  # None: no noise, timm's type forgot it
+        noise=args.lr_noise or None,  # type: ignore[arg-type]  # None: no noise, timm's type forgot it
         noise_pct=args.lr_noise_pct, noise_std=args.lr_noise_std,
     )  # fmt: skip
     if scheduler is None:  # timm leaves the scaling of --layer-decay to its schedules

@@ -1,6 +1,5 @@
 """Pretrained weights, checkpoints and exact continuation."""
 
-import argparse
 import tempfile
 from pathlib import Path
 from typing import Any, Protocol
@@ -76,9 +75,14 @@ def training_state(path: Path | str) -> State | None:
     return content if all(isinstance(content, dict) and key in content for key in STATE) else None
 
 
-def check_same_recipe(saved: Settings | argparse.Namespace, args: Settings, source: Path | str) -> None:
+def saved_args(state: State) -> Settings:
+    """The arguments that a checkpoint holds, a dict; the released trainer's are a Namespace, and some hold none."""
+    args = state.get("args") or {}
+    return args if isinstance(args, dict) else dict(vars(args))
+
+
+def check_same_recipe(saved: Settings, args: Settings, source: Path | str) -> None:
     """Raise UserError where a checkpoint's arguments differ from the command's in what decides the result."""
-    saved = saved if isinstance(saved, dict) else vars(saved)
     differing = [
         f"--{name.replace('_', '-')} {args[name]} (was {saved[name]})"
         for name in RECIPE

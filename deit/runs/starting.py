@@ -39,7 +39,7 @@ def starting_point(
         )
     timed = ("epochs", "rounds", "folds") if args.minutes else ()  # set by the clock of the run to continue
     asked = {name: value for name, value in settings.items() if name not in timed}
-    checkpoints.check_same_recipe(state.get("args", {}), asked, source)
+    checkpoints.check_same_recipe(checkpoints.saved_args(state), asked, source)
     log.say(f"continuing {source} after epoch {state['epoch']}")
     return source, state
 

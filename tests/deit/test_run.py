@@ -92,6 +92,22 @@ def test_a_resumed_run_ends_bit_equal(images, tmp_path, monkeypatch, capsys):
         main(command(images, finetune=None, resume=path, epochs=9, **flags | {"lr": 0.1}))
 
 
+@pytest.mark.parametrize("args", [argparse.Namespace(lr=0.05, opt="SGD"), {}, None])
+def test_a_checkpoint_of_the_released_trainer_is_continued(images, tmp_path, args):
+    """Its arguments are a Namespace, and know few of the flags here."""
+    main(command(images, tmp_path / "whole"))
+    main(command(images, tmp_path / "other", epochs=1, sched="none"))
+    state = checkpoint(tmp_path / "other")
+    state["args"] = args
+    torch.save({key: value for key, value in state.items() if value is not None}, tmp_path / "released.pth")
+    main(command(images, tmp_path / "on", finetune=None, resume=tmp_path / "released.pth"))
+    assert [line["epoch"] for line in log_lines(tmp_path / "on")] == [2]
+    assert log_lines(tmp_path / "on")[0]["train_lr"] == log_lines(tmp_path / "whole")[1]["train_lr"]
+    if args:
+        with pytest.raises(UserError, match=r"--lr 0.1 \(was 0.05\)"):
+            main(command(images, finetune=None, resume=tmp_path / "released.pth", lr=0.1))
+
+
 def test_two_processes_follow_the_curve_of_one(images, tmp_path):
     flags = {
         "epochs": 3, "drop": 0.1, "drop_path": 0.3, "mixup": 0.8, "cutmix": 1.0, "mixup_prob": 0.8, "clip_grad": 2.0,
@@ -171,6 +187,12 @@ def test_the_released_rates_per_epoch():
     assert seen[-1] == pytest.approx(1e-5, rel=1e-2)
     cosine = 1e-5 + (3e-3 - 1e-5) * (1 + torch.cos(torch.tensor(torch.pi * 300 / 1000)).item()) / 2
     assert seen[300] == pytest.approx(cosine, rel=1e-5)
+
+
+@pytest.mark.parametrize(("noise", "noisy"), [([0.5], range(10, 20)), ([0.25, 0.5], range(5, 10)), (None, [])])
+def test_the_rate_is_noisy_where_the_fractions_say(noise, noisy):
+    quiet, loud = rates(20), rates(20, lr_noise=noise)
+    assert [epoch for epoch in range(20) if quiet[epoch] != loud[epoch]] == list(noisy)
 
 
 def test_the_rate_scales_with_the_global_batch(images, tmp_path):

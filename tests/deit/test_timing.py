@@ -55,6 +55,7 @@ def test_the_estimate_counts_steps_and_forward_passes(job_of):
     assert estimate(job_of(**PLAIN, epochs=10, folds=2), 6.0) == pytest.approx(6 * (10 * 3 + halves + looks))
     held = job_of(**PLAIN, epochs=10, folds=3, val_fraction=0.25)  # 15 labels, 2 steps; asked on the other 5
     assert estimate(held, 6.0) == pytest.approx(6 * (10 * 2 + 10 * 2 + looks))
+    assert estimate(changed(held, folds=0), 6.0) == pytest.approx(6 * (10 * 2 + looks))
 
 
 def test_a_long_runs_parts_are_as_short_as_cross_validation_makes_them(job_of):
@@ -177,9 +178,11 @@ def test_a_step_is_timed_in_the_precisions_in_question(job_of, monkeypatch, amp,
 
 def test_what_was_not_measured_is_chosen_by_the_device(monkeypatch):
     """--mode linear and --eval time no step."""
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
-    assert autocast_type("measured", torch.device("cuda")) is torch.bfloat16
-    assert autocast_type("measured", torch.device("cpu")) is None
+    for has, kind in ((True, torch.bfloat16), (False, torch.float16)):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda has=has, **_: has)
+        for name in ("measured", "auto"):
+            assert autocast_type(name, torch.device("cuda")) is kind
+            assert autocast_type(name, torch.device("cpu")) is None
 
 
 def broken_off(monkeypatch, words, epoch):
@@ -199,12 +202,11 @@ def broken_off(monkeypatch, words, epoch):
 
 def test_a_resumed_run_keeps_what_the_clock_said_first(images, tmp_path, monkeypatch, capsys):
     flags = PLAIN | {"epochs": 20, "minutes": 0.2, "amp": "measured", "auto_resume": True}
-    clock = {"off": 1.0, "bf16": 0.5}
-    monkeypatch.setattr(timing, "measured", lambda job: clock)
+    monkeypatch.setattr(timing, "measured", lambda job: {"off": 1.0, "bf16": 0.5})
     main(command(images, tmp_path / "whole", **flags))
     assert " epochs of 3 steps" in capsys.readouterr().out
     broken_off(monkeypatch, command(images, tmp_path / "part", **flags), 3)
-    clock = {"off": 0.001, "bf16": 0.1}  # it would now take all 20 epochs, in float32
+    monkeypatch.setattr(timing, "measured", None)  # whatever it would say now, it is not asked
     main(command(images, tmp_path / "part", **flags))
     lines = log_lines(tmp_path / "part")
     assert lines == log_lines(tmp_path / "whole")
@@ -213,6 +215,14 @@ def test_a_resumed_run_keeps_what_the_clock_said_first(images, tmp_path, monkeyp
     assert one["args"]["epochs"] == two["args"]["epochs"] == lines[-1]["epoch"]
     assert one["args"]["amp"] == two["args"]["amp"] == "bf16"
     assert all(torch.equal(one["model"][name], two["model"][name]) for name in one["model"])
+
+
+def test_minutes_alone_ask_the_clock_and_end_the_run_sooner(images, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(timing, "measured", lambda job: {"off": 1.0})
+    main(command(images, tmp_path, **PLAIN | {"epochs": 20, "minutes": 0.3, "amp": "off"}))
+    last = log_lines(tmp_path)[-1]["epoch"]
+    assert f"{last} epochs of 3 steps (a step takes 1000 ms in float32): about 0:00:" in capsys.readouterr().out
+    assert 3 <= last < 20
 
 
 def test_a_precision_that_is_asked_for_holds_in_a_resumed_run(images, tmp_path, monkeypatch):
