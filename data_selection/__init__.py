@@ -18,6 +18,8 @@ _HOMES = {
     "knn_accuracy": "judging.evaluation",
     "probe_accuracy": "judging.evaluation",
     "judge_subset": "judging.evaluation",
+    "fit_smoothed": "judging.smoothed",
+    "nearest_neighbours": "nearest.graph",
     "load_subset": "common.subset_files",
     "save_subset": "common.subset_files",
     "budget_from_percent": "common.subset_files",
