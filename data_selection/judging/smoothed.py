@@ -60,8 +60,10 @@ def fit_probe(features: torch.Tensor, labels: torch.Tensor, classes: int, c: flo
     """Multinomial logistic regression of labels (n,) int64 on features (n, D), penalty |weight|^2 / (2 c), as a Probe.
 
     By scikit-learn's L-BFGS in float64, so deterministic; two classes are its binary model, one is always predicted.
-    Raises UserError where there is no label, or one outside 0..classes-1.
+    Raises UserError where there is no label, or one outside 0..classes-1, or c is not above 0.
     """
+    if not c > 0:
+        raise UserError(f"c {c} must be above 0")
     if len(labels) == 0:
         raise UserError("a probe needs at least one label, there is none")
     if labels.min() < 0 or labels.max() >= classes:
@@ -163,24 +165,27 @@ class SmoothedProbe:
         corrected: half the probe's, half the mean of the neighbours' corrected ones. With a World of several ranks all
         must call it. Raises UserError where correct=False was fitted, a value is not finite or the dimensions differ.
         """
+        spread, known = self.spread, self.corrected
+        if corrected and spread is None:
+            raise UserError("corrected predictions need a probe that was fitted with correct=True")
+        if queries.ndim != 2 or queries.shape[1] != len(self.mean):
+            raise UserError(f"queries of shape {tuple(queries.shape)}: the pool's {len(self.mean)} columns are needed")
         rows = about(read_rows(queries, 0, len(queries), self.features.device), self.mean)
         wide = max(self.k, SPREAD_NEIGHBOURS) if corrected else self.k
         index, similarity = nearest_neighbours(self.features, wide, queries=rows, world=self.world)
         smoothed = smooth_outside(rows, self.levels, index[:, : self.k], similarity[:, : self.k], self.graph)
         result = self.probe.predict(smoothed)
-        if not corrected:
+        if not corrected or spread is None or known is None:
             return result
-        if self.spread is None or self.corrected is None:
-            raise UserError("corrected predictions need a probe that was fitted with correct=True")
-        average, alone = outside_average(index[:, :SPREAD_NEIGHBOURS], similarity[:, :SPREAD_NEIGHBOURS], self.spread)
-        mixed = (result + times(average, self.corrected)) / 2
+        average, alone = outside_average(index[:, :SPREAD_NEIGHBOURS], similarity[:, :SPREAD_NEIGHBOURS], spread)
+        mixed = (result + times(average, known)) / 2
         return torch.where(torch.from_numpy(alone).to(mixed.device)[:, None], result, mixed)
 
 
 def fit_smoothed(
     features: torch.Tensor | np.ndarray,
-    labels: torch.Tensor | Sequence[int],
-    ids: torch.Tensor | Sequence[int],
+    labels: torch.Tensor | np.ndarray | Sequence[int],
+    ids: torch.Tensor | np.ndarray | Sequence[int],
     *,
     classes: int | None = None,
     c: float | None = SMOOTH_C,

@@ -105,9 +105,8 @@ def build_graph(index: torch.Tensor, similarity: torch.Tensor) -> Graph:
     edges = sparse.csr_array((closeness.ravel(), index.cpu().numpy().ravel(), ends), (count, count))
     edges = edges.maximum(edges.T)  # which stores no zeros
     best, degree = edges.max(axis=1).toarray().ravel(), np.diff(edges.indptr)
-    edges.data = np.exp(
-        1 / np.repeat(best, degree) - 1 / edges.data
-    )  # of a row's weights the largest is 1: none is lost
+    below = 1 / np.repeat(best, degree) - 1 / edges.data  # logarithms, the largest of a row's is 0: none is lost
+    edges.data = np.exp(below)
     edges.data /= np.repeat(edges.sum(axis=1), degree)
     average = edges + sparse.dia_array(((degree == 0)[None].astype(float), 0), (count, count))
     return Graph(index, similarity, distance[:, -1], sparse.csr_array(average).astype(np.float32))

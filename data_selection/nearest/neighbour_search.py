@@ -64,8 +64,8 @@ class Search:
         self.pool, self.places, self.k, self.step = pool, places.to(pool.device), k, step
         self.most = max(PAIRS_PER_ROW, 4 * k) * step
         parts = [(start, min(pool.count, start + ASPECT * step)) for start in range(0, pool.count, ASPECT * step)]
-        self.parts, sums = parts, torch.stack([pool.read(*part).double().sum(0) for part in parts])
-        self.mean = sums.sum(0).div(pool.count).float()
+        self.parts = parts
+        self.mean = torch.stack([pool.read(*part).double().sum(0) for part in parts]).sum(0).div(pool.count).float()
         self.reach = max((pool.read(*part) - self.mean).norm(dim=1).max().item() for part in parts) * ROUND_UP
         self.widen(torch.bfloat16 if narrow else torch.float32)
 

@@ -160,6 +160,10 @@ def test_what_does_not_fit_is_refused():
         fit_smoothed(pool, [1, 2], [0, 1], k=0)
     with pytest.raises(UserError, match="at least one label"):
         fit_probe(pool[:0], labels[:0], 3, 1.0)
+    with pytest.raises(UserError, match="c 0 must be above 0"):
+        fit_smoothed(pool, [1, 2], [0, 1], c=0)
+    with pytest.raises(UserError, match=r"queries of shape \(220, 60\): the pool's 64 columns"):
+        fit_smoothed(pool, [1, 2], [0, 1]).predict(pool[:, :60])
     bad = pool.clone()
     bad[17, 3] = torch.nan
     with pytest.raises(UserError, match="first in row 17"):
