@@ -36,6 +36,38 @@ def make_images(root):
     return root
 
 
+def make_colours(root, train=12, test=4):
+    """A folder of demo images in red and in green, so many of each colour, and two backbones.
+
+    sighted.pth: random weights of demo_vit. blind.pth: the same, its eyes summed over the channels, so that it sees no
+    colour before it is finetuned.
+    """
+    arrays = pools.load_demo()
+    for split, source, count in (("train", "train", train), ("val", "test", test)):
+        for i in range(2 * count):
+            image = np.zeros((28, 28, 3), np.uint8)
+            image[..., i % 2] = arrays[f"{source}_images"][i]
+            path = root / split / ("red", "green")[i % 2] / f"{i:02d}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(path)
+    torch.manual_seed(0)
+    weights = build_model("demo_vit").state_dict()
+    torch.save(weights, root / "sighted.pth")
+    eyes = weights["patch_embed.proj.weight"]
+    torch.save(weights | {"patch_embed.proj.weight": eyes.mean(1, keepdim=True).expand_as(eyes)}, root / "blind.pth")
+    return root
+
+
+def few_shot(images, output=None, **flags):
+    """A command line with the few-shot recipe for make_colours' folder, in float32 and small."""
+    small = {
+        "recipe": "few-shot", "data_set": "FOLDER", "subset_ids": None, "input_size": None, "warmup_epochs": None,
+        "finetune": images / "blind.pth", "amp": "off", "batch_size": 4, "global_batch_size": 4, "lr": 0.1, "epochs": 4,
+        "num_workers": 0,
+    }  # fmt: skip
+    return command(images, output, **small | flags)
+
+
 def write_images(folder, names):
     """Grey 40 x 30 images, as bright as their name is long."""
     for name in names:

@@ -1,0 +1,268 @@
+"""Cross-validation on the labels: the parts, the rule, and runs in which finetuning wins, or is spoilt on purpose."""
+
+import json
+import types
+
+import numpy as np
+import pytest
+import torch
+
+from data_selection.common.distributed import World
+from data_selection.common.errors import UserError
+from data_selection.images.pools import Pool
+from deit import crossval, trainer
+from deit import epochs as deit_epochs
+from deit.crossval import compare, one_part, split, told
+from deit.job import open_job
+from deit.learner.building import build
+from deit.learner.linear import logistic_regression
+from deit.main import main
+from deit.options import parse
+from deit.runs.meters import RunLog
+from tests.support.trainer_runs import checkpoint, few_shot, log_lines, make_colours, train_on
+
+ALONE = World(0, 1, torch.device("cpu"))
+SPOILT = {"lr": 100}  # of 512 images: 0.8 for AdamW, which leaves nothing of the backbone
+STILL = {"lr": 0, "min_lr": 0, "warmup_lr": 0, "epochs": 1}
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    return make_colours(tmp_path_factory.mktemp("images"))
+
+
+@pytest.fixture(scope="module")
+def won(one_thread, images, tmp_path_factory):
+    """The folder of a run in which finetuning wins: the backbone is blind to the colour that is asked for."""
+    folder = tmp_path_factory.mktemp("won")
+    main(few_shot(images, folder))
+    return folder
+
+
+def result(folder):
+    return json.loads((folder / "result.json").read_text())
+
+
+def same_weights(one, two):
+    a, b = checkpoint(one), checkpoint(two)
+    pairs = [(a[key][name], b[key][name]) for key in ("model", "model_ema") for name in a[key]]
+    return all(torch.equal(x, y) for x, y in pairs)
+
+
+def pool_of(labels):
+    return Pool(arrays=np.zeros((len(labels), 2, 2), np.uint8), labels=labels, classes=max(labels) + 1)
+
+
+@pytest.mark.parametrize("count", [2, 3, 5])
+@pytest.mark.parametrize("labels", [[0] * 9 + [1] * 4 + [2] * 7, [0, 1, 2, 3] * 5, [0, 1]])
+def test_the_parts_are_a_partition_with_every_class_spread_evenly(labels, count):
+    pool, ids = pool_of([9, 9, *labels]), list(range(2, 2 + len(labels)))
+    parts = split(ids[::-1], pool, count, 0)
+    assert len(parts) == count
+    assert sorted(i for _, left in parts for i in left) == ids
+    for train, left in parts:
+        assert sorted(train + left) == ids
+        assert train == sorted(train)
+        assert left == sorted(left)
+        for label in set(labels):
+            held = sum(pool.label(i) == label for i in left)
+            assert labels.count(label) // count <= held <= -(-labels.count(label) // count)
+
+
+def test_the_parts_are_drawn_by_the_seed_alone():
+    pool = pool_of([0, 1] * 12)
+    torch.manual_seed(1)
+    first = split(range(24), pool, 2, 0)
+    torch.manual_seed(2)
+    assert split(range(24), pool, 2, 0) == first
+    assert len({str(split(range(24), pool, 2, seed)) for seed in range(5)}) == 5
+
+
+@pytest.mark.parametrize(("gained", "lost", "kept"), [
+    (0, 0, "probe"), (1, 0, "probe"), (2, 0, "finetuned"), (5, 2, "finetuned"), (4, 2, "probe"), (9, 0, "finetuned"),
+    (0, 9, "probe"), (3, 1, "probe"), (6, 3, "probe"), (7, 3, "finetuned"),
+])  # fmt: skip
+def test_finetuning_must_gain_more_than_a_standard_error_over_all_parts(monkeypatch, gained, lost, kept):
+    """The difference of `gained` and `lost` labels has the standard error sqrt(gained + lost)."""
+    probe = torch.tensor([False] * gained + [True] * lost + [True] * 3 + [False] * 2)
+    after = torch.tensor([True] * gained + [False] * lost + [True] * 3 + [False] * 2)
+    answers = list(zip(probe.chunk(2), after.chunk(2), strict=True))
+    asked, said = [], []
+
+    def hand_made(job, source, train, left, desc):
+        asked.append((train, left))
+        return answers[len(asked) - 1]
+
+    monkeypatch.setattr(crossval, "one_part", hand_made)
+    ids = list(range(10))
+    job = types.SimpleNamespace(
+        ids=ids, held=[], train_pool=pool_of([0, 1] * 5), args=types.SimpleNamespace(folds=2, seed=3),
+        log=types.SimpleNamespace(say=said.append),
+    )  # fmt: skip
+    verdict = compare(job, "none")
+    assert asked == split(ids, job.train_pool, 2, 3)
+    assert verdict == {
+        "labels": gained + lost + 5, "probe_right": lost + 3, "finetuned_right": gained + 3, "only_probe": lost,
+        "only_finetuned": gained, "kept": kept,
+    }  # fmt: skip
+    assert said == [f"cross-validation {part}/2: 5 labels to train, 5 to ask" for part in (1, 2)]
+    words = "finetuning goes on" if kept == "finetuned" else "the head on the frozen backbone is kept"
+    assert told(verdict) == (
+        f"cross-validation on {gained + lost + 5} labels: the probe has {lost + 3} right, the finetuned model "
+        f"{gained + 3} ({gained} that only it has, {lost} that only the probe has): {words}"
+    )
+
+
+@pytest.fixture
+def by_hand(images):
+    """(job, probe's answers, fresh model's answers) on every second label, the others to train on."""
+
+    def make(**flags):
+        job = open_job(parse(few_shot(images, finetune=images / "sighted.pth", **flags)), ALONE)
+        model = build(job.args, 2, RunLog("", False)).eval()
+        weights = torch.load(images / "sighted.pth", weights_only=True)
+        assert model.load_state_dict(weights, strict=False).missing_keys == ["head.weight", "head.bias"]
+        pixels = torch.stack([torch.from_numpy(np.array(job.train_pool.image(i))) for i in job.ids]).permute(0, 3, 1, 2)
+        labels = torch.tensor([job.train_pool.label(i) for i in job.ids])
+        with torch.no_grad():
+            seen = model.forward_head(model.forward_features((pixels / 255 - 0.286) / 0.353), pre_logits=True)
+            fresh = model.head(seen)[1::2].argmax(1) == labels[1::2]
+        weight, bias = logistic_regression(seen[0::2], labels[0::2], 2, job.args.smoothing)
+        return job, (seen[1::2].double() @ weight.T + bias).argmax(1) == labels[1::2], fresh
+
+    return make
+
+
+@pytest.mark.parametrize("mode", ["lp-ft", "full"])
+def test_a_part_asks_the_probe_and_what_training_makes_of_it(images, by_hand, mode):
+    """Without a step forward the finetuned model is what it starts from: the probe, in mode full a fresh head."""
+    job, probe, fresh = by_hand(mode=mode, **STILL)
+    answers = one_part(job, str(images / "sighted.pth"), job.ids[0::2], job.ids[1::2], "")
+    assert torch.equal(answers[0], probe)
+    assert torch.equal(answers[1], probe if mode == "lp-ft" else fresh)
+    assert probe.sum() > 8  # of 12
+    assert not torch.equal(probe, fresh)
+
+
+def test_a_part_is_short(images, monkeypatch):
+    """At most 200 steps, at least an epoch; no word but the bar's, nothing written."""
+    lengths = []
+    monkeypatch.setattr(crossval, "train_epoch", lambda job, learner, data, epoch, tally: lengths.append(epoch))
+    for epochs, cap, expected in ((3, 200, 3), (1000, 12, 4), (1000, 1, 1)):
+        monkeypatch.setattr(crossval, "STEPS", cap)
+        job = open_job(parse(few_shot(images, epochs=epochs)), ALONE)  # 12 labels: 3 steps an epoch
+        one_part(job, str(images / "blind.pth"), job.ids[:12], job.ids[12:], "")
+        assert lengths == list(range(1, expected + 1))
+        lengths.clear()
+        assert job.args.epochs == epochs
+
+
+@pytest.mark.parametrize("mode", ["lp-ft", "full"])
+def test_where_finetuning_loses_the_run_is_that_of_mode_linear(images, tmp_path, capsys, mode):
+    flags = {"finetune": images / "sighted.pth", "auto_resume": True}
+    words = few_shot(images, tmp_path / "spoilt", mode=mode, **flags | SPOILT)
+    main(words)
+    verdict = result(tmp_path / "spoilt")["verdict"]
+    assert verdict["kept"] == "probe"
+    assert verdict["only_probe"] > 5
+    assert told(verdict) in capsys.readouterr().out
+    main(few_shot(images, tmp_path / "linear", mode="linear", global_batch_size=None, lr=None, epochs=None, **flags))
+    assert log_lines(tmp_path / "spoilt") == log_lines(tmp_path / "linear")
+    assert same_weights(tmp_path / "spoilt", tmp_path / "linear")
+    one, two = (result(tmp_path / name) for name in ("spoilt", "linear"))
+    for key in ("last", "best", "ema", "epochs_run"):
+        assert one[key] == two[key]
+    assert (one["mode"], two["mode"], two["verdict"]) == (mode, "linear", None)
+    capsys.readouterr()
+    main(words)  # what is kept is known: the run is finished, and nothing is asked again
+    assert "0 epochs and 0 are asked for: the run is finished" in capsys.readouterr().out
+
+
+def test_where_finetuning_wins_it_goes_on(won):
+    told = result(won)
+    assert told["verdict"]["kept"] == "finetuned"
+    assert told["verdict"]["labels"] == 24
+    assert told["verdict"]["only_finetuned"] > told["verdict"]["only_probe"] + 5
+    lines = log_lines(won)
+    assert [line["epoch"] for line in lines] == [0, 1, 2, 3, 4]
+    assert lines[-1]["test_acc1"] > lines[0]["test_acc1"]
+
+
+def test_mode_full_starts_from_a_fresh_head_where_finetuning_wins(images, tmp_path, monkeypatch):
+    kept = {
+        "labels": 9,
+        "probe_right": 0,
+        "finetuned_right": 9,
+        "only_probe": 0,
+        "only_finetuned": 9,
+        "kept": "finetuned",
+    }
+    monkeypatch.setattr(trainer, "compare", lambda job, source: kept)
+    main(few_shot(images, tmp_path, mode="full", epochs=1))
+    assert [line["epoch"] for line in log_lines(tmp_path)] == [1]
+    assert result(tmp_path)["verdict"] == kept
+
+
+def test_the_test_images_play_no_part(images, won, tmp_path):
+    """Under other names the same files are of the other class: other accuracies, and nothing else."""
+    (tmp_path / "val").mkdir()
+    for name in ("train", "blind.pth"):
+        (tmp_path / name).symlink_to(images / name)
+    for name, other in (("red", "green"), ("green", "red")):
+        (tmp_path / "val" / name).symlink_to(images / "val" / other)
+    main(few_shot(tmp_path, tmp_path / "out"))
+    mine, theirs = result(tmp_path / "out"), result(won)
+    assert mine["verdict"] == theirs["verdict"]
+    assert mine["last"]["acc1"] == 100 - theirs["last"]["acc1"]
+    assert same_weights(tmp_path / "out", won)
+
+
+def test_labels_held_out_are_the_one_part(images, tmp_path, monkeypatch):
+    asked = []
+
+    def hand_made(job, source, train, left, desc):
+        asked.append((train, left))
+        return torch.ones(len(left), dtype=bool), torch.zeros(len(left), dtype=bool)
+
+    monkeypatch.setattr(crossval, "one_part", hand_made)
+    words = few_shot(images, tmp_path, val_fraction=0.25, folds=3)
+    main(words)
+    job = open_job(parse(words), ALONE)
+    assert asked == [(job.ids, job.held)]
+    assert (len(job.ids), len(job.held)) == (18, 6)
+    assert not set(job.ids) & set(job.held)
+    assert result(tmp_path)["verdict"]["labels"] == result(tmp_path)["verdict"]["only_probe"] == 6
+    assert result(tmp_path)["best"]["note"] == "chosen on 6 held-out images"
+
+
+def test_the_verdict_survives_a_kill(images, won, tmp_path, monkeypatch):
+    words = few_shot(images, tmp_path, save_interval=1, auto_resume=True)
+    real = deit_epochs.one_epoch
+    monkeypatch.setattr(deit_epochs, "one_epoch", lambda *args: real(*args) if args[3] < 2 else 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        main(words)
+    assert checkpoint(tmp_path)["epoch"] == 1
+    monkeypatch.setattr(deit_epochs, "one_epoch", real)
+    monkeypatch.setattr(trainer, "compare", None)  # not asked again
+    main(words)
+    assert result(tmp_path)["verdict"] == result(won)["verdict"]
+    assert log_lines(tmp_path) == log_lines(won)
+    assert same_weights(tmp_path, won)
+
+
+def test_nothing_is_asked_without_folds(images, tmp_path, monkeypatch):
+    monkeypatch.setattr(trainer, "compare", None)
+    main(few_shot(images, tmp_path, folds=0, epochs=1))
+    assert result(tmp_path)["verdict"] is None
+    assert [line["epoch"] for line in log_lines(tmp_path)] == [0, 1]
+    for folds in (1, -1, -2):
+        with pytest.raises(UserError, match=rf"--folds {folds}: 2 or more parts can be left out in turn"):
+            parse(few_shot(images, folds=folds))
+
+
+def test_two_processes_come_to_the_verdict_of_one(images, won, tmp_path):
+    train_on(2, few_shot(images, tmp_path / "two", batch_size=2, folds=2), tmp_path)
+    assert result(tmp_path / "two")["verdict"] == result(won)["verdict"]
+    one, two = (log_lines(folder) for folder in (won, tmp_path / "two"))
+    assert [line["train_loss"] for line in two] == pytest.approx([line["train_loss"] for line in one], rel=1e-3)
