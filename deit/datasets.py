@@ -185,6 +185,8 @@ class PilImages:
                 yield images.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
         except UserError as error:  # a worker's comes with its traceback, of which the last line is the message
             raise UserError(str(error).strip().splitlines()[-1].partition("UserError: ")[2] or str(error)) from None
+        except (ConnectionError, EOFError, FileNotFoundError) as error:  # it died while it handed a batch over
+            raise RuntimeError(f"DataLoader worker is gone: {error}") from None
 
 
 def close_workers() -> None:

@@ -90,3 +90,13 @@ def test_a_worker_that_dies_while_nobody_waits_raises_nothing_later(images, monk
     assert caught.tb
     subprocess.run([sys.executable, "-c", ""], check=True)  # the end of a child wakes PyTorch's handler
     assert not multiprocessing.active_children()
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError, ConnectionRefusedError, EOFError, FileNotFoundError])
+def test_a_worker_that_dies_while_it_hands_over_is_named(images, monkeypatch, error):
+    def broken(queue, *args, **kwargs):
+        raise error("reset")
+
+    monkeypatch.setattr("multiprocessing.queues.Queue.get", broken)
+    with pytest.raises(UserError, match=r"a process that loads images has died \(DataLoader worker is gone: reset"):
+        main(command(images, None, epochs=1, aa="rand-m9", num_workers=1))
