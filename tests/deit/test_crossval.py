@@ -116,7 +116,7 @@ def test_finetuning_must_gain_more_than_a_standard_error_over_all_parts(monkeypa
 
 @pytest.fixture
 def by_hand(images):
-    """(job, probe's answers, fresh model's answers) on every second label, the others to train on."""
+    """(job, probe's weights, its answers, a fresh head's answers) on every second label, the others to train on."""
 
     def make(**flags):
         job = open_job(parse(few_shot(images, finetune=images / "sighted.pth", **flags)), ALONE)
@@ -129,16 +129,24 @@ def by_hand(images):
             seen = model.forward_head(model.forward_features((pixels / 255 - 0.286) / 0.353), pre_logits=True)
             fresh = model.head(seen)[1::2].argmax(1) == labels[1::2]
         weight, bias = logistic_regression(seen[0::2], labels[0::2], 2, job.args.smoothing)
-        return job, (seen[1::2].double() @ weight.T + bias).argmax(1) == labels[1::2], fresh
+        return job, weight, (seen[1::2].double() @ weight.T + bias).argmax(1) == labels[1::2], fresh
 
     return make
 
 
 @pytest.mark.parametrize("mode", ["lp-ft", "full"])
-def test_a_part_asks_the_probe_and_what_training_makes_of_it(images, by_hand, mode):
+def test_a_part_asks_the_probe_and_what_training_makes_of_it(images, by_hand, monkeypatch, mode):
     """Without a step forward the finetuned model is what it starts from: the probe, in mode full a fresh head."""
-    job, probe, fresh = by_hand(mode=mode, **STILL)
+    job, weight, probe, fresh = by_hand(mode=mode, batch_size=1, smoothing=0.3, **STILL)  # 3 images at a time
+    heads, real = [], crossval.fit_head
+
+    def fit_head(learner, *args, **settings):
+        real(learner, *args, **settings)
+        heads.append(learner.model.head.weight.detach().clone())
+
+    monkeypatch.setattr(crossval, "fit_head", fit_head)
     answers = one_part(job, str(images / "sighted.pth"), job.ids[0::2], job.ids[1::2], "")
+    torch.testing.assert_close(heads, [weight.float()], rtol=1e-2, atol=1e-4)
     assert torch.equal(answers[0], probe)
     assert torch.equal(answers[1], probe if mode == "lp-ft" else fresh)
     assert probe.sum() > 8  # of 12
