@@ -5,4 +5,6 @@ cd "$ROOT"
 "$PY" -m ruff check .
 "$PY" -m ruff format --check .
 "$PY" -m mypy data_selection deit
-exec "$PY" -m pytest "$@"
+# a process for each core, up to 4, and a thread for each process: most tests wait or multiply small matrices
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
+exec "$PY" -m pytest -n auto --maxprocesses 4 --dist loadfile "$@"
