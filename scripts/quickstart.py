@@ -5,11 +5,13 @@
 
 import dataclasses
 import json
+import multiprocessing
 import os
 import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import torch
@@ -19,7 +21,7 @@ if not __package__:
 
 from data_selection.commands.extract import main_extract
 from data_selection.commands.shared import add_device, bar_factory, make_parser
-from data_selection.common.distributed import start
+from data_selection.common.distributed import pick_device, start
 from data_selection.common.errors import UserError, run
 from data_selection.common.feature_table import load_features
 from data_selection.common.files import atomic_write, read_json
@@ -60,22 +62,45 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def choose(table, budget, seeds, world, folder):
-    """Choose with each method and seed; the lists are written to folder. Returns {method: [ids of each seed]}."""
-    chosen = {}
-    with open_bar(bar_factory(world), len(METHOD_NAMES) * len(seeds), "choosing", "subset") as bar:
-        for method in METHOD_NAMES:
-            select, config = METHODS[method].select, METHODS[method].config()
-            if method == "bilaf":
-                config = dataclasses.replace(config, core_number=CORES)
-            chosen[method] = []
-            for seed in seeds:
-                ids = select(table.features, budget, config=config, seed=seed, device=world.device)
-                record = describe(table, method=method, config=dataclasses.asdict(config), seed=seed, budget=budget)
-                save_subset(folder / f"{method}_{budget}_seed_{seed}.json", ids, record)
-                chosen[method].append(ids)
-                bar.update(1)
-    return chosen
+def choose_one(features, method, budget, seed, device):
+    """(ids, settings) of one selection on a feature file. Settings are the config's fields, for the record."""
+    config = METHODS[method].config()
+    if method == "bilaf":
+        config = dataclasses.replace(config, core_number=CORES)
+    ids = METHODS[method].select(load_features(features).features, budget, config=config, seed=seed, device=device)
+    return ids, dataclasses.asdict(config)
+
+
+def choose(table, budget, seeds, world, folder, pool):
+    """Choose with each method and seed; the lists are written to folder. Returns {method: [ids of each seed]}.
+
+    pool: an executor, whose processes share the selections; None: one after the other, in this process.
+    """
+    tasks = [(method, seed) for method in METHOD_NAMES[::-1] for seed in seeds]  # the longest first
+    with open_bar(bar_factory(world), len(tasks), "choosing", "subset") as bar:
+        if pool is None:
+            found = (choose_one(table.path, method, budget, seed, world.device) for method, seed in tasks)
+        else:
+            words = [(table.path, method, budget, seed, "cpu") for method, seed in tasks]
+            found = pool.map(choose_one, *zip(*words, strict=True))
+        chosen = {}
+        for (method, seed), (ids, settings) in zip(tasks, found, strict=True):
+            record = describe(table, method=method, config=settings, seed=seed, budget=budget)
+            save_subset(folder / f"{method}_{budget}_seed_{seed}.json", ids, record)
+            chosen.setdefault(method, []).append(ids)
+            bar.update(1)
+    return {method: chosen[method] for method in METHOD_NAMES}
+
+
+def helpers(device):
+    """An executor with a process of one thread for each core, up to 4, starting now; None where a GPU works."""
+    if pick_device(device).type != "cpu":
+        return None
+    count = min(4, os.cpu_count() or 1)
+    pool = ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), torch.set_num_threads, (1,))
+    for _ in range(count):
+        pool.submit(torch.get_num_threads)
+    return pool
 
 
 def judge(train, test, chosen, world):
@@ -89,6 +114,21 @@ def judge(train, test, chosen, world):
                 bar.update(1)
             scores[method] = tuple(mean_sd(values) for values in zip(*pairs, strict=True))
     return scores
+
+
+def draw(folder, chosen, args):
+    """The picture of the pool with each method's first list. chosen: {name: (ids, probe accuracy of its lists)}."""
+    train = load_features(folder / "DEMO_train.npy")
+    draw_selections(
+        folder / "chosen.png",
+        train.features,
+        {name: ids for name, (ids, _) in chosen.items()},
+        load_demo()["train_images"].__getitem__,
+        labels=train.labels,
+        captions={name: f"linear probe {probe} %" for name, (_, probe) in chosen.items()},
+        title=f"{args.budget} of {len(train):,} Fashion-MNIST images chosen without labels "
+        f"(mean ± sd over {args.seeds} seeds; pictures: seed 0)",
+    )
 
 
 def finetune(subset, folder, epochs, device):
@@ -125,6 +165,7 @@ def main(argv=None):
         raise UserError(f"--seeds {args.seeds}: at least 1 is needed")
     if args.budget <= CORES:
         raise UserError(f"--budget {args.budget} must exceed BiLAF's {CORES} cores")
+    pool = helpers(args.device)
     for split in ("train", "test"):
         words = show(
             "data_selection/extract_feature.py", "--dataset", "DEMO", "--split", split,
@@ -134,7 +175,7 @@ def main(argv=None):
     with start(args.device) as world:
         train, test = (load_features(folder / f"DEMO_{split}.npy") for split in ("train", "test"))
         print(f"\nchoosing {args.budget} of {len(train)} images: {', '.join(METHOD_NAMES)}; {args.seeds} seeds each")
-        chosen = choose(train, args.budget, range(args.seeds), world, folder)
+        chosen = choose(train, args.budget, range(args.seeds), world, folder, pool)
         scores = judge(train, test, chosen, world)
         names = {"random": "random", "activeft": "ActiveFT", "bilaf": f"BiLAF ({CORES} cores)"}
         table = markdown_table(
@@ -145,18 +186,17 @@ def main(argv=None):
             f"Accuracy on {len(test):,} test images with {args.budget} labels, mean ± sd over {args.seeds} seeds:"
             f"\n\n{table}\n"
         )
-        print(f"\n{summary}\ndrawing the pool and the chosen images", flush=True)
-        draw_selections(
-            folder / "chosen.png",
-            train.features,
-            {names[method]: subsets[0].tolist() for method, subsets in chosen.items()},
-            load_demo()["train_images"].__getitem__,
-            labels=train.labels,
-            captions={names[method]: f"linear probe {probe} %" for method, (_, probe) in scores.items()},
-            title=f"{args.budget} of {len(train):,} Fashion-MNIST images chosen without labels "
-            f"(mean ± sd over {args.seeds} seeds; pictures: seed 0)",
-        )
+        print(f"\n{summary}")
+    drawing = (
+        folder,
+        {names[method]: (subsets[0].tolist(), scores[method][1]) for method, subsets in chosen.items()},
+        args,
+    )
+    drawn = pool.submit(draw, *drawing) if pool else draw(*drawing)
     result = finetune(folder / f"activeft_{args.budget}_seed_0.json", folder / "finetune", args.epochs, args.device)
+    if pool:
+        drawn.result()
+        pool.shutdown()
     kept = "the head alone is kept" if (result["verdict"] or {}).get("kept") == "probe" else "every weight is trained"
     told = (
         f"Finetuning on ActiveFT's list (seed 0, recipe few-shot, two processes): {result['last']['acc1']:.2f} %; "

@@ -5,7 +5,6 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
-from sklearn.linear_model import LogisticRegression
 
 from data_selection.common.checks import check_ids
 from data_selection.common.errors import UserError
@@ -83,6 +82,8 @@ def probe_accuracy(
         raise UserError(
             f"the subset's {len(train_labels)} images are all of class {train_labels[0]}: a probe needs two"
         )
+    from sklearn.linear_model import LogisticRegression  # a second to import, and only needed here
+
     probe = LogisticRegression(C=c, max_iter=2000, tol=1e-4)
     probe.fit(normalise(train_features).cpu().numpy(), train_labels.cpu().numpy())
     predicted = torch.from_numpy(probe.predict(normalise(test_features).cpu().numpy()))

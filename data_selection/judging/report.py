@@ -11,7 +11,7 @@ from data_selection.common.files import atomic_write
 from data_selection.common.kinds import Ids
 from data_selection.nearest.similarity import normalise
 
-SHOWN = 3_000  # pool points in the picture: more are ink, not information
+SHOWN = 1_500  # pool points in the picture: more are ink, not information
 
 
 def project_2d(
