@@ -1,6 +1,5 @@
 """Does finetuning win? Asked of the labels themselves, by short runs on all but a part of them, before the run."""
 
-import math
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +20,7 @@ def compare(job: Job, source: Path | str) -> Verdict:
     """Train on all but one of --folds parts of the labels, in turn, and see who is right on the parts left out.
 
     source: the pretrained weights, as for building.build_learner. Where labels are held out by --val-fraction they are
-    the one part. `kept` is `probe` where finetuning does not gain more than one standard error of the difference.
+    the one part. `kept` is `probe` where finetuning does not gain more labels than it loses.
     """
     parts = [(job.ids, job.held)] if job.held else split(job.ids, job.train_pool, job.args.folds, job.args.seed)
     before, after = [], []
@@ -38,7 +37,7 @@ def compare(job: Job, source: Path | str) -> Verdict:
         "finetuned_right": int(finetuned.sum()),
         "only_probe": lost,
         "only_finetuned": gained,
-        "kept": "finetuned" if gained - lost > math.sqrt(gained + lost) else "probe",
+        "kept": "finetuned" if gained > lost else "probe",
     }
 
 
