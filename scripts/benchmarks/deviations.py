@@ -27,7 +27,7 @@ from data_selection.methods.bilaf.selection import default_core_number, select_b
 from data_selection.methods.configs import BILAF_PRESETS as PRESETS
 from data_selection.methods.configs import CHOICES
 from data_selection.methods.random_choice import select_random
-from scripts.benchmarks.finetune import score
+from scripts.benchmarks.loops import score
 
 FIELDS = ("normalised", "small_class", *CHOICES)  # each is one deviation
 

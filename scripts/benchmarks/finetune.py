@@ -1,75 +1,193 @@
-"""Accuracy of the trainer's modes and of a plain textbook loop with the same recipe, on the demo pool.
+"""What labels are worth under each way to use them: probes of frozen features, and the trainer's recipes and modes.
 
-python scripts/benchmark.py finetune --features outputs/quickstart
+python scripts/benchmark.py finetune --train outputs/quickstart/DEMO_train.npy --test outputs/quickstart/DEMO_test.npy \
+    --output_dir outputs/finetune
 """
 
-import contextlib
-import io
+import argparse
 import json
-import tempfile
+import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
+import torch
+
 from data_selection.commands.shared import make_parser
+from data_selection.common.errors import UserError
 from data_selection.common.feature_table import load_features
-from data_selection.common.subset_files import ROOT, save_subset
-from data_selection.embedding.backbones import DEMO_WEIGHTS
-from data_selection.images.pools import FASHION_MEAN, FASHION_STD, open_pool
+from data_selection.common.paths import ROOT
+from data_selection.common.subset_files import load_subset, save_subset
 from data_selection.judging.evaluation import mean_sd
 from data_selection.judging.report import markdown_table
+from data_selection.judging.smoothed import choose_c, fit_probe, fit_smoothed
 from data_selection.methods.table import METHODS
-from deit.main import main as trainer
-from tests.support.oracles_finetune import finetune
+from data_selection.nearest.similarity import normalise
+from deit.samples.sources import open_images
 
-LOOPS = ("textbook", "full", "linear", "lp-ft")
-EVERY = 5  # epochs between evaluations, of which the best is taken
+PROBES = ("plain probe", "smoothed probe")
+PAPER = ["--recipe", "paper", "--clip-grad", "2", "--epochs", "30", "--batch-size", "32"]
+SHORT = ["--folds", "0", "--epochs", "15"]  # the few-shot recipe as it is, but nothing is asked before it starts
+TRAINED = {
+    "paper recipe, 30 epochs": PAPER,
+    "few-shot": [],
+    "self-train": ["--mode", "self-train"],
+}
+FACTORS = {
+    "few-shot, 15 epochs": [],
+    "batch norm in training mode": ["--batch-norm", "train"],
+    "SGD at the papers' rate": ["--opt", "SGD", "--lr", "0.003"],
+    "SGD at 0.01 for 32 images": ["--opt", "SGD", "--lr", "0.16"],
+    "crops of 8 to 100 % of the area": ["--augment", "crop"],
+    "three repeats of each image": ["--repeated-aug"],
+    "ImageNet's mean and std, centre of 256/224": ["--pixels", "data-set"],
+    "no label smoothing": ["--smoothing", "0"],
+    "stochastic depth 0.1": ["--drop-path", "0.1"],
+    "no dropout": ["--drop", "0"],
+    "schedule by epochs, 5 of warm-up": ["--sched-unit", "epoch", "--warmup-epochs", "5"],
+    "layer decay 0.75": ["--layer-decay", "0.75"],
+    "three times the rate": ["--lr", "0.0144"],
+    "batch norm, SGD at the papers' rate, crops": [
+        "--batch-norm", "train", "--opt", "SGD", "--lr", "0.003", "--augment", "crop"
+    ],
+}  # fmt: skip
+WAYS = TRAINED | {name: SHORT + words for name, words in FACTORS.items()}
 
 
-def main(argv=None):
-    """Print a Markdown table: mean and sd over the seeds of the last and the best epoch's accuracy, and the time."""
+def build_parser() -> argparse.ArgumentParser:
     parser = make_parser(__doc__.splitlines()[0])
-    parser.add_argument("--features", type=Path, required=True, help="folder with DEMO_train.npy")
-    parser.add_argument("--budget", type=int, default=100, help="labels")
-    parser.add_argument("--seeds", type=int, default=5, help="of the selection and of the training")
-    parser.add_argument("--epochs", type=int, default=20)
-    parser.add_argument("--lp_lr", type=float, default=0.1, help="--lr of lp-ft, which starts from a fitted head")
-    parser.add_argument("--methods", nargs="+", default=["random", "activeft"], choices=sorted(METHODS))
-    parser.add_argument("--loops", nargs="+", default=LOOPS, choices=LOOPS)
-    args = parser.parse_args(argv)
-    table = load_features(args.features / "DEMO_train.npy")
-    columns = ["chosen by", "trained by", "last epoch, %", "best epoch, %", "seconds a run"]
-    rows = []
-    for method in args.methods:
-        subsets = [select(table, method, args.budget, seed) for seed in range(args.seeds)]
-        for loop in args.loops:
-            began = time.perf_counter()
-            runs = [score(loop, ids, seed, args.epochs, args.lp_lr) for seed, ids in enumerate(subsets)]
-            seconds = (time.perf_counter() - began) / len(runs)
-            rows.append([method, loop, *(mean_sd(values) for values in zip(*runs, strict=True)), f"{seconds:.1f}"])
-    print(markdown_table(columns, rows))
+    add = parser.add_argument
+    add("--train", type=Path, required=True, help="feature file of the pool")
+    add("--test", type=Path, required=True, help="feature file of the test images")
+    add("--images", type=Path, help="folder with train/CLASS and val/CLASS, whose features these are; default: DEMO")
+    add("--model", help="a timm name; default: demo_vit")
+    add("--weights", type=Path, help="pretrained weights of --model")
+    add("--input_size", type=int, help="side of the images in pixels")
+    add("--output_dir", type=Path, required=True, help="lists and scores.jsonl; what is in it is not measured again")
+    add("--methods", nargs="+", default=["random", "activeft"], choices=sorted(METHODS))
+    add("--budgets", type=int, nargs="+", default=[50, 100, 250, 1000], help="labels")
+    add("--seeds", type=int, nargs="+", default=range(5), help="of the selection and of the training")
+    add("--ways", nargs="+", default=[*PROBES, *TRAINED], choices=[*PROBES, *WAYS], metavar="WAY",
+        help=f"rows of the table, of {'; '.join([*PROBES, *TRAINED])}")  # fmt: skip
+    add(
+        "--factors", action="store_true", help="the rows are the few-shot recipe in 15 epochs and one change of it each"
+    )
+    return parser
 
 
-def select(table, method, budget, seed):
-    return METHODS[method].select(table.features, budget, config=METHODS[method].config(), seed=seed).tolist()
+def main(argv: list[str] | None = None) -> None:
+    """Measure what is missing, then print two Markdown tables: accuracies, and minutes and memory of a run."""
+    args = build_parser().parse_args(argv)
+    train, test = load_features(args.train), load_features(args.test)
+    pools = open_images("FOLDER", args.images) if args.images else open_images("DEMO")
+    for table, pool in zip((train, test), pools, strict=True):
+        if len(table) != len(pool):
+            raise UserError(f"{table.path} has {len(table)} rows for {len(pool)} images: extract these images")
+    ways = list(FACTORS) if args.factors else args.ways
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+    scores = args.output_dir / "scores.jsonl"
+    for seed in args.seeds:
+        for method in args.methods:
+            for budget in args.budgets:
+                for way in ways:
+                    cell = {"way": way, "method": method, "budget": budget, "seed": seed}
+                    if key(cell) in read(scores):
+                        continue
+                    subset = chosen(args.output_dir, train, method, budget, seed)
+                    if way in PROBES:
+                        found = probe(way, train, test, pools, load_subset(subset))
+                    else:
+                        found = run(args, subset, seed, WAYS[way])
+                    with scores.open("a", encoding="utf-8") as handle:
+                        handle.write(json.dumps(cell | found) + "\n")
+                    print(json.dumps(cell | found), file=sys.stderr, flush=True)
+    report(read(scores), args.methods, args.budgets, ways, args.seeds)
 
 
-def score(loop, ids, seed, epochs, lp_lr=None, every=EVERY):
-    """(accuracy of the last epoch, of the best on the evaluation set) of one run on the demo pool, percent."""
-    if loop == "textbook":
-        reached = finetune(
-            open_pool("DEMO"), ids, open_pool("DEMO", "test"), weights=DEMO_WEIGHTS, mean=FASHION_MEAN, std=FASHION_STD,
-            epochs=epochs, seed=seed, every=every,
-        )  # fmt: skip
-        return reached[epochs], max(reached.values())
-    with tempfile.TemporaryDirectory() as folder:
-        subset = save_subset(Path(folder) / "subset.json", ids)
-        words = ["--config", ROOT / "configs" / "demo_finetune.yaml", "--subset_ids", subset, "--output_dir", folder]
-        words += ["--mode", loop, "--eval_interval", every, "--seed", seed, "--amp", "bf16", "--device", "cpu"]
-        if loop != "linear":
-            words += ["--epochs", epochs, "--no-model-ema"]
-        if loop == "lp-ft":
-            words += ["--lr", lp_lr]
-        with contextlib.redirect_stdout(io.StringIO()):
-            trainer([str(word) for word in words])
-        result = json.loads((Path(folder) / "result.json").read_text())
-    return result["last"]["acc1"], result["best"]["acc1"]
+def key(cell: dict) -> tuple:
+    return tuple(cell[name] for name in ("way", "method", "budget", "seed"))
+
+
+def read(scores: Path) -> dict[tuple, dict]:
+    """{(way, method, budget, seed): what was measured}."""
+    lines = scores.read_text(encoding="utf-8").splitlines() if scores.exists() else []
+    return {key(cell): cell for cell in map(json.loads, lines)}
+
+
+def chosen(folder: Path, table, method: str, budget: int, seed: int) -> Path:
+    """The file of a method's list; chosen once."""
+    path = folder / f"{method}_{budget}_seed_{seed}.json"
+    if not path.exists():
+        save_subset(path, METHODS[method].select(table.features, budget, config=METHODS[method].config(), seed=seed))
+    return path
+
+
+def probe(way: str, train, test, pools, ids: list[int]) -> dict:
+    """A logistic regression on unit features, or the smoothed probe; C by cross-validation on the labels."""
+    began = time.perf_counter()
+    labels = torch.tensor([pools[0].label(i) for i in ids])
+    known = torch.tensor([pools[1].label(i) for i in range(len(pools[1]))])
+    classes = pools[0].classes
+    if way == "smoothed probe":
+        found = fit_smoothed(train.tensor(), labels, torch.as_tensor(ids), classes=classes)
+        predicted = found.predict(test.tensor(), corrected=True)
+    else:
+        rows = normalise(train.tensor()[ids])
+        predicted = fit_probe(rows, labels, classes, choose_c(rows, labels)).predict(normalise(test.tensor()))
+    accuracy = 100 * (predicted.argmax(1) == known).double().mean().item()
+    return {"last": accuracy, "minutes": (time.perf_counter() - began) / 60}
+
+
+def run(args: argparse.Namespace, subset: Path, seed: int, words: list[str]) -> dict:
+    """One run of the trainer in a process of its own: its accuracies, and what it took."""
+    folder = args.output_dir / f"run_{os.getpid()}"
+    command = ["--data-set", "FOLDERSUBSET" if args.images else "DEMOSUBSET", "--subset_ids", subset, "--seed", seed]
+    command += ["--output_dir", folder, "--eval_interval", 1000, *words]
+    for flag, value in (("--data-path", args.images), ("--model", args.model), ("--finetune", args.weights),
+                        ("--input-size", args.input_size)):  # fmt: skip
+        command += [flag, value] if value else []
+    began = time.perf_counter()
+    child = subprocess.Popen([sys.executable, str(ROOT / "deit" / "main.py"), *map(str, command)],
+                             stdout=subprocess.DEVNULL)  # fmt: skip
+    _, status, usage = os.wait4(child.pid, 0)
+    if status:
+        raise UserError(f"the trainer ended with {os.waitstatus_to_exitcode(status)}: {' '.join(map(str, command))}")
+    result = json.loads((folder / "result.json").read_text())
+    for path in folder.iterdir():
+        path.unlink()
+    folder.rmdir()
+    return {
+        "last": result["last"]["acc1"],
+        "best": result["best"]["acc1"],
+        "ema": result["ema"] and result["ema"]["acc1"],
+        "graph": result["graph"] and result["graph"]["acc1"],
+        "kept": result["verdict"] and result["verdict"]["kept"],
+        "minutes": (time.perf_counter() - began) / 60,
+        "gib": usage.ru_maxrss / 2**20,
+    }
+
+
+def report(known: dict[tuple, dict], methods, budgets, ways, seeds) -> None:
+    """Print accuracy after the last epoch (mean, sd, lists), and median minutes and GiB, of what is known."""
+    tables: dict[str, list] = {"last epoch, %": [], "minutes, GiB": []}
+    for method in methods:
+        for way in ways:
+            cells = [[known[k] for s in seeds if (k := (way, method, b, s)) in known] for b in budgets]
+            tables["last epoch, %"].append([method, way, *(accuracy(cell, "last") for cell in cells)])
+            tables["minutes, GiB"].append([method, way, *(cost(cell) for cell in cells)])
+            if any(cell.get("graph") for some in cells for cell in some):
+                tables["last epoch, %"].append([method, f"{way}, by its graph", *(accuracy(c, "graph") for c in cells)])
+    for title, rows in tables.items():
+        print(f"\n{title}\n\n{markdown_table(['chosen by', 'labels used by', *budgets], rows)}")
+
+
+def accuracy(cells: list[dict], name: str) -> str:
+    return f"{mean_sd(cell[name] for cell in cells)} ({len(cells)})" if cells else ""
+
+
+def cost(cells: list[dict]) -> str:
+    if not cells:
+        return ""
+    minutes = mean_sd(cell["minutes"] for cell in cells).mean
+    return f"{minutes:.1f}" + (f", {max(cell['gib'] for cell in cells):.1f}" if "gib" in cells[0] else "")
