@@ -24,7 +24,7 @@ from deit.runs.meters import RunLog
 from deit.samplers import epoch_order
 from deit.samples.batches import ImageBatches
 from deit.samples.label_files import check_labels
-from deit.samples.sources import check_same_pool, choose_ids, hold_out, open_images
+from deit.samples.sources import choose_ids, hold_out, open_images, say_of_origin
 
 FEWEST, MOST = 5, 60  # epochs of --epochs auto
 
@@ -195,11 +195,11 @@ def where(args: argparse.Namespace) -> tuple[str | None, str | None, str | None,
 
 
 def open_data(args: argparse.Namespace, name: str, log: RunLog) -> tuple[Pool, Pool, list[int]]:
-    """(training pool, evaluation pool, pool indices to train on), the subset file checked against its pool."""
+    """(training pool, evaluation pool, pool indices to train on)."""
     train_pool, test_pool = open_images(name, *where(args))
-    if args.subset_ids:
-        check_same_pool(args.subset_ids, train_pool, name, log.say)
-    ids = choose_ids(train_pool, args.subset_ids)
+    for subset in args.subset_ids or ():
+        say_of_origin(subset, name, log.say)
+    ids = choose_ids(train_pool, args.subset_ids, args.missing, log.say)
     check_labels(train_pool, ids, args.labels)
     return train_pool, test_pool, ids
 

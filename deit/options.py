@@ -66,7 +66,9 @@ def _add_data(flags: Flags) -> None:
     add("--data-set", default="CIFAR10", metavar="NAME", help=f"one of {', '.join(DATA_SETS)}")
     add("--data-path", metavar="DIR", help="where the data is; default: data in the working folder, deit/data or, "
         "for what extraction has downloaded, data_selection/data")  # fmt: skip
-    add("--subset_ids", metavar="FILE", help="JSON list of training-set indices, for the SUBSET data sets")
+    add("--subset_ids", metavar="LIST", nargs="+", help="the images to train on, for the SUBSET data sets: subset "
+        "files, files of names (.txt, .csv) or folders of these images")  # fmt: skip
+    add("--missing", choices=("stop", "skip"), default="stop", help="images of --subset_ids that are not there")
     add("--labels", metavar="FILE", help="FOLDER: CSV `file,label` for the images in train/, instead of class folders")
     add("--val-labels", metavar="FILE", help="FOLDER: the same for the images in val/")
     add("--input-size", type=int, help="side of the images in pixels; default by data set: DEMO 28, others 224")

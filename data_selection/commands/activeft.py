@@ -57,7 +57,7 @@ def build_parser(preset: str) -> argparse.ArgumentParser:
     add(
         "--objective", choices=sorted(OBJECTIVES), default=config.objective, help="as released, or the paper's equation"
     )
-    add_taken(parser, "subset file of images that have labels already: they repel and attract")
+    add_taken(parser, "images that have labels already, which repel and attract")
     add("--history", type=Path, help="CSV file for the loss of every step")
     add("--verbose", action="store_true", help="print a line per step, as the released scripts do")
     add_label_column(parser)
@@ -86,7 +86,7 @@ def main_activeft(preset: str, argv: Sequence[str] | None = None) -> None:
             name=args.filename or activeft_name(args.feature_path.stem, config, budget, args.seed),
             budget=budget,
             select=functools.partial(
-                METHODS["activeft"].select, config=config, seed=args.seed, **taken(args, table), **extra
+                METHODS["activeft"].select, config=config, seed=args.seed, **taken(args, table, world), **extra
             ),
             method="activeft",
             settings=dataclasses.asdict(config),

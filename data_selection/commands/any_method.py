@@ -65,13 +65,15 @@ def main_select(argv: Sequence[str] | None = None) -> None:
     given = {"cores": args.cores, "variant": args.variant}
     given = {name: value for name, value in given.items() if value is not None}
 
-    def plan(_world: "World", table: "FeatureTable") -> "Plan":
+    def plan(world: "World", table: "FeatureTable") -> "Plan":
         budget = budget_of(args, table)
         return Plan(
             folder=args.output_dir or default_folder(args.features),
             name=args.filename or method_name(args.features.stem, args.method, budget, args.seed, given),
             budget=budget,
-            select=functools.partial(METHODS[args.method].select, config=config, seed=args.seed, **taken(args, table)),
+            select=functools.partial(
+                METHODS[args.method].select, config=config, seed=args.seed, **taken(args, table, world)
+            ),
             method=args.method,
             settings=dataclasses.asdict(config),
             by=args.method,

@@ -14,11 +14,10 @@ from data_selection.common.subset_names import activeft_name, bilaf_name
 from data_selection.methods.configs import ACTIVEFT_PRESETS, BILAF_PRESETS, BiLAFConfig
 
 if TYPE_CHECKING:
-    import torch
-
     from data_selection.commands.selection import Plan
     from data_selection.common.distributed import World
     from data_selection.common.feature_table import FeatureTable
+    from data_selection.common.kinds import Log
 
 VARIANTS = ("paper", "released")
 
@@ -113,8 +112,8 @@ def main_bilaf(script: str, argv: Sequence[str] | None = None) -> None:
 
     config = make_config(script, args)
 
-    def plan(_world: "World", table: "FeatureTable") -> "Plan":
-        cores = load_cores(script, args, len(table))
+    def plan(world: "World", table: "FeatureTable") -> "Plan":
+        cores = load_cores(script, args, table, print if world.is_main else None)
         if args.budget < len(cores):
             raise UserError(f"--budget {args.budget} is smaller than the {len(cores)} cores it has to hold: raise it")
         return Plan(
@@ -123,7 +122,7 @@ def main_bilaf(script: str, argv: Sequence[str] | None = None) -> None:
             budget=args.budget,
             select=functools.partial(select_bilaf, cores=cores, config=config),
             method="bilaf",
-            settings={"variant": args.variant, **dataclasses.asdict(config), "cores": cores.tolist()},
+            settings={"variant": args.variant, **dataclasses.asdict(config), "cores": cores},
             by=f"BiLAF ({args.variant}) around {len(cores)} cores",
             order="given",
         )
@@ -146,9 +145,12 @@ def named_settings(args: argparse.Namespace) -> dict[str, object]:
     return {**variant, **given, **({"nested": "yes"} if args.nested else {})}
 
 
-def load_cores(script: str, args: argparse.Namespace, pool_size: int) -> "torch.Tensor":
-    """The core ids (K,) in file order. Raises UserError where the file is missing, or not of --cur_number ids."""
-    from data_selection.common.subset_files import load_subset  # slow: imports torch
+def load_cores(script: str, args: argparse.Namespace, table: "FeatureTable", log: "Log | None") -> list[int]:
+    """The core ids (K,) in file order: rows of the features.
+
+    Raises UserError where the file is missing, or not of --cur_number ids.
+    """
+    from data_selection.images.known_lists import find_images, of_features  # slow: imports torch
 
     paths = [args.indices_file_name]
     if args.indices_file_name is None:
@@ -164,7 +166,7 @@ def load_cores(script: str, args: argparse.Namespace, pool_size: int) -> "torch.
             f"core file {' or '.join(map(str, paths))} does not exist: write it with data_selection/Core_Selection, or "
             "name another with --indices_file_name"
         )
-    cores = load_subset(path, pool_size)
+    cores = find_images([path], of_features(table), log=log or (lambda _: None))
     if args.cur_number not in (None, len(cores)):
         raise UserError(f"--cur_number {args.cur_number}, but {path} holds {len(cores)} cores: drop the flag")
     return cores

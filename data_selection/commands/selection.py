@@ -11,9 +11,10 @@ import torch
 from data_selection.commands.shared import bar_factory
 from data_selection.common.distributed import World, start
 from data_selection.common.feature_table import FeatureTable, load_features
-from data_selection.common.kinds import Ids
-from data_selection.common.subset_files import budget_from_percent, describe, load_subset, save_names, save_subset
+from data_selection.common.subset_files import budget_from_percent, describe, save_names, save_subset
 from data_selection.common.subset_names import output_path
+from data_selection.images.known_lists import find_images, of_features
+from data_selection.images.record import load_record
 
 
 class Plan(NamedTuple):
@@ -51,8 +52,9 @@ def choose(
         seconds = time.monotonic() - began
         if not world.is_main:
             return False
+        chosen = sorted(ids.tolist()) if todo.order == "sorted" else ids.tolist()
         record = describe(table, method=todo.method, config=todo.settings, seed=args.seed, budget=todo.budget)
-        save_subset(path, ids, record, order=todo.order)
+        save_subset(path, chosen, record | {"images": images_of(table, chosen)})
         lists = " and ".join(str(file) for file in save_names(path, table))
         print(
             f"{'replaced' if replaced else 'wrote'} {path}: {todo.budget} of {len(table)} images chosen by {todo.by} "
@@ -67,7 +69,21 @@ def budget_of(args: argparse.Namespace, table: FeatureTable) -> int:
     return budget_from_percent(len(table), args.percent) if budget is None else budget
 
 
-def taken(args: argparse.Namespace, table: FeatureTable) -> dict[str, Ids]:
+def taken(args: argparse.Namespace, table: FeatureTable, world: World) -> dict[str, list[int]]:
     """The ids of --labelled and --excluded, as the keywords of a selection method."""
-    files = {"labelled": args.labelled, "excluded": args.excluded}
-    return {what: load_subset(path, len(table)) if path else () for what, path in files.items()}
+    lists, today = {"labelled": args.labelled, "excluded": args.excluded}, of_features(table)
+    log = print if world.is_main else _silent
+    return {what: find_images(some or (), today, missing=args.missing, log=log) for what, some in lists.items()}
+
+
+def _silent(*_: object) -> None:
+    """Ranks other than 0 say nothing."""
+
+
+def images_of(table: FeatureTable, ids: list[int]) -> dict[str, list[str] | None] | None:
+    """What a list's provenance says of its images, in its order: names and content hashes, as far as they are known."""
+    record = load_record(table.path, len(table)) if table.path else None
+    names = None if table.names is None else [table.names[i] for i in ids]
+    if record is None and names is None:
+        return None
+    return {"name": names, "hash": [record.hashes[i] if record else "" for i in ids]}

@@ -36,11 +36,13 @@ def seed(text: str) -> int:
     return value
 
 
-def add_taken(
-    parser: argparse.ArgumentParser, labelled: str = "subset file of images that already have labels"
-) -> None:
-    parser.add_argument("--labelled", metavar="FILE", help=labelled)
-    parser.add_argument("--excluded", metavar="FILE", help="subset file of images that must not be chosen")
+def add_taken(parser: argparse.ArgumentParser, labelled: str = "images that already have labels") -> None:
+    lists = "subset files, files of names (.txt, .csv) or folders"
+    parser.add_argument("--labelled", metavar="LIST", nargs="+", help=f"{labelled}: {lists}")
+    parser.add_argument("--excluded", metavar="LIST", nargs="+", help=f"images that must not be chosen: {lists}")
+    parser.add_argument(
+        "--missing", choices=("stop", "skip"), default="stop", help="images of these lists that the pool has no longer"
+    )
 
 
 def add_label_column(parser: argparse.ArgumentParser) -> None:

@@ -9,9 +9,9 @@ from data_selection.common.feature_table import sidecar
 from data_selection.common.files import read_json
 from data_selection.common.kinds import Log
 from data_selection.common.paths import ROOT
-from data_selection.common.subset_files import load_subset, names_digest
 from data_selection.images import pools
 from data_selection.images.inaturalist import read_inaturalist
+from data_selection.images.known_lists import find_images, of_pool
 from deit.samples.label_files import open_folders
 
 FEW = 10  # labels per class
@@ -79,32 +79,17 @@ def imagenet_folders(folder: Path) -> pools.Pool:
     return pools.Pool(paths=list(paths), labels=labels, classes=len(source.classes), class_names=source.classes)
 
 
-def choose_ids(pool: pools.Pool, subset_file: Path | str | None = None) -> list[int]:
-    """The pool indices to train on: all, or those of a subset file (checked against the pool)."""
-    return list(range(len(pool))) if subset_file is None else load_subset(subset_file, len(pool)).tolist()
+def choose_ids(
+    pool: pools.Pool, lists: Sequence[Path | str] | None = None, missing: str = "stop", log: Log = print
+) -> list[int]:
+    """The pool indices to train on: all, or those of some lists, as known_lists.find_images reads them."""
+    return list(range(len(pool))) if not lists else find_images(lists, of_pool(pool), missing=missing, log=log)
 
 
-def check_same_pool(subset_file: Path | str, pool: pools.Pool, name: str, log: Log) -> None:
-    """Raise UserError where the provenance beside a subset file tells of a pool with another number of images.
-
-    name: of the data set, as for open_images. A pool of another name gets a line in log: names are the user's.
-    """
+def say_of_origin(subset_file: Path | str, name: str, log: Log) -> None:
+    """A line where a subset file was chosen from a data set of another name; name: as for open_images."""
     beside = sidecar(subset_file, "provenance")
-    features = read_json(beside).get("features") if beside.exists() else None
-    features = features or {}
-    if features.get("shape") and features["shape"][0] != len(pool):
-        raise UserError(
-            f"subset file {subset_file} was chosen from {features['shape'][0]} images, but the training set has "
-            f"{len(pool)}: it is a list of another data set, or images were skipped or added since the features were "
-            "extracted. Extract the features of this training set and choose again"
-        )
-    if pool.names and (features.get("names_sha256") or names_digest(pool.names)) != names_digest(pool.names):
-        raise UserError(
-            f"subset file {subset_file} was chosen from {len(pool)} images of other names, or in another order, than "
-            "the training set's, so its ids would mean other images: images were added, removed or renamed since the "
-            "features were extracted, or they came from a list. Extract the features of this training set and choose "
-            "again"
-        )
+    features = (read_json(beside).get("features") if beside.exists() else None) or {}
     chosen_from = ((features.get("provenance") or {}).get("pool") or {}).get("name")
     if chosen_from in pools.POOLS and name != "FOLDER" and chosen_from != POOL_NAMES.get(name, name):
         log(f"{subset_file} was chosen from {chosen_from}, and the data set is {name}")

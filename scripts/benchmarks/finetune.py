@@ -96,7 +96,7 @@ def main(argv: list[str] | None = None) -> None:
                         continue
                     subset = chosen(args.output_dir, train, method, budget, seed)
                     if way in PROBES:
-                        found = probe(way, train, test, pools, load_subset(subset))
+                        found = probe(way, train, test, pools, load_subset(subset, len(train)))
                     else:
                         found = run(args, subset, seed, WAYS[way])
                     with scores.open("a", encoding="utf-8") as handle:

@@ -14,7 +14,7 @@ from deit.samples import sources
 from deit.samples.draws import seeded
 from deit.samples.label_files import labelled_folder
 from deit.samples.pipeline import MARGIN, Pipeline
-from deit.samples.sources import check_same_pool, find_data, open_images
+from deit.samples.sources import find_data, open_images, say_of_origin
 from tests.support.trainer_runs import command, log_lines, write_images
 
 CPU = torch.device("cpu")
@@ -152,17 +152,17 @@ def test_what_extraction_downloaded_is_found(tmp_path, monkeypatch):
     assert str(find_data("CIFAR10", None)) == "data"
 
 
-def test_a_list_chosen_from_another_data_set_is_told(pool, tmp_path):
+def test_a_list_chosen_from_another_data_set_is_told(tmp_path):
     lines = []
     told = '{"features": {"shape": [40, 8], "provenance": {"pool": {"name": "FashionMNIST"}}}}'
     (tmp_path / "s.provenance.json").write_text(told)
     for name in ("FASHIONMNIST", "FOLDER", "CIFAR10"):
-        check_same_pool(tmp_path / "s.json", pool, name, lines.append)
+        say_of_origin(tmp_path / "s.json", name, lines.append)
     assert len(lines) == 1
     assert "was chosen from FashionMNIST, and the data set is CIFAR10" in lines[0]
-    check_same_pool(tmp_path / "none.json", pool, "CIFAR10", lines.append)
+    say_of_origin(tmp_path / "none.json", "CIFAR10", lines.append)
     (tmp_path / "s.provenance.json").write_text('{"features": null}')
-    check_same_pool(tmp_path / "s.json", pool, "CIFAR10", lines.append)
+    say_of_origin(tmp_path / "s.json", "CIFAR10", lines.append)
     assert len(lines) == 1
 
 

@@ -118,7 +118,11 @@ def test_from_an_unlabelled_folder_to_a_trained_model(tmp_path, capsys):
         np.asarray(Image.open(images / "train" / name).convert("RGB")).tolist() for name in asked[:3]
     ]
 
+    before = log_lines(tmp_path / "out")[0]
     other = next(name for name in train.names if name not in asked)
     (images / "train" / other).rename(images / "train" / "0.png.png")  # as many images as before, in another order
-    with pytest.raises(UserError, match=r"chosen\.json was chosen from 60 images of other names"):
+    main(command(images, tmp_path / "out", **linear))
+    assert log_lines(tmp_path / "out")[0] == before  # the same images, at other places
+    (images / "train" / asked[3]).unlink()
+    with pytest.raises(UserError, match=rf"chosen\.json: 1 of 20 images are not in the training set: '{asked[3]}'"):
         main(command(images, tmp_path / "out", **linear))

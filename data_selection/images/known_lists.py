@@ -1,0 +1,153 @@
+"""Images that are known from before, found among today's: subset files, files of names, label CSVs, folders."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data_selection.common.errors import UserError
+from data_selection.common.feature_table import FeatureTable, sidecar
+from data_selection.common.files import read_json
+from data_selection.common.kinds import Log
+from data_selection.common.subset_files import load_subset, names_digest
+from data_selection.images.list_files import read_list
+from data_selection.images.pools import Pool, folder_pool
+from data_selection.images.record import PoolRecord, file_hash, load_record, match, record_pool
+
+SHOWN = 3  # names in a message
+MISSING = ("stop", "skip")
+
+
+@dataclass(frozen=True)
+class Today:
+    """The pool in which images are looked for. record: gives its PoolRecord, None where there is none."""
+
+    count: int
+    names: Sequence[str] | None
+    record: Callable[[], PoolRecord | None]
+    what: str  # how messages call it
+
+
+def of_features(table: FeatureTable) -> Today:
+    """The pool of a feature file."""
+    path = table.path
+    record = (lambda: None) if path is None else (lambda: load_record(path, len(table)))
+    return Today(len(table), table.names, record, str(path or "the features"))
+
+
+def of_pool(pool: Pool) -> Today:
+    """A pool at hand; its files are read when a list asks for their contents."""
+    return Today(len(pool), pool.names, lambda: record_pool(pool), "the training set")
+
+
+def find_images(sources: Sequence[Path | str], today: Today, *, missing: str = "stop", log: Log = print) -> list[int]:
+    """Rows of today's pool that some lists name, in the lists' order, each once.
+
+    sources: subset files (.json), files of names (.txt, a name a line), label files (.csv of file,label) and folders of
+    images. A subset file with the record of its images is matched by content and name; without one it is taken by
+    position. missing: `stop` raises UserError where an image is not found, `skip` leaves it out and says so.
+    """
+    rows: dict[int, None] = {}
+    for source in sources:
+        path = Path(source)
+        if path.is_dir():
+            found = of_folder(path, today, log)
+        elif path.suffix.lower() == ".json":
+            found = of_subset(path, today, log)
+        elif path.is_file():
+            names, _ = read_list(path)
+            found = dict(zip(names, by_name(names, today), strict=True))
+        else:
+            raise UserError(f"list {path} does not exist: a subset file, a file of names, a CSV or a folder is needed")
+        gone = [name for name, row in found.items() if row is None]
+        if gone:
+            told = f"{path}: {len(gone)} of {len(found)} images are not in {today.what}: {shown(gone)}"
+            if missing == "stop":
+                raise UserError(f"{told}. Give them back, or leave them out with --missing skip")
+            log(f"{told}; left out")
+        rows |= dict.fromkeys(row for row in found.values() if row is not None)
+    return list(rows)
+
+
+def shown(names: Sequence[str]) -> str:
+    """The first of some names, for a message."""
+    return ", ".join(map(repr, names[:SHOWN])) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
+
+
+def by_name(names: Sequence[str], today: Today) -> list[int | None]:
+    """The row of each name, None where it is not there; parts in front that the pool's names lack are left away."""
+    if today.names is None:
+        raise UserError(f"{today.what} has no names of images: give a subset file of ids")
+    rows = {name: row for row, name in enumerate(today.names)}
+
+    def find(name: str) -> int | None:
+        parts = name.split("/")
+        tails = ("/".join(parts[start:]) for start in range(len(parts)))
+        return next((rows[tail] for tail in tails if tail in rows), None)
+
+    return [find(name) for name in names]
+
+
+def of_folder(folder: Path, today: Today, log: Log) -> dict[str, int | None]:
+    """{name in a folder of images: row}."""
+    pool = folder_pool(folder)
+    names = list(pool.names or ())
+    record = today.record()
+    if record is None:
+        return dict(zip(names, by_name(names, today), strict=True))
+    found, moved, changed = match(names, [file_hash(path) for path in pool.paths], record)
+    say(folder, len(found), moved, changed, log)
+    return dict(zip(names, found, strict=True))
+
+
+def of_subset(path: Path, today: Today, log: Log) -> dict[str, int | None]:
+    """{name, or position as text: row} of a subset file."""
+    beside = sidecar(path, "provenance")
+    provenance: dict[str, Any] = read_json(beside) if beside.exists() else {}
+    images = provenance.get("images")
+    if not images:
+        check_positions(path, provenance.get("features") or {}, today)
+        return {str(row): row for row in load_subset(path, today.count).tolist()}
+    ids = read_json(path)
+    hashes, names = images.get("hash"), images.get("name") or [None] * len(ids)
+    if not isinstance(ids, list) or not isinstance(hashes, list) or not len(hashes) == len(names) == len(ids):
+        raise UserError(f"{beside} does not tell the {len(ids)} images of {path.name}: choose again, or remove it")
+    record = today.record()
+    if record is None and names[0] is not None and today.names is not None:
+        return dict(zip(names, by_name(names, today), strict=True))
+    if record is None:
+        check_positions(path, provenance.get("features") or {}, today)
+        return {str(row): row for row in load_subset(path, today.count).tolist()}
+    found, moved, changed = match(names, hashes, record)
+    say(path, len(found), moved, changed, log)
+    keys = [str(key if name is None else name) for key, name in zip(ids, names, strict=True)]
+    return dict(zip(keys, found, strict=True))
+
+
+def check_positions(path: Path, features: dict[str, Any], today: Today) -> None:
+    """Raise UserError where the positions of a list without a record of its images would mean others today.
+
+    features: what its provenance says of the features that it was chosen from.
+    """
+    shape = features.get("shape")
+    if shape and shape[0] != today.count:
+        raise UserError(
+            f"subset file {path} was chosen from {shape[0]} images, but {today.what} has {today.count}, and its "
+            "provenance does not say which images it means: it is a list of another data set, or images were skipped "
+            "or added since. Choose again from the features of these images"
+        )
+    names = today.names
+    if names and (features.get("names_sha256") or names_digest(names)) != names_digest(names):
+        raise UserError(
+            f"subset file {path} was chosen from {today.count} images of other names, or in another order, than "
+            f"{today.what} has, and its provenance does not say which images it means: choose again from the features "
+            "of these images"
+        )
+
+
+def say(source: Path, count: int, moved: Sequence[int], changed: Sequence[int], log: Log) -> None:
+    """One line where some images have other names or contents than the list knows."""
+    if moved or changed:
+        words = [f"{len(moved)} under another name"] if moved else []
+        words += [f"{len(changed)} with another content under their name"] if changed else []
+        log(f"{source}: of {count} images, {' and '.join(words)}")

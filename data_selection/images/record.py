@@ -1,0 +1,178 @@
+"""What a pool's images are, beside their rows: name, size in bytes, time of change and content hash of each."""
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data_selection.common.errors import UserError
+from data_selection.common.feature_table import sidecar, write_sidecar
+from data_selection.common.files import read_json
+from data_selection.common.progress import OpenBar, open_bar
+from data_selection.images.pools import Pool
+
+VERSION = 1
+THREADS = 8  # hashing waits for the disk, and hashlib leaves Python to other threads meanwhile
+BLOCK = 1 << 20
+COLUMNS = ("name", "bytes", "time", "hash")
+
+
+@dataclass(frozen=True)
+class PoolRecord:
+    """A pool's images in the order of its rows.
+
+    names: paths below the pool's root, or None where its images have none (CIFAR10). sizes: bytes; times: of the last
+    change, nanoseconds since 1970; both None without files. hashes: BLAKE2b (128 bits, hex) of the file's bytes, or of
+    the pixels of an image without a file; "" where a file could not be read.
+    """
+
+    hashes: tuple[str, ...]
+    names: tuple[str, ...] | None = None
+    sizes: tuple[int, ...] | None = None
+    times: tuple[int, ...] | None = None
+
+    def __len__(self) -> int:
+        return len(self.hashes)
+
+    def rows(self, kept: Iterable[int]) -> "PoolRecord":
+        """The record of some rows."""
+        chosen = list(kept)
+        columns = (self.hashes, self.names, self.sizes, self.times)
+        return PoolRecord(*(None if column is None else tuple(column[i] for i in chosen) for column in columns))  # type: ignore[arg-type]
+
+
+def record_pool(pool: Pool, before: PoolRecord | None = None, progress: OpenBar | None = None) -> PoolRecord:
+    """The PoolRecord of a pool as it is now.
+
+    before: an earlier record; a file of the same name, size and time is taken to have the same content, all others are
+    read. A file that is gone or cannot be read has the hash "".
+    """
+    if pool.arrays is not None:
+        return PoolRecord(tuple(digest(row.tobytes()) for row in pool.arrays), pool.names)
+    names = tuple(pool.paths if pool.names is None else pool.names)
+    known = known_files(before)
+    sizes, times, hashes = [0] * len(names), [0] * len(names), [""] * len(names)
+    unread = []
+    for i, path in enumerate(pool.paths):
+        try:
+            found = Path(path).stat()
+        except OSError:
+            continue
+        sizes[i], times[i] = found.st_size, found.st_mtime_ns
+        hashes[i] = known.get((names[i], sizes[i], times[i]), "")
+        if not hashes[i]:
+            unread.append(i)
+    with open_bar(progress, len(unread), "read", "image") as bar, ThreadPoolExecutor(THREADS) as threads:
+        for i, value in zip(unread, threads.map(lambda i: file_hash(pool.paths[i]), unread), strict=True):
+            hashes[i] = value
+            bar.update(1)
+    return PoolRecord(tuple(hashes), names, tuple(sizes), tuple(times))
+
+
+def known_files(record: PoolRecord | None) -> dict[tuple[str, int, int], str]:
+    """{(name, size, time): hash} of a record with files."""
+    if record is None or record.names is None or record.sizes is None or record.times is None:
+        return {}
+    keys = zip(record.names, record.sizes, record.times, strict=True)
+    return dict(zip(keys, record.hashes, strict=True))
+
+
+def digest(content: bytes) -> str:
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
+
+
+def file_hash(path: str) -> str:
+    """The content hash of a file, "" where it cannot be read."""
+    value = hashlib.blake2b(digest_size=16)
+    try:
+        with Path(path).open("rb") as handle:
+            while block := handle.read(BLOCK):
+                value.update(block)
+    except OSError:
+        return ""
+    return value.hexdigest()
+
+
+def duplicates(record: PoolRecord) -> list[list[int]]:
+    """Groups of rows with equal content, each ascending, in the order of their first rows."""
+    groups = defaultdict(list)
+    for row, value in enumerate(record.hashes):
+        if value:
+            groups[value].append(row)
+    return [rows for rows in groups.values() if len(rows) > 1]
+
+
+def match(
+    names: Sequence[str | None], hashes: Sequence[str], today: PoolRecord
+) -> tuple[list[int | None], list[int], list[int]]:
+    """Which rows of today's pool some images are that were known before by name and content ("" where unknown).
+
+    Returns (row of each or None, places that moved, places that changed). Content decides, among equal ones the same
+    name, then the first row that no other image has; where the content is nowhere, the name: the file was changed.
+    """
+    by_content = defaultdict(list)
+    for row, value in enumerate(today.hashes):
+        if value:
+            by_content[value].append(row)
+    by_name: dict[str | None, int] = {name: row for row, name in enumerate(today.names or ())}
+    found: list[int | None] = [None] * len(names)
+    taken: set[int] = set()
+    moved: list[int] = []
+    changed: list[int] = []
+
+    def give(place: int, row: int) -> None:
+        found[place] = row
+        taken.add(row)
+
+    waiting = []
+    for place, (name, value) in enumerate(zip(names, hashes, strict=True)):
+        row = by_name.get(name, -1)
+        if row >= 0 and (not value or today.hashes[row] in ("", value)):
+            give(place, row)
+        else:
+            waiting.append(place)
+    for place in waiting:
+        free = [copy for copy in by_content.get(hashes[place], ()) if copy not in taken]
+        if free:
+            give(place, free[0])
+            moved.append(place)
+    for place in waiting:
+        row = by_name.get(names[place], -1)
+        if found[place] is None and row >= 0 and row not in taken:
+            give(place, row)
+            changed.append(place)
+    return found, moved, changed
+
+
+def save_record(path: Path | str, record: PoolRecord | None) -> None:
+    """Write X.images.json beside a feature file X.npy; None removes a stale one."""
+    content = record and {"version": VERSION} | {
+        name: column if column is None else list(column)
+        for name, column in zip(COLUMNS, (record.names, record.sizes, record.times, record.hashes), strict=True)
+    }
+    write_sidecar(path, "images", content)
+
+
+def load_record(path: Path | str, count: int) -> PoolRecord | None:
+    """The record beside a feature file of `count` rows, None where there is none.
+
+    Raises UserError where it is damaged, of another length, or of a later version.
+    """
+    file = sidecar(path, "images")
+    if not file.exists():
+        return None
+    content: Any = read_json(file)
+    if not isinstance(content, dict) or content.get("version") != VERSION:
+        raise UserError(f"{file} is no record of images of version {VERSION}: extract the features again, or remove it")
+    kinds: dict[str, type] = {"name": str, "bytes": int, "time": int, "hash": str}
+    columns = {}
+    for name in COLUMNS:
+        column = content.get(name)
+        whole = isinstance(column, list) and len(column) == count and all(type(v) is kinds[name] for v in column)
+        if not whole and (column is not None or name == "hash"):
+            raise UserError(f"{file}: {name} should be a list of {count} values: extract the features again")
+        columns[name] = None if column is None else tuple(column)
+    return PoolRecord(columns["hash"] or (), columns["name"], columns["bytes"], columns["time"])
