@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from data_selection.common.errors import UserError
+from data_selection.common.parsing import Parser
 from deit.option_checks import DATA_SETS, SCHEDULES, check, check_no_idle_flag
 from deit.recipes import FOLDER, config_tokens, recipe_file, recipe_names
 
@@ -16,6 +17,22 @@ PIXELS, AUGMENTS = ("data-set", "model"), ("crop", "shift")
 def whole_or_auto(text: str) -> int | str:
     """A whole number, or the word auto."""
     return text if text == "auto" else int(text)
+
+
+START = """Finetune an image classifier on a chosen subset.
+
+Start here, with a subset that ActiveFT chose of the embedded demo pool, then with a folder of your own, then as in the
+papers:
+  python deit/main.py --data-set DEMOSUBSET --subset_ids SUBSET.json --output_dir outputs/demo
+  python deit/main.py --data-set FOLDERSUBSET --data-path images --subset_ids SUBSET.json --labels labels.csv \\
+      --model resnet50 --finetune weights.pth --output_dir outputs/mine
+  python -m torch.distributed.launch --nproc_per_node=2 --use_env deit/main.py --data-set CIFAR100SUBSET \\
+      --subset_ids SUBSET.json --resume dino_deitsmall16_pretrain.pth --clip-grad 2.0 --output_dir outputs/cifar
+"""
+
+
+class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Defaults are told, and the examples keep their lines."""
 
 
 class Refused(argparse.Action):
@@ -49,10 +66,7 @@ class Flags:
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all flags, without the recipe's values and without checks."""
-    parser = argparse.ArgumentParser(
-        prog="main.py", description="Finetune an image classifier on a chosen subset.", allow_abbrev=False,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )  # fmt: skip
+    parser = Parser(prog="main.py", description=START, formatter_class=Help)
     _add_data(Flags(parser, "data"))
     _add_model(Flags(parser, "model and weights"))
     _add_optimisation(Flags(parser, "optimisation"))

@@ -4,6 +4,7 @@ import argparse
 import functools
 from typing import TYPE_CHECKING
 
+from data_selection.common.parsing import Parser
 from data_selection.common.paths import DATA_SELECTION
 
 if TYPE_CHECKING:
@@ -14,10 +15,8 @@ __all__ = ["DATA_SELECTION", "add_device", "add_label_column", "add_seed", "add_
 
 
 def make_parser(description: str) -> argparse.ArgumentParser:
-    """An ArgumentParser that shows each default and refuses abbreviated flags (a typo must not pass for a flag)."""
-    return argparse.ArgumentParser(
-        description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False
-    )
+    """The Parser of a command."""
+    return Parser(description=description)
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:

@@ -1,0 +1,44 @@
+"""The parser of all commands: two lines for a wrong flag, the nearest right one named, `~` understood everywhere."""
+
+import argparse
+import difflib
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser that refuses abbreviated flags: a typo must not pass for a flag."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(
+            usage="%(prog)s [flags]",
+            formatter_class=settings.pop("formatter_class", argparse.ArgumentDefaultsHelpFormatter),
+            allow_abbrev=False, **settings,
+        )  # fmt: skip
+
+    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
+        """As argparse; a home folder's `~` is expanded where the shell leaves it, as in --weights=~/w.pth."""
+        return super().parse_known_args(
+            [expanded(word) for word in (sys.argv[1:] if args is None else args)], namespace
+        )
+
+    def error(self, message: str) -> NoReturn:
+        """End with status 2 and two lines: what is wrong with a flag close to it, and where all flags are told."""
+        start, _, words = message.partition("unrecognized arguments: ")
+        hints = [] if start else [self.nearest(word) for word in words.split() if word.startswith("--")]
+        hint = "".join(f"; did you mean {close}?" for close in hints if close)
+        self.exit(2, f"{self.prog}: error: {message}{hint}\n{self.prog} --help tells all flags\n")
+
+    def nearest(self, word: str) -> str:
+        """The one or two flags that are closest to a word, "" where none is."""
+        return " or ".join(difflib.get_close_matches(word.split("=")[0], self._option_string_actions, 2, 0.75))
+
+
+def expanded(word: str) -> str:
+    """A command-line word with `~` in front, or behind the = of a flag, as the home folder."""
+    flag, equals, value = word.partition("=")
+    if equals and flag.startswith("--") and value.startswith("~"):
+        return f"{flag}={os.path.expanduser(value)}"  # noqa: PTH111 - keeps `./`, a final slash, and what is no path
+    return os.path.expanduser(word) if word.startswith("~") else word  # noqa: PTH111

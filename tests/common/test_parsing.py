@@ -1,0 +1,43 @@
+"""What every command does with a wrong flag, and with a home folder's ~."""
+
+import pytest
+
+from data_selection.common.parsing import Parser
+
+
+@pytest.fixture
+def parser():
+    made = Parser(prog="choose.py", description="Choose.")
+    made.add_argument("--model")
+    made.add_argument("--mode", choices=("a", "b"))
+    made.add_argument("--budget", type=int, default=3, help="images")
+    made.add_argument("files", nargs="*")
+    return made
+
+
+@pytest.mark.parametrize(("words", "first"), [
+    (["--modell", "x"], "choose.py: error: unrecognized arguments: --modell; did you mean --model or --mode?"),
+    (["--bugdet=3"], "choose.py: error: unrecognized arguments: --bugdet=3; did you mean --budget?"),
+    (["--zzz"], "choose.py: error: unrecognized arguments: --zzz"),
+    (["--budget", "x"], "choose.py: error: argument --budget: invalid int value: 'x'"),
+    (["--budg", "3"], "choose.py: error: unrecognized arguments: --budg; did you mean --budget?"),
+])  # fmt: skip
+def test_a_wrong_flag_ends_in_two_lines_with_the_nearest_one(parser, capsys, words, first):
+    with pytest.raises(SystemExit) as ended:
+        parser.parse_args(words)
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.splitlines() == [first, "choose.py --help tells all flags"]
+
+
+def test_the_home_folder_is_expanded_wherever_the_shell_leaves_it(parser, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/anna")
+    args = parser.parse_args(["--model=~/w.pth", "~/a", "x~", "a=~/b", "~"])
+    assert (args.model, args.files) == ("/home/anna/w.pth", ["/home/anna/a", "x~", "a=~/b", "/home/anna"])
+
+
+def test_help_tells_defaults(parser, capsys):
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--help"])
+    told = capsys.readouterr().out
+    assert "usage: choose.py [flags]" in told
+    assert "images (default: 3)" in told
