@@ -29,7 +29,7 @@ from data_selection.embedding.backbones import (
 from data_selection.embedding.extraction import Embed, Stats, extract
 from data_selection.embedding.forward import class_tokens, cpu_has_bf16, pooled
 from data_selection.embedding.preprocessing import preprocess_of
-from data_selection.images.pools import POOLS, SPLITS, open_pool
+from data_selection.images.pools import POOLS, SPLIT_NAMES, open_pool
 
 AMP = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -130,7 +130,9 @@ def name_parts(dataset: str, split: str) -> tuple[str, str]:
     if path.is_file():
         return path.stem, split
     folder = path.resolve()
-    return (folder.parent.name, folder.name) if folder.name in SPLITS and folder.parent.name else (folder.name, split)
+    if folder.name.lower() in SPLIT_NAMES and folder.parent.name:
+        return folder.parent.name, folder.name
+    return folder.name, split
 
 
 def cores() -> int:

@@ -30,10 +30,11 @@ def budget_from_percent(pool_size: int, percent: float | str) -> int:
         exact = Decimal(str(percent))
     except InvalidOperation:
         raise UserError(f"percent {percent!r} is not a number") from None
-    budget = int(exact * pool_size / 100) if exact.is_finite() else 0
-    if budget < 1 or exact > 100:
+    whole = exact.is_finite() and 0 <= exact <= 100  # beyond, it may have more digits than memory
+    budget = int(exact * pool_size / 100) if whole else 0
+    if budget < 1:
         raise UserError(
-            f"{percent} % of {pool_size} images is a budget of {budget}; allowed: 1..{pool_size} images, "
+            f"{percent} % of {pool_size} images is no budget; allowed: 1..{pool_size} images, "
             f"so at least {100 / pool_size:.6g} % and at most 100 %"
         )
     return budget
