@@ -95,7 +95,7 @@ def evaluate_only(args: argparse.Namespace, world: distributed.World) -> Numbers
     log = RunLog("", world.is_main)
     train_pool, test_pool = distributed.on_main_first(world, lambda: open_images(name, *where(args)))
     model = build(args, train_pool.classes or 0, log)
-    load_weights(model, args.resume or args.finetune, checkpoint_key="model", log=log.say)
+    load_weights(model, args.resume or args.finetune, log=log.say)
     model.to(world.device)
     data = prepare(
         test_pool, range(len(test_pool)), make_pipeline(args, defaults), world.device, train=False,

@@ -33,18 +33,7 @@ FASHION_MEAN, FASHION_STD = 0.2860, 0.3530  # of the 60,000 training images, sca
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SPLITS = ("train", "test", "val")  # test and val both mean the held-out part
 # What folders of a split are called, in any case
-SPLIT_NAMES = (
-    *SPLITS,
-    "training",
-    "testing",
-    "valid",
-    "validation",
-    "validate",
-    "eval",
-    "evaluation",
-    "dev",
-    "holdout",
-)
+SPLIT_NAMES = (*SPLITS, "training", "testing", "valid", "validation", "eval", "evaluation", "dev", "holdout")
 
 
 class Pool:
@@ -131,9 +120,8 @@ def check_one_split(folder: Path) -> None:
 
 def splits_among(folders: Iterable[str]) -> list[str]:
     """The names that mean a split, those of the training part first."""
-    return sorted(
-        (name for name in folders if name.lower() in SPLIT_NAMES), key=lambda name: name.lower()[:5] != "train"
-    )
+    splits = (name for name in folders if name.lower() in SPLIT_NAMES)
+    return sorted(splits, key=lambda name: not name.lower().startswith("train"))
 
 
 def _refuse_splits(folder: Path | str, splits: Sequence[str]) -> None:
