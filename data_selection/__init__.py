@@ -8,6 +8,7 @@ _HOMES = {
     "FeatureTable": "common.feature_table",
     "load_features": "common.feature_table",
     "save_features": "common.feature_table",
+    "labels_like": "common.feature_table",
     "METHODS": "methods.table",
     "ActiveFTConfig": "methods.configs",
     "select_activeft": "methods.activeft",

@@ -13,7 +13,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from data_selection.common.errors import UserError
-from data_selection.embedding.image_batches import Transform
+from data_selection.embedding.image_batches import Transform, received, stacked
 from data_selection.embedding.preprocessing import Preprocess
 from data_selection.images.pools import Pool
 from deit.samples.batches import Batch, ImageBatches, Part
@@ -99,6 +99,11 @@ class Batches:
         return len(self.items)
 
 
+def collate(items: Sequence[tuple[torch.Tensor, int]]) -> tuple[torch.Tensor | np.ndarray, np.ndarray]:
+    """Items of Transformed as one batch."""
+    return stacked([image for image, _ in items]), np.array([label for _, label in items], np.int64)
+
+
 def ignore_sigterm(_worker: int) -> None:
     """A scheduler's warning reaches every process of a job; the trainer decides, and its workers end with it."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -123,12 +128,11 @@ class PilImages:
         transform: Transform | Shifted = pipeline.eval_transform()
         if train:
             transform = Shifted(pipeline) if pipeline.shifts else pipeline.train_transform()
-        self.shifts = pipeline.shifts
+        self.shifts, self.pin = pipeline.shifts, pin_memory and device.type == "cuda"
         self.batches, self.seed, self.device, self.count = Batches(), seed, device, len(ids)
         self.loader = DataLoader(
             Transformed(pool, ids, cached, transform), batch_sampler=self.batches, num_workers=workers,
-            pin_memory=pin_memory and device.type == "cuda", persistent_workers=workers > 0,
-            worker_init_fn=ignore_sigterm,
+            collate_fn=collate, pin_memory=self.pin, persistent_workers=workers > 0, worker_init_fn=ignore_sigterm,
         )  # fmt: skip
         OPEN.add(self)
 
@@ -182,7 +186,8 @@ class PilImages:
     def _load(self) -> Iterator[Batch]:
         try:
             for images, labels in self.loader:
-                yield images.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
+                batch = received(images, self.pin), torch.from_numpy(labels)
+                yield batch[0].to(self.device, non_blocking=True), batch[1].to(self.device, non_blocking=True)
         except UserError as error:  # a worker's comes with its traceback, of which the last line is the message
             raise UserError(str(error).strip().splitlines()[-1].partition("UserError: ")[2] or str(error)) from None
         except (ConnectionError, EOFError, FileNotFoundError) as error:  # it died while it handed a batch over

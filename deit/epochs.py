@@ -137,6 +137,7 @@ def conclude(
         "ema": ema,
         "graph": graph,
         "verdict": job.verdict,
+        "class_names": job.settings["class_names"],
         "epochs_run": epochs, "train_seconds": tally.seconds, "seconds": time.monotonic() - tally.began,
         "images_per_second": tally.images / tally.seconds, "processes": world.size,
         "global_batch_size": job.global_batch,

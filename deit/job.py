@@ -144,6 +144,7 @@ def open_job(args: argparse.Namespace, world: distributed.World) -> Job:
         "global_batch_size": global_batch,
         "train_ids": fingerprint(train_pool, ids),
         "processes": world.size,
+        "class_names": list(train_pool.class_names) if train_pool.class_names else None,
     }
     return Job(args, world, defaults, log, train_pool, test_pool, list(ids), held, global_batch, settings)
 

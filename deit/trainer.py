@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from data_selection.common import distributed
-from data_selection.embedding.backbones import load_weights
+from data_selection.embedding.backbones import load_weights, local_file
 from deit.crossval import compare, told
 from deit.datasets import close_workers, prepare
 from deit.engine import Learner, evaluate
@@ -13,6 +13,7 @@ from deit.epochs import run_epochs
 from deit.job import Job, decode, new_learner, open_job, where
 from deit.learner.building import autocast_type, build, make_pipeline, resolve
 from deit.runs import checkpoints
+from deit.runs.classes import check_classes, say_of_classes
 from deit.runs.kinds import Numbers, State
 from deit.runs.meters import RunLog
 from deit.runs.saving import NEWEST, Saver
@@ -40,10 +41,13 @@ def finetune(args: argparse.Namespace, world: distributed.World) -> dict[str, An
     if state is not None:
         saved = checkpoints.saved_args(state)
         take_over(job, saved)
+        check_classes(saved, job.settings["class_names"], source)
         job.settings |= {name: saved.get(name) for name in ("verdict", "soft_targets")}
     if state is not None and finished(args, source, state["epoch"], job.last, job.log):
         return None
     announce(job)
+    if state is None:
+        say_of_classes(source, job.settings["class_names"], job.log.say)
     if state is None and (args.amp == "measured" or args.minutes) and args.mode != "linear":
         settle(job)
     with distributed.watched(world), workers_named(close_workers):
@@ -94,8 +98,10 @@ def evaluate_only(args: argparse.Namespace, world: distributed.World) -> Numbers
     name, defaults = resolve(args)
     log = RunLog("", world.is_main)
     train_pool, test_pool = distributed.on_main_first(world, lambda: open_images(name, *where(args)))
+    source = local_file(args.resume or args.finetune, log.say)
+    check_classes(checkpoints.saved_args(checkpoints.training_state(source) or {}), train_pool.class_names, source)
     model = build(args, train_pool.classes or 0, log)
-    load_weights(model, args.resume or args.finetune, checkpoint_key="model", log=log.say)
+    load_weights(model, source, log=log.say)
     model.to(world.device)
     data = prepare(
         test_pool, range(len(test_pool)), make_pipeline(args, defaults), world.device, train=False,

@@ -52,7 +52,8 @@ def build_parser() -> argparse.ArgumentParser:
         default="",
         help="checkpoint (.pth, .pt, .safetensors) or https address; empty: those of DINO (timm: of timm)",
     )
-    add("--checkpoint_key", default="teacher", help="entry of the checkpoint that holds the weights, where it has one")
+    add("--checkpoint_key", help="entry of the checkpoint that holds the weights (default: teacher, model, state_dict "
+        "or student, where it has one)")  # fmt: skip
     add("--n_last_blocks", type=at_least(1), default=1, help="class tokens of this many last blocks, concatenated")
     add("--avgpool_patchtokens", type=on_off, default=False, metavar="on|off",
         help="interleave the class token with the mean patch token")  # fmt: skip

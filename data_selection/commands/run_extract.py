@@ -14,7 +14,8 @@ from torch import nn
 from data_selection.commands.shared import bar_factory
 from data_selection.common.distributed import World, on_main, on_main_first, start
 from data_selection.common.errors import UserError
-from data_selection.common.files import sha256
+from data_selection.common.feature_table import load_words, sidecar
+from data_selection.common.files import read_json, sha256
 from data_selection.common.kinds import Log
 from data_selection.common.subset_files import versions
 from data_selection.embedding.backbones import (
@@ -29,7 +30,7 @@ from data_selection.embedding.backbones import (
 from data_selection.embedding.extraction import Embed, Stats, extract
 from data_selection.embedding.forward import class_tokens, cpu_has_bf16, pooled
 from data_selection.embedding.preprocessing import preprocess_of
-from data_selection.images.pools import POOLS, SPLITS, open_pool
+from data_selection.images.pools import POOLS, SPLIT_NAMES, Pool, open_pool
 
 AMP = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -60,7 +61,8 @@ def extract_pool(args: argparse.Namespace, world: World, say: Log) -> None:
     preprocess = preprocess_of(arch, args.input_size)
     if args.input_size is not None:
         check_size(model, arch, args.input_size)
-    if path.exists():
+    source = source_of(args.dataset, args.data_path)
+    if on_main(world, lambda: check_own(path, source, pool)):
         say(f"{path} exists and will be replaced when the new file is whole")
     amp = on_main(world, lambda: pick_amp(args.amp, world.device))  # machines may differ
     backbone = {
@@ -69,14 +71,15 @@ def extract_pool(args: argparse.Namespace, world: World, say: Log) -> None:
     }  # fmt: skip
     data = {"name": name, "split": split, "images": len(pool), "classes": pool.classes}
     provenance = {
-        "pool": data, "backbone": backbone, "preprocess": preprocess.record(),
+        "pool": data, "source": source, "backbone": backbone, "preprocess": preprocess.record(),
         "amp": str(amp), "dtype": args.dtype, "device": world.device.type, "versions": versions(),
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
     }  # fmt: skip
     stats = extract(
         pool, model, path, world=world, preprocess=preprocess, embed=embedding(args, arch, model),
         batch_size=args.batch_size_per_gpu, num_workers=min(args.num_workers, cores()), amp_dtype=amp,
-        compiled=args.compile, dtype=args.dtype, on_error=args.on_error, request={"pool": data, "backbone": backbone},
+        compiled=args.compile, dtype=args.dtype, on_error=args.on_error,
+        request={"pool": data, "source": source, "backbone": backbone},
         provenance=provenance, progress=bar_factory(world), log=say,
     )  # fmt: skip
     say(summary(stats, path))
@@ -89,11 +92,13 @@ def open_backbone(args: argparse.Namespace, arch: str, say: Log) -> tuple[nn.Mod
         return model, {"weights": arch, "tensors_sha256": state_digest(model)}
     source = args.pretrained_weights or default_weights(arch, args.patch_size)
     model = build_model(arch, patch_size=args.patch_size, img_size=args.input_size)
-    classifier = getattr(model, "pretrained_cfg", {}).get("classifier") or "head"
-    heads = [f"{name}.{part}" for name in ("head", classifier) for part in ("weight", "bias")]
+    classifier = getattr(model, "pretrained_cfg", {}).get("classifier") or ()  # of a distilled model two
+    classifiers = ("head", *([classifier] if isinstance(classifier, str) else classifier))
+    heads = [f"{name}.{part}" for name in classifiers for part in ("weight", "bias")]
     loaded = load_weights(
         model, source, checkpoint_key=args.checkpoint_key, allow_unexpected=(*DINO_HEAD, *heads),
         resize_pos_embed=args.input_size is not None, log=say,
+        hint="name the entry that holds them with --checkpoint_key",
     )  # fmt: skip
     return model, {"weights": loaded.path.name, "weights_sha256": sha256(loaded.path)}
 
@@ -130,7 +135,34 @@ def name_parts(dataset: str, split: str) -> tuple[str, str]:
     if path.is_file():
         return path.stem, split
     folder = path.resolve()
-    return (folder.parent.name, folder.name) if folder.name in SPLITS and folder.parent.name else (folder.name, split)
+    if folder.name.lower() in SPLIT_NAMES and folder.parent.name:
+        return folder.parent.name, folder.name
+    return folder.name, split
+
+
+def source_of(dataset: str, data_path: Path | None) -> str:
+    """Where a pool's images come from: a data set's name, or the place of a folder or list."""
+    if dataset in POOLS:
+        return dataset
+    source = os.path.realpath(dataset)
+    return source if data_path is None or Path(dataset).is_dir() else f"{source} in {os.path.realpath(data_path)}"
+
+
+def check_own(path: Path, source: str, pool: Pool) -> bool:
+    """Whether the feature file is there already, from the same source. Raises UserError where it holds another pool.
+
+    A file that does not say where it comes from has to have the same names.
+    """
+    if not path.exists():
+        return False
+    beside = sidecar(path, "provenance")
+    before = read_json(beside).get("source") if beside.exists() else None
+    if before != source if before else load_words(path, "names") != pool.names:
+        raise UserError(
+            f"{path} holds the features of {before or 'other images'}, not of {source}, and is not replaced: choose "
+            "another --extra_name or --output_dir, or move it away"
+        )
+    return True
 
 
 def cores() -> int:

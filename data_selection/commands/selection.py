@@ -9,9 +9,15 @@ from typing import Any, NamedTuple
 import torch
 
 from data_selection.commands.shared import bar_factory
-from data_selection.common.distributed import World, start
+from data_selection.common.distributed import World, on_main, start
 from data_selection.common.feature_table import FeatureTable, load_features
-from data_selection.common.subset_files import budget_from_percent, describe, save_names, save_subset
+from data_selection.common.subset_files import (
+    budget_from_percent,
+    check_replaced,
+    describe,
+    save_names,
+    save_subset,
+)
 from data_selection.common.subset_names import output_path
 from data_selection.images.known_lists import find_images, of_features
 from data_selection.images.record import load_record
@@ -46,7 +52,10 @@ def choose(
         table = load_features(features, label_column=not args.no_label_column)
         todo = plan(world, table)
         path = output_path(todo.folder, todo.name)
-        began, replaced = time.monotonic(), path.exists()
+        replaced = on_main(world, lambda: check_replaced(path, table))
+        if replaced and world.is_main:
+            print(f"{path} exists and will be replaced, and its names with it", flush=True)
+        began = time.monotonic()
         progress = None if quiet else bar_factory(world)
         ids = todo.select(table.features, todo.budget, device=world.device, progress=progress)
         seconds = time.monotonic() - began

@@ -21,6 +21,8 @@ def make_parser(description: str) -> argparse.ArgumentParser:
 
 def add_device(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    # torch.distributed.launch may pass it; its environment says the same
+    parser.add_argument("--local-rank", "--local_rank", type=int, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
 
 
 def add_seed(parser: argparse.ArgumentParser, text: str = "seed of every random draw, 0 or above") -> None:

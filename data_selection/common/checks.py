@@ -40,7 +40,11 @@ def check_request(
 
 def check_ids(ids: Ids, pool_size: int, what: str) -> torch.Tensor:
     """Pool indices as an int64 tensor on the CPU, order kept. Raises UserError where one repeats or is out of range."""
-    values = torch.as_tensor(ids if torch.is_tensor(ids) else list(ids)).cpu()
+    try:
+        values = torch.as_tensor(ids if torch.is_tensor(ids) else list(ids)).cpu()
+    except (OverflowError, RuntimeError):  # beyond 64 bits
+        largest = max(ids, key=abs)
+        raise UserError(f"{what} id {largest} is outside the pool's 0..{pool_size - 1}: no pool is so large") from None
     if values.numel() == 0:
         return torch.empty(0, dtype=torch.int64)
     if values.ndim != 1 or values.is_floating_point() or values.dtype == torch.bool:
@@ -61,6 +65,13 @@ def check_ids(ids: Ids, pool_size: int, what: str) -> torch.Tensor:
             f"id {distinct[counts > 1][0].item()} is repeated: remove the repeats"
         )
     return values
+
+
+def as_tensor(rows: np.ndarray) -> torch.Tensor:
+    """An array's values as a tensor; of a type that torch lacks (long double, another byte order) as float64."""
+    rows = np.asarray(rows)
+    known = rows.dtype.isnative and rows.dtype.itemsize <= 8
+    return torch.from_numpy(rows if known else rows.astype(np.float64))
 
 
 def check_finite(block: torch.Tensor, first_row: int = 0, ids: torch.Tensor | None = None) -> None:

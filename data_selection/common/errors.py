@@ -1,12 +1,18 @@
 """A user's mistake ends in one clear line and exit status 2; everything else keeps its traceback."""
 
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
+
+CODES = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")  # for a terminal: torch's messages are bold in places
 
 
 class UserError(ValueError):
     """A mistake the user can mend. Its text names the value, what is allowed and the next step."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(CODES.sub("", text))
 
 
 def run(main: Callable[[Sequence[str] | None], object], argv: Sequence[str] | None = None) -> int:
@@ -27,5 +33,5 @@ def run(main: Callable[[Sequence[str] | None], object], argv: Sequence[str] | No
 
 
 def _say(line: str, status: int) -> int:
-    sys.stderr.write(f"{line}\n")
+    sys.stderr.write(CODES.sub("", line) + "\n")
     return status

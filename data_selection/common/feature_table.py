@@ -21,13 +21,14 @@ class FeatureTable:
 
     features: (N, D) NumPy array or memory map of any float type, raw (not normalised); row i is pool image i.
     labels: (N,) int64, -1 where unknown, or None where no image has one. names: N strings, or None.
-    path: the file it came from, or None.
+    path: the file it came from, or None. class_names: one for each class, or None.
     """
 
     features: np.ndarray
     labels: np.ndarray | None = None
     names: tuple[str, ...] | None = None
     path: Path | None = None
+    class_names: tuple[str, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.features)
@@ -69,25 +70,61 @@ def load_features(path: Path | str, *, label_column: bool = True) -> FeatureTabl
     labels = None
     if label_column:
         column = np.asarray(table[:, -1], dtype=np.float64)
-        if not np.array_equal(column, np.floor(column)) or column.min() < -1:
+        if not are_labels(column):
             raise UserError(
                 f"the last column of {path} should hold class labels (whole numbers, -1 where unknown) but does not: "
                 "if the file has no label column, say so with --no_label_column"
             )
         labels = column.astype(np.int64) if column.max() >= 0 else None
         table = table[:, :-1]
-    return FeatureTable(table, labels, load_names(path, len(table)), path)
+    class_names = load_words(path, "classes")
+    if class_names is not None and labels is not None and labels.max() >= len(class_names):
+        raise UserError(
+            f"{sidecar(path, 'classes')} names {len(class_names)} classes, but {path} holds the label {labels.max()}: "
+            "extract the features again"
+        )
+    return FeatureTable(table, labels, load_words(path, "names", len(table)), path, class_names)
 
 
-def load_names(path: Path, count: int) -> tuple[str, ...] | None:
-    """The names in X.names.json beside the feature file, or None where there is no such file."""
-    beside = sidecar(path, "names")
+def are_labels(column: np.ndarray) -> bool:
+    """Whether every value of a column is a whole number from -1 that int64 and float64 hold exactly."""
+    with np.errstate(invalid="ignore"):
+        return bool(((column >= -1) & (column <= 2**53) & (column == np.floor(column))).all())
+
+
+def load_words(path: Path, kind: str, count: int | None = None) -> tuple[str, ...] | None:
+    """The strings in X.{kind}.json beside the feature file, or None where there is no such file.
+
+    Raises UserError where it holds something else, or not `count` of them.
+    """
+    beside = sidecar(path, kind)
     if not beside.exists():
         return None
-    names = read_json(beside)
-    if not isinstance(names, list) or len(names) != count or not all(isinstance(name, str) for name in names):
-        raise UserError(f"{beside} should be a list of {count} names, one per feature row: extract the features again")
-    return tuple(names)
+    words = read_json(beside)
+    if not isinstance(words, list) or count not in (None, len(words)) or not all(isinstance(w, str) for w in words):
+        expected = f"{count} {kind}, one per feature row" if count else kind
+        raise UserError(f"{beside} should be a list of {expected}: extract the features again")
+    return tuple(words)
+
+
+def labels_like(table: FeatureTable, other: FeatureTable) -> np.ndarray:
+    """A table's labels (N,) int64, in the other one's class numbers where both know their classes' names.
+
+    Raises UserError where the table has no labels, or labels of classes that the other one does not know.
+    """
+    if table.labels is None:
+        raise UserError(f"feature file {table.path} has no labels")
+    ours, theirs = table.class_names, other.class_names
+    if ours is None or theirs is None or ours == theirs:
+        return table.labels
+    number = {name: i for i, name in enumerate(theirs)}
+    strange = [ours[i] for i in np.unique(table.labels) if i >= 0 and ours[i] not in number]
+    if strange:
+        raise UserError(
+            f"{table.path} has images of {', '.join(strange[:4])}, {len(strange)} classes that {other.path} does not "
+            f"have ({', '.join(theirs[:4])}, ...): label both by the same names"
+        )
+    return np.array([*(number.get(name, -1) for name in ours), -1])[table.labels]
 
 
 def save_features(
@@ -96,20 +133,41 @@ def save_features(
     labels: Ids | None = None,
     names: Sequence[str] | None = None,
     provenance: dict[str, Any] | None = None,
+    class_names: Sequence[str] | None = None,
 ) -> None:
-    """Write features (N, D) and labels (N,) in the released layout; names and provenance go beside it.
+    """Write features (N, D) and labels (N,) in the released layout; names, class names and provenance go beside it.
 
-    Labels are -1 where None is given. float16 cannot hold labels above 2,048 exactly, so it is refused there.
+    Labels are -1 where None is given. Raises UserError where a label is no whole number from -1, or does not fit the
+    features' type exactly: float16 holds every number up to 2,048 only.
     """
     features = np.asarray(features)
     column = np.full(len(features), -1) if labels is None else np.asarray(labels)
-    if not np.array_equal(column.astype(features.dtype).astype(np.int64), column):
-        raise UserError(f"labels up to {column.max()} do not fit the feature type {features.dtype}: use float32")
+    check_labels(column, features.dtype, f"the feature type {features.dtype}", "use float32")
     table = np.concatenate([features, column[:, None].astype(features.dtype)], axis=1)
-    for kind, value in (("names", None if names is None else list(names)), ("provenance", provenance)):
-        write_sidecar(path, kind, value)
+    for kind, words in (("names", names), ("classes", class_names)):
+        write_sidecar(path, kind, None if words is None else list(words))
+    write_sidecar(path, "provenance", provenance)
     with atomic_write(path) as handle:
         np.save(handle, table, allow_pickle=False)
+
+
+def check_labels(labels: np.ndarray, dtype: np.dtype[Any], what: str, hint: str) -> None:
+    """Raise UserError for a label that is no whole number from -1, or that a float type does not hold exactly.
+
+    what: how the error calls the type. hint: what to do.
+    """
+    column = labels.astype(np.float64)
+    if not are_labels(column):
+        bad = next(label for label in column.tolist() if not are_labels(np.array(label)))
+        raise UserError(f"{bad:g} is no label: whole numbers from 0 are (-1: unknown)")
+    with np.errstate(over="ignore"):
+        rounded = column.astype(dtype).astype(np.float64)
+    if (rounded != column).any():
+        at = int(np.argmax(rounded != column))
+        raise UserError(
+            f"labels up to {column.max():.0f} do not fit {what} exactly ({column[at]:.0f} becomes {rounded[at]:.0f}): "
+            f"{hint}"
+        )
 
 
 def write_sidecar(path: Path | str, kind: str, value: object) -> None:

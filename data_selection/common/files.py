@@ -1,6 +1,7 @@
 """Write a file so that it is whole or absent; hash one."""
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -16,7 +17,7 @@ from data_selection.common.errors import UserError
 def atomic_write(path: Path | str, mode: str = "wb") -> Iterator[IO[Any]]:
     """Open a temporary file beside `path`, rename it to `path` when the block ends, remove it when the block fails.
 
-    The folder is created. Text is UTF-8. Raises OSError where the folder cannot be written.
+    The folder is created. Text is UTF-8. Raises OSError, which names the path, where it cannot be written.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -30,8 +31,10 @@ def atomic_write(path: Path | str, mode: str = "wb") -> Iterator[IO[Any]]:
             os.fsync(handle.fileno())
         temporary.chmod(0o666 & ~current_umask())  # mkstemp makes 0600, which colleagues could not read
         temporary.replace(path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:  # a full disk: the system names no file
+            raise OSError(error.errno or errno.EIO, error.strerror or str(error), str(path)) from error
         raise
 
 
@@ -67,6 +70,14 @@ def check_writable(path: Path | str) -> Path:
         raise IsADirectoryError(21, "is a folder, not a file to write", str(path))
     with tempfile.TemporaryFile(dir=path.parent):
         return path
+
+
+def told_size(count: float) -> str:
+    """A number of bytes in words, three digits at least: 54.0 kB, 1.23 GB."""
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= size:
+            return f"{count / size:.{2 if count < 10 * size else 1}f} {unit}"
+    return f"{count:.0f} bytes"
 
 
 def read_json(path: Path | str) -> Any:

@@ -30,11 +30,13 @@ def budget_from_percent(pool_size: int, percent: float | str) -> int:
         exact = Decimal(str(percent))
     except InvalidOperation:
         raise UserError(f"percent {percent!r} is not a number") from None
-    budget = int(exact * pool_size / 100) if exact.is_finite() else 0
-    if budget < 1 or exact > 100:
+    whole = exact.is_finite() and 0 <= exact <= 100  # beyond, it may have more digits than memory
+    budget = int(exact * pool_size / 100) if whole else 0
+    if budget < 1:
+        what = "a budget of 0" if whole else "no budget"
         raise UserError(
-            f"{percent} % of {pool_size} images is a budget of {budget}; allowed: 1..{pool_size} images, "
-            f"so at least {100 / pool_size:.6g} % and at most 100 %"
+            f"{percent} % of {pool_size} images is {what}; allowed: 1..{pool_size} images, so at least "
+            f"{100 / pool_size:.6g} % and at most 100 %"
         )
     return budget
 
@@ -73,16 +75,48 @@ def save_names(path: Path | str, table: FeatureTable) -> list[Path]:
     """
     if table.names is None:
         return []
-    names, path = [table.names[i] for i in load_subset(path, len(table)).tolist()], Path(path)
-    if (pool_provenance(table).get("pool") or {}).get("name") == "PascalVOC":
-        years = {"2007": [name for name in names if "_" not in name], "2012": [name for name in names if "_" in name]}
-        lists = {path.with_name(f"{path.stem}_VOC{year}.txt"): sorted(chosen) for year, chosen in years.items()}
-    else:
-        lists = {path.with_suffix(".txt"): names}
-    for file, chosen in lists.items():
+    names, files = [table.names[i] for i in load_subset(path, len(table)).tolist()], names_files(path, table)
+    lists = [names]
+    if len(files) == 2:
+        lists = [sorted(name for name in names if ("_" in name) == later) for later in (False, True)]
+    for file, chosen in zip(files, lists, strict=True):
         with atomic_write(file, "w") as handle:
             handle.writelines(f"{name}\n" for name in chosen)
-    return list(lists)
+    return files
+
+
+def names_files(path: Path | str, table: FeatureTable) -> list[Path]:
+    """Where save_names writes."""
+    path = Path(path)
+    if table.names is None:
+        return []
+    if (pool_provenance(table).get("pool") or {}).get("name") == "PascalVOC":
+        return [path.with_name(f"{path.stem}_VOC{year}.txt") for year in (2007, 2012)]
+    return [path.with_suffix(".txt")]
+
+
+def check_replaced(path: Path, table: FeatureTable) -> bool:
+    """Whether a subset file is there already, of the same pool as far as is known; its names are replaced with it.
+
+    Raises UserError where it was chosen from another pool, which may only be called alike, or where a file of names is
+    there without it: somebody's own.
+    """
+    if not path.exists():
+        strange = next((file for file in names_files(path, table) if file.exists()), None)
+        if strange:
+            raise UserError(f"{strange} is there, and no list of ours: move it, or choose another --filename")
+        return False
+    beside = sidecar(path, "provenance")
+    before = (read_json(beside).get("features") if beside.exists() else None) or {}
+    old, new = (before.get("provenance") or {}).get("source"), pool_provenance(table).get("source")
+    digest = names_digest(table.names) if table.names else None
+    unlike = before.get("names_sha256", digest) != digest or before.get("shape", [len(table)])[0] != len(table)
+    if old != new if old and new else unlike:
+        raise UserError(
+            f"{path} was chosen from another pool ({old or before.get('file')}), not from {table.path} ({new}): choose "
+            "another --output_dir or --filename, or move the list and its names away"
+        )
+    return True
 
 
 def pool_provenance(table: FeatureTable) -> dict[str, Any]:

@@ -155,27 +155,29 @@ def load_weights(
     model: nn.Module,
     source: Path | str,
     *,
-    checkpoint_key: str = "teacher",
+    checkpoint_key: str | None = None,
     allow_missing: Sequence[str] = (),
     allow_unexpected: Sequence[str] = (),
     resize_pos_embed: bool = False,
     log: Log = print,
+    hint: str = "save the dictionary of tensors alone, best as .safetensors",
 ) -> Loaded:
     """Load pretrained weights into model, in place; float16 ones are cast. Returns Loaded.
 
     source: a .pth / .pt / .safetensors file or an https address (fetched into torch.hub's cache); a path that does
-    not exist is an error, never a download (see local_file). Entries `checkpoint_key`, model, state_dict, teacher,
-    student and the prefixes module., backbone., _orig_mod. are unwrapped. allow_missing, allow_unexpected: patterns
-    (fnmatch) of tensor names that the file may lack, or hold in another shape, and that it may hold in excess.
-    resize_pos_embed: resample `pos_embed` (bicubic) where the model's patch grid differs. log: called with one line per
-    declared difference.
+    not exist is an error, never a download (see local_file). Entries teacher, model, state_dict, student and the
+    prefixes module., backbone., _orig_mod. are unwrapped; checkpoint_key: the entry that must be there, and is taken.
+    allow_missing, allow_unexpected: patterns (fnmatch) of tensor names that the file may lack, or hold in another
+    shape, and that it may hold in excess. resize_pos_embed: resample `pos_embed` (bicubic) where the model's patch grid
+    differs. log: called with one line per declared difference. hint: what the error says to do where the file holds no
+    tensors by name.
     Raises UserError, listing both sides, where anything else differs; the model is then unchanged.
 
     Deviation from the released code, which ignored missing tensors, and downloaded other weights for a mistyped path.
     """
     path = local_file(source, log)
     own = model.state_dict()
-    given = strip_prefixes(unwrap(read_checkpoint(path), checkpoint_key, path), own, path)
+    given = strip_prefixes(unwrap(read_checkpoint(path), checkpoint_key, path, hint), own, path)
     if resize_pos_embed and "pos_embed" in given and "pos_embed" in own:
         given["pos_embed"] = _resample(given["pos_embed"], model, own["pos_embed"], log)
 
@@ -256,7 +258,8 @@ def _difference(
         if shapes
         else "",
     ]
+    distilled = ", such as deit_small_distilled_patch16_224" if "dist_token" in unexpected else ""
     return (
         f"weights {path} do not fit {type(model).__name__}: {'; '.join(side for side in sides if side)}. "
-        "Choose the backbone and patch size that the file was made for, or another file"
+        f"Choose the backbone and patch size that the file was made for{distilled}, or another file"
     )

@@ -10,7 +10,7 @@ import torch
 
 from data_selection.common.errors import UserError
 
-WRAPPINGS = ("model", "state_dict", "teacher", "student")  # entries of a checkpoint that may hold the weights
+WRAPPINGS = ("teacher", "model", "state_dict", "student")  # entries of a checkpoint that may hold the weights
 PREFIXES = ("module.", "backbone.", "_orig_mod.")  # left by DistributedDataParallel, DINO and torch.compile
 
 
@@ -35,7 +35,8 @@ def read_checkpoint(path: Path | str) -> Any:
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        reason = str(error).split("\n")[0].strip()
+        lines = str(error).splitlines() or [""]  # the first advises to run the file's code
+        reason = next((line for line in lines if "Unpickler error" in line), lines[0]).strip()
         raise UserError(
             f"weights {path} are damaged, or hold Python objects besides tensors, which are not loaded because "
             f"that may run code ({reason}): save the state_dict alone, best as .safetensors"
@@ -45,20 +46,26 @@ def read_checkpoint(path: Path | str) -> Any:
         raise UserError(f"weights {path} are truncated or no torch file ({reason}): fetch them again") from None
 
 
-def unwrap(content: object, checkpoint_key: str, path: Path) -> dict[str, torch.Tensor]:
-    """The dictionary of tensors within a checkpoint's wrappings."""
+def unwrap(content: object, checkpoint_key: str | None, path: Path, hint: str) -> dict[str, torch.Tensor]:
+    """The dictionary of tensors within a checkpoint's wrappings.
+
+    checkpoint_key: the entry that it must be in, or None. hint: what the error says to do where there are no tensors.
+    """
+    held = f"entries {listed(list(content))}" if isinstance(content, dict) else f"a {type(content).__name__}"
+    found = checkpoint_key is None
     while isinstance(content, dict):
         inner = next((key for key in (checkpoint_key, *WRAPPINGS) if isinstance(content.get(key), dict)), None)
         if inner is None:
             tensors = {key: value for key, value in content.items() if isinstance(key, str) and torch.is_tensor(value)}
-            if tensors and len(tensors) == len(content):
+            if found and tensors and len(tensors) == len(content):
                 return tensors
             break
-        content = content[inner]
-    held = f"entries {listed(list(content))}" if isinstance(content, dict) else f"a {type(content).__name__}"
-    raise UserError(
-        f"weights {path} hold {held}, no tensors by name: name the entry that holds them with --checkpoint_key"
-    )
+        content, found = content[inner], found or inner == checkpoint_key
+    if not found:
+        raise UserError(
+            f"weights {path} hold {held}, no {checkpoint_key!r} with tensors by name: name another, or none"
+        )
+    raise UserError(f"weights {path} hold {held}, no tensors by name: {hint}")
 
 
 def strip_prefixes(

@@ -15,6 +15,7 @@ from torch import nn
 
 from data_selection.common.distributed import World, share_error
 from data_selection.common.errors import UserError
+from data_selection.common.feature_table import check_labels as check_column
 from data_selection.common.kinds import Log
 from data_selection.common.progress import Bar, OpenBar, open_bar
 from data_selection.embedding.forward import class_tokens, memory_layout, ready
@@ -111,6 +112,7 @@ def extract(
     check_labels(pool.labels, dtype)
     prepared = preprocess.record() if transform is None else str(transform)
     which = {"names_digest": _digest(pool.names), "labels_digest": _digest(pool.labels)}
+    which |= {"classes_digest": _digest(pool.class_names)} if pool.class_names else {}
     how = {"preprocess": prepared, "amp": str(amp_dtype), "compiled": compiled, "on_error": on_error}
     request = (request or {}) | which | how
     with TableWriter(path, shape, dtype, request, world) as writer:
@@ -132,7 +134,7 @@ def extract(
                 writer.stop()
             share_error(world, error)
         seconds = time.monotonic() - started
-        count = writer.finish(pool.names, provenance, files=pool.paths)
+        count = writer.finish(pool.names, provenance, pool.paths, pool.class_names)
     return Stats(images, seconds, loading, count, writer.resumed)
 
 
@@ -213,6 +215,4 @@ def _write(
 
 def check_labels(labels: Sequence[int] | None, dtype: str) -> None:
     """Raise UserError where the labels do not fit the file's float type: float16 is exact up to 2,048 only."""
-    largest = max(labels or [0])
-    if int(np.dtype(dtype).type(largest)) != largest:
-        raise UserError(f"labels up to {largest} do not fit {dtype} exactly: use --dtype float32")
+    check_column(np.asarray(labels or [UNKNOWN]), np.dtype(dtype), dtype, "use --dtype float32")

@@ -1,13 +1,16 @@
 """Batches of a pool's images, prepared ahead: decoded in other processes, resized and normalised on the device."""
 
 import functools
+import shutil
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate, get_worker_info
 
 from data_selection.common.errors import UserError
 from data_selection.embedding.preprocessing import Preprocess
@@ -17,6 +20,8 @@ Transform = Callable[[Image.Image], torch.Tensor]
 Images = tuple[torch.Tensor | None, list[str]]  # of those that could be read, and for each "" or the error
 
 
+AHEAD = 4  # batches that each loading process has ready at most
+SHARED = "/dev/shm"  # where Linux keeps shared memory
 PIL_ONE = 2**22  # PIL's weights are whole multiples of 1 / PIL_ONE
 
 
@@ -85,10 +90,34 @@ class View:
         return torch.from_numpy(self.preprocess.pixels(image)).permute(2, 0, 1).contiguous()
 
 
-def collate(items: Sequence[tuple[torch.Tensor | None, str]]) -> Images:
+def collate(items: Sequence[tuple[torch.Tensor | None, str]]) -> tuple[torch.Tensor | np.ndarray | None, list[str]]:
     """The items of Decoded as one batch."""
     images = [image for image, _ in items if image is not None]
-    return torch.stack(images) if images else None, [text for _, text in items]
+    return stacked(images) if images else None, [text for _, text in items]
+
+
+def stacked(images: list[torch.Tensor]) -> torch.Tensor | np.ndarray:
+    """Images as one batch, on its way to another process through shared memory, or as an array through a pipe.
+
+    A tensor takes shared memory, which PyTorch uses until it is full and then dies of; a container has 64 MB of it.
+    """
+    worker = get_worker_info()
+    if worker is None:
+        return torch.stack(images)
+    try:
+        room = shutil.disk_usage(SHARED).free
+    except OSError:  # another system: no such folder, and no such limit
+        room = sys.maxsize
+    enough = room > (AHEAD + 1) * worker.num_workers * sum(image.nbytes for image in images)
+    return default_collate(images) if enough else np.stack([image.numpy() for image in images])
+
+
+def received(batch: torch.Tensor | np.ndarray, pin: bool) -> torch.Tensor:
+    """A stacked batch as a tensor; pin: one that a GPU copies without waiting, as the loader makes them itself."""
+    if torch.is_tensor(batch):
+        return batch
+    images = torch.from_numpy(batch)
+    return images.pin_memory() if pin else images
 
 
 def batches(
@@ -103,8 +132,7 @@ def batches(
     bicubic = transform is None and preprocess.interpolation == "bicubic"
     if pool.arrays is not None and bicubic and pool.arrays.shape[1] == pool.arrays.shape[2]:
         for rows in ranges:
-            images = torch.from_numpy(pool.arrays[rows.start : rows.stop])
-            yield images.pin_memory() if device.type == "cuda" else images, [""] * len(rows)
+            yield received(pool.arrays[rows.start : rows.stop], device.type == "cuda"), [""] * len(rows)
         return
     loader = DataLoader(
         Decoded(pool, transform or View(preprocess)),
@@ -112,10 +140,11 @@ def batches(
         collate_fn=collate,
         num_workers=num_workers,
         pin_memory=device.type == "cuda",
-        prefetch_factor=4 if num_workers else None,
+        prefetch_factor=AHEAD if num_workers else None,
     )
     try:
-        yield from loader
+        for images, errors in loader:
+            yield None if images is None else received(images, device.type == "cuda"), errors
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise

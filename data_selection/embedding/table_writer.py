@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import io
 import json
 import os
 import shutil
@@ -16,7 +17,7 @@ import numpy as np
 from data_selection.common.distributed import World, on_main
 from data_selection.common.errors import UserError
 from data_selection.common.feature_table import write_sidecar
-from data_selection.common.files import atomic_write, read_json
+from data_selection.common.files import atomic_write, read_json, told_size
 
 MISSING, WRITTEN, SKIPPED = 0, 1, 2  # what the file `done` says of each row
 SAVE_SECONDS = 10.0  # at most this much work is lost with the machine; a killed process loses less
@@ -69,27 +70,50 @@ class TableWriter:
         except BlockingIOError:
             raise UserError(f"another process is writing {self.path}: wait for it, or choose another name") from None
         request = json.loads(json.dumps(request | {"shape": self.shape, "dtype": self.dtype.name}))
-        if told.exists() and table.exists():  # without a table, a kill came between its publishing and the folder's end
+        begun = told.exists() and table.exists()  # no table: a kill came between its publishing and the folder's end
+        if begun:
             self._compare(request, read_json(told))
             (self.folder / "stop").unlink(missing_ok=True)
-            return int(np.count_nonzero(self.flags()))
-        told.unlink(missing_ok=True)  # it comes last: without it, all is made anew
+        else:
+            told.unlink(missing_ok=True)  # it comes last: without it, all is made anew
         with self._disk():
+            self._make(anew=not begun)
+            if not begun:
+                with atomic_write(told, "w") as handle:
+                    json.dump(request, handle, indent=1)
+        return int(np.count_nonzero(self.flags()))
+
+    def _make(self, *, anew: bool) -> None:
+        """Make table.npy and done, or where they are there bring them to their sizes.
+
+        A machine that crashed may have cut them. A row that done lacks is missing; where the table is cut, all are.
+        """
+        table, done, header = self.folder / "table.npy", self.folder / "done", self._header(self.shape[0])
+        size = len(header) + self.shape[0] * self.row_bytes
+        anew = anew or table.stat().st_size != size
+        if anew:
             with table.open("wb") as handle:
-                header = {"descr": np.lib.format.dtype_to_descr(self.dtype), "fortran_order": False}
-                np.lib.format.write_array_header_1_0(handle, header | {"shape": self.shape})
-                handle.truncate(handle.tell() + self.shape[0] * self.row_bytes)
-            (self.folder / "done").write_bytes(bytes(self.shape[0]))
-            with atomic_write(told, "w") as handle:
-                json.dump(request, handle, indent=1)
-        return 0
+                handle.write(header)
+                handle.truncate(size)
+                os.fsync(handle.fileno())
+        flags = b"" if anew or not done.exists() else done.read_bytes()
+        if len(flags) != self.shape[0]:
+            with done.open("wb") as handle:
+                handle.write(flags[: self.shape[0]].ljust(self.shape[0], b"\0"))
+                handle.flush()
+                os.fsync(handle.fileno())
+
+    def _header(self, rows: int) -> bytes:
+        """What stands before `rows` rows in a .npy file."""
+        with io.BytesIO() as handle:
+            header = {"descr": np.lib.format.dtype_to_descr(self.dtype), "fortran_order": False}
+            np.lib.format.write_array_header_1_0(handle, header | {"shape": (rows, self.shape[1])})
+            return handle.getvalue()
 
     def _check_room(self) -> None:
         size, free = self.shape[0] * self.row_bytes, shutil.disk_usage(self.path.parent).free
         if free < size:
-            raise UserError(
-                f"{self.path} needs {size / 1e9:.2f} GB, {free / 1e9:.2f} GB are free in {self.path.parent}"
-            )
+            raise UserError(f"{self.path} needs {told_size(size)}, {told_size(free)} are free in {self.path.parent}")
 
     def _compare(self, request: dict[str, Any], before: dict[str, Any]) -> None:
         keys = [key for key in before | request if before.get(key) != request.get(key)]
@@ -129,6 +153,8 @@ class TableWriter:
             os.fsync(self.table)
         for first, flags in self.unsaved:
             self._put(self.done, flags.tobytes(), first)
+        with self._disk():
+            os.fsync(self.done)
         self.unsaved, self.saved_at = [], time.monotonic()
 
     def _put(self, descriptor: int, data: bytes, offset: int) -> None:
@@ -168,21 +194,22 @@ class TableWriter:
         names: Sequence[str] | None = None,
         provenance: dict[str, Any] | None = None,
         files: Sequence[str] = (),
+        class_names: Sequence[str] | None = None,
     ) -> int:
         """Prove that every row is done, write the files beside X.npy, and give X.npy its name. Every rank calls it.
 
         names: N strings for X.names.json, or None. files: N strings, the names where rows were skipped and names is
-        None. Returns the number of rows kept.
+        None. class_names: for X.classes.json, or None. Returns the number of rows kept.
         """
         self.save()
         self.world.barrier()
-        return on_main(self.world, lambda: self._publish(names, provenance, files))
+        beside = {"provenance": provenance, "classes": None if class_names is None else list(class_names)}
+        return on_main(self.world, lambda: self._publish(names, files, beside))
 
-    def _publish(self, names: Sequence[str] | None, provenance: dict[str, Any] | None, files: Sequence[str]) -> int:
+    def _publish(self, names: Sequence[str] | None, files: Sequence[str], beside: dict[str, Any]) -> int:
         flags = self.flags()
         if len(flags) != self.shape[0] or (flags == MISSING).any():
             raise RuntimeError(f"{np.count_nonzero(flags == MISSING)} rows of {self.path} were never written")
-        os.fsync(self.done)
         left_out = np.flatnonzero(flags == SKIPPED)
         if len(left_out) == len(flags):
             raise UserError(f"none of the {len(flags)} images could be read: nothing to write")
@@ -195,8 +222,8 @@ class TableWriter:
             names = [words[i] for i in kept.tolist()]
         else:
             listed.unlink(missing_ok=True)
-        write_sidecar(self.path, "names", None if names is None else list(names))
-        write_sidecar(self.path, "provenance", provenance)
+        for kind, value in (beside | {"names": None if names is None else list(names)}).items():
+            write_sidecar(self.path, kind, value)
         finished.replace(self.path)
         shutil.rmtree(self.folder)
         return len(flags) - len(left_out)
@@ -206,8 +233,7 @@ class TableWriter:
         target = self.folder / "kept.npy"
         source = np.load(self.folder / "table.npy", mmap_mode="r")
         with self._disk(), target.open("wb") as handle:
-            header = {"descr": np.lib.format.dtype_to_descr(self.dtype), "fortran_order": False}
-            np.lib.format.write_array_header_1_0(handle, header | {"shape": (len(kept), self.shape[1])})
+            handle.write(self._header(len(kept)))
             for at in range(0, len(kept), COPY_ROWS):
                 handle.write(source[kept[at : at + COPY_ROWS]].tobytes())
             handle.flush()

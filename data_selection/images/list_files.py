@@ -1,25 +1,35 @@
 """Lists of images in files: text with a path a line, or a CSV of path and (optional) label."""
 
+import codecs
 import csv
-from collections.abc import Sequence
+import io
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from data_selection.common.errors import UserError
 
 UNKNOWN = -1  # the label of an image without one
+HEADER = ("file", "filename", "file_name", "image", "name", "path")
+TABLES = (".csv", ".tsv")
+SEPARATORS = (",", ";", "\t")
+Rows = list[list[str]]
 
 
 def read_list(path: Path) -> tuple[list[str], list[str]]:
-    """(names, labels as text) of a list file: text, or a .csv of path and (optional) label with a header or not."""
+    """(names, labels as text) of a list file: text, or a .csv of path and (optional) label with a header or not.
+
+    UTF-8, UTF-16 and Windows' cp1252; columns apart by comma, semicolon or tab, as spreadsheets write them. Raises
+    UserError for a file that is no text or has more columns.
+    """
     try:
-        with path.open(newline="", encoding="utf-8-sig") as handle:
-            if path.suffix.lower() != ".csv":
-                names = [line.rstrip("\r\n") for line in handle if line.strip()]
-                return names, [""] * len(names)
-            rows = [[cell.strip() for cell in row] for row in csv.reader(handle) if any(cell.strip() for cell in row)]
+        text = decoded(path.read_bytes())
+        if path.suffix.lower() not in TABLES:
+            names = [line.rstrip("\r\n") for line in io.StringIO(text, newline="") if line.strip()]
+            return names, [""] * len(names)
+        rows = columns(text)
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path} is no list of image paths ({error}): give a folder, a text file or a CSV") from None
-    if rows and rows[0][0].lower() in ("file", "filename", "file_name", "image", "name", "path"):
+    if rows and rows[0][0].lower() in HEADER:
         rows = rows[1:]
     wide = next((row for row in rows if len(row) > 2), None)
     if wide:
@@ -27,10 +37,49 @@ def read_list(path: Path) -> tuple[list[str], list[str]]:
     return [row[0] for row in rows], [row[1] if len(row) > 1 else "" for row in rows]
 
 
-def number_labels(labels: Sequence[str], path: Path) -> tuple[list[int] | None, list[str] | None]:
+def decoded(data: bytes) -> str:
+    """The text of a file's bytes. Raises UnicodeDecodeError where they are none."""
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return data.decode("utf-16")
+    try:
+        if b"\0" in data[:4]:  # UTF-16 without a mark: every other byte of what begins like a path
+            text = data.decode("utf-16-be" if data[0] == 0 else "utf-16-le")
+        else:
+            text = data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        text = data.decode("cp1252")
+    strange = next((i for i, letter in enumerate(text) if letter < " " and letter not in "\t\r\n\f\v"), None)
+    if strange is not None:
+        raise UnicodeDecodeError("text", data, strange, strange + 1, f"it holds the control code {ord(text[strange])}")
+    return text
+
+
+def columns(text: str) -> Rows:
+    """The rows of a table without the empty ones, by the separator that makes two columns of them all, or of some."""
+    tables = [read_rows(text, separator) for separator in SEPARATORS]
+    usable = [
+        rows for rows in tables
+        if rows and (rows[0][0].lower() in HEADER or Path(rows[0][0]).suffix or rows is tables[0])
+    ]  # fmt: skip
+    for fits in (lambda sizes: sizes == {2}, lambda sizes: sizes == {1, 2}, lambda sizes: max(sizes) > 1):
+        for rows in usable:
+            if fits({len(row) for row in rows}):
+                return rows
+    return tables[0]
+
+
+def read_rows(text: str, separator: str) -> Rows:
+    rows = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
+    return [[cell.strip() for cell in row] for row in rows if any(cell.strip() for cell in row)]
+
+
+def number_labels(
+    labels: Sequence[str], path: Path, others: Iterable[str] = ()
+) -> tuple[list[int] | None, list[str] | None]:
     """(labels as ints with -1 for none, or None where there is no label; class names or None) of labels as text.
 
-    Words are numbered in sorted order. Raises UserError for a number below -1.
+    Words are numbered in sorted order, together with those of others, further class names. Raises UserError for a
+    number below -1.
     """
     given = {label for label in labels if label}
     if not given:
@@ -38,9 +87,27 @@ def number_labels(labels: Sequence[str], path: Path) -> tuple[list[int] | None, 
     try:
         numbers = [int(label) if label else UNKNOWN for label in labels]
     except ValueError:
-        class_names = sorted(given)
+        class_names = sorted(given | set(others))
         index = {name: i for i, name in enumerate(class_names)} | {"": UNKNOWN}
         return [index[label] for label in labels], class_names
     if min(numbers) < UNKNOWN:
         raise UserError(f"list {path} holds the label {min(numbers)}: labels count from 0 (-1 or nothing: unknown)")
     return numbers, None
+
+
+def shared_words(path: Path, labels: Sequence[str]) -> set[str]:
+    """The class names of the lists beside this one that have some of its own, or of such a list's.
+
+    So train.csv (cat, dog, fox) and test.csv (dog, fox) number their classes alike.
+    """
+    words = {label for label in labels if label}
+    beside = [file for file in path.parent.iterdir() if file.suffix.lower() in TABLES and file.name != path.name]
+    found = []
+    for file in beside:
+        try:
+            found.append({label for label in read_list(file)[1] if label})
+        except (UserError, OSError):  # a table of something else
+            continue
+    while related := [other for other in found if other & words and not other <= words]:
+        words |= set().union(*related)
+    return words

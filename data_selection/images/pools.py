@@ -3,7 +3,6 @@
 import difflib
 import functools
 import os
-import struct
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -25,16 +24,16 @@ from data_selection.images.dataset_files import (
     read_idx,
     read_voc,
 )
+from data_selection.images.image_files import EXTENSIONS, read_image
 from data_selection.images.inaturalist import read_inaturalist
-from data_selection.images.list_files import UNKNOWN, number_labels, read_list
+from data_selection.images.list_files import UNKNOWN, number_labels, read_list, shared_words
 
 DEMO_FILE = DEMO / "fashion_mnist_12k.npz"
 FASHION_MEAN, FASHION_STD = 0.2860, 0.3530  # of the 60,000 training images, scaled to 0..1
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SPLITS = ("train", "test", "val")  # test and val both mean the held-out part
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".pgm", ".ppm", ".tif", ".tiff", ".webp")
-# What PIL's decoders raise for a damaged file
-DAMAGED = (OSError, ValueError, SyntaxError, EOFError, IndexError, struct.error, Image.DecompressionBombError)
+# What folders of a split are called, in any case
+SPLIT_NAMES = (*SPLITS, "training", "testing", "valid", "validation", "eval", "evaluation", "dev", "holdout")
 
 
 class Pool:
@@ -110,13 +109,24 @@ def open_pool(name: str, split: str = "train", root: Path | str | None = None) -
 def check_one_split(folder: Path) -> None:
     """Raise UserError for a folder of train/, val/, test/: a pool of all of them would mix in the evaluation images.
 
-    A single one among other subfolders is let through: it may be a class (`train` among vehicles).
+    Their other names count, too (SPLIT_NAMES, in any case). A single one among other subfolders is let through: it may
+    be a class (`train` among vehicles).
     """
     inside = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-    splits = [split for split in SPLITS if split in inside]
+    splits = splits_among(inside)
     if len(splits) > 1 or inside == splits != []:
-        held = " and ".join(f"{split}/" for split in splits)
-        raise UserError(f"folder {folder} holds {held}, not one pool: give {folder / splits[0]}")
+        _refuse_splits(folder, splits)
+
+
+def splits_among(folders: Iterable[str]) -> list[str]:
+    """The names that mean a split, those of the training part first."""
+    splits = (name for name in folders if name.lower() in SPLIT_NAMES)
+    return sorted(splits, key=lambda name: not name.lower().startswith("train"))
+
+
+def _refuse_splits(folder: Path | str, splits: Sequence[str]) -> None:
+    held = " and ".join(f"{split}/" for split in splits)
+    raise UserError(f"folder {folder} holds {held}, not one pool: give {Path(folder, splits[0])}")
 
 
 def _unknown(name: str) -> str:
@@ -129,27 +139,11 @@ def _unknown(name: str) -> str:
     )
 
 
-def read_image(path: Path | str) -> Image.Image:
-    """An image file in RGB: the first frame of an animation, 16-bit grey scaled to 8, transparency dropped.
-
-    Raises UserError, naming the file, where it is missing or cannot be decoded.
-    """
-    try:
-        with Image.open(path) as image:
-            if image.mode.startswith("I"):  # convert() would clip 16-bit grey at 255
-                grey = np.asarray(image).astype(np.float64)
-                return Image.fromarray((grey / 257).round().clip(0, 255).astype(np.uint8)).convert("RGB")
-            if image.mode == "P" and "transparency" in image.info:  # the direct way warns and drops it just the same
-                return image.convert("RGBA").convert("RGB")
-            return image.convert("RGB")
-    except DAMAGED as error:
-        raise UserError(f"image {path} cannot be read ({type(error).__name__}: {error})") from None
-
-
 def folder_pool(folder: Path) -> Pool:
     """Every image below a folder, sorted folder by folder; relative paths are the names. Hidden files are left out.
 
-    Class folders with nothing but images come in torchvision's ImageFolder order.
+    Class folders with nothing but images come in torchvision's ImageFolder order. Raises UserError where there are
+    none, or where folders of two splits lie beside each other.
     """
     names: list[str] = []
     seen: set[str] = set()
@@ -160,6 +154,8 @@ def folder_pool(folder: Path) -> Pool:
             continue
         seen.add(real)
         folders[:] = sorted(entry for entry in folders if not entry.startswith("."))
+        if len(splits := splits_among(folders)) > 1:  # deeper down, too: images/train and images/val
+            _refuse_splits(parent, splits)
         images = (entry for entry in files if entry.lower().endswith(EXTENSIONS) and not entry.startswith("."))
         names += [Path(parent, entry).relative_to(folder).as_posix() for entry in images]
     if not names:
@@ -176,7 +172,8 @@ def list_pool(path: Path, root: Path) -> Pool:
     """The images a file lists, in its order: text with a path a line, or a .csv of path and (optional) label.
 
     A CSV may start with a header (`file,label`). Labels are whole numbers, or words, which are numbered in sorted
-    order; an empty one is unknown. Relative paths start from root. The names are the paths as written.
+    order, together with those of the lists beside it that share some; an empty one is unknown. Relative paths start
+    from root. The names are the paths as written.
     """
     names, labels = read_list(path)
     if not names:
@@ -188,6 +185,8 @@ def list_pool(path: Path, root: Path) -> Pool:
     hint = f"relative paths start from {root} (--data_path sets another folder)"
     paths = existing(_joined(root, names), f"list {path}", hint)
     numbers, class_names = number_labels(labels, path)
+    if class_names:
+        numbers, class_names = number_labels(labels, path, shared_words(path, class_names))
     known = [] if numbers is None else numbers
     classes = len(class_names) if class_names else max(known, default=-1) + 1 or None
     return Pool(paths=paths, labels=numbers if classes else None, classes=classes, names=names, class_names=class_names)

@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 import torch
 
-from data_selection.common.checks import check_ids
+from data_selection.common.checks import as_tensor, check_ids
 from data_selection.common.errors import UserError
-from data_selection.common.feature_table import FeatureTable
+from data_selection.common.feature_table import FeatureTable, labels_like
 from data_selection.common.kinds import Ids
 from data_selection.nearest.similarity import normalise, row_blocks
 
@@ -93,14 +93,16 @@ def probe_accuracy(
 def judge_subset(ids: Ids, train: FeatureTable, test: FeatureTable, *, k: int = 20) -> tuple[float, float]:
     """(k-NN accuracy, linear-probe accuracy) in percent on `test` when only the chosen images of `train` have labels.
 
-    ids: pool indices into train. train, test: with labels.
+    ids: pool indices into train. train, test: with labels; where both know their classes' names, these are compared,
+    not the numbers. Raises UserError where labels are missing, or test has a class that train lacks.
     """
     if train.labels is None or test.labels is None:
         missing = train if train.labels is None else test
         raise UserError(f"feature file {missing.path} has no labels: accuracy can't be judged without them")
     ids = check_ids(ids, len(train), "subset")
-    chosen = torch.as_tensor(train.features[ids.numpy()], dtype=torch.float32)
-    arguments = (chosen, torch.from_numpy(train.labels)[ids], test.tensor(), torch.from_numpy(test.labels))
+    chosen = as_tensor(train.features[ids.numpy()]).float()
+    test_labels = torch.from_numpy(labels_like(test, train))
+    arguments = (chosen, torch.from_numpy(train.labels)[ids], test.tensor(), test_labels)
     return knn_accuracy(*arguments, k=k), probe_accuracy(*arguments)
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from data_selection.common.checks import check_finite
+from data_selection.common.checks import as_tensor, check_finite
 from data_selection.common.kinds import Device, Features
 from data_selection.nearest.narrow import Scratch
 from data_selection.nearest.similarity import lengths, normalise, read_rows
@@ -86,8 +86,9 @@ class UnitPool:
         return self._gather(self.ids[start:stop])
 
     def _gather(self, ids: torch.Tensor) -> torch.Tensor:
-        rows = self.features[ids.to(self.features.device) if torch.is_tensor(self.features) else ids.numpy()]
-        rows = torch.as_tensor(rows).to(self.device, torch.float32)
+        features = self.features
+        rows = features[ids.to(features.device)] if torch.is_tensor(features) else as_tensor(features[ids.numpy()])
+        rows = rows.to(self.device, torch.float32)
         check_finite(rows, ids=ids)
         return normalise(rows)
 

@@ -143,7 +143,7 @@ def distillation(args: argparse.Namespace, model: nn.Module, classes: int, world
         )
     train_both(True)
     teacher = build_model(args.teacher_model, classes)
-    load_weights(teacher, args.teacher_path, checkpoint_key="model", log=log.say)
+    load_weights(teacher, args.teacher_path, log=log.say)
     teacher.to(world.device).eval().requires_grad_(False)
     return Criterion(args.smoothing, teacher, args.distillation_type, args.distillation_alpha, args.distillation_tau)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from data_selection.common.errors import UserError
 from data_selection.images import pools
-from data_selection.images.list_files import UNKNOWN, read_list
+from data_selection.images.list_files import TABLES, UNKNOWN, read_list
 
 
 def open_folders(
@@ -65,7 +65,7 @@ def read_labels(path: Path | str, names: Sequence[str], folder: Path) -> list[st
 
     Raises UserError for a file that is not among the names, one that comes twice, or a CSV without any label.
     """
-    if Path(path).suffix.lower() != ".csv" or not Path(path).is_file():
+    if Path(path).suffix.lower() not in TABLES or not Path(path).is_file():
         raise UserError(f"label file {path} must be an existing .csv of file,label")
     files, labels = read_list(Path(path))
     known = set(names)

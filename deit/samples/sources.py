@@ -52,8 +52,15 @@ def open_images(
     """
     root = find_data(name, data_path)
     if name == "FOLDER":
-        return open_folders(root, labels, val_labels)
-    train, test = (open_part(name, root, split, category) for split in ("train", "val"))
+        train, test = open_folders(root, labels, val_labels)
+    else:
+        train, test = (open_part(name, root, split, category) for split in ("train", "val"))
+    if train.classes == 1:
+        held = train.class_names[0] if train.class_names else "0"
+        raise UserError(
+            f"all images of --data-set {name} in {root} are of one class, {held!r}: two are needed. Class folders lie "
+            "right in train/ and val/, not in a folder of these"
+        )
     return train, test
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from data_selection.common.errors import UserError
-from data_selection.common.feature_table import load_features, save_features, sidecar
+from data_selection.common.feature_table import FeatureTable, labels_like, load_features, save_features, sidecar
 
 FEATURES = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
 LABELS = [3, 0, -1, 2, 2, 9]
@@ -90,3 +90,46 @@ def test_damaged_files(tmp_path):
         load_features(tmp_path / "X.npz")
     with pytest.raises(UserError, match=r"none.npy does not exist: write it with data_selection/extract_feature.py"):
         load_features(tmp_path / "none.npy")
+
+
+def test_every_label_must_fit_the_type(tmp_path):
+    """2049 becomes 2048 in float16 though 2050, the largest, fits."""
+    with pytest.raises(UserError, match=r"labels up to 2050 do not fit .*float16 exactly \(2049 becomes 2048\)"):
+        save_features(tmp_path / "X.npy", FEATURES[:2].astype(np.float16), [2049, 2050])
+    with pytest.raises(UserError, match="70000 becomes inf"):
+        save_features(tmp_path / "X.npy", FEATURES[:1].astype(np.float16), [70_000])
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("label", [np.inf, -np.inf, np.nan, 0.5, -2, 1e300])
+def test_labels_are_whole_numbers(tmp_path, label):
+    with pytest.raises(UserError, match="is no label: whole numbers"):
+        save_features(tmp_path / "X.npy", FEATURES.astype(float), [0, 1, label, 0, 0, 0])
+    np.save(tmp_path / "X.npy", np.concatenate([FEATURES, [[0], [1], [label], [0], [0], [0]]], axis=1))
+    with pytest.raises(UserError, match="should hold class labels"):
+        load_features(tmp_path / "X.npy")
+
+
+def test_class_names_stand_beside_the_features(tmp_path):
+    save_features(tmp_path / "X.npy", FEATURES, [0, 1, 2, -1, 0, 0], class_names=["cat", "dog", "fox"])
+    assert json.loads(sidecar(tmp_path / "X.npy", "classes").read_text()) == ["cat", "dog", "fox"]
+    assert load_features(tmp_path / "X.npy").class_names == ("cat", "dog", "fox")
+    sidecar(tmp_path / "X.npy", "classes").write_text('["cat", "dog"]')
+    with pytest.raises(UserError, match=r"names 2 classes, but .*X\.npy holds the label 2"):
+        load_features(tmp_path / "X.npy")
+    save_features(tmp_path / "X.npy", FEATURES)
+    assert load_features(tmp_path / "X.npy").class_names is None
+
+
+def test_labels_are_compared_by_name():
+    def table(names, labels):
+        return FeatureTable(FEATURES[: len(labels)], np.array(labels), class_names=names)
+
+    train = table(("cat", "dog", "fox"), [0, 1, 2])
+    assert labels_like(table(("dog", "fox"), [0, 1, -1]), train).tolist() == [1, 2, -1]
+    assert labels_like(table(None, [0, 1]), train).tolist() == [0, 1]
+    assert labels_like(table(("dog", "owl"), [0, 0]), train).tolist() == [1, 1]  # no image of an owl
+    with pytest.raises(UserError, match="has images of owl, 1 classes that .* does not have"):
+        labels_like(table(("dog", "owl"), [0, 1]), train)
+    with pytest.raises(UserError, match="has no labels"):
+        labels_like(FeatureTable(FEATURES), train)

@@ -91,7 +91,7 @@ def test_full_disk_keeps_the_rows(model, tmp_path, monkeypatch):
     monkeypatch.setattr(os, "pwrite", real)
     assert np.array_equal(save(small_pool(), model, tmp_path / "t.npy"), save(small_pool(), model, tmp_path / "u.npy"))
     monkeypatch.setattr(table_writer.shutil, "disk_usage", lambda path: types.SimpleNamespace(free=100))
-    with pytest.raises(UserError, match=r"needs 0.00 GB, 0.00 GB are free"):
+    with pytest.raises(UserError, match=r"v\.npy needs 54\.0 kB, 100 bytes are free in "):
         save(small_pool(), model, tmp_path / "v.npy")
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["t.npy", "u.npy"]
 

@@ -255,3 +255,15 @@ def test_a_folder_of_splits_is_no_pool(folder):
     (only / "train").mkdir(parents=True)
     with pytest.raises(UserError, match=r"holds train/, not one pool"):
         open_pool(str(only))
+
+
+@pytest.mark.parametrize("held", ["valid", "validation", "Val", "VAL", "Test", "testing", "eval", "dev"])
+def test_a_held_out_folder_of_any_name_is_refused(tmp_path, held):
+    for name in (f"photos/train/a/{held}.png", f"photos/{held}/a/1.png"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        Image.new("L", (4, 4)).save(tmp_path / name)
+    message = rf"photos holds train/ and {held}/, not one pool: give .*photos/train$"
+    for folder in ("photos", "."):  # as well one level deeper
+        with pytest.raises(UserError, match=message):
+            open_pool(str(tmp_path / folder))
+    assert len(open_pool(str(tmp_path / "photos" / held))) == 1

@@ -4,11 +4,11 @@ import math
 from dataclasses import dataclass
 from functools import reduce
 
-import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
+from data_selection.common.checks import as_tensor
 from data_selection.common.kinds import Features
 from data_selection.methods.configs import BiLAFConfig
 from data_selection.nearest.narrow import Scratch
@@ -37,7 +37,7 @@ def rows_at(features: Features, ids: torch.Tensor, device: torch.device, normali
     if torch.is_tensor(features):
         rows = features.detach().index_select(0, ids.to(features.device))
     else:
-        rows = torch.from_numpy(np.asarray(features[ids.numpy()]))
+        rows = as_tensor(features[ids.numpy()])
     rows = rows.to(device, torch.float64)
     if not normalised:
         return rows
