@@ -12,7 +12,7 @@ from data_selection.common.paths import ROOT
 from data_selection.common.subset_files import load_subset, names_digest
 from data_selection.images import pools
 from data_selection.images.inaturalist import read_inaturalist
-from deit.samples.label_files import open_folders
+from deit.samples.label_files import open_folders, some
 
 FEW = 10  # labels per class
 DEFAULT_PATH = ROOT / "deit" / "data"
@@ -79,9 +79,9 @@ def imagenet_folders(folder: Path) -> pools.Pool:
     return pools.Pool(paths=list(paths), labels=labels, classes=len(source.classes), class_names=source.classes)
 
 
-def choose_ids(pool: pools.Pool, subset_file: Path | str | None = None) -> list[int]:
-    """The pool indices to train on: all, or those of a subset file (checked against the pool)."""
-    return list(range(len(pool))) if subset_file is None else load_subset(subset_file, len(pool)).tolist()
+def choose_ids(pool: pools.Pool, subset_file: Path | str | None = None, log: Log = print) -> list[int]:
+    """The pool indices to train on: all, or those of a subset file (checked against the pool), each once."""
+    return list(range(len(pool))) if subset_file is None else load_subset(subset_file, len(pool), log).tolist()
 
 
 def check_same_pool(subset_file: Path | str, pool: pools.Pool, name: str, log: Log) -> None:
@@ -148,7 +148,9 @@ def say_of_labels(mode: str, pool: pools.Pool, ids: Sequence[int], log: Log) -> 
     """
     classes, present = pool.classes or 0, {pool.label(i) for i in ids}
     if len(present) < classes:
-        log(f"warning: {classes - len(present)} of {classes} classes have no training image")
+        words = pool.class_names or tuple(map(str, range(classes)))
+        bare = [words[label] for label in range(classes) if label not in present]
+        log(f"warning: {len(bare)} of {classes} classes without a training image: {some(bare)}")
     if mode == "full" and len(ids) < FEW * classes:
         log(
             f"warning: {len(ids) / classes:.3g} labels per class: below {FEW}, a frozen backbone usually gives more; "
