@@ -16,17 +16,23 @@ from deit.samples.batches import Augmented, Plain, Step
 from deit.samples.draws import DropDraws
 from deit.samples.mixing import Mixing, mix
 
+LOOK = 16  # steps between looks at the losses on a GPU
+
 OnStep = Callable[[int, int, int, torch.Tensor, float], object]  # see train_one_epoch
 
 
 class FlatGradients:
-    """All gradients as views of one buffer: zeroed, summed over the processes and clipped in one operation each."""
+    """All gradients as views of one buffer: zeroed, summed over the processes and clipped in one operation each.
+
+    whole: the buffer and after it `loss`, which so is summed in the same operation.
+    """
 
     def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
         self.parameters = [parameter for parameter in parameters if parameter.requires_grad]
         first = self.parameters[0]
         total = sum(parameter.numel() for parameter in self.parameters)
-        self.buffer = torch.zeros(total, dtype=first.dtype, device=first.device)
+        self.whole = torch.zeros(total + 1, dtype=first.dtype, device=first.device)
+        self.buffer, self.loss = self.whole[:-1], self.whole[-1]
         views = self.buffer.split([parameter.numel() for parameter in self.parameters])
         for parameter, view in zip(self.parameters, views, strict=True):
             # in the parameter's own order in memory (channels_last), as autograd would lay it out
@@ -53,6 +59,7 @@ class Learner:
     criterion: Criterion
     amp: torch.dtype | None  # of autocast; None: full precision
     world: World
+    input_size: int  # side of the images
     # Layers kept in evaluation mode: batch norm with fixed statistics
     fixed: list[nn.Module] = field(default_factory=list)
 
@@ -84,13 +91,14 @@ def train_one_epoch(
     factor: the mean over its images. done: steps before this epoch, by default those of as many equal ones.
     The loss of a step is the mean over its global batch, so gradients are summed, not averaged, over parts and
     processes.
-    Where a loss is not finite, raises NotFinite on every process after the epoch; with skip_nonfinite such a step
-    changes nothing, which takes a look at every step's loss.
+    Where a loss is not finite, raises NotFinite on every process at that step (on a GPU at most LOOK steps later: a
+    look waits for the device); with skip_nonfinite such a step changes nothing.
     """
     model, world, mixing = learner.model, learner.world, mixing or Mixing()
     done = (epoch - 1) * len(steps) if done is None else done
     training_mode(learner)
-    losses = torch.zeros(len(steps), device=world.device)  # read once, after the epoch
+    losses = torch.zeros(len(steps), device=world.device)  # of the whole global batch
+    look = 1 if world.device.type == "cpu" else LOOK
     sizes = torch.tensor([step.size for step in steps], dtype=torch.float64)
     batches = data.augmented([part for step in steps for part in step.parts], epoch)
     for number, step in enumerate(steps):
@@ -98,7 +106,8 @@ def train_one_epoch(
         if learner.by_step and learner.scheduler is not None:
             learner.scheduler.step_update(update)
         before = [buffer.clone() for buffer in model.buffers()] if skip_nonfinite else []
-        learner.gradients.buffer.zero_()
+        learner.gradients.whole.zero_()
+        mine = torch.zeros((), device=world.device)  # this process's share of the loss
         # batches runs on through the steps: zip asks it last, and strict would take a batch of the next step to see
         # whether it has ended
         for part, (images, targets) in zip(step.parts, batches, strict=False):
@@ -110,19 +119,25 @@ def train_one_epoch(
             with learner.autocast():
                 loss = learner.criterion(images, model(images), targets) / step.size
             learner.scaler.scale(loss).backward()
-            losses[number] += loss.detach()
-        world.sum_(learner.gradients.buffer)
+            mine += loss.detach()
+        if not step.parts:
+            learner.scaler.scale(mine)  # fp16: makes the scaler's factor, which a process without rows must have too
+        learner.gradients.loss.copy_(mine)
+        losses[number] = world.sum_(learner.gradients.whole)[-1]
         if on_step is not None:
-            mine = sum(len(part.rows) for part in step.parts)
-            on_step(epoch, number, len(steps), losses[number], step.size / max(1, mine))
-        if skip_nonfinite and not is_finite(learner, losses[number]):
+            rows = sum(len(part.rows) for part in step.parts)
+            on_step(epoch, number, len(steps), mine, step.size / max(1, rows))
+        if skip_nonfinite and not is_finite(learner):
             losses[number] = sizes[number] = 0
             for buffer, value in zip(model.buffers(), before, strict=True):
                 buffer.copy_(value)
         else:
+            if number % look == look - 1:
+                check_losses(learner, losses[: number + 1], epoch, len(steps))
             descend(learner, update, clip_grad)
+    check_losses(learner, losses, epoch, len(steps))
     average_buffers(model, world)
-    return mean_loss(world.sum_(losses).double().cpu(), sizes, epoch), int((sizes == 0).sum())
+    return mean_loss(losses.double().cpu(), sizes, epoch), int((sizes == 0).sum())
 
 
 def training_mode(learner: Learner) -> None:
@@ -146,27 +161,44 @@ def descend(learner: Learner, update: int, clip_grad: float | None) -> None:
 def mean_loss(losses: torch.Tensor, sizes: torch.Tensor, epoch: int) -> float:
     """Mean loss per image of steps with mean losses (steps,) and sizes (steps,), 0 where a step was left out.
 
-    Raises NotFinite where one is not finite, or every step was left out.
+    Raises NotFinite where every step was left out.
     """
-    if not losses.isfinite().all():
-        first = int((~losses.isfinite()).nonzero()[0])
-        raise NotFinite(
-            f"the loss is {losses[first].item()} at epoch {epoch}, step {first + 1} of {len(losses)}: nothing of this "
-            "epoch is saved; try a smaller --lr, --clip-grad 2.0, or --amp off",
-            first,
-        )
     if not sizes.any():
         raise NotFinite(f"the loss of every step of epoch {epoch} is not finite: try a smaller --lr or --amp off", 0)
     return (losses @ sizes / sizes.sum()).item()
 
 
+def check_losses(learner: Learner, losses: torch.Tensor, epoch: int, steps: int) -> None:
+    """Raise NotFinite for the first of the losses (steps so far,) of an epoch that is not finite, and say why."""
+    if losses.isfinite().all():
+        return
+    first = int((~losses.isfinite()).nonzero()[0])
+    diverged = not answers(learner)
+    why = "the weights have diverged in the steps before it; " if diverged else ""
+    raise NotFinite(
+        f"the loss is {losses[first].item()} at epoch {epoch}, step {first + 1} of {steps}: {why}nothing of this epoch "
+        "is saved; try a smaller --lr, --clip-grad 2.0, or --amp off",
+        None if diverged else first,
+    )
+
+
+@torch.inference_mode()
+def answers(learner: Learner) -> bool:
+    """Whether the weights are of use: finite, and the model's answer to an image of zeros, too."""
+    learner.model.eval()
+    if not all(tensor.isfinite().all() for tensor in learner.model.state_dict().values()):
+        return False
+    with learner.autocast():
+        logits = learner.model(torch.zeros(1, 3, learner.input_size, learner.input_size, device=learner.world.device))
+    return bool(logits.isfinite().all())
+
+
 @torch.no_grad()
-def is_finite(learner: Learner, loss: torch.Tensor) -> bool:
-    """Whether a step's loss and gradients are finite; loss: of this process. The same answer on every process."""
-    bad = ~loss.isfinite()
-    if not learner.scaler.is_enabled():  # the scaler leaves out what has infinite gradients, and tries again smaller
-        bad = bad | ~torch.linalg.vector_norm(learner.gradients.buffer).isfinite()
-    return not learner.world.sum_(bad.float())
+def is_finite(learner: Learner) -> bool:
+    """Whether a step's loss and gradients, summed over the processes, are finite."""
+    if learner.scaler.is_enabled():  # it leaves out what has infinite gradients, and tries again smaller
+        return bool(learner.gradients.loss.isfinite())
+    return bool(torch.linalg.vector_norm(learner.gradients.whole).isfinite())
 
 
 @torch.no_grad()

@@ -1,12 +1,13 @@
 """The epochs of a run: train, judge, keep, until the last one or until somebody asks to stop; then the result."""
 
+import math
 import threading
 import time
 from typing import Any, TypedDict
 
 import torch
 
-from deit.engine import Learner, evaluate, train_one_epoch
+from deit.engine import Learner, answers, evaluate, train_one_epoch
 from deit.job import Images, Job, Tally, needed
 from deit.learner.linear import fit_head
 from deit.runs import checkpoints
@@ -27,35 +28,48 @@ class Scoring(TypedDict):
 
 
 def run_epochs(
-    job: Job, learner: Learner, data: Images, saver: Saver, asked: threading.Event, done: int, best: Numbers | None
+    job: Job, learner: Learner, data: Images, saver: Saver, asked: threading.Event, done: int, tally: Tally
 ) -> dict[str, Any] | None:
     """Epochs done+1 to the last, or until `asked` is set; evaluations, checkpoints and the result.
 
     Epoch 0, where data.frozen is set, fits the head to the frozen backbone; --mode linear has no other. Returns
-    result.json's values; None on ranks above 0, and where the run was asked to stop.
+    result.json's values; None on ranks above 0, and where the run was asked to stop. tally: what it did before.
     """
-    args, log, last, tally = job.args, job.log, job.last, Tally(best)
+    args, log, last = job.args, job.log, job.last
     first = done + 1 if data.frozen is None else 0
     log.start(first, last, steps_before(job, last + 1), steps_before(job, first), job.settings)
     for epoch in range(first, last + 1):
         line = one_epoch(job, learner, data, epoch, tally)
         names = []
         if is_judged(job, epoch):
-            test = judged(job, learner, data)
+            test = judged(job, learner, data, epoch)
             line |= {key if key.startswith("val_") else f"test_{key}": value for key, value in test.items()}
-            if tally.best is None or merit(test) > merit(tally.best):
-                tally.best, names = {"epoch": epoch, **test}, [BEST]
+            names = is_best(tally, test, epoch)
         stop = asked_to_stop(asked, job.world) and epoch < last
         if epoch % (args.save_interval or args.eval_interval) == 0 or epoch >= job.labelled_epochs or stop:
             names.append(NEWEST)
+        if names and not answers(learner):
+            raise unusable("the weights", epoch)
         log.record(line | {"epoch": epoch, "n_parameters": trained_parameters(learner.model)}, tally.best)
         if names:
-            saver.save(names, checkpoints.content(learner, epoch, tally.best, job.settings))
+            saver.save(names, checkpoints.content(learner, epoch, tally.best, job.settings, tally.spent()))
         if stop:
             saver.wait()
             log.stopped(epoch)
             return None
-    return conclude(job, learner, data, saver, tally, test, epochs=last - done)
+    if first > last:  # the run was killed before it wrote its result
+        test = judged(job, learner, data, last)
+        if names := is_best(tally, test, last):  # its best checkpoint is lost
+            saver.save(names, checkpoints.content(learner, last, tally.best, job.settings, tally.spent()))
+    return conclude(job, learner, data, saver, tally, test)
+
+
+def is_best(tally: Tally, test: Numbers, epoch: int) -> list[str]:
+    """The file to keep an epoch with these numbers in, where it is the best so far, which the tally notes."""
+    if tally.best is not None and merit(test) <= merit(tally.best):
+        return []
+    tally.best = {"epoch": epoch, **test}
+    return [BEST]
 
 
 def one_epoch(job: Job, learner: Learner, data: Images, epoch: int, tally: Tally) -> Numbers:
@@ -70,6 +84,7 @@ def one_epoch(job: Job, learner: Learner, data: Images, epoch: int, tally: Tally
         loss, count = train(job, learner, data, epoch, tally)
         rate = current_rate(learner) if learner.by_step else rate  # of the last step
     tally.seconds, tally.images = tally.seconds + time.monotonic() - started, tally.images + count
+    tally.epochs += epoch > 0
     return {"train_lr": rate, "train_loss": loss} | ({"skipped_steps": tally.skipped} if tally.skipped else {})
 
 
@@ -87,6 +102,8 @@ def train_epoch(job: Job, learner: Learner, data: Images, epoch: int, tally: Tal
             clip_grad=args.clip_grad, skip_nonfinite=args.skip_nonfinite, on_step=job.log.step,
         )  # fmt: skip
     except NotFinite as error:
+        if error.step is None:
+            raise
         rows = order[error.step * job.global_batch :][: job.global_batch].tolist()
         raise with_batch(error, epoch, [data.ids[row] for row in rows], job.log.folder) from None
     tally.skipped += left_out
@@ -107,26 +124,55 @@ def scoring(job: Job, learner: Learner) -> Scoring:
     return {"batch": 3 * job.args.batch_size, "amp": learner.amp, "sharded": job.args.dist_eval}
 
 
-def judged(job: Job, learner: Learner, data: Images) -> Numbers:
-    """Loss, top-1, top-5 on the evaluation set, and as val_loss, ... on the held-out images where there are any."""
+def judged(job: Job, learner: Learner, data: Images, epoch: int) -> Numbers:
+    """Loss, top-1, top-5 on the evaluation set, and as val_loss, ... on the held-out images where there are any.
+
+    With --eval-ema as ema_loss, ... those of the averaged weights, too. Raises NotFinite where a loss is not finite.
+    """
     score = scoring(job, learner)
     result = evaluate(learner.model, needed(data.test), job.world, **score)
+    if job.args.eval_ema:
+        result |= {f"ema_{key}": value for key, value in averaged(job, learner, data).items()}
     if data.held:
         held = evaluate(learner.model, data.held, job.world, **score)
         result |= {f"val_{key}": value for key, value in held.items()}
+    if not all(map(math.isfinite, result.values())):
+        raise unusable("the answers to the images that it is judged on", epoch)
     return result
 
 
+def averaged(job: Job, learner: Learner, data: Images) -> Numbers:
+    """Loss, top-1, top-5 of the moving average of the weights on the evaluation set."""
+    assert learner.ema is not None
+    module = learner.ema.module.to(job.world.device)
+    try:
+        return evaluate(module, needed(data.test), job.world, **scoring(job, learner))
+    finally:
+        if job.args.model_ema_force_cpu:
+            module.cpu()
+
+
+def unusable(what: str, epoch: int) -> NotFinite:
+    """The error of a model that gives no numbers after the last step of an epoch."""
+    return NotFinite(
+        f"{what} are not finite after the last step of epoch {epoch}: nothing of this epoch is saved; try a smaller "
+        "--lr, --clip-grad 2.0, or --amp off",
+        None,
+    )
+
+
 def conclude(
-    job: Job, learner: Learner, data: Images, saver: Saver, tally: Tally, test: Numbers, epochs: int
+    job: Job, learner: Learner, data: Images, saver: Saver, tally: Tally, test: Numbers
 ) -> dict[str, Any] | None:
     """Evaluate the averaged weights, write result.json when all checkpoints are on the disk, say the last line."""
     world, log, last, best = job.world, job.log, job.last, tally.best
     assert best is not None  # the last epoch is always judged
     ema = None
     if learner.ema is not None and last:
-        averaged = learner.ema.module.to(world.device)
-        ema = evaluate(averaged, needed(data.test), world, **scoring(job, learner))
+        ema = averaged(job, learner, data)
+        if not all(map(math.isfinite, ema.values())):
+            log.say("the moving average of the weights gives no finite loss: it has no accuracy")
+            ema = None
     graph = last_words(job, learner, data) if job.pool_epochs else None
     how = f"chosen on {len(data.held)} held-out images" if data.held else "chosen on the evaluation set"
     result = {
@@ -138,8 +184,9 @@ def conclude(
         "graph": graph,
         "verdict": job.verdict,
         "class_names": job.settings["class_names"],
-        "epochs_run": epochs, "train_seconds": tally.seconds, "seconds": time.monotonic() - tally.began,
-        "images_per_second": tally.images / tally.seconds, "processes": world.size,
+        "epochs_run": tally.epochs, "train_seconds": tally.seconds, "seconds": tally.elapsed,
+        "skipped_steps": tally.skipped,
+        "images_per_second": tally.images / tally.seconds if tally.seconds else None, "processes": world.size,
         "global_batch_size": job.global_batch,
     }  # fmt: skip
     saver.wait()
@@ -154,7 +201,10 @@ def conclude(
             "pool_predictions.csv"
         )
     when = f"after the last epoch ({last})" if last else "of the head on the frozen backbone"
-    log.say(f"top-1 {when}: {test['acc1']:.2f} %; best {best['acc1']:.2f} % at epoch {best['epoch']}, {how}{where}")
+    mean = f"; moving average of the weights {ema['acc1']:.2f} %" if ema else ""
+    log.say(
+        f"top-1 {when}: {test['acc1']:.2f} %; best {best['acc1']:.2f} % at epoch {best['epoch']}, {how}{mean}{where}"
+    )
     return result if world.is_main else None
 
 

@@ -18,7 +18,6 @@ from deit.datasets import prepare
 from deit.engine import Learner
 from deit.learner.building import Defaults, build_learner, make_pipeline, resolve
 from deit.option_checks import check_start
-from deit.runs import checkpoints
 from deit.runs.kinds import Numbers, Settings
 from deit.runs.meters import RunLog
 from deit.samplers import epoch_order
@@ -50,14 +49,26 @@ def needed(images: ImageBatches | None) -> ImageBatches:
 
 @dataclasses.dataclass
 class Tally:
-    """What a run has done so far: the best epoch's numbers, and what it spent since it began or was continued."""
+    """What a run has done so far, before it was continued, too: the best epoch's numbers, and what it spent."""
 
     best: Numbers | None
     skipped: int = 0  # steps left out, their loss not finite
     images: int = 0
     seconds: float = 0.0  # of training alone
+    epochs: int = 0
+    before: float = 0.0  # seconds in all until it was continued
     targets: dict[int, torch.Tensor] = dataclasses.field(default_factory=dict)  # of self-training, by round
     began: float = dataclasses.field(default_factory=time.monotonic)
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds in all."""
+        return self.before + time.monotonic() - self.began
+
+    def spent(self) -> Numbers:
+        """What a checkpoint keeps for the run that continues it: keywords of Tally."""
+        kept: Numbers = {name: getattr(self, name) for name in ("skipped", "images", "seconds", "epochs")}
+        return kept | {"before": self.elapsed}
 
 
 class Verdict(TypedDict):
@@ -129,10 +140,8 @@ def auto_epochs(labels: int) -> int:
 
 
 def open_job(args: argparse.Namespace, world: distributed.World) -> Job:
-    """The Job of the flags: the output folder and the lists are checked before a model is touched."""
+    """The Job of the flags: the lists are checked before a model is touched."""
     name, defaults = resolve(args)
-    if args.output_dir:
-        checkpoints.check_folder(args.output_dir)
     log = RunLog(args.output_dir, world.is_main, verbose=args.verbose, tensorboard=args.tensorboard)
     train_pool, test_pool, chosen = distributed.on_main_first(world, lambda: open_data(args, name, log))
     ids, held = hold_out(chosen, train_pool, args.val_fraction, args.seed)

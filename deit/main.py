@@ -19,7 +19,7 @@ from deit.options import parse
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse, check, train. --help and wrong flags are answered before torch is imported, which takes seconds."""
-    args = parse(argv)
+    args = parse(argv, complete=True)
     from deit.trainer import train
 
     train(args)

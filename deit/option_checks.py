@@ -3,11 +3,15 @@
 import argparse
 import difflib
 from collections.abc import Sequence
+from pathlib import Path
 
 from data_selection.common.errors import UserError
+from data_selection.common.paths import ROOT
+from data_selection.images.downloads import check_address
 
 WHOLE = ("CIFAR10", "CIFAR100", "IMNET", "INAT", "INAT19", "CUB2011", "FASHIONMNIST", "FOLDER", "DEMO")
 DATA_SETS = (*WHOLE, *(f"{name}SUBSET" for name in WHOLE))
+DATA_SET = "CIFAR10"  # where none is named
 NOT_YET = ("IMNETSUBSET_Generate",)
 SCHEDULES = ("cosine", "tanh", "step", "constant", "multistep", "poly", "wsd", "rsqrt", "none")
 
@@ -21,7 +25,7 @@ AT_LEAST = {
 }  # fmt: skip
 BELOW_ONE = ("drop", "drop_path", "smoothing")
 UP_TO_ONE = ("reprob", "mixup_prob", "mixup_switch_prob", "distillation_alpha", "model_ema_decay", "layer_decay")
-ABOVE_ZERO = ("clip_grad", "distillation_tau", "minutes")
+ABOVE_ZERO = ("clip_grad", "decay_epochs", "distillation_tau", "minutes")
 
 
 def check(args: argparse.Namespace) -> None:
@@ -45,6 +49,17 @@ def check_data(args: argparse.Namespace) -> None:
         raise UserError(f"--inat-category is for INAT and INAT19, not --data-set {args.data_set}")
     if (args.labels or args.val_labels) and not args.data_set.startswith("FOLDER"):
         raise UserError(f"--labels and --val-labels are for FOLDER and FOLDERSUBSET, not --data-set {args.data_set}")
+
+
+def check_at_hand(data_path: str | None) -> None:
+    """Raise UserError where --data-set is left out and its default would have to be downloaded first."""
+    folders = (
+        [Path(data_path)] if data_path else [Path("data"), ROOT / "deit" / "data", ROOT / "data_selection" / "data"]
+    )
+    if not any(any(folder.glob("cifar-10-*")) for folder in folders):
+        own = data_path and (Path(data_path) / "train").is_dir() and (Path(data_path) / "val").is_dir()
+        hint = f" ({data_path} has train/ and val/: FOLDER or FOLDERSUBSET)" if own else ""
+        raise UserError(f"--data-set is missing: name one of {', '.join(DATA_SETS)}{hint}")
 
 
 def check_numbers(args: argparse.Namespace) -> None:
@@ -84,6 +99,14 @@ def check_start(args: argparse.Namespace) -> None:
     last = args.epochs + args.cooldown_epochs
     if args.start_epoch > last:
         raise UserError(f"--start_epoch {args.start_epoch} is after the last epoch, {last}")
+    decay, room = args.decay_epochs, args.epochs
+    if args.sched in ("wsd", "rsqrt"):
+        room -= args.warmup_epochs if args.warmup_steps is None else 0
+    if decay and args.sched in ("step", "wsd", "rsqrt") and decay >= room:
+        raise UserError(
+            f"--sched {args.sched} with --decay-epochs {decay:g} does not fall within {room} epochs: give fewer, or "
+            "leave the flag out"
+        )
 
 
 def check_augmentation(args: argparse.Namespace) -> None:
@@ -126,6 +149,12 @@ def check_files(args: argparse.Namespace) -> None:
         raise UserError(
             "--resume and --finetune name two starts: give one (--resume continues, --finetune starts anew)"
         )
+    for name in ("resume", "finetune", "teacher_path"):
+        check_address(getattr(args, name), flag(name), args.allow_http)
+    if args.eval_ema and not (args.model_ema or args.eval):
+        raise UserError("--eval-ema evaluates the moving average that --no-model-ema leaves out: drop one of them")
+    if args.eval_ema and args.eval and args.checkpoint_key:
+        raise UserError("--eval-ema and --checkpoint_key name two entries of the checkpoint: give one")
     if args.eval and not (args.resume or args.finetune):
         raise UserError("--eval needs the weights to evaluate: --resume Outputs/checkpoint.pth")
 
@@ -149,7 +178,7 @@ def check_no_idle_flag(parser: argparse.ArgumentParser, words: Sequence[str]) ->
     used = {"mode", "smoothing", "batch_size"}
     groups = [group for group in parser._action_groups if group.title in ("optimisation", "augmentation and loss")]
     idle = {action.dest for group in groups for action in group._group_actions} - used
-    idle |= {"drop", "drop_path", "model_ema", "model_ema_decay", "model_ema_warmup", "model_ema_force_cpu"}
+    idle |= {"drop", "drop_path", "model_ema", "model_ema_decay", "model_ema_warmup", "model_ema_force_cpu", "eval_ema"}
     for action in parser._actions:
         action.default = argparse.SUPPRESS
     typed = [flag(name) for name in vars(parser.parse_args(words)) if name in idle]

@@ -2,21 +2,15 @@
 
 import argparse
 from collections.abc import Sequence
-from typing import Any
 
-from data_selection.common.errors import UserError
 from data_selection.common.parsing import Parser
-from deit.option_checks import DATA_SETS, SCHEDULES, check, check_no_idle_flag
+from deit.flags import Flags, Refused, whole_or_auto
+from deit.option_checks import DATA_SET, DATA_SETS, SCHEDULES, check, check_at_hand, check_no_idle_flag
 from deit.recipes import FOLDER, config_tokens, recipe_file, recipe_names
 
 RANKS = ("kingdom", "phylum", "class", "order", "supercategory", "family", "genus", "name")  # of iNaturalist
 MODES = ("full", "linear", "lp-ft", "self-train")
 PIXELS, AUGMENTS = ("data-set", "model"), ("crop", "shift")
-
-
-def whole_or_auto(text: str) -> int | str:
-    """A whole number, or the word auto."""
-    return text if text == "auto" else int(text)
 
 
 START = """Finetune an image classifier on a chosen subset.
@@ -35,35 +29,6 @@ class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFo
     """Defaults are told, and the examples keep their lines."""
 
 
-class Refused(argparse.Action):
-    """A released flag that would do nothing here: giving it is an error that says why."""
-
-    def __init__(self, option_strings: Sequence[str], dest: str, reason: str, **settings: Any) -> None:
-        self.reason = reason
-        hidden = {"help": argparse.SUPPRESS, "default": argparse.SUPPRESS}
-        super().__init__(option_strings, dest, nargs="*", **settings | hidden)
-
-    def __call__(self, _parser: object, _namespace: object, _values: object, option_string: str | None = None) -> None:
-        raise UserError(f"{option_string} is not available: {self.reason}")
-
-
-class Flags:
-    """A group of flags. Each of several words is understood with dashes and with underscores."""
-
-    def __init__(self, parser: argparse.ArgumentParser, title: str) -> None:
-        self.part = parser.add_argument_group(title)
-
-    def add(self, name: str, *aliases: str, **settings: Any) -> None:
-        """Add a flag; settings as add_argument takes them."""
-        spellings = dict.fromkeys((name, f"--{name[2:].replace('-', '_')}", f"--{name[2:].replace('_', '-')}"))
-        settings.setdefault("help", " ")  # the formatter adds the default to a help text only
-        self.part.add_argument(*spellings, *aliases, **settings)
-
-    def switch(self, name: str, default: bool, help: str) -> None:
-        """Add a flag that is on or off, as --name and --no-name."""
-        self.add(name, action=argparse.BooleanOptionalAction, default=default, help=help)
-
-
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all flags, without the recipe's values and without checks."""
     parser = Parser(prog="main.py", description=START, formatter_class=Help)
@@ -77,7 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _add_data(flags: Flags) -> None:
     add, switch = flags.add, flags.switch
-    add("--data-set", default="CIFAR10", metavar="NAME", help=f"one of {', '.join(DATA_SETS)}")
+    add("--data-set", default=DATA_SET, metavar="NAME", help=f"one of {', '.join(DATA_SETS)}")
     add("--data-path", metavar="DIR", help="where the data is; default: data in the working folder, deit/data or, "
         "for what extraction has downloaded, data_selection/data")  # fmt: skip
     add("--subset_ids", metavar="LIST", nargs="+", help="the images to train on, for the SUBSET data sets: subset "
@@ -124,11 +89,17 @@ def _add_model(flags: Flags) -> None:
         help="checkpoint to continue; a file of weights alone acts as --finetune",
     )
     switch("--auto-resume", False, "continue from output_dir/checkpoint.pth where there is one")
+    add("--checkpoint_key", metavar="NAME", help="entry of the weights' file that holds them, such as student")
+    switch("--allow-http", False, "take weights from addresses without https, which anybody on the way can change")
     add("--drop", type=float, default=0.0, metavar="RATE", help="dropout")
-    add("--drop-path", type=float, default=0.1, metavar="RATE", help="stochastic depth")
+    add("--drop-path", type=float, default=0.1, metavar="RATE", help="stochastic depth, where the model knows it")
     switch("--model-ema", True, "keep a moving average of the weights, evaluated after the last epoch")
     add("--model-ema-decay", type=float, default=0.99996)
-    switch("--model-ema-warmup", False, "let the average forget faster at first, so that it means something at once")
+    switch(
+        "--model-ema-warmup", False,
+        "let the average forget faster at first, so that it means something at once; on with every recipe but paper",
+    )  # fmt: skip
+    switch("--eval-ema", False, "evaluate the average with every evaluation, and with --eval that of the checkpoint")
     add("--model-ema-force-cpu", action="store_true", help="keep it in main memory")
 
 
@@ -169,14 +140,16 @@ def _add_optimisation(flags: Flags) -> None:
     add("--weight-decay", type=float, default=1e-4, help="not applied to biases, norms and embeddings of tokens")
     add("--layer-decay", type=float, help="learning-rate factor per layer from the head down")
     add("--lr", type=float, default=3e-3, help="learning rate of 512 images per step; scaled by the global batch")
-    add("--sched", default="cosine", metavar="NAME", help=f"one of {', '.join(SCHEDULES)}")
+    add("--sched", default="cosine", metavar="NAME", help=f"one of {', '.join(SCHEDULES)}; multistep: at 30, 60 and 90 "
+        "percent of the epochs")  # fmt: skip
     add("--lr-noise", type=float, nargs="+", help="where the rate is noisy, as fractions of the epochs")
     add("--lr-noise-pct", type=float, default=0.67, help="bound of the noise")
     add("--lr-noise-std", type=float, default=1.0)
     add("--warmup-lr", type=float, default=1e-6, help="rate of the first epoch, not scaled")
     add("--min-lr", type=float, default=1e-5, help="floor, not scaled")
-    add("--decay-epochs", type=float, default=30, help="of the step schedule")
-    add("--decay-rate", "--dr", type=float, default=0.1, help="factor of the step schedule")
+    add("--decay-epochs", type=float, help="step: between two falls, by default 30, or a third of up to 30 epochs; wsd, "
+        "rsqrt: of the fall in the end, by default a fifth of the epochs")  # fmt: skip
+    add("--decay-rate", "--dr", type=float, default=0.1, help="factor of step and multistep, power of poly")
     add("--warmup-epochs", type=int, default=5)
     add("--warmup-steps", type=int, help="the same in steps, at most a quarter of the run; needs --sched-unit step")
     add("--sched-unit", choices=("epoch", "step"), default="epoch", help="how often the schedule moves the rate")
@@ -267,8 +240,8 @@ def _add_run(flags: Flags) -> None:
     )  # from old launchers; in LOCAL_RANK too
 
 
-def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """The flags of a command line (default: sys.argv), checked.
+def parse(argv: Sequence[str] | None = None, *, complete: bool = False) -> argparse.Namespace:
+    """The flags of a command line (default: sys.argv), checked. complete: --data-set must be named, or at hand.
 
     The command line wins over --config, that over --recipe, and that over the flags' own defaults, the papers'.
     """
@@ -277,12 +250,17 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     first.add_argument("--config")
     early, rest = first.parse_known_args(argv)
     typed = (config_tokens(early.config, parser) if early.config else []) + rest
-    unset = argparse.Namespace(sched_unit=None, warmup_epochs=None)
+    unset = argparse.Namespace(sched_unit=None, warmup_epochs=None, data_set=None)
     given = parser.parse_args(typed, unset)  # --help and wrong words end here
-    recipe = recipe_file(given.recipe, given.data_set)
-    args = parser.parse_args(config_tokens(recipe, parser, "--recipe", ("config", "recipe", "data_set")) + typed)
+    recipe = recipe_file(given.recipe, given.data_set or DATA_SET)
+    if complete and given.data_set is None:
+        check_at_hand(given.data_path)
+    words = config_tokens(recipe, parser, "--recipe", ("config", "recipe", "data_set")) + typed
+    args = parser.parse_args(words, argparse.Namespace(model_ema_warmup=None))
     args.config, args.recipe = early.config, recipe.stem if recipe.resolve().parent == FOLDER else str(recipe)
     vars(args).pop("local_rank", None)
+    if args.model_ema_warmup is None:
+        args.model_ema_warmup = args.recipe != "paper"
     if given.warmup_steps is None and (given.sched_unit == "epoch" or given.warmup_epochs is not None):
         args.warmup_steps = None  # the recipe's, which no flag could unset
     check(args)

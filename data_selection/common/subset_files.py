@@ -17,7 +17,7 @@ from data_selection.common.checks import check_ids
 from data_selection.common.errors import UserError
 from data_selection.common.feature_table import FeatureTable, sidecar, write_sidecar
 from data_selection.common.files import atomic_write, read_json, sha256
-from data_selection.common.kinds import Ids
+from data_selection.common.kinds import Ids, Log
 from data_selection.common.paths import ROOT
 
 
@@ -41,14 +41,19 @@ def budget_from_percent(pool_size: int, percent: float | str) -> int:
     return budget
 
 
-def load_subset(path: Path | str, pool_size: int) -> torch.Tensor:
+def load_subset(path: Path | str, pool_size: int, repeats: Log | None = None) -> torch.Tensor:
     """The ids of a subset file: an int64 tensor in file order, each in 0..pool_size-1, none repeated.
 
+    repeats: called with a warning where ids come more than once, as in some published lists; each is then taken once.
     Raises UserError where the file is missing, no JSON list of whole numbers, empty, out of range or repeating.
     """
     values = read_json(path)
     if not isinstance(values, list) or not values or not all(type(value) is int for value in values):
         raise UserError(f"subset file {path} must be a non-empty JSON list of whole numbers")
+    distinct = list(dict.fromkeys(values))
+    if repeats is not None and len(distinct) < len(values):
+        repeats(f"warning: subset file {path} has {len(values)} entries, {len(distinct)} distinct: each is taken once")
+        values = distinct
     return check_ids(values, pool_size, f"subset file {path}:")
 
 

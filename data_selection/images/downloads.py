@@ -24,6 +24,12 @@ def cache_folder() -> Path:
     return Path(torch.hub.get_dir()) / "checkpoints"
 
 
+def check_address(source: str, flag: str, allow_http: bool) -> None:
+    """Raise UserError for an address without https, whose file anybody on the way can change, unless that is allowed."""
+    if source.startswith("http://") and not allow_http:
+        raise UserError(f"{flag} {source} is not safe on the way: use https://, or say --allow-http")
+
+
 def fetch_file(url: str, folder: Path | str | None = None, *, digest: str | None = None, progress: bool = True) -> Path:
     """The local copy of `url`, downloaded on the first call. Returns its path.
 
@@ -87,6 +93,8 @@ def _receive(url: str, handle: BinaryIO, target: Path, progress: bool) -> None:
             raise
         handle.truncate(0)
         return _receive(url, handle, target, progress)
+    if url.startswith("https://") and response.geturl().startswith("http://"):
+        raise UserError(f"{url} leads to {response.geturl()}, which is not safe on the way: use another address")
     with response:
         if have and response.status != 206:  # the server knows no ranges: from the start
             handle.truncate(0)

@@ -107,7 +107,7 @@ def of_subset(path: Path, today: Today, log: Log) -> dict[str, int | None]:
     images = provenance.get("images")
     if not images:
         check_positions(path, provenance.get("features") or {}, today)
-        return {str(row): row for row in load_subset(path, today.count).tolist()}
+        return {str(row): row for row in load_subset(path, today.count, log).tolist()}
     ids = read_json(path)
     hashes, names = images.get("hash"), images.get("name") or [None] * len(ids)
     if not isinstance(ids, list) or not isinstance(hashes, list) or not len(hashes) == len(names) == len(ids):
@@ -117,7 +117,7 @@ def of_subset(path: Path, today: Today, log: Log) -> dict[str, int | None]:
         return dict(zip(names, by_name(names, today), strict=True))
     if record is None:
         check_positions(path, provenance.get("features") or {}, today)
-        return {str(row): row for row in load_subset(path, today.count).tolist()}
+        return {str(row): row for row in load_subset(path, today.count, log).tolist()}
     found, moved, changed = match(names, hashes, record)
     say(path, len(found), moved, changed, log)
     keys = [str(key if name is None else name) for key, name in zip(ids, names, strict=True)]

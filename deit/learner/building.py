@@ -2,11 +2,13 @@
 
 import argparse
 import dataclasses
+import math
 from pathlib import Path
 from typing import Any
 
 import timm.optim
 import torch
+from timm.layers import DropPath
 from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
 from timm.utils import ModelEmaV3
@@ -19,9 +21,8 @@ from data_selection.embedding.forward import memory_layout, write_out_attention
 from data_selection.embedding.preprocessing import Preprocess, preprocess_of
 from data_selection.images import pools
 from deit.engine import FlatGradients, Learner
-from deit.learner.linear import classifiers
 from deit.losses import Criterion
-from deit.runs.checkpoints import load_pretrained
+from deit.runs.checkpoints import classifier_layers, load_pretrained
 from deit.runs.meters import RunLog
 from deit.samples.draws import INIT, seed_drop_layers, seed_of, seeded
 from deit.samples.pipeline import SMALL, Pipeline
@@ -78,7 +79,7 @@ def build(args: argparse.Namespace, classes: int, log: RunLog) -> nn.Module:
         raise UserError(f"--data-set {args.data_set} has no labels to train on")
     log.say(f"Creating model: {args.model}")
     with seeded(seed_of(args.seed, INIT)):
-        model = build_model(args.model, classes, drop_path_rate=args.drop_path, img_size=args.input_size)
+        model = fresh(args, classes, log)
     try:  # wrong sizes show here instead of after the data is decoded
         with torch.inference_mode():
             model.eval()(torch.zeros(1, 3, args.input_size, args.input_size))
@@ -86,6 +87,19 @@ def build(args: argparse.Namespace, classes: int, log: RunLog) -> nn.Module:
         raise UserError(
             f"--model {args.model} does not take --input-size {args.input_size}: {str(error).splitlines()[0]}"
         ) from None
+    return model
+
+
+def fresh(args: argparse.Namespace, classes: int, log: RunLog) -> nn.Module:
+    """The model of the flags; --drop-path is left out, which is said, where the model does not know it."""
+    try:
+        model = build_model(args.model, classes, drop_path_rate=args.drop_path, img_size=args.input_size)
+    except TypeError as error:
+        if "drop_path_rate" not in str(error):
+            raise
+        model = build_model(args.model, classes, img_size=args.input_size)
+    if args.drop_path and not any(isinstance(layer, DropPath) and layer.drop_prob for layer in model.modules()):
+        log.say(f"--drop-path {args.drop_path:g} is left out: {args.model} has no stochastic depth")
     return model
 
 
@@ -106,7 +120,7 @@ def build_learner(
     if pretrained == "none":
         log.say("--finetune none: training starts from random weights")
     elif pretrained is not None:
-        load_pretrained(model, pretrained, log.say)
+        load_pretrained(model, pretrained, log.say, args.checkpoint_key)
         log.say(f"pretrained weights: {pretrained}")
     log.say(f"number of params: {sum(p.numel() for p in model.parameters() if p.requires_grad)}")
     criterion = Criterion(args.smoothing)
@@ -119,7 +133,7 @@ def build_learner(
             model, args.model_ema_decay, use_warmup=args.model_ema_warmup,
             device=torch.device("cpu") if args.model_ema_force_cpu else None,
         )  # fmt: skip
-    draws = seed_drop_layers(model, args.seed, args.drop, classifiers(model) if args.drop else ())
+    draws = seed_drop_layers(model, args.seed, args.drop, classifier_layers(model) if args.drop else ())
     optimizer = make_optimizer(args, model, args.lr * global_batch / REFERENCE_BATCH)
     amp = autocast_type(args.amp, world.device)
     if amp is not None and world.device.type == "cpu":
@@ -129,7 +143,7 @@ def build_learner(
     return Learner(
         model, optimizer, make_scheduler(args, optimizer, updates), args.sched_unit == "step",
         torch.amp.GradScaler(world.device.type, enabled=amp is torch.float16), ema, draws,
-        FlatGradients(model.parameters()), criterion, amp, world,
+        FlatGradients(model.parameters()), criterion, amp, world, args.input_size,
         fixed=batch_norms(model) if args.batch_norm == "fixed" else [],
     )  # fmt: skip
 
@@ -150,19 +164,32 @@ def distillation(args: argparse.Namespace, model: nn.Module, classes: int, world
 
 def make_optimizer(args: argparse.Namespace, model: nn.Module, lr: float) -> torch.optim.Optimizer:
     """timm's optimiser of --opt; weight decay spares what has one dimension, and token and position embeddings."""
+    name = args.opt.lower()
+    if name.removeprefix("lookahead_").startswith("kron"):
+        raise UserError(
+            f"--opt {args.opt} draws numbers that no checkpoint keeps, so no run could be continued exactly"
+        )
     try:
-        info = timm.optim.get_optimizer_info(args.opt.lower())
+        info = timm.optim.get_optimizer_info(name.removeprefix("lookahead_"))
     except ValueError:
         known = ", ".join(map(str, timm.optim.list_optimizers()))
-        raise UserError(f"unknown --opt {args.opt!r}: use one of {known}") from None
+        raise UserError(
+            f"unknown --opt {args.opt!r}: use one of {known}, each also with lookahead_ before it"
+        ) from None
     settings: dict[str, Any] = {"momentum": args.momentum} | ({"eps": args.opt_eps} if info.has_eps else {})
     if args.opt_betas:
         if not info.has_betas:
             raise UserError(f"--opt-betas does nothing with --opt {args.opt}: leave it out")
         settings["betas"] = tuple(args.opt_betas)
-    return timm.optim.create_optimizer_v2(
-        model, args.opt.lower(), lr=lr, weight_decay=args.weight_decay, layer_decay=args.layer_decay, **settings
-    )
+    try:
+        optimizer = timm.optim.create_optimizer_v2(
+            model, name, lr=lr, weight_decay=args.weight_decay, layer_decay=args.layer_decay, **settings
+        )
+    except (AssertionError, ImportError, RuntimeError, TypeError, ValueError) as error:  # a package or value it needs
+        raise UserError(f"--opt {args.opt} cannot be used here ({error}): use another one") from None
+    if getattr(optimizer, "is_second_order", False):
+        raise UserError(f"--opt {args.opt} needs second derivatives, which no step here computes: use another one")
+    return optimizer
 
 
 def make_scheduler(
@@ -173,21 +200,48 @@ def make_scheduler(
     updates: steps in an epoch. epochs: by default those of the flags. Epoch or step e (from 1) uses the value at
     e - 1, as BiLAF's trainer does; ActiveFT's spends two epochs at the first value.
     """
+    part = 1.0 if epochs is None else epochs / args.epochs
     epochs = args.epochs if epochs is None else epochs
     by_epoch, warmup = args.sched_unit == "epoch", args.warmup_epochs
     if args.warmup_steps is not None:
         warmup = min(args.warmup_steps / updates, epochs / 4)
-    scheduler, _ = create_scheduler_v2(
-        optimizer, args.sched, num_epochs=epochs, decay_epochs=args.decay_epochs, decay_rate=args.decay_rate,
-        min_lr=args.min_lr, warmup_lr=args.warmup_lr, warmup_epochs=warmup,
-        step_on_epochs=by_epoch, updates_per_epoch=0 if by_epoch else updates,
-        noise=args.lr_noise or None,  # type: ignore[arg-type]  # None: no noise, timm's type forgot it
-        noise_pct=args.lr_noise_pct, noise_std=args.lr_noise_std,
-    )  # fmt: skip
+    try:
+        scheduler, _ = create_scheduler_v2(
+            optimizer, num_epochs=epochs, min_lr=args.min_lr, warmup_lr=args.warmup_lr,
+            step_on_epochs=by_epoch, updates_per_epoch=0 if by_epoch else updates,
+            noise=args.lr_noise or None,  # type: ignore[arg-type]  # None: no noise, timm's type forgot it
+            noise_pct=args.lr_noise_pct, noise_std=args.lr_noise_std, **shape_of(args, epochs, part, warmup),
+        )  # fmt: skip
+    except (AssertionError, ValueError) as error:
+        raise UserError(f"--sched {args.sched} with {epochs} epochs: {error}") from None
     if scheduler is None:  # timm leaves the scaling of --layer-decay to its schedules
         for group in optimizer.param_groups:
             group["lr"] *= group.get("lr_scale", 1.0)
     return scheduler
+
+
+def shape_of(args: argparse.Namespace, epochs: int, part: float, warmup: float) -> dict[str, Any]:
+    """The keywords of create_scheduler_v2 that say how the rate goes over `epochs`, the `part` of those of the flags."""
+    long = args.sched in ("wsd", "rsqrt")  # warm-up, a long stretch, a fall
+    if long and not hasattr(timm.scheduler, "WSDLRScheduler"):
+        raise UserError(f"--sched {args.sched} needs timm 1.0.31 or newer, this is {timm.__version__}")
+    decay = args.decay_epochs * part if args.decay_epochs else 30.0 if epochs > 30 else epochs / 3
+    if long:  # parts of a run may be shorter than its warm-up and its fall; timm takes less than 1 for a share
+        warmup = min(warmup, epochs / 2)
+        room, fall = epochs - warmup, args.decay_epochs or 0.2
+        decay = fall if fall < 1 else min(fall * part, room) / room
+        if args.sched_unit == "epoch":
+            decay = max(1, math.floor(decay * room + 0.5))
+    shape: dict[str, Any] = {
+        "sched": args.sched,
+        "decay_epochs": decay,
+        "decay_rate": args.decay_rate,
+        "decay_milestones": [place * epochs for place in (0.3, 0.6, 0.9)],
+        "warmup_epochs": warmup,
+    }
+    if args.sched == "constant":  # timm's older versions do not know the word
+        return shape | {"sched": "step", "decay_epochs": 1, "decay_rate": 1.0}
+    return shape | ({"stable_timescale": warmup or 1} if args.sched == "rsqrt" else {})
 
 
 def batch_norms(model: nn.Module) -> list[nn.Module]:

@@ -24,8 +24,7 @@ def classifiers(model: nn.Module) -> list[nn.Linear]:
     for head in classifier_layers(model):
         if not isinstance(head, nn.Linear) or head.bias is None:
             raise UserError(
-                f"--mode linear, lp-ft and --drop need a linear classifier, this model has {head}: "
-                "use --mode full and --drop 0"
+                f"--mode linear, lp-ft and self-train need a linear classifier, this model has {head}: use --mode full"
             )
         heads.append(head)
     return heads

@@ -1,6 +1,5 @@
 """Pretrained weights, checkpoints and exact continuation."""
 
-import tempfile
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -38,15 +37,6 @@ class Learning(Protocol):
     ema: ModelEmaV3 | None
 
 
-def check_folder(folder: Path | str) -> None:
-    """Create the output folder. Raises UserError where it cannot be written."""
-    try:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:
-        raise UserError(f"--output_dir {folder} cannot be written ({error.strerror}): choose another folder") from None
-
-
 def classifier_layers(model: nn.Module) -> tuple[nn.Module, ...]:
     """A timm model's classifier, or the two of a distilled model."""
     heads: Any = model.get_classifier()  # type: ignore[operator]  # timm's models have one, for torch it is a module
@@ -60,12 +50,16 @@ def classifier_names(model: nn.Module) -> tuple[str, ...]:
     return tuple(f"{name}.*" for name in names)
 
 
-def load_pretrained(model: nn.Module, source: Path | str, log: Log) -> Loaded:
-    """Load a backbone's weights: strictly but for the classifier, position embedding resized. See load_weights."""
+def load_pretrained(model: nn.Module, source: Path | str, log: Log, key: str | None = None) -> Loaded:
+    """Load a backbone's weights: strictly but for the classifier, position embedding resized. See load_weights.
+
+    key: the file's entry that holds them, None: the one that is there.
+    """
     heads = classifier_names(model)
     extra = ("head.*", "head_dist.*", "fc.*", "classifier.*", *DINO_HEAD)
+    named = {"checkpoint_key": key} if key else {}
     return load_weights(
-        model, source, allow_missing=heads, allow_unexpected=(*heads, *extra), resize_pos_embed=True, log=log
+        model, source, allow_missing=heads, allow_unexpected=(*heads, *extra), resize_pos_embed=True, log=log, **named
     )
 
 
@@ -86,7 +80,7 @@ def check_same_recipe(saved: Settings, args: Settings, source: Path | str) -> No
     differing = [
         f"--{name.replace('_', '-')} {args[name]} (was {saved[name]})"
         for name in RECIPE
-        if name in saved and name in args and plain(saved[name]) != plain(args[name])
+        if name in saved and name in args and plain(name, saved[name]) != plain(name, args[name])
     ]
     if differing:
         raise UserError(
@@ -95,12 +89,15 @@ def check_same_recipe(saved: Settings, args: Settings, source: Path | str) -> No
         )
 
 
-def plain(value: object) -> object:
+def plain(name: str, value: object) -> object:
+    """A flag's value, the same for lists and tuples, and for a default that used to be a number."""
+    if name == "decay_epochs" and value is None:
+        return 30
     return list(value) if isinstance(value, (tuple, list)) else value
 
 
-def restore(learner: Learning, state: State, source: Path | str, log: Log) -> tuple[int, Numbers | None]:
-    """Put a checkpoint's training state into the learner. Returns (epochs done, numbers of the best one or None)."""
+def restore(learner: Learning, state: State, source: Path | str, log: Log) -> None:
+    """Put a checkpoint's training state into the learner."""
     try:
         learner.model.load_state_dict(state["model"], strict=True)
         learner.optimizer.load_state_dict(state["optimizer"])
@@ -114,17 +111,15 @@ def restore(learner: Learning, state: State, source: Path | str, log: Log) -> tu
         else:
             log(f"{source} holds no EMA: it starts from the checkpoint's weights")
             learner.ema.set(learner.model)
-    epoch = state["epoch"]
     if learner.scheduler is not None:  # a function of the epoch alone
-        learner.scheduler.step(epoch)
-    return epoch, state.get("best")
+        learner.scheduler.step(state["epoch"])
 
 
-def content(learner: Learning, epoch: int, best: Numbers | None, args: Settings) -> State:
+def content(learner: Learning, epoch: int, best: Numbers | None, args: Settings, spent: Numbers) -> State:
     """A checkpoint's content: the training state after `epoch`.
 
     Entries and names as in the released trainer: model, optimizer, lr_scheduler, epoch, model_ema, scaler, args; and
-    best: the best epoch and its numbers. args is a plain dictionary, so that weights_only=True reads the file.
+    best: the best epoch and its numbers; spent: what the run has taken so far, as keywords of job.Tally. args is a plain dictionary, so that weights_only=True reads the file.
     """
     return {
         "model": learner.model.state_dict(),
@@ -135,4 +130,5 @@ def content(learner: Learning, epoch: int, best: Numbers | None, args: Settings)
         "scaler": learner.scaler.state_dict(),
         "args": args,
         "best": best,
+        "spent": spent,
     }

@@ -45,8 +45,8 @@ class RunLog:
         self.folder = Path(folder) if folder and is_main else None
         self.is_main, self.verbose, self.accuracy, self.read = is_main, verbose, "", 0.0
         self.bar: tqdm[Any] | None = None  # until start
-        writer = summary_writer() if tensorboard else None  # on every process: all end where it is missing
-        self.events = writer(str(self.folder / "tensorboard")) if writer and self.folder else None
+        self.writer = summary_writer() if tensorboard else None  # on every process: all end where it is missing
+        self.events: Events | None = None  # until start
 
     def say(self, text: str) -> None:
         if self.is_main and not self.quiet:
@@ -61,6 +61,7 @@ class RunLog:
             dynamic_ncols=True, mininterval=0.5,
         )  # fmt: skip
         if self.folder:
+            self.events = self.writer(str(self.folder / "tensorboard")) if self.writer else None
             with atomic_write(self.folder / "args.yaml", "w") as handle:
                 yaml.safe_dump(args, handle, sort_keys=False)
 

@@ -21,7 +21,7 @@ class Saver:
 
     A context manager. continued: the checkpoint that the run continues, or None. When a checkpoint.pth is written, the
     one before it stays as checkpoint_previous.pth if it is this run's and could be read. What a killed process left
-    half written, and a previous checkpoint of another run, is removed.
+    half written is removed.
     """
 
     def __init__(self, folder: Path | str | None, continued: Path | str | None = None) -> None:
@@ -31,7 +31,7 @@ class Saver:
         own = before is not None and self.folder is not None and before.resolve().parent == self.folder.resolve()
         self.keep = own and before is not None and before.name == NEWEST
         if self.folder:
-            for leftover in (*self.folder.glob(".*.partial"), *([] if own else [self.folder / PREVIOUS])):
+            for leftover in self.folder.glob(".*.partial"):
                 leftover.unlink(missing_ok=True)
 
     def __enter__(self) -> "Saver":
@@ -88,7 +88,9 @@ def write(folder: Path, names: Sequence[str], content: State, keep: bool) -> Non
                 if keep and name == NEWEST and path.exists():
                     path.replace(folder / PREVIOUS)
         except OSError as error:
+            before = "the checkpoint before it is as it was; make room, then continue with --auto-resume"
+            if not (folder / NEWEST).exists():
+                before = "the run has no checkpoint yet; make room, then start again"
             raise UserError(
-                f"{path} of epoch {content['epoch']} cannot be written ({error.strerror}): the checkpoint before it is "
-                "as it was; make room, then continue with --auto-resume"
+                f"{path} of epoch {content['epoch']} cannot be written ({error.strerror}): {before}"
             ) from None

@@ -66,12 +66,16 @@ def own_checkpoint(args: argparse.Namespace, log: RunLog) -> tuple[str, State | 
 
 
 def finished(args: argparse.Namespace, source: Path | str, done: int, last: int, log: RunLog) -> bool:
-    """Whether --auto-resume finds its run finished, which is no mistake. Raises UserError where --resume does."""
+    """Whether --auto-resume finds its run finished, which is no mistake. Raises UserError where --resume does.
+
+    A run that was killed before it wrote its result is not finished: what is left to do is to evaluate.
+    """
     if done < last:
         return False
     told = f"the checkpoint has {done} epochs and {last} are asked for: the run is finished"
     if not args.auto_resume or Path(source).parent != Path(args.output_dir):
         raise UserError(f"{told} ({source})")
     result = Path(args.output_dir) / "result.json"
-    log.say(f"{source}: {told}" + (f"; its result is in {result}" if result.exists() else ""))
-    return True
+    there = result.exists()
+    log.say(f"{source}: {told}" + (f"; its result is in {result}" if there else " but for its result, which follows"))
+    return there

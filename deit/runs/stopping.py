@@ -59,18 +59,20 @@ def workers_named(close: Callable[[], None]) -> Iterator[None]:
 
 
 class NotFinite(UserError):
-    """The loss of a step (counted from 0) is not a finite number."""
+    """The loss of a step (counted from 0) is not a finite number; None: its batch is not to blame."""
 
-    def __init__(self, text: str, step: int) -> None:
+    def __init__(self, text: str, step: int | None) -> None:
         super().__init__(text)
         self.step = step
 
 
 def with_batch(error: NotFinite, epoch: int, ids: Sequence[int], folder: Path | None) -> UserError:
-    """The UserError to raise for a NotFinite: names the file, written here, with the batch's ids (pool indices).
+    """The UserError to raise for a NotFinite of a step: names the file, written here, with the batch's ids.
 
+    ids: pool indices.
     folder: None where nothing is written (on ranks above 0, or without --output_dir).
     """
+    assert error.step is not None
     hint = "--output_dir DIR would save the ids of its batch"
     if folder:
         path = Path(folder) / BAD_BATCH

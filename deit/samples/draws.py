@@ -13,6 +13,8 @@ import torch
 from timm.layers import DropPath
 from torch import nn
 
+from data_selection.common.errors import UserError
+
 ORDER, AUGMENT, DROP, MIX, INIT, FOLDS, POOL = range(7)  # the purposes; each has its own stream
 
 GOLDEN, FIRST, SECOND = (c - (1 << 64) for c in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
@@ -75,13 +77,17 @@ class DropDraws:
         self.next = 0
 
     def take(self, x: torch.Tensor) -> torch.Tensor:
-        """The hashes (R,) of this layer call for x (R, ...)."""
+        """The hashes (R,) of this layer call for x (R, ...). R may be a multiple of the batch: each image's patches."""
         assert self.table is not None  # begin() comes before a pass
         row = self.table[self.next]
-        if len(row) != len(x):
-            raise RuntimeError(f"a drop layer sees {len(x)} rows in a batch of {len(row)}: set --drop-path 0 --drop 0")
         self.next += 1
-        return row
+        if len(row) == len(x):
+            return row
+        if len(x) % len(row):
+            raise UserError(
+                f"a drop layer sees {len(x)} rows in a batch of {len(row)} images: set --drop-path 0 --drop 0"
+            )
+        return hashed(row[:, None], torch.arange(len(x) // len(row), device=row.device)).flatten()
 
 
 class SeededDropPath(nn.Module):

@@ -12,7 +12,7 @@ from data_selection.common.paths import ROOT
 from data_selection.images import pools
 from data_selection.images.inaturalist import read_inaturalist
 from data_selection.images.known_lists import find_images, of_pool
-from deit.samples.label_files import open_folders
+from deit.samples.label_files import open_folders, some
 
 FEW = 10  # labels per class
 DEFAULT_PATH = ROOT / "deit" / "data"
@@ -140,7 +140,9 @@ def say_of_labels(mode: str, pool: pools.Pool, ids: Sequence[int], log: Log) -> 
     """
     classes, present = pool.classes or 0, {pool.label(i) for i in ids}
     if len(present) < classes:
-        log(f"warning: {classes - len(present)} of {classes} classes have no training image")
+        words = pool.class_names or tuple(map(str, range(classes)))
+        bare = [words[label] for label in range(classes) if label not in present]
+        log(f"warning: {len(bare)} of {classes} classes without a training image: {some(bare)}")
     if mode == "full" and len(ids) < FEW * classes:
         log(
             f"warning: {len(ids) / classes:.3g} labels per class: below {FEW}, a frozen backbone usually gives more; "

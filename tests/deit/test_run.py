@@ -130,7 +130,7 @@ def test_accumulated_passes_follow_the_same_curve(images, tmp_path, capsys):
     assert [line["train_lr"] for line in many] == [line["train_lr"] for line in one]
     assert "holds an earlier run" not in capsys.readouterr().out
     main(command(images, tmp_path / "one", epochs=3, start_epoch=3))
-    assert "holds an earlier run: its files are replaced" in capsys.readouterr().out
+    assert "holds an earlier run: 6 files are set aside in" in capsys.readouterr().out
     assert [line["epoch"] for line in log_lines(tmp_path / "one")] == [3]
 
 

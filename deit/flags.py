@@ -1,0 +1,41 @@
+"""How the trainer's flags are declared: in two spellings, on and off, or refused. Imports nothing slow."""
+
+import argparse
+from collections.abc import Sequence
+from typing import Any
+
+from data_selection.common.errors import UserError
+
+
+def whole_or_auto(text: str) -> int | str:
+    """A whole number, or the word auto."""
+    return text if text == "auto" else int(text)
+
+
+class Refused(argparse.Action):
+    """A released flag that would do nothing here: giving it is an error that says why."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, reason: str, **settings: Any) -> None:
+        self.reason = reason
+        hidden = {"help": argparse.SUPPRESS, "default": argparse.SUPPRESS}
+        super().__init__(option_strings, dest, nargs="*", **settings | hidden)
+
+    def __call__(self, _parser: object, _namespace: object, _values: object, option_string: str | None = None) -> None:
+        raise UserError(f"{option_string} is not available: {self.reason}")
+
+
+class Flags:
+    """A group of flags. Each of several words is understood with dashes and with underscores."""
+
+    def __init__(self, parser: argparse.ArgumentParser, title: str) -> None:
+        self.part = parser.add_argument_group(title)
+
+    def add(self, name: str, *aliases: str, **settings: Any) -> None:
+        """Add a flag; settings as add_argument takes them."""
+        spellings = dict.fromkeys((name, f"--{name[2:].replace('-', '_')}", f"--{name[2:].replace('_', '-')}"))
+        settings.setdefault("help", " ")  # the formatter adds the default to a help text only
+        self.part.add_argument(*spellings, *aliases, **settings)
+
+    def switch(self, name: str, default: bool, help: str) -> None:
+        """Add a flag that is on or off, as --name and --no-name."""
+        self.add(name, action=argparse.BooleanOptionalAction, default=default, help=help)
