@@ -108,17 +108,18 @@ def as_levels(pixels):
     return ((pixels * std + mean) * 255).round().to(torch.int64)
 
 
-@pytest.mark.parametrize("size", [SIZE, LARGE])
-def test_the_seed_moves_the_draws_of_whole_batches(runs, size):
-    """Images kept as one tensor: with the same order, other seeds and other epochs crop elsewhere."""
-    cuts = {}
-    for seed in (0, 7):
-        run = runs(input_size=size, seed=seed, cache="device")
-        for epoch in (1, 2):
-            place = order_of(seed, epoch).tolist().index(5)  # of one and the same image
-            cuts[seed, epoch] = pixels_of(run, epoch)[place]
-    for one, other in [((0, 1), (7, 1)), ((0, 1), (0, 2)), ((7, 1), (7, 2))]:
-        assert not torch.equal(as_levels(cuts[one]), as_levels(cuts[other]))
+@pytest.mark.parametrize(("size", "augment"), [(SIZE, "crop"), (LARGE, "crop"), (LARGE, "shift")])
+def test_the_seed_moves_the_draws_of_whole_batches(runs, size, augment):
+    """Images kept as one tensor: one image alone, always at the same place, is cut elsewhere by seed and by epoch."""
+    (runs.images / "one.json").write_text("[5]")
+    cuts = []
+    for seed in (0, 7, 8):
+        run = runs(input_size=size, seed=seed, cache="device", subset_ids=runs.images / "one.json", augment=augment)
+        cuts += [as_levels(part.images) for part in run.seen]
+    assert len(cuts) == 9
+    different = {tuple(cut.flatten().tolist()) for cut in cuts}
+    assert len(different) >= 8
+    assert len({tuple(cut.flatten().tolist()) for cut in cuts[::3]}) == 3  # the first epochs of three seeds
 
 
 @row("repeated_aug", True, False)
