@@ -88,8 +88,8 @@ def draw_boxes(
         side = np.sqrt(1 - share)
         tall, wide = (side * height).astype(int), (side * width).astype(int)
         y, x = rng.integers(0, height, count), rng.integers(0, width, count)
-        top, bottom = np.clip([y - tall // 2, y + tall // 2], 0, height)
-        left, right = np.clip([x - wide // 2, x + wide // 2], 0, width)
+        top, bottom = np.clip([y - tall // 2, y + (tall + 1) // 2], 0, height)
+        left, right = np.clip([x - wide // 2, x + (wide + 1) // 2], 0, width)
     else:
         low, high = minmax
         tall = rng.integers(int(height * low), max(int(height * high), int(height * low) + 1), count)

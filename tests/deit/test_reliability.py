@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import os
 import random
+import resource
 import signal
 import time
 from pathlib import Path
@@ -17,7 +18,7 @@ from deit import epochs as deit_epochs
 from deit.main import main
 from deit.runs import saving, stopping
 from deit.runs.saving import Saver, write
-from tests.support.trainer_runs import checkpoint, child, command, log_lines, make_images, ranks
+from tests.support.trainer_runs import checkpoint, child, command, log_lines, make_images, ranks, train_into
 
 EPOCHS = 10
 RECIPE = {"drop_path": 0.2, "mixup": 0.8, "mixup_prob": 1.0, "model_ema_decay": 0.9, "auto_resume": True}
@@ -152,13 +153,19 @@ def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == [saving.NEWEST]
 
 
-def test_a_device_that_is_full(tmp_path):
-    """The kernel's own error, from a file that always has no space left."""
-    full = Path("/dev/full")
-    if not full.exists():
-        pytest.skip("no /dev/full here")
-    with full.open("wb") as handle, pytest.raises(OSError, match="No space"):
-        handle.write(b"x" * 100_000)
+def test_a_file_that_the_system_does_not_let_grow(tmp_path):
+    """The kernel's own error, in the middle of a checkpoint: no file of this process may have more than 4,000 bytes."""
+    with Saver(tmp_path) as saver:
+        saver.save([saving.NEWEST], {"epoch": 1, "x": torch.ones(2)})
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4000, limits[1]))
+    try:
+        with pytest.raises(UserError, match=r"checkpoint\.pth of epoch 2 cannot be written"), Saver(tmp_path) as saver:
+            saver.save([saving.NEWEST], {"epoch": 2, "x": torch.zeros(10_000)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert checkpoint(tmp_path)["epoch"] == 1
+    assert [path.name for path in tmp_path.iterdir()] == [saving.NEWEST]
 
 
 def test_a_checkpoint_holds_the_moment_it_was_asked_for(tmp_path):
@@ -210,7 +217,8 @@ def test_steps_without_a_finite_loss_are_left_out(images, tmp_path, monkeypatch,
         main(words)
 
 
-def test_a_worker_that_dies_is_named(images, monkeypatch):
+def murdered(words, said):
+    """Train in this process, whose image loaders are killed when the first epoch begins."""
     real = deit_epochs.train_one_epoch
 
     def murder(learner, data, *args, **kwargs):
@@ -219,9 +227,21 @@ def test_a_worker_that_dies_is_named(images, monkeypatch):
             worker.kill()
         return real(learner, data, *args, **kwargs)
 
-    monkeypatch.setattr(deit_epochs, "train_one_epoch", murder)
-    with pytest.raises(UserError, match=r"a process that loads images has died \(DataLoader worker.*--num_workers"):
-        main(command(images, None, epochs=1, aa="rand-m9", num_workers=1))
+    deit_epochs.train_one_epoch = murder
+    train_into(words, said, {})
+
+
+def test_a_worker_that_dies_is_named(images, tmp_path):
+    """In a process of its own: PyTorch raises at a worker's death wherever the main thread is, in pytest, too."""
+    said = tmp_path / "said"
+    words = command(images, None, epochs=1, aa="rand-m9", num_workers=1)
+    process = multiprocessing.get_context("forkserver").Process(target=murdered, args=(words, str(said)))
+    process.start()
+    process.join(120)
+    assert process.exitcode == 2, said.read_text()
+    assert "error: a process that loads images has died (DataLoader worker" in said.read_text()
+    assert "--num_workers" in said.read_text()
+    assert "Traceback" not in said.read_text()
 
 
 @pytest.mark.parametrize(("how", "victim"), [(signal.SIGKILL, 0), (signal.SIGKILL, 1), (signal.SIGSTOP, 1)])

@@ -163,13 +163,6 @@ def test_labelled_and_excluded(pool):
     assert [i - (i > 3) for i in left] == gone
 
 
-@pytest.mark.parametrize("init", ["fps", "kmeans++"])
-def test_other_starts(pool, init):
-    config = ActiveFTConfig(max_iter=2, init=init)
-    ids = select_activeft(pool.features[:500], 20, config=config, labelled=[4], excluded=[9])
-    assert ids.tolist() == select_activeft(pool.features[:500], 20, config=config, labelled=[4], excluded=[9]).tolist()
-
-
 def test_threshold_stops_early(pool):
     assert len(trace(pool.features, 30, config=ActiveFTConfig(max_iter=60, threshold=1.0))[1]) == 11
     assert len(trace(pool.features, 30, config=ActiveFTConfig(max_iter=15, threshold=0))[1]) == 15

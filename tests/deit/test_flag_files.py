@@ -1,0 +1,429 @@
+"""Flags that decide what is read, kept, written and said, and those that are refused."""
+
+import json
+import os
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from data_selection.common.distributed import World
+from data_selection.common.errors import UserError
+from data_selection.images.pools import Pool
+from deit import epochs as deit_epochs
+from deit import job, trainer
+from deit.datasets import PilImages
+from deit.engine import evaluate
+from deit.options import parse
+from deit.runs import saving
+from deit.samples import sources
+from deit.samples.tensor_images import PaddedImages, ResizedImages
+from tests.support.flag_runs import ROWS, Runs, row, small_model, words
+from tests.support.plain_training import distance
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+STILL = {"lr": 0.0, "weight_decay": 0.0}
+
+
+@pytest.fixture(scope="module")
+def runs(one_thread, tmp_path_factory):
+    return Runs(tmp_path_factory.mktemp("files"))
+
+
+@row("data_set", "FOLDERSUBSET", "FOLDER")
+def test_a_subset_or_all_of_it(runs, one, other):
+    assert len(runs(data_set=one, epochs=1).seen) == 2
+    assert len(runs(data_set=other, epochs=1, subset_ids=None).seen) == 6  # 24 images, four to a step
+
+
+@row("data_path", "images", "other")
+def test_images_come_from_the_folder(runs, tmp_path, one, other):
+    from tests.support.trainer_runs import write_images
+
+    for split in ("train", "val"):
+        write_images(tmp_path / split, ["a/1.png", "b/22.png"])
+    run = runs(data_path=tmp_path, data_set="FOLDER", subset_ids=None, epochs=1)
+    assert [len(part.images) for part in run.seen] == [2]
+    assert (run.seen[0].images.std((2, 3)) < 2).all()
+    assert len(runs(data_set="FOLDER", epochs=1, subset_ids=None).seen) == 6
+
+
+@pytest.mark.parametrize("flag", ["labels", "val_labels"])
+def test_labels_come_from_the_csv(runs, tmp_path, flag):
+    """The classes' names are swapped in the CSV of one part: its numbers are the other ones."""
+    split = "train" if flag == "labels" else "val"
+    names = [path.relative_to(runs.images / split).as_posix() for path in (runs.images / split).rglob("*.png")]
+    other = {"class0": "class1", "class1": "class0"}
+    (tmp_path / "l.csv").write_text("".join(f"{name},{other[name.split('/')[0]]}\n" for name in names))
+    flags = {"epochs": 1, **STILL}
+    plain, swapped = runs(**flags), runs(**flags, **{flag: tmp_path / "l.csv"})
+    targets = [torch.cat([part.targets for part in run.seen]) for run in (plain, swapped)]
+    assert torch.equal(targets[0], 1 - targets[1] if flag == "labels" else targets[1])
+    if flag == "val_labels":
+        assert plain.result["last"]["acc1"] + swapped.result["last"]["acc1"] == pytest.approx(100)
+
+
+ROWS |= dict.fromkeys(("labels", "val_labels"), test_labels_come_from_the_csv)
+
+
+@row("inat_category", "name", "order")
+def test_the_rank_reaches_the_reader(runs, monkeypatch, tmp_path, one, other):
+    ranks = []
+
+    def read(root, train, year, category):
+        ranks.append(category)
+        return {"arrays": np.zeros((4, 8, 8, 3), np.uint8), "labels": [0, 1, 0, 1], "classes": 2}
+
+    monkeypatch.setattr(sources, "read_inaturalist", read)
+    common = {"data_set": "INAT", "subset_ids": None, "data_path": tmp_path, "epochs": 1}
+    runs(**common, inat_category=one)
+    runs(**common, inat_category=other)
+    assert ranks == [one, one, other, other]
+
+
+def prepared(runs, **flags):
+    """What prepare was asked for and what it made, for each set of images of a run."""
+    asked, real = [], job.prepare
+
+    def noted(*args, **settings):
+        made = real(*args, **settings)
+        asked.append((settings, made))
+        return made
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(job, "prepare", noted)
+        runs.run(runs.flags({"epochs": 1} | flags), None)
+    return asked
+
+
+KINDS = {"auto": (PaddedImages, ResizedImages), "device": (PaddedImages, ResizedImages), "ram": (PilImages,),
+         "none": (PilImages,)}  # fmt: skip
+
+
+@row("cache", "none", "device")
+def test_images_are_kept_as_asked(runs, one, other):
+    for cache in (one, other, "ram"):
+        for settings, made in prepared(runs, cache=cache, input_size=48):
+            assert settings["cache"] == cache
+            assert isinstance(made, KINDS[cache])
+            if cache in ("none", "ram"):
+                assert (made.loader.dataset.cached is None) == (cache == "none")
+
+
+@row("num_workers", 0, 1)
+def test_loaders_have_the_asked_workers(runs, one, other):
+    for count in (one, other):
+        assert {made.loader.num_workers for _, made in prepared(runs, cache="none", input_size=48, num_workers=count)} == {
+            count
+        }
+
+
+@row("pin_mem", True, False)
+def test_memory_is_page_locked_where_asked(runs, one, other):
+    from deit.datasets import prepare
+    from deit.samples.pipeline import Pipeline
+
+    assert {settings["pin_memory"] for settings, _ in prepared(runs)} == {one}
+    assert {settings["pin_memory"] for settings, _ in prepared(runs, no_pin_mem=True)} == {other}
+    pool = Pool(arrays=np.zeros((2, 8, 8, 3), np.uint8), labels=[0, 1], classes=2)
+    pipeline = Pipeline(48, (0.5,) * 3, (0.5,) * 3)
+    for pinned in (one, other):
+        made = prepare(
+            pool, [0, 1], pipeline, torch.device("cuda"), train=True, cache="none", workers=0, pin_memory=pinned
+        )
+        assert made.loader.pin_memory == pinned
+
+
+@row("resume", None, "checkpoint.pth")
+def test_a_run_goes_on_from_its_checkpoint(runs, tmp_path, one, other):
+    """Stopped after an epoch of a moving schedule and warm-up, with momentum, average and best epoch kept."""
+    flags = {"sched": "cosine", "warmup_epochs": 2, "epochs": 4, "mixup": 0.8, "mixup_prob": 1.0, "model_ema_warmup": True}
+    whole, real, left = runs(**flags), deit_epochs.train_one_epoch, iter([1, 2])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(deit_epochs, "train_one_epoch", lambda *a, **k: next(left) and real(*a, **k))
+        with pytest.raises(StopIteration):
+            runs(**flags, output_dir=tmp_path)
+    state = torch.load(tmp_path / other, weights_only=True)
+    for group in state["optimizer"]["param_groups"]:
+        group["lr"] = 9.0  # the rate is the schedule's, as a function of the epoch, not what a file says
+    torch.save(state, tmp_path / "half.pth")
+    part = runs(**flags, finetune=None, resume=tmp_path / "half.pth", output_dir=tmp_path / "on")
+    assert [line["train_lr"] for line in part.lines] == [line["train_lr"] for line in whole.lines[2:]]
+    assert len({line["train_lr"] for line in whole.lines}) == 4
+    for name in ("model", "model_ema"):
+        assert distance(part.state[name], whole.state[name]) == 0
+    assert part.lines == whole.lines[2:]
+    again = runs(**flags, output_dir=tmp_path, auto_resume=True)
+    assert again.lines == whole.lines
+    assert len(again.seen) == 4  # two epochs of two steps
+
+
+ROWS["auto_resume"] = test_a_run_goes_on_from_its_checkpoint
+
+
+def test_a_continued_run_has_the_gradient_scale_of_its_checkpoint(runs, tmp_path):
+    """fp16 alone scales gradients; a scale unlike the first one must be there again, and its count of good steps."""
+    flags = {"amp": "fp16", "epochs": 2, "lr": 0.05}
+    first = runs(**flags, output_dir=tmp_path / "whole")
+    state = first.state | {"epoch": 1}
+    state["scaler"] = first.state["scaler"] | {"scale": 512.0, "_growth_tracker": 7}
+    torch.save(state, tmp_path / "half.pth")
+    on = runs(**flags, finetune=None, resume=tmp_path / "half.pth")
+    assert (on.state["scaler"]["scale"], on.state["scaler"]["_growth_tracker"]) == (512.0, 9)
+
+
+@row("output_dir", None, "out")
+def test_files_are_written_where_asked(runs, tmp_path, monkeypatch, one, other):
+    monkeypatch.chdir(tmp_path)
+    runs(epochs=1, output_dir=one)
+    assert not list(tmp_path.iterdir())
+    runs(epochs=1, output_dir=tmp_path / other)
+    left = {path.name for path in (tmp_path / other).iterdir()}
+    assert left >= {"log.txt", "args.yaml", "checkpoint.pth", "best_checkpoint.pth", "result.json"}
+
+
+@row("verbose", False, True)
+def test_every_step_has_a_line(runs, capsys, one, other):
+    assert "step 2/2: loss" not in runs(capsys, epochs=1).said
+    said = runs(capsys, epochs=2, verbose=other).said
+    for line in ("epoch 1/2 step 1/2", "epoch 1/2 step 2/2", "epoch 2/2 step 1/2", "epoch 2/2 step 2/2"):
+        assert said.count(f"{line}: loss ") == 1
+    assert f"epoch 1/2 step 1/2: loss {plain_loss(runs):.4f}" in said
+
+
+def plain_loss(runs):
+    """The loss of the first step, by torch."""
+    run = runs(epochs=2)
+    model = small_model("test_vit", 2, 32)
+    model.load_state_dict(torch.load(run.flags["finetune"], weights_only=True)["model"])
+    criterion = torch.nn.CrossEntropyLoss(label_smoothing=0.1)
+    return criterion(model.train()(run.seen[0].images), run.seen[0].targets).item()
+
+
+def test_the_loss_in_the_log_is_the_mean_over_images(runs):
+    assert runs(epochs=1, batch_size=8, **STILL).lines[0]["train_loss"] == pytest.approx(
+        np.mean([runs(epochs=1, batch_size=size, **STILL).lines[0]["train_loss"] for size in (3, 4)]), rel=1e-4
+    )
+
+
+@row("tensorboard", False, True)
+def test_events_have_the_numbers_of_the_log(runs, monkeypatch, one, other):
+    from deit.runs import meters
+
+    events = []
+
+    class Writer:
+        def __init__(self, folder):
+            events.append(folder)
+
+        def add_scalar(self, tag, value, step):
+            events.append((tag, value, step))
+
+        def close(self):
+            events.append("closed")
+
+    monkeypatch.setattr(meters, "summary_writer", lambda: Writer)
+    runs(epochs=2, tensorboard=one or None)
+    assert not events
+    run = runs(epochs=2, tensorboard=other)
+    assert events[0] == str(run.folder / "tensorboard")
+    assert events[-1] == "closed"
+    for line in run.lines:
+        for name, value in line.items():
+            assert (name.replace("_", "/", 1), value, line["epoch"]) in events
+
+
+@row("recipe", "paper", "few-shot")
+def test_the_recipe_sets_what_no_flag_does(runs, one, other, tmp_path):
+    for name in (one, other):
+        wanted = yaml.safe_load((job.Path(trainer.__file__).parents[1] / f"configs/recipes/{name}.yaml").read_text())
+        args = vars(parse(["--recipe", name, "--data-set", "FOLDER"]))
+        for key, value in wanted.items():
+            assert args[key.replace("-", "_")] == value, key
+    (tmp_path / "own.yaml").write_text("opt: adamw\nsmoothing: 0.3\n")
+    args = parse(["--recipe", str(tmp_path / "own.yaml"), "--smoothing", "0.2"])
+    assert (args.opt, args.smoothing, args.recipe) == ("adamw", 0.2, str(tmp_path / "own.yaml"))
+
+
+@row("config", None, "c.yaml")
+def test_a_file_of_flags_is_as_good_as_flags(runs, tmp_path, one, other):
+    (tmp_path / other).write_text("momentum: 0.3\nopt: SGD\n")
+    flags = runs.flags({"momentum": None, "opt": None, "config": tmp_path / other})
+    told = yaml.safe_load((runs.run(flags, None).folder / "args.yaml").read_text())
+    assert (told["momentum"], told["opt"]) == (0.3, "SGD")
+    plain, told = runs(momentum=0.3), runs.run(flags, None)
+    assert distance(plain.state["model"], told.state["model"]) == 0
+
+
+@row("eval", False, True)
+def test_evaluation_alone_prints_and_writes_nothing(runs, capsys, tmp_path, one, other):
+    run = runs(epochs=1)
+    said = runs(capsys, eval=other, finetune=run.folder / "checkpoint.pth", output_dir=tmp_path, epochs=1)
+    assert not said.seen
+    assert f"* Acc@1 {run.result['last']['acc1']:.3f}" in said.said
+    assert not list(tmp_path.iterdir())
+
+
+@row("val_fraction", None, 0.25)
+def test_a_share_of_the_labels_is_held_out(runs, one, other):
+    assert sum(len(part.images) for part in runs(epochs=1).seen) == 8
+    run = runs(epochs=1, val_fraction=other)
+    assert sum(len(part.images) for part in run.seen) == 6
+    assert "val_acc1" in run.lines[0]
+    assert run.result["best"]["note"] == "chosen on 2 held-out images"
+
+
+@row("eval_interval", 1, 3)
+def test_epochs_are_judged_as_often_as_asked(runs, one, other):
+    for every, judged in ((one, [1, 2, 3, 4]), (other, [3, 4])):
+        run = runs(epochs=4, eval_interval=every)
+        assert [line["epoch"] for line in run.lines if "test_acc1" in line] == judged
+
+
+@row("save_interval", 1, 3)
+def test_checkpoints_are_written_as_often_as_asked(runs, monkeypatch, one, other):
+    written, real = [], saving.Saver.save
+
+    def noted(saver, names, content):
+        written.append(content["epoch"]) if saving.NEWEST in names else None
+        return real(saver, names, content)
+
+    monkeypatch.setattr(saving.Saver, "save", noted)
+    for every, wanted in ((one, [1, 2, 3, 4]), (other, [3, 4]), (None, [2, 4])):
+        written.clear()
+        runs(epochs=4, save_interval=every, eval_interval=2, momentum=0.8)
+        assert written == wanted
+
+
+@row("skip_nonfinite", False, True)
+def test_a_step_without_a_finite_loss_stops_or_is_left_out(runs, one, other):
+    from deit.losses import Criterion
+
+    real = Criterion.base
+
+    def poisoned(criterion, logits, targets):
+        calls.append(1)
+        return real(criterion, logits, targets) * (float("nan") if len(calls) == 2 else 1)
+
+    for skip in (one, other):
+        calls = []
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Criterion, "base", poisoned)
+            if skip:
+                run = runs(epochs=1, skip_nonfinite=True, momentum=0.7)
+            else:
+                with pytest.raises(UserError, match="the loss is nan at epoch 1, step 2"):
+                    runs(epochs=1, momentum=0.7)
+    assert run.lines[0]["skipped_steps"] == 1
+    assert torch.isfinite(run.state["model"]["head.weight"]).all()
+
+
+class Second(World):
+    """The second of two processes, alone."""
+
+    def sum_(self, tensor):
+        return tensor
+
+
+@row("dist_eval", True, False)
+def test_the_evaluation_is_shared_or_not(runs, monkeypatch, one, other):
+    class Data:
+        def __len__(self):
+            return 5
+
+        def plain(self, indices, batch):
+            asked.append(list(indices))
+            yield torch.zeros(len(indices), 2), torch.zeros(len(indices), dtype=torch.int64)
+
+    asked = []
+    for sharded in (one, other):
+        evaluate(torch.nn.Identity(), Data(), Second(1, 2, torch.device("cpu")), batch=9, sharded=sharded)
+    assert asked == [[1, 3], [0, 1, 2, 3, 4]]
+    told, real = [], deit_epochs.evaluate
+    monkeypatch.setattr(deit_epochs, "evaluate", lambda *a, **k: told.append(k["sharded"]) or real(*a, **k))
+    runs(epochs=1, momentum=0.6)
+    runs(epochs=1, momentum=0.6, no_dist_eval=True)
+    assert told == [True, True, False, False]  # the model and its average
+
+
+@row("device", "cpu", "cuda:99")
+def test_the_device_is_the_one_asked_for(runs, one, other):
+    assert runs(epochs=1, device=one).lines
+    with pytest.raises(UserError, match="cuda:99"):
+        runs(epochs=1, device=other)
+
+
+@row("compile", False, True)
+def test_the_model_is_compiled_where_asked(runs, monkeypatch, one, other):
+    compiled = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda model: compiled.append(model))
+    runs(epochs=1, momentum=0.55, compile=one or None)
+    assert not compiled
+    runs(epochs=1, momentum=0.55, compile=other)
+    assert len(compiled) == 1
+
+
+@row("mode", "full", "lp-ft")
+def test_the_mode_decides_what_learns(runs, one, other):
+    before = torch.load(runs.weights("test_vit"), weights_only=True)["model"]
+    body = {name: value for name, value in before.items() if not name.startswith("head.")}
+    moved = {}
+    for mode, epochs in (("full", [1, 2]), ("lp-ft", [0, 1, 2]), ("linear", [0])):
+        left_out = dict.fromkeys(("epochs", "lr", "momentum", "weight_decay", "warmup_epochs", "min_lr", "sched", "opt",
+                                  "drop_path", "no_repeated_aug", "model_ema_decay"))  # fmt: skip
+        run = runs(mode=mode, **left_out if mode == "linear" else {"epochs": 2, "lr": 0.5})
+        assert [line["epoch"] for line in run.lines] == epochs
+        moved[mode] = sum((run.state["model"][name] - value).norm().item() for name, value in body.items())
+        assert distance(run.state["model"], before) > 0
+    assert moved["linear"] == 0
+    assert min(moved["full"], moved["lp-ft"]) > 0
+
+
+SELF = {"mode": "self-train", "sched": "cosine", "sched_unit": "step", "lr": 0.5, "epochs": 1}
+
+
+@row("rounds", 1, 2)
+def test_the_pool_is_gone_through_so_often(runs, one, other):
+    for rounds in (one, other):
+        run = runs(**SELF, rounds=rounds)
+        assert len(list(run.folder.glob("soft_targets_*.npy"))) == rounds
+        assert run.lines[-1]["epoch"] == 1 + rounds
+        assert sum(len(part.images) for part in run.seen[2:]) >= 24 * rounds
+
+
+@row("folds", 0, 2)
+def test_the_labels_are_asked_where_told(runs, one, other):
+    assert runs(epochs=1, mode="lp-ft", folds=one, lr=0.5).result["verdict"] is None
+    assert runs(epochs=1, mode="lp-ft", folds=other, lr=0.5).result["verdict"]["labels"] == 8
+
+
+@row("minutes", None, 1)
+def test_epochs_are_left_out_for_want_of_time(runs, monkeypatch, capsys, one, other):
+    from deit import timing
+
+    monkeypatch.setattr(timing, "measured", lambda job: {"off": 4.0})
+    assert "for --minutes" not in runs(capsys, epochs=9).said
+    run = runs(capsys, epochs=9, minutes=other)
+    assert "for --minutes 1 with" in run.said
+    assert run.lines[-1]["epoch"] < 9
+
+
+REFUSED = {"data_Gen_path": "x", "resplit": True, "world_size": 2, "dist_url": "env://", "patience_epochs": 3}
+
+
+@pytest.mark.parametrize("flag", REFUSED)
+def test_a_flag_that_would_do_nothing_is_refused(flag):
+    with pytest.raises(UserError, match=f"--{flag.replace('_', '-')} is not available: ".replace("-path", ".path")):
+        parse(words({flag: REFUSED[flag]}))
+
+
+ROWS |= REFUSED
+
+
+def test_what_old_launchers_pass_is_taken():
+    assert vars(parse(["--local_rank", "1"])) == vars(parse([]))
+    assert os.environ.get("LOCAL_RANK") is None
+
+
+ROWS["local_rank"] = test_what_old_launchers_pass_is_taken
