@@ -22,6 +22,7 @@ from data_selection.nearest.similarity import normalise
 
 FINAL_LR = 1e-6  # of the cosine schedule
 ASSIGN_BYTES = 48 << 20  # larger blocks of the assignment gain nothing
+LARGEST = 1e18  # of a centroid's coordinates: the squares of larger ones overflow in float32
 PATIENCE = 10  # iterations over which the loss must move by `threshold`
 
 OnIteration = Callable[[int, float, float], object]  # (iteration, learning rate, loss before the step)
@@ -125,6 +126,7 @@ def optimise(
             loss, gradient = loss_and_gradient(pool, centroids, fixed, config, world, generator, search, memory)
             lr = learning_rate(config, iteration)
             adam.step(gradient, lr)
+            check_centroids(pool, centroids, start, lr)
             if on_iteration is not None:
                 on_iteration(iteration, lr, loss.item())
             bar.update(1)
@@ -133,6 +135,18 @@ def optimise(
                 if len(losses) > PATIENCE and abs(losses[-1] - losses[-1 - PATIENCE]) < config.threshold:
                     break
     return normalise(centroids)
+
+
+def check_centroids(pool: UnitPool, centroids: torch.Tensor, start: torch.Tensor, lr: float) -> None:
+    """Raise UserError where a centroid (K, D) has left the numbers that can be computed with; start: as for optimise.
+
+    A search reads no NaN, and a loss over finite centroids is finite.
+    """
+    fit = centroids.abs().amax(1) < LARGEST  # NaN is not
+    if not fit.all():
+        row = start[fit.cpu().logical_not().nonzero()[0, 0]]
+        row = row if pool.ids is None else pool.ids[row]
+        raise UserError(f"the loss is not finite: lr {lr:g} threw the centroid of row {int(row)} away; choose a lower lr")
 
 
 class Adam:

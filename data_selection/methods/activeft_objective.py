@@ -101,14 +101,18 @@ def repulsion(
     tiles = list(combinations_with_replacement(parts, 2))
     for rows, columns in tiles[world.rank :: world.size]:
         weights = (units[rows] @ units[columns].T).div_(temperature)
-        weights = weights.sub_(1 / temperature).exp_()  # l = j is the largest term: shifted by it, nothing overflows
+        weights = weights.sub_(1 / temperature).exp_()  # l = j is the largest term of unit vectors: nothing overflows
         sums[rows] += weights.sum(1)
         mean[rows] += weights @ units[columns]
         if rows != columns:  # the pairs are symmetric
             sums[columns] += weights.sum(0)
             mean[columns] += weights.T @ units[rows]
     world.sum_(sums)
-    return sums.log() + 1 / temperature, world.sum_(mean).div_(sums[:, None])
+    log_sum, mean = sums.log() + 1 / temperature, world.sum_(mean).div_(sums[:, None])
+    for rows in (units.square().sum(1) < 0.5).nonzero()[:, 0].split(TABLE_ROWS):  # of zeros: that shift loses them
+        logits = (units[rows] @ units.T).div_(temperature)
+        log_sum[rows], mean[rows] = logits.logsumexp(1).double(), (logits.softmax(1) @ units).double()
+    return log_sum, mean
 
 
 def paper_repulsion(

@@ -17,7 +17,7 @@ from functools import cache
 
 import torch
 
-from data_selection.nearest.similarity import CHUNK_ROWS, Rows, exact_dot, product_error, recheck
+from data_selection.nearest.similarity import CHUNK_ROWS, exact_dot, product_error, recheck
 
 with warnings.catch_warnings():  # PyTorch says once that these tensors are new; own_dot asks nothing unusual of them
     warnings.simplefilter("ignore")
@@ -45,13 +45,30 @@ def nearest_unit(
     low: Narrow(units), to find candidates by coarse products; None: by float32 products. The index is that of float64
     products (exact_dot), of equal ones the lowest. For tensors on the CPU: it waits for the number of close pairs.
     """
-    pairs = wide_pairs(rows, units) if low is None else low.pairs(rows)
+    if low is None:
+        return nearest_of_product(rows, units)
+    pairs = low.pairs(rows)
     if pairs is None:  # so many are close that memory counts
         values, columns = zip(*(nearest_unit(half, units, low) for half in rows.tensor_split(2)), strict=True)
         return torch.cat(values), torch.cat(columns)
     row, unit = pairs
     index = torch.zeros(len(rows), dtype=torch.int64)
     settle(rows, units, row, unit, torch.full((len(rows),), -torch.inf, dtype=torch.float64), index)
+    return own_dot(rows, units, index), index
+
+
+def nearest_of_product(rows: torch.Tensor, units: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """nearest_unit by a float32 product: only the rows whose two best are close are looked at again."""
+    product = rows @ units.T  # (B, K)
+    value, index = product.max(1)
+    floor = value - 2 * product_error(rows.shape[1])
+    unsure = (product.scatter_(1, index[:, None], -torch.inf).amax(1) >= floor).nonzero()[:, 0]
+    for some in unsure.split(max(1, MANY_PAIRS // len(units))):
+        row, unit = (product[some] >= floor[some, None]).nonzero(as_tuple=True)
+        row, unit = torch.cat([row, torch.arange(len(some))]), torch.cat([unit, index[some]])
+        best, winner = torch.full((len(some),), -torch.inf, dtype=torch.float64), torch.zeros_like(some)
+        settle(rows[some], units, row, unit, best, winner)
+        index[some] = winner
     return own_dot(rows, units, index), index
 
 
@@ -248,7 +265,7 @@ def own_dot(rows: torch.Tensor, units: torch.Tensor, index: torch.Tensor) -> tor
     return torch.sparse.sampled_addmm(wanted, rows, units.T, beta=0.0).values()
 
 
-def pair_dots(rows: Rows, units: torch.Tensor, row: torch.Tensor, unit: torch.Tensor) -> torch.Tensor:
+def pair_dots(rows: torch.Tensor, units: torch.Tensor, row: torch.Tensor, unit: torch.Tensor) -> torch.Tensor:
     """rows[row] . units[unit] for pairs (P,), float32."""
     value = units.new_empty(len(row))  # filled in place: small results kept in between would scatter the large ones
     tables = (table.split(CHUNK_ROWS) for table in (row, unit, value))
@@ -258,7 +275,7 @@ def pair_dots(rows: Rows, units: torch.Tensor, row: torch.Tensor, unit: torch.Te
 
 
 def settle(
-    rows: Rows,
+    rows: torch.Tensor,
     units: torch.Tensor,
     row: torch.Tensor,
     unit: torch.Tensor,

@@ -1,46 +1,30 @@
 """Unit features of a pool, read in fixed spans: resident where memory allows, else from the array or memory map."""
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 
 from data_selection.common.checks import as_tensor, check_finite
 from data_selection.common.kinds import Device, Features
-from data_selection.nearest.narrow import Scratch
-from data_selection.nearest.similarity import lengths, normalise, read_rows
+from data_selection.nearest.similarity import normalise, read_rows
 
 SPAN_ROWS = 16384  # rows whose sums are added up together; never depends on the memory limit, so results do not either
 MIN_SPAN_ROWS = 1024
-
-
-class UnitRows:
-    """A float32 table on the CPU as rows of unit length, which are divided by their lengths when they are read.
-
-    To copy the table at unit length would save a fiftieth of ActiveFT's time (50,000 x 384, 1,000 centroids).
-    """
-
-    def __init__(self, table: torch.Tensor) -> None:
-        self.table, self.shape = table, table.shape
-        self.lengths = table.new_empty(len(table), 1)
-        self.scratch = Scratch(torch.float32)
-
-    def __getitem__(self, part: slice, /) -> torch.Tensor:
-        """Rows of a slice; those of the slice read before are gone."""
-        rows = self.table[part]
-        return torch.div(rows, self.lengths[part], out=self.scratch.take(*rows.shape))
-
-    def index_select(self, dim: int, index: torch.Tensor) -> torch.Tensor:
-        """A copy of the rows at index, as by a tensor's method."""
-        return self.table.index_select(dim, index).div_(self.lengths.index_select(dim, index))
+CGROUPS = {  # controller: its folder, and the names of the limit, of what is used and of the part of it that can go
+    "": ("", "memory.max", "memory.current", "inactive_file"),
+    "memory": ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+}
 
 
 class UnitPool:
     """A pool's rows at unit length; positions 0..n-1 are the kept rows in ascending order.
 
     features: (N, D) tensor, array or memory map. ids: (n,) int64, the kept rows, or None for all. max_bytes: working
-    memory; a copy of the unit rows stays resident where half of it holds them. A float32 tensor on the CPU whose rows
-    are all kept is not copied (see UnitRows) and must not change. Reads every value once: NaN raises UserError.
+    memory; a copy of the unit rows stays resident where half of it holds them. Reads every value once: NaN raises
+    UserError.
     """
 
     def __init__(self, features: Features, ids: torch.Tensor | None, device: torch.device, max_bytes: float) -> None:
@@ -48,21 +32,13 @@ class UnitPool:
         self.ids, self.device = ids, device
         self.count = len(features) if ids is None else len(ids)
         self.dimensions = features.shape[1]
-        self.resident: torch.Tensor | UnitRows | None = None  # (n, D)
-        here = device.type == "cpu" and ids is None
-        if here and torch.is_tensor(features) and features.device == device and features.dtype == torch.float32:
-            rows = UnitRows(features.detach())
-            for start, stop in self.spans(self.count):
-                rows.lengths[start:stop] = lengths(read_rows(features, start, stop))
-            self.resident = rows
-            return
         fits = 4 * self.count * self.dimensions <= max_bytes / 2
         copy = torch.empty(self.count, self.dimensions, device=device) if fits else None
         for start, stop in self.spans(self.count):
             block = self._read(start, stop)
             if copy is not None:
                 copy[start:stop] = block
-        self.resident = copy
+        self.resident = copy  # (n, D)
 
     @staticmethod
     def spans(count: int) -> list[tuple[int, int]]:
@@ -71,7 +47,7 @@ class UnitPool:
         return [(start, min(count, start + step)) for start in range(0, count, step)]
 
     def read(self, start: int, stop: int) -> torch.Tensor:
-        """Unit rows at positions start..stop, (B, D) float32 on the device; those read before may be gone."""
+        """Unit rows at positions start..stop, (B, D) float32 on the device, not to be written to."""
         return self._read(start, stop) if self.resident is None else self.resident[start:stop]
 
     def take(self, positions: torch.Tensor) -> torch.Tensor:
@@ -103,13 +79,34 @@ def working_memory(max_memory: float | None, device: torch.device) -> int:
 
 
 def available_memory() -> int:
-    """Bytes that programs can take on this machine: Linux's MemAvailable (free memory and caches that can go)."""
+    """Bytes that programs can take here: Linux's MemAvailable (free memory and caches that can go), or what a container
+    leaves of its limit, if that is less."""
     try:
-        with Path("/proc/meminfo").open(encoding="ascii") as handle:
-            lines = dict(line.split(":", 1) for line in handle)
-        return int(lines["MemAvailable"].split()[0]) * 1024
+        lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines())
+        free = int(lines["MemAvailable"].split()[0]) * 1024
     except (OSError, KeyError):  # another system: all of its memory is the best guess there is
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return min([free, *container_memory()])
+
+
+def container_memory(own: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> Iterator[int]:
+    """Bytes that are left of every memory limit on this process's control groups (version 2 and 1), where they have one.
+
+    Within a container the path that the kernel names may not be there, but its own group is then the root.
+    """
+    try:
+        lines = [line.split(":", 2) for line in own.read_text().splitlines()]
+    except OSError:  # another system
+        return
+    for _, controllers, path in lines:
+        if controllers in ("", "memory"):
+            top, limit, used, cached = CGROUPS[controllers]
+            group = Path(path.lstrip("/"))
+            for folder in (root / top / part for part in (group, *group.parents)):
+                with contextlib.suppress(OSError, ValueError):  # no limit: no file, or `max`
+                    most, taken = (int((folder / name).read_text()) for name in (limit, used))
+                    stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+                    yield max(0, most - taken + int(stat.get(cached, 0)))
 
 
 def pool_device(features: Features, device: Device | None) -> torch.device:

@@ -6,8 +6,6 @@ fixed order. So the answer does not depend on block size or thread count, and of
 (different references whose products agree to 16 digits are told apart by that order of summation).
 """
 
-from typing import Protocol
-
 import numpy as np
 import torch
 
@@ -17,17 +15,6 @@ from data_selection.common.kinds import Device, Features
 BLOCK_BYTES = 32 << 20  # working memory of one block's product
 CHUNK_ROWS = 512  # rows whose products fit a core's cache
 FLOAT32_UNIT = 2.0**-24  # largest relative error of one float32 rounding
-
-
-class Rows(Protocol):
-    """A table (N, D) from which rows are read: a tensor, or pool_reader.UnitRows."""
-
-    @property
-    def shape(self) -> torch.Size: ...
-
-    def __getitem__(self, part: slice, /) -> torch.Tensor: ...
-
-    def index_select(self, dim: int, index: torch.Tensor) -> torch.Tensor: ...
 
 
 def block_rows(width: float, max_bytes: float = BLOCK_BYTES) -> int:
@@ -54,12 +41,7 @@ def read_rows(features: Features, start: int, stop: int, device: Device = "cpu")
 def normalise(rows: torch.Tensor) -> torch.Tensor:
     """Rows at unit length, float32; a row of zeros stays zero."""
     rows = rows.float()
-    return rows / lengths(rows)
-
-
-def lengths(rows: torch.Tensor) -> torch.Tensor:
-    """What rows (..., D) are divided by to get unit length, (..., 1); not 0 for rows of zeros."""
-    return rows.norm(dim=-1, keepdim=True).clamp_(min=1e-12)
+    return rows / rows.norm(dim=-1, keepdim=True).clamp_(min=1e-12)
 
 
 def exact_dot(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -78,7 +60,7 @@ def product_error(dimensions: int, magnitude: float = 1.0) -> float:
 
 
 def recheck(
-    rows: Rows,
+    rows: torch.Tensor,
     references: torch.Tensor,
     row: torch.Tensor,
     rival: torch.Tensor,

@@ -100,6 +100,34 @@ def test_low_temperature_does_not_overflow(objective):
     assert torch.isfinite(gradient).all()
 
 
+@pytest.mark.parametrize("temperature", [0.07, 0.009, 0.001])
+def test_centroids_of_zeros_have_a_loss(temperature):
+    rows, centroids = clusters(200, 20, 0), clusters(70, 20, 1).double()
+    rows[150:] = centroids[60:] = 0
+    centroids[3] *= 1e-14  # so short that normalisation leaves it short
+    loss, gradient = full_gradient(rows, centroids, "released", temperature, 1.0)
+    units = F.normalize(centroids, dim=1)
+    similarity, index = (rows.double() @ units.T).max(1)
+    log_sums = (units @ units.T / temperature).logsumexp(1)
+    assert loss.item() == pytest.approx(F.softplus(log_sums[index] - similarity / temperature).mean().item(), rel=1e-5)
+    assert torch.isfinite(gradient).all()
+
+
+def test_rows_of_zeros_are_chosen_from_at_any_temperature():
+    rows = clusters(400, 20, 0)
+    rows[200:] = 0
+    ids, losses = trace(rows, 70, config=ActiveFTConfig(temperature=0.009, max_iter=5))
+    assert len(set(ids)) == 70
+    assert np.isfinite(losses).all()
+
+
+@pytest.mark.parametrize("lr", [1e25, 1e300])
+def test_a_loss_that_is_not_finite_names_a_row(lr):
+    first = random.Random(0).sample(range(10, 200), 70)[0]
+    with pytest.raises(UserError, match=f"loss is not finite: .* the centroid of row {first} "):
+        select_activeft(clusters(200, 20, 0), 70, config=ActiveFTConfig(lr=lr), excluded=range(10))
+
+
 def test_normalisation_keeps_the_gradient_tangential():
     gradient, centroids = torch.randn(5, 8).double(), torch.randn(5, 8).double()
     torch.testing.assert_close((through_normalisation(gradient, centroids) * centroids).sum(1), torch.zeros(5).double())

@@ -4,9 +4,12 @@ import numpy as np
 import pytest
 import torch
 
+from data_selection.common.errors import UserError
+from data_selection.methods.bilaf import classes, selection
 from data_selection.methods.bilaf import cores as bilaf_cores
 from data_selection.methods.bilaf.classes import Pairs
 from data_selection.methods.bilaf.cores import Coarse, CoreSearch, assign
+from data_selection.methods.bilaf.selection import select_bilaf
 from data_selection.methods.bilaf.steps import allocate, kept_count
 from data_selection.methods.configs import BILAF_PRESETS as PRESETS
 from data_selection.methods.configs import CHOICES
@@ -121,3 +124,28 @@ def test_distances_held_and_on_demand_are_the_same():
         assert a.sums(some, some > 100).allclose(b.sums(some, some > 100))
         weight = torch.arange(a.shape[1]).expand(a.shape) % 3
         assert a.totals(weight).allclose(b.totals(weight))
+
+
+@pytest.mark.parametrize("before", [1, 3])
+def test_small_classes_run_on_one_thread(before, monkeypatch):
+    seen = []
+
+    def watching(*given, original=selection.denoise):
+        seen.append(torch.get_num_threads())
+        return original(*given)
+
+    monkeypatch.setattr(selection, "denoise", watching)
+    ours = torch.get_num_threads()
+    torch.set_num_threads(before)
+    try:
+        rows = torch.randn(60, 4, generator=torch.Generator().manual_seed(0))
+        select_bilaf(rows, 20, cores=[1, 2, 3])
+        assert seen == [1]
+        monkeypatch.setattr(classes, "CACHE_BYTES", 100)  # of classes that are larger than the cache
+        select_bilaf(rows, 20, cores=[1, 2, 3])
+        assert set(seen[1:]) == {before}
+        with pytest.raises(UserError), classes.threads_for(1):
+            raise UserError("in between")
+        assert torch.get_num_threads() == before
+    finally:
+        torch.set_num_threads(ours)

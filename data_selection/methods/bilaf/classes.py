@@ -1,6 +1,8 @@
 """BiLAF's pseudo-classes in memory: rows of any table, padded batches of classes, distances that tie exactly."""
 
+import contextlib
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import reduce
 
@@ -30,6 +32,22 @@ def sum_over_ranks(tensor: torch.Tensor) -> torch.Tensor:
     if rank_and_size()[1] > 1:
         dist.all_reduce(tensor)
     return tensor
+
+
+@contextlib.contextmanager
+def threads_for(largest: int) -> Iterator[None]:
+    """One thread within the block where classes have up to `largest` members and so fit the cache.
+
+    Their thousands of steps are so short that a second thread saves little, and where another program holds its core,
+    every step waits for it: 3 s become 15 (10,000 x 384, 50 cores, 500 images).
+    """
+    before = torch.get_num_threads()
+    if 8 * largest**2 <= CACHE_BYTES:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def rows_at(features: Features, ids: torch.Tensor, device: torch.device, normalised: bool) -> torch.Tensor:

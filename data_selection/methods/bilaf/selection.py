@@ -17,6 +17,7 @@ from data_selection.methods.bilaf.classes import (
     rank_and_size,
     rows_at,
     sum_over_ranks,
+    threads_for,
 )
 from data_selection.methods.bilaf.cores import FEW_CORES, CoreSearch, assign, find_rivals
 from data_selection.methods.bilaf.steps import allocate, denoise, kept_count, pick
@@ -175,11 +176,12 @@ def _pick_all(
     batches = plan_batches(sizes, count > 1, features.shape[1], max_bytes, device)
     with open_bar(progress, int((count > 1).sum()), "BiLAF classes", "class") as bar:
         for labels in batches[rank::size]:
-            batch = open_batch(features, labels, members, sizes, cores, config, memory, max_bytes)
-            must = annotated[batch.ids].to(device)
-            local = denoise(batch.pairs, batch.sizes, batch.core, kept[labels].to(device), config, must)
-            rivals = find_rivals(batch, local, search, rival, count[labels].to(device), config, max_bytes)
-            ids, place = _pick_batch(batch, local, must, kept, rivals, stages, config)
+            with threads_for(int(sizes[labels].max())):
+                batch = open_batch(features, labels, members, sizes, cores, config, memory, max_bytes)
+                must = annotated[batch.ids].to(device)
+                local = denoise(batch.pairs, batch.sizes, batch.core, kept[labels].to(device), config, must)
+                rivals = find_rivals(batch, local, search, rival, count[labels].to(device), config, max_bytes)
+                ids, place = _pick_batch(batch, local, must, kept, rivals, stages, config)
             turn[ids] = place
             bar.update(len(labels) * size)
     turn = sum_over_ranks(turn).cpu()
