@@ -63,7 +63,7 @@ def extract_pool(args: argparse.Namespace, world: World, say: Log) -> None:
         check_size(model, arch, args.input_size)
     source = source_of(args.dataset, args.data_path)
     if on_main(world, lambda: check_own(path, source, pool)):
-        say(f"{path} exists and will be replaced when the new file is whole")
+        say(f"{path} exists: its rows are kept where images, backbone and pixels are the same")
     amp = on_main(world, lambda: pick_amp(args.amp, world.device))  # machines may differ
     backbone = {
         "arch": arch, "patch_size": args.patch_size if arch in WIDTHS else None, "n_last_blocks": args.n_last_blocks,
@@ -198,9 +198,12 @@ def pick_amp(word: str, device: torch.device) -> torch.dtype | None:
 
 
 def summary(stats: Stats, path: Path) -> str:
+    if stats.reused == stats.rows and not stats.images:
+        return f"{path} is already there: {stats.rows} rows of the same images"
     share = 100 * stats.loading / stats.seconds if stats.seconds else 0.0
     bound = "loading" if share > 50 else "model"
     return (
-        f"{stats.rows} rows in {path}: {stats.images} images in {stats.seconds:.1f} s, "
+        f"{stats.rows} rows in {path}: {f'{stats.reused} known, ' if stats.reused else ''}{stats.images} images in "
+        f"{stats.seconds:.1f} s, "
         f"{stats.images / max(stats.seconds, 1e-9):.0f} images/s, bound by the {bound} (loading: {share:.0f} %)"
     )

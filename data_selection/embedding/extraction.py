@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from data_selection.common.distributed import World, share_error
+from data_selection.common.distributed import World, on_main, share_error
 from data_selection.common.errors import UserError
 from data_selection.common.feature_table import check_labels as check_column
 from data_selection.common.kinds import Log
@@ -21,7 +21,8 @@ from data_selection.common.progress import Bar, OpenBar, open_bar
 from data_selection.embedding.forward import class_tokens, memory_layout, ready
 from data_selection.embedding.image_batches import Images, Transform, View, batches, to_input
 from data_selection.embedding.preprocessing import DINO_PREPROCESS, Preprocess
-from data_selection.embedding.table_writer import MISSING, TableWriter
+from data_selection.embedding.reuse import Known, look, take_over
+from data_selection.embedding.table_writer import MISSING, TableWriter, runs
 from data_selection.images.list_files import UNKNOWN
 from data_selection.images.pools import Pool
 
@@ -36,7 +37,7 @@ class Stats:
     """What an extraction did.
 
     images: embedded by all ranks. seconds, loading: of this rank, in all and waiting for images. rows: in the file.
-    resumed: rows that an earlier start had written.
+    resumed: rows that an earlier start had written. reused: rows taken from an earlier file; all of them: it is left.
     """
 
     images: int
@@ -44,6 +45,7 @@ class Stats:
     loading: float
     rows: int
     resumed: int
+    reused: int = 0
 
 
 def images_at_once(batch_size: int, size: int, device: torch.device) -> int:
@@ -86,8 +88,9 @@ def extract(
     or torch.float16. compiled: run embed through torch.compile. on_error: `stop`, or `skip` to leave out images that
     cannot be read (listed in X.skipped.txt; rows then count the kept images, X.names.json says which). request: what
     else the values depend on (weights, ...), compared before an interrupted extraction goes on.
-    Batch k is rows k * batch_size onwards, whatever the number of ranks: every rank fills its own batches of the same
-    file.
+    Batch k has the rows from k * batch_size on of those that are to be made, whatever the number of ranks: every rank
+    fills its own batches of the same file.
+    Rows of images that an earlier file or unfinished work of the same backbone and pixels has are taken over.
     Raises UserError where an image cannot be read, features are not finite, or the file cannot be written.
     """
     keep_freed_memory()
@@ -115,27 +118,33 @@ def extract(
     which |= {"classes_digest": _digest(pool.class_names)} if pool.class_names else {}
     how = {"preprocess": prepared, "amp": str(amp_dtype), "compiled": compiled, "on_error": on_error}
     request = (request or {}) | which | how
+    known: list[Known] = []  # on rank 0 alone: a record of a large pool is large
+    wanted = json.loads(json.dumps(request | {"dtype": dtype}))
+    if on_main(world, lambda: known.append(look(Path(path), wanted, pool, progress, log)) or known[0].there):  # type: ignore[func-returns-value]
+        return Stats(0, 0.0, 0.0, len(pool), 0, len(pool))
     with TableWriter(path, shape, dtype, request, world) as writer:
         if writer.resumed:
             log(f"going on: {writer.resumed} of {len(pool)} rows are in {writer.folder}")
+        reused = on_main(world, lambda: take_over(writer, known[0], pool.labels))
         missing = writer.flags() == MISSING
         world.barrier()  # every rank has read the flags before one changes them
-        ranges = [range(at, min(at + batch_size, len(pool))) for at in range(0, len(pool), batch_size)]
-        ranges = [rows for rows in ranges if missing[rows.start : rows.stop].any()]
-        images, ranges = sum(map(len, ranges)), ranges[world.rank :: world.size]
-        source = batches(pool, ranges, preprocess, transform, num_workers, world.device)
+        todo = np.flatnonzero(missing).tolist()
+        images, parts = len(todo), [todo[at : at + batch_size] for at in range(0, len(todo), batch_size)]
+        parts = parts[world.rank :: world.size]
+        source = batches(pool, parts, preprocess, transform, num_workers, world.device)
         started = time.monotonic()
-        with open_bar(progress, sum(map(len, ranges)), "extract", "image") as bar:
+        with open_bar(progress, sum(map(len, parts)), "extract", "image") as bar:
             error: UserError | None = None
             try:
-                loading = _fill(writer, source, ranges, run, pool.labels, on_error, bar, log)
+                loading = _fill(writer, source, parts, run, pool.labels, on_error, bar, log)
             except UserError as caught:
                 error = caught
                 writer.stop()
             share_error(world, error)
         seconds = time.monotonic() - started
-        count = writer.finish(pool.names, provenance, pool.paths, pool.class_names)
-    return Stats(images, seconds, loading, count, writer.resumed)
+        record = known[0].record if known else None
+        count = writer.finish(pool.names, provenance, pool.paths, pool.class_names, record)
+    return Stats(images, seconds, loading, count, writer.resumed, reused)
 
 
 def _digest(values: Sequence[str] | Sequence[int] | None) -> str | None:
@@ -151,7 +160,7 @@ def _digest(values: Sequence[str] | Sequence[int] | None) -> str | None:
 def _fill(
     writer: TableWriter,
     source: Iterator[Images],
-    ranges: Iterable[range],
+    parts: Iterable[list[int]],
     run: Callable[[torch.Tensor], torch.Tensor],
     labels: Sequence[int] | None,
     on_error: str,
@@ -160,8 +169,8 @@ def _fill(
 ) -> float:
     """Embed and write the batches of source. Returns the seconds spent waiting for images."""
     loading = 0.0
-    pending: tuple[range, list[int], Embedded | None] | None = None
-    for rows in ranges:
+    pending: tuple[list[int], list[int], Embedded | None] | None = None
+    for rows in parts:
         if writer.stopped():
             break
         before = time.monotonic()
@@ -193,15 +202,15 @@ def _to_host(features: torch.Tensor) -> Embedded:
 
 
 def _write(
-    writer: TableWriter, labels: Sequence[int] | None, rows: range, bad: list[int], embedded: Embedded | None
+    writer: TableWriter, labels: Sequence[int] | None, rows: list[int], bad: list[int], embedded: Embedded | None
 ) -> None:
     block = np.zeros((len(rows), writer.shape[1]), dtype=writer.dtype)
-    block[:, -1] = UNKNOWN if labels is None else labels[rows.start : rows.stop]
+    block[:, -1] = UNKNOWN if labels is None else [labels[row] for row in rows]
     if embedded is not None:
         features, event = embedded
         if event is not None:
             event.synchronize()
-        good = [row - rows.start for row in rows if row not in bad]
+        good = [place for place, row in enumerate(rows) if row not in bad]
         with np.errstate(over="ignore"):  # reported below
             block[good, :-1] = features.numpy()
     finite = np.isfinite(block).all(axis=1)
@@ -210,7 +219,10 @@ def _write(
             f"the features of image {rows[int(np.argmin(finite))]} are not finite in {writer.dtype.name}: "
             "try --amp off and --dtype float32, or check the weights"
         )
-    writer.write(rows.start, block, bad)
+    at = 0
+    for part in runs(np.array(rows)):
+        writer.write(int(part[0]), block[at : at + len(part)], [row for row in bad if part[0] <= row <= part[-1]])
+        at += len(part)
 
 
 def check_labels(labels: Sequence[int] | None, dtype: str) -> None:

@@ -122,21 +122,21 @@ def received(batch: torch.Tensor | np.ndarray, pin: bool) -> torch.Tensor:
 
 def batches(
     pool: Pool,
-    ranges: Sequence[range],
+    parts: Sequence[list[int]],
     preprocess: Preprocess,
     transform: Transform | None,
     num_workers: int,
     device: torch.device,
 ) -> Iterator[Images]:
-    """Yield the Images of each range of rows: uint8, or transform's floats."""
+    """Yield the Images of each list of rows: uint8, or transform's floats."""
     bicubic = transform is None and preprocess.interpolation == "bicubic"
     if pool.arrays is not None and bicubic and pool.arrays.shape[1] == pool.arrays.shape[2]:
-        for rows in ranges:
-            yield received(pool.arrays[rows.start : rows.stop], device.type == "cuda"), [""] * len(rows)
+        for rows in parts:
+            yield received(pool.arrays[rows], device.type == "cuda"), [""] * len(rows)
         return
     loader = DataLoader(
         Decoded(pool, transform or View(preprocess)),
-        batch_sampler=ranges,  # type: ignore[arg-type]  # a range is read as the list that is asked for
+        batch_sampler=parts,
         collate_fn=collate,
         num_workers=num_workers,
         pin_memory=device.type == "cuda",

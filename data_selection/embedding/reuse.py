@@ -1,5 +1,8 @@
 """Rows that an extraction need not make again: of images with the same content, by the same backbone and pixels."""
 
+import contextlib
+import fcntl
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +13,12 @@ import numpy as np
 from data_selection.common.errors import UserError
 from data_selection.common.feature_table import load_features, sidecar
 from data_selection.common.files import read_json
-from data_selection.embedding.table_writer import MISSING, WRITTEN, TableWriter
+from data_selection.common.kinds import Log
+from data_selection.common.progress import OpenBar
+from data_selection.embedding.table_writer import MISSING, WRITTEN, TableWriter, runs
 from data_selection.images.list_files import UNKNOWN
-from data_selection.images.record import PoolRecord, load_record
+from data_selection.images.pools import Pool
+from data_selection.images.record import PoolRecord, load_record, record_pool, save_record
 
 SETTINGS = ("backbone", "preprocess", "amp", "dtype")  # what the values of a row depend on besides its image
 AT_ONCE = 4096  # rows copied at a time
@@ -26,6 +32,67 @@ class Earlier:
     row: dict[str, int]
     labels: np.ndarray
     record: PoolRecord
+
+
+@dataclass(frozen=True)
+class Known:
+    """What an extraction knows before it embeds: its images, earlier rows, and where unfinished ones were put aside.
+
+    there: whether the feature file holds all rows already.
+    """
+
+    record: PoolRecord
+    earlier: list[Earlier]
+    aside: Path
+    there: bool
+
+
+def look(path: Path, request: dict[str, Any], pool: Pool, progress: OpenBar | None, log: Log) -> Known:
+    """Read what the pool's images are, and find the rows that an earlier file or unfinished work has of them.
+
+    path: the feature file. request: as for TableWriter. Unfinished work of another request goes aside, and is removed
+    where it was made by another backbone or of other pixels.
+    """
+    before = None
+    if path.exists():
+        with contextlib.suppress(UserError):  # damaged: its files are read anew
+            before = load_record(path, len(load_features(path)))
+    record = record_pool(pool, before, progress)
+    folder, aside = path.with_suffix(".partial"), path.with_suffix(".earlier")
+    for place in (folder, aside):  # one that is aside was interrupted before its rows were taken over
+        if place == folder and not other_request(folder, request):
+            continue
+        if place.exists() and unfinished(place, request) is None:
+            log(f"{place} holds unfinished work by another backbone or of other pixels: it is dropped")
+            shutil.rmtree(place)
+    if other_request(folder, request):
+        shutil.rmtree(aside, ignore_errors=True)
+        folder.rename(aside)
+    whole, part = finished(path, request), unfinished(aside, request)
+    there = not folder.exists() and is_there(whole, record, pool.labels)
+    return Known(record, [source for source in (whole, part) if source], aside, there)
+
+
+def other_request(folder: Path, request: dict[str, Any]) -> bool:
+    """Whether an unfinished extraction of another request lies in a folder, and nobody is at work on it."""
+    try:
+        told = read_json(folder / "request.json")
+    except (UserError, OSError):
+        return False
+    told.pop("shape", None)  # follows from the images and the backbone
+    return bool(told != request) and idle(folder)
+
+
+def idle(folder: Path) -> bool:
+    """Whether no process has the lock of an unfinished extraction."""
+    try:
+        with (folder / "lock").open() as handle:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def finished(path: Path, settings: Mapping[str, Any]) -> Earlier | None:
@@ -60,7 +127,7 @@ def unfinished(folder: Path, settings: Mapping[str, Any]) -> Earlier | None:
 
 
 def same(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    return all(one.get(name) == other.get(name) for name in SETTINGS)
+    return bool(other.get("backbone")) and all(one.get(name) == other.get(name) for name in SETTINGS)
 
 
 def rows_of(record: PoolRecord, rows: np.ndarray) -> dict[str, int]:
@@ -68,25 +135,24 @@ def rows_of(record: PoolRecord, rows: np.ndarray) -> dict[str, int]:
     return {record.hashes[row]: row for row in rows.tolist() if record.hashes[row]}
 
 
-def take_over(writer: TableWriter, record: PoolRecord, labels: Sequence[int] | None, earlier: Sequence[Earlier]) -> int:
+def take_over(writer: TableWriter, known: Known, labels: Sequence[int] | None) -> int:
     """Write the rows of images that earlier files know, where they are missing. Returns their number."""
-    count = 0
-    missing = writer.flags() == MISSING
-    for source in earlier:
+    save_record(writer.folder / "table.npy", known.record)
+    count, missing = 0, writer.flags() == MISSING
+    for source in known.earlier:
         if source.features.shape[1] != writer.shape[1] - 1:
             continue
-        known = np.array([source.row.get(value, -1) for value in record.hashes])
-        todo = np.flatnonzero(missing & (known >= 0))
-        for run in np.split(todo, np.flatnonzero(np.diff(todo) > 1) + 1):
-            for at in range(0, len(run), AT_ONCE):
-                rows = run[at : at + AT_ONCE]
-                block = np.empty((len(rows), writer.shape[1]), dtype=writer.dtype)
-                block[:, :-1] = source.features[known[rows]]
-                block[:, -1] = UNKNOWN if labels is None else [labels[row] for row in rows]
-                writer.write(int(rows[0]), block)
+        rows = np.array([source.row.get(value, -1) for value in known.record.hashes])
+        todo = np.flatnonzero(missing & (rows >= 0))
+        for part in runs(todo, AT_ONCE):
+            block = np.empty((len(part), writer.shape[1]), dtype=writer.dtype)
+            block[:, :-1] = source.features[rows[part]]
+            block[:, -1] = UNKNOWN if labels is None else [labels[row] for row in part]
+            writer.write(int(part[0]), block)
         missing[todo] = False
         count += len(todo)
     writer.save()
+    shutil.rmtree(known.aside, ignore_errors=True)
     return count
 
 

@@ -18,10 +18,18 @@ from data_selection.common.distributed import World, on_main
 from data_selection.common.errors import UserError
 from data_selection.common.feature_table import write_sidecar
 from data_selection.common.files import atomic_write, read_json, told_size
+from data_selection.images.record import PoolRecord, save_record
 
 MISSING, WRITTEN, SKIPPED = 0, 1, 2  # what the file `done` says of each row
 SAVE_SECONDS = 10.0  # at most this much work is lost with the machine; a killed process loses less
 COPY_ROWS = 4096
+
+
+def runs(rows: np.ndarray, longest: int | None = None) -> Iterator[np.ndarray]:
+    """Ascending rows (n,) in pieces without a gap, of at most `longest`."""
+    for run in np.split(rows, np.flatnonzero(np.diff(rows) > 1) + 1):
+        step = max(1, longest or len(run))
+        yield from (run[at : at + step] for at in range(0, len(run), step))
 
 
 class TableWriter:
@@ -195,18 +203,22 @@ class TableWriter:
         provenance: dict[str, Any] | None = None,
         files: Sequence[str] = (),
         class_names: Sequence[str] | None = None,
+        record: PoolRecord | None = None,
     ) -> int:
         """Prove that every row is done, write the files beside X.npy, and give X.npy its name. Every rank calls it.
 
         names: N strings for X.names.json, or None. files: N strings, the names where rows were skipped and names is
-        None. class_names: for X.classes.json, or None. Returns the number of rows kept.
+        None. class_names: for X.classes.json, or None. record: of the N images, or None.
+        Returns the number of rows kept.
         """
         self.save()
         self.world.barrier()
         beside = {"provenance": provenance, "classes": None if class_names is None else list(class_names)}
-        return on_main(self.world, lambda: self._publish(names, files, beside))
+        return on_main(self.world, lambda: self._publish(names, files, beside, record))
 
-    def _publish(self, names: Sequence[str] | None, files: Sequence[str], beside: dict[str, Any]) -> int:
+    def _publish(
+        self, names: Sequence[str] | None, files: Sequence[str], beside: dict[str, Any], record: PoolRecord | None
+    ) -> int:
         flags = self.flags()
         if len(flags) != self.shape[0] or (flags == MISSING).any():
             raise RuntimeError(f"{np.count_nonzero(flags == MISSING)} rows of {self.path} were never written")
@@ -224,6 +236,7 @@ class TableWriter:
             listed.unlink(missing_ok=True)
         for kind, value in (beside | {"names": None if names is None else list(names)}).items():
             write_sidecar(self.path, kind, value)
+        save_record(self.path, record and record.rows(np.flatnonzero(flags == WRITTEN).tolist()))
         finished.replace(self.path)
         shutil.rmtree(self.folder)
         return len(flags) - len(left_out)
