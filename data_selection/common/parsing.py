@@ -25,11 +25,11 @@ class Parser(argparse.ArgumentParser):
         )
 
     def error(self, message: str) -> NoReturn:
-        """End with status 2 and two lines: what is wrong with a flag close to it, and where all flags are told."""
+        """End with status 2 and two lines, the second with what is wrong and the flag that may be meant."""
         start, _, words = message.partition("unrecognized arguments: ")
         hints = [] if start else [self.nearest(word) for word in words.split() if word.startswith("--")]
         hint = "".join(f"; did you mean {close}?" for close in hints if close)
-        self.exit(2, f"{self.prog}: error: {message}{hint}\n{self.prog} --help tells all flags\n")
+        self.exit(2, f"usage: {self.prog} [flags], which --help tells\n{self.prog}: error: {message}{hint}\n")
 
     def nearest(self, word: str) -> str:
         """The one or two flags that are closest to a word, "" where none is."""

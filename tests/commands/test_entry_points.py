@@ -89,7 +89,6 @@ CIFAR, DENSITY, SELECT = ENTRIES[1], ENTRIES[5], "scripts/select_subset.py"
         (CIFAR, ["--feature_path", "{table}", "--budget", "201"], r"budget 201 is outside 1\.\.200"),
         (CIFAR, ["--feature_path", "{table}", "--percent", "0.01"], "budget of 0"),
         (CIFAR, ["--feature_path", "{table}", "--output_dir", "{file}/x"], "file"),
-        (DENSITY, ["--features_inputs", "{table}", "--indices_file_name", "{twice}"], "repeated"),
         (DENSITY, ["--features_inputs", "{table}", "--indices_file_name", "{high}"], r"outside the pool's 0\.\.199"),
         (DENSITY, ["--features_inputs", "{table}", "--indices_file_name", "{cores}", "--budget", "2"], "2 .* 3 cores"),
         (SELECT, ["--features", "{table}", "--budget", "5", "--method", "best"], "activeft.*random"),
@@ -102,7 +101,7 @@ CIFAR, DENSITY, SELECT = ENTRIES[1], ENTRIES[5], "scripts/select_subset.py"
     ],
 )  # fmt: skip
 def test_a_mistake_is_one_line_and_status_2(entry, flags, says, table, tmp_path):
-    texts = {"twice": "[1, 1, 2]", "high": "[1, 200]", "cores": "[1, 5, 9]", "demo_high": "[1, 10000]", "file": "x"}
+    texts = {"high": "[1, 200]", "cores": "[1, 5, 9]", "demo_high": "[1, 10000]", "file": "x"}
     places = {"table": table}
     for name, text in texts.items():
         places[name] = tmp_path / f"{name}.json"

@@ -24,7 +24,7 @@ def test_command_writes_the_documented_file(weights, model, tmp_path, folder, ca
     out = tmp_path / "made" / "here"
     assert run(main_extract, command(weights, out, "--extra_name", "_x_", dataset=folder)) == 0
     assert sorted(p.name for p in out.iterdir()) == [
-        "shoes_x_train.names.json", "shoes_x_train.npy", "shoes_x_train.provenance.json",
+        "shoes_x_train.images.json", "shoes_x_train.names.json", "shoes_x_train.npy", "shoes_x_train.provenance.json",
     ]  # fmt: skip
     assert re.fullmatch(
         r"70 rows in .*shoes_x_train.npy: 70 images in .* images/s, bound by the .*\n", capsys.readouterr().out
@@ -34,7 +34,7 @@ def test_command_writes_the_documented_file(weights, model, tmp_path, folder, ca
     assert told["backbone"]["arch"] == "demo_vit"
     assert len(told["backbone"]["weights_sha256"]) == 64
     assert run(main_extract, command(weights, out, "--extra_name", "_x_", dataset=folder)) == 0
-    assert "exists and will be replaced" in capsys.readouterr().out
+    assert "is already there: 70 rows of the same images" in capsys.readouterr().out
 
 
 def test_demo_pool_uses_the_demo_backbone(weights, model, tmp_path, monkeypatch):

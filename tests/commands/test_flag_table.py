@@ -108,7 +108,7 @@ def test_activeft_is_told_its_settings(choose, table, monkeypatch, flag, one, ot
 
 
 ROWS |= {"seed", "labelled", "excluded", "history", "verbose", "percent", "budget", "filename", "output_dir",
-         "feature_path", "no_label_column", "device"}  # fmt: skip
+         "feature_path", "no_label_column", "device", "missing"}  # fmt: skip
 
 
 def test_seeds_give_other_lists(choose, table):
@@ -284,7 +284,7 @@ def test_select_subset_does_as_its_methods(pick, table, tmp_path, monkeypatch):
 
 
 SELECT_ROWS = {"features", "method", "budget", "percent", "cores", "variant", "labelled", "excluded", "output_dir",
-               "filename", "no_label_column", "seed", "device"}  # fmt: skip
+               "filename", "no_label_column", "seed", "device", "missing"}  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -296,4 +296,4 @@ SELECT_ROWS = {"features", "method", "budget", "percent", "cores", "variant", "l
     ],
 )
 def test_every_flag_has_a_row(parser, rows):
-    assert {action.dest for action in parser._actions} - {"help"} == rows
+    assert {action.dest for action in parser._actions} - {"help", "local_rank"} == rows

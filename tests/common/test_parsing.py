@@ -15,18 +15,18 @@ def parser():
     return made
 
 
-@pytest.mark.parametrize(("words", "first"), [
+@pytest.mark.parametrize(("words", "second"), [
     (["--modell", "x"], "choose.py: error: unrecognized arguments: --modell; did you mean --model or --mode?"),
     (["--bugdet=3"], "choose.py: error: unrecognized arguments: --bugdet=3; did you mean --budget?"),
     (["--zzz"], "choose.py: error: unrecognized arguments: --zzz"),
     (["--budget", "x"], "choose.py: error: argument --budget: invalid int value: 'x'"),
     (["--budg", "3"], "choose.py: error: unrecognized arguments: --budg; did you mean --budget?"),
 ])  # fmt: skip
-def test_a_wrong_flag_ends_in_two_lines_with_the_nearest_one(parser, capsys, words, first):
+def test_a_wrong_flag_ends_in_two_lines_with_the_nearest_one(parser, capsys, words, second):
     with pytest.raises(SystemExit) as ended:
         parser.parse_args(words)
     assert ended.value.code == 2
-    assert capsys.readouterr().err.splitlines() == [first, "choose.py --help tells all flags"]
+    assert capsys.readouterr().err.splitlines() == ["usage: choose.py [flags], which --help tells", second]
 
 
 def test_the_home_folder_is_expanded_wherever_the_shell_leaves_it(parser, monkeypatch):
