@@ -42,8 +42,11 @@ def check_ids(ids: Ids, pool_size: int, what: str) -> torch.Tensor:
     """Pool indices as an int64 tensor on the CPU, order kept. Raises UserError where one repeats or is out of range."""
     try:
         values = torch.as_tensor(ids if torch.is_tensor(ids) else list(ids)).cpu()
-    except (OverflowError, RuntimeError):  # beyond 64 bits
-        largest = max(ids, key=abs)
+    except (ValueError, TypeError, RuntimeError):  # no numbers, or beyond 64 bits
+        numbers = [value for value in ids if type(value) is int]
+        if len(numbers) < len(ids):
+            raise UserError(f"{what} ids must be a flat list of whole numbers") from None
+        largest = max(numbers, key=abs)
         raise UserError(f"{what} id {largest} is outside the pool's 0..{pool_size - 1}: no pool is so large") from None
     if values.numel() == 0:
         return torch.empty(0, dtype=torch.int64)

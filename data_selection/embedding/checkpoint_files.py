@@ -62,9 +62,7 @@ def unwrap(content: object, checkpoint_key: str | None, path: Path, hint: str) -
             break
         content, found = content[inner], found or inner == checkpoint_key
     if not found:
-        raise UserError(
-            f"weights {path} hold {held}, no {checkpoint_key!r} with tensors by name: name another, or none"
-        )
+        raise UserError(f"weights {path} hold {held}, no tensors in {checkpoint_key!r}: name another entry, or none")
     raise UserError(f"weights {path} hold {held}, no tensors by name: {hint}")
 
 

@@ -13,8 +13,10 @@ from PIL import Image
 from data_selection.commands.extract import main_extract
 from data_selection.commands.run_extract import pick_amp
 from data_selection.common.errors import run
-from data_selection.common.feature_table import sidecar
+from data_selection.common.feature_table import load_features, sidecar
 from data_selection.embedding import extraction
+from data_selection.embedding.image_batches import to_input
+from data_selection.embedding.preprocessing import preprocess_of
 from data_selection.images import pools
 from data_selection.images.pools import load_demo
 from tests.support.extraction_cases import COUNT, command, oracle
@@ -160,3 +162,83 @@ def test_compile_and_channels_last_reach_the_model(tmp_path, folder, monkeypatch
     assert run(main_extract, flags) == 0
     fast, plain = (np.load(tmp_path / f"shoes{name}train.npy") for name in ("_fast_", "_"))
     assert np.abs(fast - plain).max() < 1e-4
+
+
+def two_folders(tmp_path):
+    """Two folders of the same last two names, of the same file names and different images."""
+    folders = [tmp_path / place / "pets" / "train" for place in "ab"]
+    for shade, root in enumerate(folders):
+        root.mkdir(parents=True)
+        for i in range(3):
+            Image.new("L", (28, 28), 50 + 100 * shade + i).save(root / f"{i}.png")
+    return folders
+
+
+def test_features_of_another_folder_are_not_replaced(weights, tmp_path, capsys):
+    first, second = two_folders(tmp_path)
+    out = tmp_path / "out"
+    assert run(main_extract, command(weights, out, dataset=first)) == 0
+    before = (out / "pets_train.npy").read_bytes()
+    for source in (str(first), None):  # as an older version wrote the file: it does not say where it comes from
+        told = json.loads(sidecar(out / "pets_train.npy", "provenance").read_text())
+        assert told.pop("source") == str(first)
+        if source is None:
+            (second / "9.png").write_bytes((second / "0.png").read_bytes())
+            sidecar(out / "pets_train.npy", "provenance").write_text(json.dumps(told))
+        assert run(main_extract, command(weights, out, dataset=second)) == 2
+        expected = rf"pets_train\.npy holds the features of {source or 'other images'}, not of {second}, and is not"
+        assert re.search(expected, capsys.readouterr().err)
+        assert (out / "pets_train.npy").read_bytes() == before
+    assert run(main_extract, command(weights, out, "--extra_name", "_2_", dataset=second)) == 0
+    assert run(main_extract, command(weights, out, dataset=first)) == 0  # the old file's names are the same
+
+
+def test_an_unfinished_file_of_another_folder_is_not_continued(weights, tmp_path, capsys):
+    first, second = two_folders(tmp_path)
+    bad = first / "1.png"
+    bad.write_bytes(b"x")
+    assert run(main_extract, command(weights, tmp_path / "out", dataset=first)) == 2
+    assert run(main_extract, command(weights, tmp_path / "out", dataset=second)) == 2
+    assert f"source was {first}, now {second}" in capsys.readouterr().err
+
+
+def test_lists_with_words_keep_their_class_names(weights, folder, tmp_path):
+    (tmp_path / "train.csv").write_text(f"{folder}/000.png;cat\n{folder}/001.png;dog\n{folder}/002.png;fox\n")
+    (tmp_path / "test.csv").write_text(f"{folder}/002.png;fox\n{folder}/001.png;dog\n")
+    out = tmp_path / "out"
+    for name in ("train", "test"):
+        assert run(main_extract, command(weights, out, "--split", name, dataset=tmp_path / f"{name}.csv")) == 0
+    train, test = (load_features(out / f"{name}_{name}.npy") for name in ("train", "test"))
+    assert train.class_names == test.class_names == ("cat", "dog", "fox")
+    assert (train.labels.tolist(), test.labels.tolist()) == ([0, 1, 2], [2, 1])
+
+
+def test_a_launcher_may_say_the_local_rank(weights, folder, tmp_path):
+    assert run(main_extract, command(weights, tmp_path, "--local-rank=0", dataset=folder)) == 0
+    assert run(main_extract, command(weights, tmp_path, "--local_rank", "0", dataset=folder)) == 0
+
+
+def test_a_typed_key_must_be_there(model, folder, tmp_path, capsys):
+    torch.save({"teacher": model.state_dict(), "epoch": 3}, tmp_path / "w.pth")
+    flags = command(str(tmp_path / "w.pth"), tmp_path, "--checkpoint_key", "studnet", dataset=folder)
+    assert run(main_extract, flags) == 2
+    assert "hold entries teacher, epoch, no tensors in 'studnet'" in capsys.readouterr().err
+    assert run(main_extract, flags[:-2]) == 0
+
+
+def test_distilled_weights_belong_to_distilled_models(folder, tmp_path, capsys):
+    """DeiT's files hold the two classifiers, which no feature needs."""
+    name = "deit_tiny_distilled_patch16_224"
+    theirs = timm.create_model(name, num_classes=7).eval()
+    torch.save({"model": theirs.state_dict()}, tmp_path / "w.pth")
+    (tmp_path / "one.txt").write_text(f"{folder}/001.png\n")
+    flags = command(str(tmp_path / "w.pth"), tmp_path, dataset=tmp_path / "one.txt")
+    assert run(main_extract, [*flags, "--arch", "vit_tiny"]) == 2
+    assert re.search("dist_token.* made for, such as deit_small_distilled_patch16_224", capsys.readouterr().err)
+    assert run(main_extract, [*flags, "--arch", f"timm:{name}"]) == 0
+    theirs.reset_classifier(0)
+    preprocess = preprocess_of(name)
+    pixels = torch.from_numpy(preprocess.pixels(Image.open(folder / "001.png").convert("RGB"))).permute(2, 0, 1)
+    with torch.inference_mode():
+        expected = theirs(to_input(pixels[None], preprocess, torch.device("cpu")))
+    assert np.abs(np.load(tmp_path / "one_train.npy")[:, :-1] - expected.numpy()).max() < 1e-4

@@ -101,3 +101,12 @@ def test_run_says_other_failures_of_the_system_in_one_line(capsys, tmp_path):
 def test_run_keeps_the_traceback_of_a_bug():
     with pytest.raises(ZeroDivisionError):
         run(lambda argv: 1 / 0)
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [([10**20], f"x id {10**20} is outside"), ([0, -(2**70)], "is outside"), (["a"], "whole numbers"), ([[1], 2], "flat")],
+)  # fmt: skip
+def test_ids_that_no_tensor_holds_are_refused(ids, message):
+    with pytest.raises(UserError, match=message):
+        check_ids(ids, 10, "x")

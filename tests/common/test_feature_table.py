@@ -129,7 +129,7 @@ def test_labels_are_compared_by_name():
     assert labels_like(table(("dog", "fox"), [0, 1, -1]), train).tolist() == [1, 2, -1]
     assert labels_like(table(None, [0, 1]), train).tolist() == [0, 1]
     assert labels_like(table(("dog", "owl"), [0, 0]), train).tolist() == [1, 1]  # no image of an owl
-    with pytest.raises(UserError, match="has images of owl, 1 classes that .* does not have"):
+    with pytest.raises(UserError, match=r"has images of owl, 1 classes that .* does not have"):
         labels_like(table(("dog", "owl"), [0, 1]), train)
     with pytest.raises(UserError, match="has no labels"):
         labels_like(FeatureTable(FEATURES), train)

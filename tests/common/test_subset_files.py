@@ -4,10 +4,17 @@ import json
 
 import pytest
 
-from data_selection.common.errors import UserError
+from data_selection.common.errors import UserError, run
 from data_selection.common.feature_table import load_features, save_features, sidecar
-from data_selection.common.files import atomic_write, check_writable
-from data_selection.common.subset_files import budget_from_percent, describe, load_subset, save_subset
+from data_selection.common.files import atomic_write, check_writable, told_size
+from data_selection.common.subset_files import (
+    budget_from_percent,
+    check_replaced,
+    describe,
+    load_subset,
+    save_names,
+    save_subset,
+)
 from data_selection.common.subset_names import activeft_name, bilaf_name, default_folder, output_path
 from data_selection.methods.configs import ActiveFTConfig
 
@@ -22,7 +29,7 @@ def test_percent_is_exact(pool_size, percent, budget):
     assert budget_from_percent(pool_size, percent) == budget
 
 
-@pytest.mark.parametrize("percent", [0, -1, 100.01, 0.0001, "nan", "inf"])
+@pytest.mark.parametrize("percent", [0, -1, 100.01, 0.0001, "nan", "inf", "1e5000", "-1e5000", "1e-5000", "1e999999"])
 def test_percent_that_makes_no_budget_is_refused(percent):
     with pytest.raises(UserError, match=r"at least 0\.1 % and at most 100 %"):
         budget_from_percent(1000, percent)
@@ -47,7 +54,8 @@ def test_subset_round_trip_is_the_released_format(tmp_path):
 @pytest.mark.parametrize(
     ("text", "match"),
     [("[1, 2", "no valid JSON"), ("{}", "JSON list"), ("[]", "non-empty"), ("[1.5]", "whole numbers"),
-     ("[true]", "whole numbers"), ("[1, 1]", "repeated"), ("[10]", r"outside the pool's 0\.\.9"), ("[-1]", "id -1")],
+     ("[true]", "whole numbers"), ("[1, 1]", "repeated"), ("[10]", r"outside the pool's 0\.\.9"), ("[-1]", "id -1"),
+     ("[100000000000000000000]", r"id 100000000000000000000 is outside the pool's 0\.\.9")],
 )  # fmt: skip
 def test_bad_subset_files_are_refused(tmp_path, text, match):
     path = tmp_path / "s.json"
@@ -113,3 +121,56 @@ def test_output_that_is_a_folder_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="file"):
         check_writable(tmp_path / "file" / "s.json")
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), OSError("9 requested and 3 written")])
+def test_a_full_disk_names_the_file(tmp_path, capsys, error):
+    def full(_):
+        with atomic_write(tmp_path / "s.json", "w"):
+            raise error
+
+    assert run(full) == 2
+    assert f"{error.strerror or error}: {tmp_path}/s.json\n" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_sizes_are_told_in_fitting_units():
+    assert [told_size(count) for count in (100, 54_040, 2.5e6, 1.234e9)] == [
+        "100 bytes",
+        "54.0 kB",
+        "2.50 MB",
+        "1.23 GB",
+    ]
+
+
+def table_of(folder, names, source=None):
+    folder.mkdir()
+    told = {"source": source} if source else {"pool": {"name": "pets"}}
+    save_features(folder / "P.npy", [[1.0, 2.0]] * len(names), names=names, provenance=told)
+    return load_features(folder / "P.npy")
+
+
+@pytest.mark.parametrize(
+    ("names", "sources", "ours"),
+    [(["a", "b"], ("/x/pets", "/x/pets"), True), (["a", "b"], ("/x/pets", "/y/pets"), False),
+     (["a", "c"], ("/x/pets", "/x/pets"), True), (["a", "b"], (None, None), True), (["a", "c"], (None, "/x/pets"), False),
+     (["a"], (None, None), False)],
+)  # fmt: skip
+def test_only_a_list_of_the_same_pool_is_replaced(tmp_path, names, sources, ours):
+    first, second = table_of(tmp_path / "1", ["a", "b"], sources[0]), table_of(tmp_path / "2", names, sources[1])
+    path = tmp_path / "s.json"
+    assert not check_replaced(path, first)
+    save_subset(path, [0], describe(first, method="m", config={}, seed=0, budget=1))
+    save_names(path, first)
+    assert check_replaced(path, first)
+    if ours:
+        assert check_replaced(path, second)
+        return
+    with pytest.raises(UserError, match=r"s\.json was chosen from another pool .*: choose another --output_dir"):
+        check_replaced(path, second)
+
+
+def test_a_file_of_names_that_somebody_wrote_is_kept(tmp_path):
+    (tmp_path / "s.txt").write_text("mine")
+    with pytest.raises(UserError, match=r"s\.txt is there, and no list of ours"):
+        check_replaced(tmp_path / "s.json", table_of(tmp_path / "1", ["a"]))

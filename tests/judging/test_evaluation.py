@@ -89,3 +89,15 @@ def test_judge_subset_refuses_tables_without_labels(digits):
 def test_mean_sd_uses_n_minus_1():
     assert str(mean_sd([1.0, 2.0, 3.0])) == "2.00 ± 1.00"
     assert str(mean_sd([4.0])) == "4.00"
+
+
+def test_judge_subset_compares_classes_by_name(digits):
+    """Another numbering of the same names is the same; without names it would be another result."""
+    train, train_labels, test, test_labels = (np.asarray(part) for part in digits)
+    names = tuple("abcdefghij")
+    tables = FeatureTable(train, train_labels, class_names=names), FeatureTable(test, test_labels, class_names=names)
+    turned = FeatureTable(test, 9 - test_labels, class_names=names[::-1])
+    ids = range(0, 1200, 4)
+    assert judge_subset(ids, tables[0], turned) == judge_subset(ids, *tables)
+    with pytest.raises(UserError, match="has images of z, 1 classes that"):
+        judge_subset(ids, tables[0], FeatureTable(test, test_labels, class_names=("z", *names[1:])))

@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
+import torch
 
 from data_selection.common.feature_table import save_features
-from scripts.benchmarks.activeft import main
+from scripts.benchmarks.activeft import Clock, main
 
 
 def test_the_table_compares_losses(tmp_path, capsys):
@@ -18,3 +19,13 @@ def test_the_table_compares_losses(tmp_path, capsys):
     assert min(float(ours), float(textbook)) >= 0
     assert float(losses) == pytest.approx(1, abs=1e-3)
     assert float(memory.removesuffix(" MB")) > 0
+
+
+def test_the_clock_waits_for_the_card(monkeypatch):
+    waited = []
+    monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
+    clock = Clock("cuda:0")
+    clock.lap()
+    assert waited == [torch.device("cuda:0")] * 2
+    Clock("cpu").lap()
+    assert len(waited) == 2

@@ -1,0 +1,55 @@
+"""What a crash of the machine left of an unfinished file is mended, and no row is taken that is not there."""
+
+import os
+
+import numpy as np
+import pytest
+
+from data_selection.common.errors import UserError
+from data_selection.embedding.forward import class_tokens
+from tests.support.extraction_cases import COUNT, save, small_pool
+
+
+def failing(at):
+    calls = iter(range(1, 99))
+
+    def embed(model, images):
+        if next(calls) == at:
+            raise UserError("stopped")
+        return class_tokens(model, images)
+
+    return embed
+
+
+@pytest.fixture
+def unfinished(model, tmp_path):
+    """(the file, its whole content): two batches of 16 rows are done."""
+    whole = save(small_pool(), model, tmp_path / "whole.npy")
+    with pytest.raises(UserError, match="stopped"):
+        save(small_pool(), model, tmp_path / "t.npy", embed=failing(5))
+    done = (tmp_path / "t.partial" / "done").read_bytes()
+    assert done == b"\1" * 32 + bytes(COUNT - 32)
+    return tmp_path / "t.npy", whole
+
+
+@pytest.mark.parametrize(("name", "size", "kept"), [("done", 0, 0), ("done", 20, 20), ("done", None, 0),
+                                                    ("done", 99, 32), ("table.npy", 9_000, 0), ("table.npy", 0, 0)])  # fmt: skip
+def test_cut_files_are_made_again(unfinished, model, name, size, kept):
+    path, whole = unfinished
+    cut, lines = path.with_suffix(".partial") / name, []
+    if size is None:
+        cut.unlink()
+    else:
+        os.truncate(cut, size)
+    assert np.array_equal(save(small_pool(), model, path, log=lines.append), whole)
+    assert lines == ([f"going on: {kept} of {COUNT} rows are in {path.with_suffix('.partial')}"] if kept else [])
+
+
+def test_marks_are_on_the_disk_before_they_count(model, tmp_path, monkeypatch):
+    """fsync of the table, then of the marks, whenever rows are saved; of both when they are made."""
+    synced, real = [], os.fsync
+    monkeypatch.setattr(os, "fsync", lambda file: (synced.append(os.readlink(f"/proc/self/fd/{file}")), real(file))[1])
+    with pytest.raises(UserError, match="stopped"):
+        save(small_pool(), model, tmp_path / "t.npy", embed=failing(4))
+    names = [name.rsplit("/", 1)[1] for name in synced]
+    assert (names[:2], names[-2:]) == (["table.npy", "done"], ["table.npy", "done"])
