@@ -147,7 +147,7 @@ def _add_optimisation(flags: Flags) -> None:
     add("--lr-noise-std", type=float, default=1.0)
     add("--warmup-lr", type=float, default=1e-6, help="rate of the first epoch, not scaled")
     add("--min-lr", type=float, default=1e-5, help="floor, not scaled")
-    add("--decay-epochs", type=float, help="step: between two falls, by default 30, or a third of up to 30 epochs; wsd, "
+    add("--decay-epochs", type=float, help="step: between two falls, by default 30, or a third of up to 30; wsd, "
         "rsqrt: of the fall in the end, by default a fifth of the epochs")  # fmt: skip
     add("--decay-rate", "--dr", type=float, default=0.1, help="factor of step and multistep, power of poly")
     add("--warmup-epochs", type=int, default=5)

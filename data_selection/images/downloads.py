@@ -25,7 +25,7 @@ def cache_folder() -> Path:
 
 
 def check_address(source: str, flag: str, allow_http: bool) -> None:
-    """Raise UserError for an address without https, whose file anybody on the way can change, unless that is allowed."""
+    """Raise UserError for an address without https, whose file anybody on the way can change, unless allowed."""
     if source.startswith("http://") and not allow_http:
         raise UserError(f"{flag} {source} is not safe on the way: use https://, or say --allow-http")
 

@@ -221,7 +221,7 @@ def make_scheduler(
 
 
 def shape_of(args: argparse.Namespace, epochs: int, part: float, warmup: float) -> dict[str, Any]:
-    """The keywords of create_scheduler_v2 that say how the rate goes over `epochs`, the `part` of those of the flags."""
+    """The keywords of create_scheduler_v2 that say how the rate goes over `epochs`, that `part` of the flags' own."""
     long = args.sched in ("wsd", "rsqrt")  # warm-up, a long stretch, a fall
     if long and not hasattr(timm.scheduler, "WSDLRScheduler"):
         raise UserError(f"--sched {args.sched} needs timm 1.0.31 or newer, this is {timm.__version__}")

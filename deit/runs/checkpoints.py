@@ -119,7 +119,8 @@ def content(learner: Learning, epoch: int, best: Numbers | None, args: Settings,
     """A checkpoint's content: the training state after `epoch`.
 
     Entries and names as in the released trainer: model, optimizer, lr_scheduler, epoch, model_ema, scaler, args; and
-    best: the best epoch and its numbers; spent: what the run has taken so far, as keywords of job.Tally. args is a plain dictionary, so that weights_only=True reads the file.
+    best: the best epoch and its numbers; spent: what the run has taken so far, as keywords of job.Tally. args is a
+    plain dictionary, so that weights_only=True reads the file.
     """
     return {
         "model": learner.model.state_dict(),
