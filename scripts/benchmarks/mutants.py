@@ -1,4 +1,4 @@
-"""Plant faults one at a time into the modules where results are made: how many do the tests let pass?"""
+"""Plant faults one at a time into the modules where results are made, and count those that the tests let pass."""
 
 import tempfile
 import time
