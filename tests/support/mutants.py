@@ -211,7 +211,7 @@ class Copy:
     """A copy of the repository in which tests run with and without a fault."""
 
     def __init__(self, folder: Path, limit: float = 300.0) -> None:
-        """limit: seconds for the tests of one fault; a fault that takes longer counts as found."""
+        """limit: seconds for the tests of one fault; one that takes longer is neither found nor passed."""
         self.folder, self.limit = folder / "copy", limit
         for name in CARRIED:
             source = ROOT / name
@@ -233,8 +233,8 @@ class Copy:
         self.nursery.stdin.flush()
         return self.nursery.stdout.readline().strip(), said.read_text(errors="replace")[-2000:]
 
-    def survives(self, fault: Fault) -> tuple[bool, str]:
-        """(whether every test that concerns a fault passes with it, the first test that does not)."""
+    def judge(self, fault: Fault) -> tuple[str, str]:
+        """(`killed`, `survived` or `timed out`, the first test that fails with a fault)."""
         path = self.folder / fault.path
         whole = path.read_bytes()
         path.write_bytes(fault.planted(whole))
@@ -243,7 +243,8 @@ class Copy:
         finally:
             path.write_bytes(whole)
         failed = [line for line in said.splitlines() if line.startswith(("FAILED", "ERROR"))]
-        return status == "0", (failed or [status])[0].split(" - ")[0]
+        word = {"0": "survived", "timeout": "timed out"}.get(status, "killed")
+        return word, (failed or [status])[0].split(" - ")[0]
 
     def close(self) -> None:
         self.nursery.stdin.close()
