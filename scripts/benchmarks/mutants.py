@@ -49,9 +49,8 @@ def main(argv=None):
     print(markdown_table(["fault", "place", "", "by"], [[cell.replace("|", "/") for cell in row] for row in rows]))
     counted = [row for row in rows if row[2] in ("killed", "survived")]
     share = f"{100 * len(lived) / max(1, len(counted)):.1f} %"
-    print(
-        f"{len(lived)} of {len(counted)} faults survive ({share}); {len(rows) - len(counted)} change nothing or took too long"
-    )
+    others = len(rows) - len(counted)
+    print(f"{len(lived)} of {len(counted)} faults survive ({share}); {others} change nothing or took too long")
 
 
 def check_sound(copies, faults):

@@ -67,11 +67,12 @@ TEXTLESS = (ast.Raise, ast.Assert, ast.JoinedStr, ast.arg, ast.AnnAssign)  # mes
 # (start of the path, what the fault's kind begins with, pattern in its line): why such faults change no result
 NOTHING = {
     ("", "argument device dropped", ""): "on a CPU all tensors are on one device",
+    ("", "argument strict dropped", ""): "a check of what holds by construction",
     ("", "argument (desc|unit|progress|non_blocking) dropped", ""): "what a bar says, or how a copy is made",
     (
         "data_selection/(nearest|methods)/",
         "",
-        r"BLOCK|FEW_|MANY_|MOST_|SPARE_|OPEN_|CHUNK|max_bytes|block_rows|row_blocks|hold |resident|screen|perf_counter",
+        r"BLOCK|FEW_|MANY_|MOST_|SPARE_|OPEN_|CHUNK|max_bytes|block_rows|row_blocks|hold |resident|screen|perf_counter|narrow_is_faster|short\.copy_",
     ): "how much at a time, or which of two ways to one result: speed and memory",
     ("deit/", "", r"BLOCK|CACHE_BYTES|WORKERS"): "how much at a time: speed and memory",
 }
