@@ -72,7 +72,8 @@ NOTHING = {
     (
         "data_selection/(nearest|methods)/",
         "",
-        r"BLOCK|FEW_|MANY_|MOST_|SPARE_|OPEN_|CHUNK|max_bytes|block_rows|row_blocks|hold |resident|screen|perf_counter|narrow_is_faster|short\.copy_",
+        r"BLOCK|FEW_|MANY_|MOST_|SPARE_|OPEN_|CHUNK|max_bytes|block_rows|row_blocks|hold |resident|screen"
+        r"|perf_counter|narrow_is_faster|short\.copy_",
     ): "how much at a time, or which of two ways to one result: speed and memory",
     ("deit/", "", r"BLOCK|CACHE_BYTES|WORKERS"): "how much at a time: speed and memory",
 }
