@@ -1,4 +1,4 @@
-"""Plant faults one at a time into the modules where results are made: how many do the tests let pass?"""
+"""Plant faults one at a time into the modules where results are made, and count those that the tests let pass."""
 
 import tempfile
 import time
@@ -30,11 +30,10 @@ def main(argv=None):
 
         def judged(fault):
             copy, began = copies.get(), time.monotonic()
-            survives, how = copy.survives(fault)
+            word, how = copy.judge(fault)
             copies.put(copy)
             source = (ROOT / fault.path).read_bytes()
-            word = "survived" if survives else "killed"
-            if survives and (why := fault.harmless(source)):
+            if word == "survived" and (why := fault.harmless(source)):
                 word, how = "changes nothing", why
             row = [f"{fault.kind}: {fault.told(source)}", f"{fault.path}:{fault.line}", word, how]
             print(f"{word:9} {time.monotonic() - began:5.1f} s {row[1]} {row[0]} [{how}]", flush=True)
@@ -48,8 +47,10 @@ def main(argv=None):
                 copies.get().close()
     lived = [row for row in rows if row[2] == "survived"]
     print(markdown_table(["fault", "place", "", "by"], [[cell.replace("|", "/") for cell in row] for row in rows]))
-    counted = sum(row[2] != "changes nothing" for row in rows)
-    print(f"{len(lived)} of {counted} faults survive ({100 * len(lived) / max(1, counted):.1f} %)")
+    counted = [row for row in rows if row[2] in ("killed", "survived")]
+    share = f"{100 * len(lived) / max(1, len(counted)):.1f} %"
+    others = len(rows) - len(counted)
+    print(f"{len(lived)} of {len(counted)} faults survive ({share}); {others} change nothing or took too long")
 
 
 def check_sound(copies, faults):

@@ -44,6 +44,15 @@ def test_a_csv_labels_images_by_name(folder, header):
     assert (train.labels, test.labels, train.class_names) == ([-1, -1, -1, 1], [0, 1], ("a zebra", "dog"))
 
 
+def test_a_part_that_lacks_a_class_counts_as_the_other_one(tmp_path):
+    """Class folders a, b, c to train on; the CSV of the evaluation images knows b and c alone, which stay 1 and 2."""
+    write_images(tmp_path, ["train/a/1.png", "train/b/1.png", "train/c/1.png", "val/x.png", "val/y.png"])
+    train, test = open_folders(tmp_path, None, write(tmp_path / "v.csv", "x.png,c\ny.png,b\n"))
+    assert (train.labels, test.labels) == ([0, 1, 2], [2, 1])
+    assert train.class_names == test.class_names == ("a", "b", "c")
+    assert test.classes == 3
+
+
 WRONG = [
     ("file,label\nc.jpg,dog\n", r"1 of 1 files are not in .*train, first 'c\.jpg'; names .* such as 'c\.png'"),
     ("c.png,dog\nb.png,cat\nc.png,dog\n", r"names 'c\.png' more than once"),

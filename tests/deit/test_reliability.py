@@ -8,7 +8,6 @@ import random
 import resource
 import signal
 import time
-from pathlib import Path
 
 import pytest
 import torch

@@ -51,7 +51,8 @@ def test_goes_on_after_a_failure(model, tmp_path, calls):
         return class_tokens(model, images)
 
     assert np.array_equal(save(small_pool(), model, tmp_path / "t.npy", embed=watched), whole)
-    assert sum(seen[1:]) < COUNT or calls <= 3  # rows that were safe are not embedded again
+    # one call is the dry run, one dies, and the batch before it is not written yet: what was safe is not embedded again
+    assert sum(seen[1:]) == COUNT - 16 * max(0, calls - 3)
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["t.images.json", "t.npy", "whole.images.json", "whole.npy"]
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from data_selection.common.errors import UserError
-from data_selection.nearest.similarity import exact_dot, product_error, read_rows, recheck
+from data_selection.nearest.similarity import block_rows, exact_dot, product_error, read_rows, recheck, row_blocks
 
 
 def test_equal_rows_have_equal_products_in_any_place():
@@ -51,3 +51,10 @@ def test_nan_names_its_row():
     rows[7, 2] = torch.nan
     with pytest.raises(UserError, match="first in row 7"):
         read_rows(rows, 5, 10)
+
+
+def test_a_block_has_the_rows_that_fit():
+    assert block_rows(10, 400) == 10  # four bytes a number
+    assert block_rows(10, 439) == 10
+    assert block_rows(10, 3) == 1
+    assert row_blocks(25, 10, 400) == [(0, 10), (10, 20), (20, 25)]

@@ -52,6 +52,24 @@ def teacher_of(flags):
     return teacher.eval()
 
 
+def optimizer_of(flags, model, size):
+    """timm's optimiser of the flags, for steps of `size` images."""
+    special = {"eps": flags["opt_eps"]} if "opt_eps" in flags else {}
+    special |= {"betas": tuple(flags["opt_betas"])} if "opt_betas" in flags else {}
+    return timm.optim.create_optimizer_v2(
+        model, flags["opt"].lower(), lr=flags["lr"] * size / 512, weight_decay=flags["weight_decay"],
+        momentum=flags["momentum"], layer_decay=flags.get("layer_decay"), **special,
+    )  # fmt: skip
+
+
+def training_mode(flags, model):
+    """Training mode, but for batch norm that keeps its statistics."""
+    model.train()
+    for layer in model.modules() if flags.get("batch_norm") == "fixed" else ():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.eval()
+
+
 def plain_training(run, passes=1):
     """(weights, averaged weights) after the batches that a run recorded, `passes` of them to a step."""
     flags = run.flags
@@ -66,12 +84,7 @@ def plain_training(run, passes=1):
     first = flags.get("start_epoch", 1)
     epochs = flags["epochs"] + flags.get("cooldown_epochs", 0)
     updates = len(batches) // (epochs - first + 1)
-    special = {"eps": flags["opt_eps"]} if "opt_eps" in flags else {}
-    special |= {"betas": tuple(flags["opt_betas"])} if "opt_betas" in flags else {}
-    optimizer = timm.optim.create_optimizer_v2(
-        model, flags["opt"].lower(), lr=flags["lr"] * size / 512, weight_decay=flags["weight_decay"],
-        momentum=flags["momentum"], layer_decay=flags.get("layer_decay"), **special,
-    )  # fmt: skip
+    optimizer = optimizer_of(flags, model, size)
     ema = ModelEmaV3(model, flags["model_ema_decay"], use_warmup=bool(flags.get("model_ema_warmup")))
     rates, by_step = schedule(flags, optimizer, updates)
     if rates is None and flags.get("layer_decay"):
@@ -82,10 +95,7 @@ def plain_training(run, passes=1):
             rates.step_update(number)
         elif rates is not None:
             rates.step(number // updates)
-        model.train()
-        for layer in model.modules() if flags.get("batch_norm") == "fixed" else ():
-            if isinstance(layer, nn.BatchNorm2d):
-                layer.eval()
+        training_mode(flags, model)
         optimizer.zero_grad()
         for images, targets, _ in parts:
             outputs = model(images)
