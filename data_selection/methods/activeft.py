@@ -146,7 +146,9 @@ def check_centroids(pool: UnitPool, centroids: torch.Tensor, start: torch.Tensor
     if not fit.all():
         row = start[fit.cpu().logical_not().nonzero()[0, 0]]
         row = row if pool.ids is None else pool.ids[row]
-        raise UserError(f"the loss is not finite: lr {lr:g} threw the centroid of row {int(row)} away; choose a lower lr")
+        raise UserError(
+            f"the loss is not finite: lr {lr:g} threw the centroid of row {int(row)} away; choose a lower lr"
+        )
 
 
 class Adam:
