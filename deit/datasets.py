@@ -14,14 +14,21 @@ from torch.utils.data import DataLoader, Dataset
 
 from data_selection.common.errors import UserError
 from data_selection.embedding.image_batches import Transform, received, stacked
-from data_selection.embedding.preprocessing import Preprocess
 from data_selection.images.pools import Pool
 from deit.samples.batches import Batch, ImageBatches, Part
 from deit.samples.draws import AUGMENT, hashed, seeded
 from deit.samples.pipeline import SMALL, Pipeline, Shifted
-from deit.samples.tensor_images import PaddedImages, ResizedImages, ViewedImages, shift_draws
+from deit.samples.tensor_images import (
+    CroppedImages,
+    EvaluationImages,
+    PaddedImages,
+    ResizedImages,
+    ViewedImages,
+    shift_draws,
+)
 
 CACHE_BYTES = 2 << 30  # `--cache auto` keeps decoded images up to this size, per process
+TINY = 48  # pixels of a side: random crops of smaller images are resized faster by matrices, also on a CPU
 WORKERS = 8  # at most, by default, per process
 OPEN: "weakref.WeakSet[PilImages]" = weakref.WeakSet()  # PilImages, whose workers close_workers ends
 
@@ -46,13 +53,13 @@ def decode(pool: Pool, ids: Sequence[int], size: int | None = None, threads: int
         return list(workers.map(read, ids))
 
 
-def viewed(pool: Pool, ids: Sequence[int], view: Preprocess, margin: int = 0, threads: int = WORKERS) -> torch.Tensor:
+def viewed(pool: Pool, ids: Sequence[int], pipeline: Pipeline, margin: int = 0, threads: int = WORKERS) -> torch.Tensor:
     """The images `ids` as evaluation sees them, uint8 (N, size + 2 margin, size + 2 margin, 3)."""
-    side = view.size + 2 * margin
+    side = pipeline.size + 2 * margin
     images = torch.empty(len(ids), side, side, 3, dtype=torch.uint8)
 
     def read(place: int) -> None:
-        images[place] = torch.from_numpy(view.pixels(pool.image(ids[place]), margin))
+        images[place] = torch.from_numpy(pipeline.pixels(pool.image(ids[place]), margin))
 
     with ThreadPoolExecutor(threads) as workers:
         list(workers.map(read, range(len(ids))))
@@ -212,41 +219,59 @@ def prepare(
     workers: int | None = None,
     pin_memory: bool = True,
 ) -> ImageBatches:
-    """ViewedImages, PaddedImages, ResizedImages or PilImages of the pool indices `ids`, whichever does the pipeline.
+    """The pool indices `ids` as whatever does the pipeline fastest: see the classes of tensor_images, and PilImages.
 
+    What evaluation sees, or `shift` moves, is made once. Random crops of whole batches are made on the device by matrix
+    products (ResizedImages), where that is a GPU or the images are tiny; else by Pillow (CroppedImages).
     cache: `device` keeps decoded images on the device and transforms batches there, `ram` keeps them in main memory,
-    `none` does not keep them; `auto` is the first of these that can be and takes up to 2 GiB. Small inputs are always
-    kept. workers: processes that transform images one by one; None picks by the number of cores.
+    `none` does not keep them; `auto` keeps them where that takes up to 2 GiB. Small inputs are always kept. workers:
+    processes that transform images one by one; None picks by the number of cores.
     Raises UserError for `device` where the images differ in size, or the augmentation is not for whole batches.
     """
     small, batched, cached = pipeline.size <= SMALL, pipeline.simple or not train, None
-    if pipeline.view is not None and (pipeline.shifts or not train):
+    keep = cache in ("ram", "device")
+    labels = torch.tensor([pool.label(i) for i in ids])
+    if workers is None:
+        here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        workers = min(WORKERS, max(1, (os.cpu_count() or 1) // here))
+    if (not small and not train) or (pipeline.view is not None and (pipeline.shifts or not train)):
         margin = pipeline.margin if train else 0
-        needed = 3 * len(ids) * (pipeline.size + 2 * margin) ** 2  # bytes
-        if cache in ("ram", "device") or (cache == "auto" and needed <= CACHE_BYTES):
-            labels = torch.tensor([pool.label(i) for i in ids])
-            return ViewedImages(viewed(pool, ids, pipeline.view, margin), labels, pipeline, device, seed)
-    elif small or cache in ("ram", "device") or (cache == "auto" and fits(pool, ids, batched)):
+        if keep or (cache == "auto" and 3 * len(ids) * (pipeline.size + 2 * margin) ** 2 <= CACHE_BYTES):
+            kind = ViewedImages if pipeline.view is not None else EvaluationImages
+            return kind(viewed(pool, ids, pipeline, margin), labels, pipeline, device, seed)
+    elif small or keep or (cache == "auto" and fits(pool, ids, batched)):
         cached = decode(pool, ids, pipeline.size if small else None)
-    if batched and cached and (small or cache != "ram") and len({image.shape for image in cached}) == 1:
-        kind, labels = PaddedImages if small else ResizedImages, torch.tensor([pool.label(i) for i in ids])
-        return kind(torch.from_numpy(np.stack(cached)), labels, pipeline, device, seed)
+    if batched and cached and (small or cache != "ram"):
+        alike = len({image.shape for image in cached}) == 1
+        if small and alike:
+            return PaddedImages(torch.from_numpy(np.stack(cached)), labels, pipeline, device, seed)
+        if alike and (cache == "device" or device.type == "cuda" or max(cached[0].shape[:2]) <= TINY):
+            return ResizedImages(torch.from_numpy(np.stack(cached)), labels, pipeline, device, seed)
+        if cache == "auto" and device.type == "cpu":
+            return CroppedImages(cached, labels, pipeline, seed, workers or 1)
     if cache == "device":
         raise UserError(
             "--cache device needs images of one size, and no --aa, --color-jitter, --reprob or --train-interpolation "
             "random: use --cache ram"
         )
-    if workers is None:
-        here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-        workers = min(WORKERS, max(1, (os.cpu_count() or 1) // here))
     return PilImages(
         pool, ids, cached, pipeline, device, seed, train=train, workers=workers, pin_memory=pin_memory
     )  # fmt: skip
 
 
 def fits(pool: Pool, ids: Sequence[int], batched: bool) -> bool:
-    """Whether decoding `ids` once saves time and takes up to CACHE_BYTES, judged by the first image."""
-    if pool.arrays is not None and not batched:  # held in memory as it is
-        return False
-    width, height = pool.image(ids[0]).size
-    return 3 * width * height * len(ids) <= CACHE_BYTES
+    """Whether decoding `ids` once saves time and takes up to CACHE_BYTES, judged by the sizes in the files' headers."""
+    if pool.arrays is not None:
+        height, width = pool.arrays.shape[1:3]  # held in memory as it is
+        return batched and 3 * height * width * len(ids) <= CACHE_BYTES
+    needed = 0
+    for i in ids:
+        try:
+            with Image.open(pool.paths[i]) as image:
+                width, height = image.size
+        except Exception:  # noqa: BLE001 - whatever a decoder raises: reading the image tells it with the file's name
+            width, height = pool.image(i).size
+        needed += 3 * width * height
+        if needed > CACHE_BYTES:
+            return False
+    return True

@@ -6,10 +6,8 @@ from functools import partial
 import torch
 
 from data_selection.common.distributed import World
-from data_selection.nearest.narrow import Screen, narrow_is_faster, settle, wide_pairs
+from data_selection.nearest.narrow import COARSE_FROM, Screen, narrow_is_faster, settle, wide_pairs
 from data_selection.nearest.similarity import block_rows
-
-MIN_UNITS = 64  # fewer are found as fast without rounding the rows
 
 Blocks = Callable[[int], Iterable[tuple[int, torch.Tensor]]]  # of at most so many rows: (first, rows)
 
@@ -51,7 +49,7 @@ def favourites(
     best = torch.full((len(units),), -torch.inf, dtype=torch.float64, device=units.device)
     index = torch.full((len(units),), len(holder), device=units.device)
     screen = None
-    if units.device.type == "cpu" and len(units) >= MIN_UNITS and narrow_is_faster():
+    if units.device.type == "cpu" and len(units) >= COARSE_FROM and narrow_is_faster():
         screen = Screen(units)
     for first, rows in blocks(block_rows((0.6 if screen else 3) * len(units) + 2 * units.shape[1], max_bytes)):
         held = holder[first : first + len(rows)]  # (B,)

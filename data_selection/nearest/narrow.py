@@ -32,6 +32,7 @@ COLUMNS = (31, 63, 95, 127, 191, 255, 383, 511)  # principal directions to use, 
 SHARE = 0.8  # of the variance that those of the first attempt hold
 MOST_PAIRS = 64  # per row; beyond them a product over all directions is cheaper
 MANY_PAIRS = 1 << 18  # at a time; one needs about 60 bytes
+COARSE_FROM = 2048  # units, for which coarse products find what is nearest in two thirds of the time
 PAIR_COST = 100  # a pair that is looked at singly costs as much as this many in a coarse product
 
 PairList = tuple[torch.Tensor, torch.Tensor]  # (P,) rows and (P,) columns

@@ -79,8 +79,10 @@ def working_memory(max_memory: float | None, device: torch.device) -> int:
 
 
 def available_memory() -> int:
-    """Bytes that programs can take here: Linux's MemAvailable (free memory and caches that can go), or what a container
-    leaves of its limit, if that is less."""
+    """Bytes that programs can take here: Linux's MemAvailable (free memory and caches that can go), or less.
+
+    Less where a container's limit leaves less.
+    """
     try:
         lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines())
         free = int(lines["MemAvailable"].split()[0]) * 1024
@@ -90,7 +92,7 @@ def available_memory() -> int:
 
 
 def container_memory(own: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> Iterator[int]:
-    """Bytes that are left of every memory limit on this process's control groups (version 2 and 1), where they have one.
+    """Bytes that are left of every memory limit on this process's control groups, of version 2 and 1.
 
     Within a container the path that the kernel names may not be there, but its own group is then the root.
     """

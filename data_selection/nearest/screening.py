@@ -1,12 +1,18 @@
-"""Which unit centroid is nearest to each unit row, iteration after iteration: the search that suits a pool."""
+"""Which unit centroid is nearest to each unit row, iteration after iteration: the search that suits a pool.
+
+A faster way is taken where it was measured to take at most two thirds of the plain product's time; the table is in
+scripts/benchmarks/README.md.
+"""
 
 import torch
 
 from data_selection.nearest.grouped import BLOCK_ROWS, GroupedSearch
-from data_selection.nearest.narrow import Screen, narrow_is_faster, nearest_of_few, nearest_unit
+from data_selection.nearest.narrow import COARSE_FROM, Screen, narrow_is_faster, nearest_of_few, nearest_unit
 from data_selection.nearest.pool_reader import UnitPool
-from data_selection.nearest.similarity import BLOCK_BYTES, block_rows
+from data_selection.nearest.similarity import block_rows
 
+GROUPED_FROM = {True: 200, False: 500}  # units, where narrow_is_faster() and where not
+PRODUCT_BYTES = 4 << 20  # of a float32 product on the CPU, which is read three times: what the cache holds
 NARROW_ROWS = 2048  # of a coarse product
 GROUP_BYTES = 16 << 20  # of a group's product, in the first iteration with all centroids
 SAMPLE_ROWS = 16384  # for the principal directions
@@ -43,15 +49,14 @@ def make_search(
     pool: UnitPool, spans: list[tuple[int, int]], count: int, full: bool, max_bytes: float, step: int | None
 ) -> Search:
     """The search that suits a pool and `count` centroids. full: every iteration sees the same rows."""
-    limit = max_bytes if pool.device.type == "cuda" else min(max_bytes, BLOCK_BYTES)  # larger ones gain nothing
-    block = step or block_rows(3 * count + 4 * pool.dimensions, limit)
-    if pool.device.type == "cuda" or count < 64 or not spans:
-        return ProductSearch(block)
-    if full and pool.resident is not None:
-        dtype = torch.bfloat16 if narrow_is_faster() else torch.float32
+    if pool.device.type == "cuda":
+        return ProductSearch(step or block_rows(3 * count + 4 * pool.dimensions, max_bytes))
+    narrow = narrow_is_faster()
+    if full and pool.resident is not None and spans and count >= GROUPED_FROM[narrow]:
+        dtype = torch.bfloat16 if narrow else torch.float32
         block = step or min(BLOCK_ROWS, block_rows(4 * count, min(max_bytes, GROUP_BYTES)))
         return GroupedSearch(pool, spans, block, dtype, max_bytes)
-    if not narrow_is_faster():
-        return ProductSearch(block)
+    if count < COARSE_FROM or not narrow:
+        return ProductSearch(step or block_rows(count, min(max_bytes / 3, PRODUCT_BYTES)))
     block = step or min(NARROW_ROWS, block_rows(count + 4 * pool.dimensions, max_bytes))
     return ProductSearch(block, Screen(pool.read(*pool.spans(pool.count)[0])[:SAMPLE_ROWS]))

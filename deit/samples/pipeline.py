@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from timm.data import auto_augment, create_transform
@@ -65,13 +66,17 @@ class Pipeline:
 
     def eval_transform(self) -> Transform:
         """PIL image -> float tensor (3, size, size): resize to 256/224 of the size, centre crop; small: as it is."""
-        steps: list[Any] = [transforms.ToTensor(), transforms.Normalize(self.mean, self.std)]
+        return transforms.Compose([self.pixels, transforms.ToTensor(), transforms.Normalize(self.mean, self.std)])
+
+    def pixels(self, image: Image.Image, margin: int = 0) -> np.ndarray:
+        """What evaluation sees of a PIL image, and `margin` pixels around it (of a view): uint8 (H, W, 3)."""
         if self.view is not None:
-            steps[:0] = [self.view.pixels]
-        elif self.size > SMALL:
+            return self.view.pixels(image, margin)
+        if self.size > SMALL:
             bicubic = transforms.InterpolationMode.BICUBIC
-            steps[:0] = [transforms.Resize(int(256 / 224 * self.size), bicubic), transforms.CenterCrop(self.size)]
-        return transforms.Compose(steps)
+            steps = [transforms.Resize(int(256 / 224 * self.size), bicubic), transforms.CenterCrop(self.size)]
+            image = transforms.Compose(steps)(image)
+        return np.array(image)
 
 
 def allow_no_bits(transform: transforms.Compose) -> None:

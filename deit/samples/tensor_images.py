@@ -1,9 +1,12 @@
-"""Images of one size as one tensor on the device, where whole batches are cropped, flipped and resized at once."""
+"""Images kept in memory: of one size as a tensor on the device, whole batches at once, or of any size, by Pillow."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import torch
+from PIL import Image
 from torch.nn.functional import pad
 
 from deit.samples import resizing
@@ -86,6 +89,10 @@ class ViewedImages(PaddedImages):
         return images[:, edge, edge].permute(0, 3, 1, 2)
 
 
+class EvaluationImages(ViewedImages):
+    """Evaluation's images the papers' way, also resized once."""
+
+
 class ResizedImages(TensorImages):
     """Images cropped at random, resized and flipped, as train_transform with nothing else.
 
@@ -117,6 +124,51 @@ class ResizedImages(TensorImages):
 
     def central(self, images: torch.Tensor) -> torch.Tensor:
         return resizing.resize(images, self.rows, self.columns)
+
+
+class CroppedImages:
+    """The same augmentation of images of any sizes, one by one by Pillow in threads: faster on a CPU but for tiny ones.
+
+    The draws are those of ResizedImages. threads: at most.
+    """
+
+    def __init__(
+        self, images: Sequence[np.ndarray], labels: torch.Tensor, pipeline: Pipeline, seed: int, threads: int
+    ) -> None:
+        """images: (H, W, 3) uint8 each, labels (N,) int64."""
+        self.images, self.labels, self.pipeline, self.seed, self.threads = images, labels, pipeline, seed, threads
+        self.kind = Image.Resampling[pipeline.interpolation.upper()]
+        self.mean, self.std = (torch.tensor(value).view(1, 3, 1, 1) * 255 for value in (pipeline.mean, pipeline.std))
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def augmented(self, parts: Sequence[Part], epoch: int) -> Iterator[Batch]:
+        """Yield (images (R, 3, size, size), labels (R,)) for each Part."""
+        with ThreadPoolExecutor(self.threads) as workers:
+            for part in parts:
+                draws = uniform(self.seed, AUGMENT, epoch, part.places[:, None], torch.arange(resizing.DRAWS))
+                yield (
+                    self._batch(list(workers.map(self._crop, part.indices.tolist(), draws))),
+                    self.labels[part.indices],
+                )
+
+    def plain(self, indices: range, batch: int) -> Iterator[Batch]:
+        """Yield (images, labels) of the images `indices`, without augmentation."""
+        for start in range(0, len(indices), batch):
+            some = indices[start : start + batch]
+            images = [self.pipeline.pixels(Image.fromarray(self.images[i])) for i in some]
+            yield self._batch(images), self.labels[list(some)]
+
+    def _crop(self, i: int, draws: torch.Tensor) -> np.ndarray:
+        image = self.images[i]
+        top, left, tall, wide = (int(x) for x in resizing.random_boxes(draws[None, :-1], *image.shape[:2]))
+        crop = Image.fromarray(image[top : top + tall, left : left + wide])
+        pixels = np.asarray(crop.resize((self.pipeline.size, self.pipeline.size), self.kind))
+        return pixels[:, ::-1] if draws[-1] < 0.5 else pixels
+
+    def _batch(self, images: list[np.ndarray]) -> torch.Tensor:
+        return (torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() - self.mean) / self.std
 
 
 def shift_draws(seed: int, epoch: int, part: Part) -> torch.Tensor:

@@ -53,7 +53,12 @@ def test_goes_on_after_a_failure(model, tmp_path, calls):
     assert np.array_equal(save(small_pool(), model, tmp_path / "t.npy", embed=watched), whole)
     # one call is the dry run, one dies, and the batch before it is not written yet: what was safe is not embedded again
     assert sum(seen[1:]) == COUNT - 16 * max(0, calls - 3)
-    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["t.images.json", "t.npy", "whole.images.json", "whole.npy"]
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == [
+        "t.images.json",
+        "t.npy",
+        "whole.images.json",
+        "whole.npy",
+    ]
 
 
 @pytest.mark.parametrize(("count", "weights"), [(COUNT, "def"), (60, "abc")])

@@ -15,6 +15,32 @@ from tests.support.activeft_cases import ALONE, CPU, clusters, trace
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
+def every_way(monkeypatch):
+    """Take the ways that pay for many centroids for few ones too."""
+    monkeypatch.setattr(screening, "GROUPED_FROM", {True: 1, False: 1})
+    monkeypatch.setattr(screening, "COARSE_FROM", 1)
+    monkeypatch.setattr(assignment, "COARSE_FROM", 1)
+
+
+@pytest.mark.parametrize(
+    ("count", "narrow", "full", "kind"),
+    [
+        (100, True, True, "products"),
+        (300, True, True, "groups"),
+        (300, False, True, "products"),
+        (600, False, True, "groups"),
+        (600, True, False, "products"),
+        (2500, True, False, "screened"),
+        (2500, False, False, "products"),
+    ],
+)
+def test_the_search_is_the_one_that_pays(count, narrow, full, kind, monkeypatch):
+    monkeypatch.setattr(screening, "narrow_is_faster", lambda: narrow)
+    search = screening.make_search(UnitPool(clusters(300, 8, 0), None, CPU, 1e9), [(0, 300)], count, full, 1e9, None)
+    found = "groups" if isinstance(search, grouped.GroupedSearch) else "screened" if search.screen else "products"
+    assert found == kind
+
+
 @pytest.mark.parametrize("narrow", [False, True], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("options", [{}, {"lr": 0.5}, {"batch_size": 700}], ids=["grouped", "wild", "minibatch"])
 @pytest.mark.parametrize("count", [64, 300])
@@ -24,6 +50,7 @@ def test_screened_search_is_exact(make, count, options, narrow, monkeypatch):
     rows[700:760] = rows[:60]  # ties
     rows[760:765] = 0
     config = ActiveFTConfig(max_iter=25, **{"lr": 3e-3, **options})
+    every_way(monkeypatch)
     monkeypatch.setattr(screening, "narrow_is_faster", lambda: narrow)
     monkeypatch.setattr(assignment, "narrow_is_faster", lambda: narrow)
     fast = trace(rows, count, config=config)
@@ -39,6 +66,7 @@ def test_groups_leave_most_products_out(monkeypatch):
         taken.append(len(which))
         original(search, group, which)
 
+    every_way(monkeypatch)
     monkeypatch.setattr(grouped.GroupedSearch, "_search", counting)
     trace(clusters(3000, 96, 0), 256, config=ActiveFTConfig(max_iter=40, lr=3e-4))
     assert sum(taken[-100:]) / 100 < 256 / 3
@@ -62,6 +90,7 @@ def test_margins_bound_every_centroid_with_room_for_rounding(dtype):
 @pytest.mark.parametrize("repeats", [1, 4])
 @pytest.mark.parametrize("count", [1, 40, 100, 300])
 def test_assignment_is_the_greedy_one(count, repeats, narrow, monkeypatch):
+    every_way(monkeypatch)
     monkeypatch.setattr(assignment, "narrow_is_faster", lambda: narrow)
     rows = clusters(300 // repeats, 16, 7).repeat(repeats, 1)
     units = clusters(count, 16, 8)
