@@ -16,7 +16,8 @@ from data_selection.common import distributed
 from data_selection.images.pools import Pool
 from deit.datasets import prepare
 from deit.engine import Learner
-from deit.learner.building import Defaults, build_learner, make_pipeline, resolve
+from deit.learner.building import Defaults, build_learner, make_pipeline, papers_view, resolve
+from deit.memory import names_of, say_of_pixels
 from deit.option_checks import check_start
 from deit.runs.kinds import Numbers, Settings
 from deit.runs.meters import RunLog
@@ -149,10 +150,14 @@ def open_job(args: argparse.Namespace, world: distributed.World) -> Job:
         args.epochs = auto_epochs(len(ids))
         check_start(args)
     global_batch = args.global_batch_size or args.batch_size * world.size
+    pixels = defaults.view or papers_view(args.input_size, defaults)
+    say_of_pixels(args.subset_ids or (), pixels, log.say)
     settings = vars(args) | {
         "global_batch_size": global_batch,
         "train_ids": fingerprint(train_pool, ids),
         "processes": world.size,
+        "train_names": names_of(train_pool, list(ids)),
+        "preprocess": pixels.record(),
         "class_names": list(train_pool.class_names) if train_pool.class_names else None,
     }
     return Job(args, world, defaults, log, train_pool, test_pool, list(ids), held, global_batch, settings)

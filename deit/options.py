@@ -240,6 +240,13 @@ def _add_run(flags: Flags) -> None:
     )  # from old launchers; in LOCAL_RANK too
 
 
+def given_flags(parser: argparse.ArgumentParser, words: Sequence[str]) -> list[str]:
+    """The names of the flags that a command line gives, whatever their values."""
+    absent = object()
+    found = parser.parse_args(words, argparse.Namespace(**{action.dest: absent for action in parser._actions}))
+    return sorted(name for name, value in vars(found).items() if value is not absent)
+
+
 def parse(argv: Sequence[str] | None = None, *, complete: bool = False) -> argparse.Namespace:
     """The flags of a command line (default: sys.argv), checked. complete: --data-set must be named, or at hand.
 
@@ -263,6 +270,7 @@ def parse(argv: Sequence[str] | None = None, *, complete: bool = False) -> argpa
         args.model_ema_warmup = args.recipe != "paper"
     if given.warmup_steps is None and (given.sched_unit == "epoch" or given.warmup_epochs is not None):
         args.warmup_steps = None  # the recipe's, which no flag could unset
+    args.given = given_flags(parser, typed)
     check(args)
     if args.mode == "linear":
         check_no_idle_flag(parser, rest)

@@ -15,6 +15,7 @@ from deit.engine import Learner, evaluate
 from deit.epochs import run_epochs
 from deit.job import Job, Tally, decode, new_learner, open_job, where
 from deit.learner.building import autocast_type, build, make_pipeline, resolve
+from deit.memory import match_classes, recall
 from deit.runs import checkpoints
 from deit.runs.classes import check_classes, say_of_classes
 from deit.runs.folders import best_so_far, claimed, make_room
@@ -42,6 +43,7 @@ def finetune(args: argparse.Namespace, world: distributed.World) -> dict[str, An
 
     Returns the result, or None where nothing is left to do.
     """
+    recall(args, print if world.is_main else _silent)
     job = open_job(args, world)
     job.pool_epochs = pool_epochs(job)
     source, state = starting_point(args, job.settings, job.defaults.pretrained, job.log)
@@ -74,6 +76,10 @@ def finetune(args: argparse.Namespace, world: distributed.World) -> dict[str, An
                 return run_epochs(job, learner, data, saver, asked, done, tally)
         finally:
             job.log.close()
+
+
+def _silent(*_: object) -> None:
+    """Ranks other than 0 say nothing."""
 
 
 def bring_up(job: Job, source: Path | str, state: State | None) -> tuple[Learner, int]:
@@ -116,12 +122,13 @@ def announce(job: Job) -> None:
 
 def evaluate_only(args: argparse.Namespace, world: distributed.World) -> Numbers | None:
     """Evaluate the weights of --resume or --finetune and print the accuracy."""
-    name, defaults = resolve(args)
     log = RunLog("", world.is_main)
+    saved = recall(args, log.say)
+    name, defaults = resolve(args)
     train_pool, test_pool = distributed.on_main_first(world, lambda: open_images(name, *where(args)))
     source = local_file(args.resume or args.finetune, log.say)
-    check_classes(checkpoints.saved_args(checkpoints.training_state(source) or {}), train_pool.class_names, source)
-    model = build(args, train_pool.classes or 0, log)
+    test_pool = match_classes(test_pool, train_pool.class_names, saved, source)
+    model = build(args, test_pool.classes or 0, log)
     key = "model_ema" if args.eval_ema else args.checkpoint_key
     if args.eval_ema:
         content = read_checkpoint(source)

@@ -58,12 +58,14 @@ def resolve(args: argparse.Namespace) -> tuple[str, Defaults]:
         defaults = dataclasses.replace(defaults, input_size=view.size, mean=view.mean, std=view.std, view=view)
     args.input_size = args.input_size or defaults.input_size
     if args.augment == "shift" and defaults.view is None:  # shifted is what evaluation sees
-        small = args.input_size <= SMALL
-        view = Preprocess(
-            args.input_size, defaults.mean, defaults.std, crop=1.0 if small else 224 / 256, squash=small
-        )  # fmt: skip
-        defaults = dataclasses.replace(defaults, view=view)
+        defaults = dataclasses.replace(defaults, view=papers_view(args.input_size, defaults))
     return name, defaults
+
+
+def papers_view(size: int, defaults: Defaults) -> Preprocess:
+    """What evaluation sees the papers' way: the centre of 256/224 of the size, of small images all."""
+    small = size <= SMALL
+    return Preprocess(size, defaults.mean, defaults.std, crop=1.0 if small else 224 / 256, squash=small)
 
 
 def make_pipeline(args: argparse.Namespace, defaults: Defaults) -> Pipeline:

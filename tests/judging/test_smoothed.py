@@ -231,7 +231,7 @@ def test_a_chosen_c_is_used():
     assert found.pool.equal(fit_smoothed(pool, labels[ids], ids, c=found.c).pool)
 
 
-@pytest.mark.parametrize("true", [0.5, 1.0, 3.0])
+@pytest.mark.parametrize("true", [0.25, 0.5, 0.7, 1.0, 1.4, 2.0, 3.0, 5.0])
 def test_the_temperature_is_found(true):
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(4000, 5, generator=generator) * 2

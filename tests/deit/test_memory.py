@@ -1,0 +1,109 @@
+"""A checkpoint says what it was made with; evaluation needs nothing but it and images."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data_selection.common.errors import UserError
+from deit.main import main
+from tests.support.trainer_runs import checkpoint, command, few_shot, make_colours
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """Three colours: blue, green, red."""
+    root = make_colours(tmp_path_factory.mktemp("images"))
+    for path in sorted(root.glob("*/red/*.png")):
+        pixels = np.asarray(Image.open(path))[..., ::-1]
+        blue = path.parents[1] / "blue" / path.name
+        blue.parent.mkdir(exist_ok=True)
+        Image.fromarray(np.ascontiguousarray(pixels)).save(blue)
+    return root
+
+
+@pytest.fixture(scope="module")
+def trained(one_thread, images, tmp_path_factory):
+    """The folder of a run at 35 pixels on every training image but one, with its accuracy."""
+    out = tmp_path_factory.mktemp("run")
+    main(few_shot(images, out, folds=0, input_size=35, pixels="data-set", epochs=2, model="demo_vit",
+                  finetune=images / "sighted.pth"))  # fmt: skip
+    return out, json.loads((out / "result.json").read_text())["last"]["acc1"]
+
+
+def evaluate(capsys, images, out, *words):
+    capsys.readouterr()
+    main(
+        ["--eval", "--resume", str(out / "checkpoint.pth"), "--data-set", "FOLDER", "--data-path", str(images), *words]
+    )
+    return capsys.readouterr().out
+
+
+def test_a_checkpoint_holds_what_it_was_made_with(trained):
+    args = checkpoint(trained[0])["args"]
+    assert (args["model"], args["input_size"], args["class_names"]) == ("demo_vit", 35, ["blue", "green", "red"])
+    assert args["preprocess"]["size"] == 35
+    assert args["preprocess"]["crop"] == pytest.approx(224 / 256)
+    assert args["train_names"][:2] == ["blue/00.png", "blue/02.png"]
+    assert len(args["train_names"]) == 36
+
+
+def test_evaluation_needs_no_flag_but_the_checkpoint_and_images(trained, images, capsys):
+    out, accuracy = trained
+    told = evaluate(capsys, images, out)
+    assert f"* Acc@1 {accuracy:.3f}" in told
+    assert "checkpoint.pth was made: --model demo_vit --input-size 35 --pixels data-set" in told
+    assert "--input-size" not in evaluate(capsys, images, out, "--input-size", "28", "--model", "demo_vit")
+
+
+def test_classes_are_matched_by_name(trained, images, tmp_path, capsys):
+    """Without the first class the others would have other numbers."""
+    out, accuracy = trained
+    assert accuracy > 80
+    for split in ("train", "val"):
+        for name, source in (("right/red", "red"), ("right/green", "green"), ("turned/red", "green")):
+            folder, colour = name.split("/")
+            shutil.copytree(images / split / source, tmp_path / folder / split / colour)
+        shutil.copytree(images / split / "red", tmp_path / "turned" / split / "green")
+    accuracies = [
+        float(evaluate(capsys, tmp_path / folder, out).split("* Acc@1 ")[1].split()[0])
+        for folder in ("right", "turned")
+    ]
+    assert accuracies[0] > 80
+    assert accuracies[1] < 20
+    for split in ("train", "val"):
+        (tmp_path / "right" / split / "red").rename(tmp_path / "right" / split / "rad")
+    with pytest.raises(UserError, match=r"for other classes \(only it has 'blue', 'red'; it lacks 'rad'\)"):
+        evaluate(capsys, tmp_path / "right", out)
+
+
+def test_a_run_is_continued_without_its_model_flags(trained, images, tmp_path, capsys):
+    saved = tmp_path / "saved.pth"
+    shutil.copy(trained[0] / "checkpoint.pth", saved)
+    words = few_shot(images, tmp_path / "more", folds=0, epochs=2, model=None, finetune=None, resume=saved)
+    with pytest.raises(UserError, match="2 epochs and 2 are asked for: the run is finished"):  # not: another recipe
+        main(words)
+    assert "--model demo_vit --input-size 35 --pixels data-set" in capsys.readouterr().out
+
+
+def test_other_pixels_than_those_it_was_chosen_by_are_said(images, tmp_path, capsys):
+    (tmp_path / "s.json").write_text("[0, 1, 22, 23]")
+    pixels = {
+        "size": 28,
+        "mean": [0.5] * 3,
+        "std": [0.353] * 3,
+        "interpolation": "bicubic",
+        "crop": 1.0,
+        "squash": True,
+    }
+    told = {"features": {"provenance": {"preprocess": pixels}}}
+    (tmp_path / "s.provenance.json").write_text(json.dumps(told))
+    flags = {"subset_ids": tmp_path / "s.json", "finetune": images / "sighted.pth"}
+    main(command(images, mode="linear", epochs=None, lr=None, warmup_epochs=None, batch_size=4, **flags))
+    told = capsys.readouterr().out
+    assert "s.json was chosen by features of other pixels (mean [0.5, 0.5, 0.5] there, [0.485" in told
+    assert "size" not in told.split("other pixels (")[1].split(")")[0].replace("--input-size", "")
