@@ -6,7 +6,8 @@ from functools import partial
 import torch
 
 from data_selection.common.distributed import World
-from data_selection.nearest.narrow import COARSE_FROM, Screen, narrow_is_faster, settle, wide_pairs
+from data_selection.nearest.narrow import COARSE_FROM, narrow_is_faster, settle, wide_pairs
+from data_selection.nearest.screening import Screen
 from data_selection.nearest.similarity import block_rows
 
 Blocks = Callable[[int], Iterable[tuple[int, torch.Tensor]]]  # of at most so many rows: (first, rows)

@@ -28,12 +28,9 @@ BFLOAT16_UNIT = 2.0**-8  # largest relative error of one rounding to bfloat16
 TIES = 4  # that are compared exactly on CUDA
 LOWEST = torch.iinfo(torch.int16).min
 FOLDS = 32  # columns that share a maximum
-COLUMNS = (31, 63, 95, 127, 191, 255, 383, 511)  # principal directions to use, or all; one column is added
-SHARE = 0.8  # of the variance that those of the first attempt hold
 MOST_PAIRS = 64  # per row; beyond them a product over all directions is cheaper
 MANY_PAIRS = 1 << 18  # at a time; one needs about 60 bytes
 COARSE_FROM = 2048  # units, for which coarse products find what is nearest in two thirds of the time
-PAIR_COST = 100  # a pair that is looked at singly costs as much as this many in a coarse product
 
 PairList = tuple[torch.Tensor, torch.Tensor]  # (P,) rows and (P,) columns
 
@@ -214,35 +211,6 @@ class Scratch:
         if len(self.memory) < count:
             self.memory = self.memory.new_empty(count)
         return self.memory[:count].view(shape)
-
-
-class Screen:
-    """How many principal directions of a sample of rows (B, D) to use: more where many pairs pass, fewer where few."""
-
-    def __init__(self, sample: torch.Tensor) -> None:
-        sample = sample.double()
-        values, directions = torch.linalg.eigh(sample.T @ sample)
-        self.basis = directions.flip(1).float()  # (D, D), largest variance first
-        dimensions = len(values)
-        self.sizes = [size for size in COLUMNS if size < 0.7 * dimensions] + [dimensions]
-        share = values.flip(0).cumsum(0) / values.sum()
-        self.level = next(k for k, size in enumerate(self.sizes) if share[size - 1] >= SHARE or size == dimensions)
-        self.least = 0  # what was too few once is not tried again
-        self.low: Narrow | None = None
-        self.scratch = Scratch()
-
-    def narrow(self, units: torch.Tensor) -> Narrow:
-        """Narrow(units) over as many directions as suit what the last one saw."""
-        if self.low is not None:
-            pairs = PAIR_COST * self.low.passed / max(1, self.low.seen)
-            dense = len(self.low.units) * self.sizes[self.level] / len(self.basis)
-            if pairs > dense:
-                self.level = self.least = min(self.level + 1, len(self.sizes) - 1)
-            elif pairs < dense / 8:
-                self.level = max(self.level - 1, self.least)
-        size = self.sizes[self.level]
-        self.low = Narrow(units, None if size == len(self.basis) else self.basis[:, :size], self.scratch)
-        return self.low
 
 
 def floor_bits(values: torch.Tensor, error: torch.Tensor) -> torch.Tensor:

@@ -7,7 +7,7 @@ scripts/benchmarks/README.md.
 import torch
 
 from data_selection.nearest.grouped import BLOCK_ROWS, GroupedSearch
-from data_selection.nearest.narrow import COARSE_FROM, Screen, narrow_is_faster, nearest_of_few, nearest_unit
+from data_selection.nearest.narrow import COARSE_FROM, Narrow, Scratch, narrow_is_faster, nearest_of_few, nearest_unit
 from data_selection.nearest.pool_reader import UnitPool
 from data_selection.nearest.similarity import block_rows
 
@@ -16,6 +16,38 @@ PRODUCT_BYTES = 4 << 20  # of a float32 product on the CPU, which is read three 
 NARROW_ROWS = 2048  # of a coarse product
 GROUP_BYTES = 16 << 20  # of a group's product, in the first iteration with all centroids
 SAMPLE_ROWS = 16384  # for the principal directions
+COLUMNS = (31, 63, 95, 127, 191, 255, 383, 511)  # principal directions to use, or all; one column is added
+SHARE = 0.8  # of the variance that those of the first attempt hold
+PAIR_COST = 100  # a pair that is looked at singly costs as much as this many in a coarse product
+
+
+class Screen:
+    """How many principal directions of a sample of rows (B, D) to use: more where many pairs pass, fewer where few."""
+
+    def __init__(self, sample: torch.Tensor) -> None:
+        sample = sample.double()
+        values, directions = torch.linalg.eigh(sample.T @ sample)
+        self.basis = directions.flip(1).float()  # (D, D), largest variance first
+        dimensions = len(values)
+        self.sizes = [size for size in COLUMNS if size < 0.7 * dimensions] + [dimensions]
+        share = values.flip(0).cumsum(0) / values.sum()
+        self.level = next(k for k, size in enumerate(self.sizes) if share[size - 1] >= SHARE or size == dimensions)
+        self.least = 0  # what was too few once is not tried again
+        self.low: Narrow | None = None
+        self.scratch = Scratch()
+
+    def narrow(self, units: torch.Tensor) -> Narrow:
+        """Narrow(units) over as many directions as suit what the last one saw."""
+        if self.low is not None:
+            pairs = PAIR_COST * self.low.passed / max(1, self.low.seen)
+            dense = len(self.low.units) * self.sizes[self.level] / len(self.basis)
+            if pairs > dense:
+                self.level = self.least = min(self.level + 1, len(self.sizes) - 1)
+            elif pairs < dense / 8:
+                self.level = max(self.level - 1, self.least)
+        size = self.sizes[self.level]
+        self.low = Narrow(units, None if size == len(self.basis) else self.basis[:, :size], self.scratch)
+        return self.low
 
 
 class ProductSearch:

@@ -1,5 +1,7 @@
 """BiLAF's parts: kept counts, shares, the nearest cores and the distances within classes."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -12,8 +14,9 @@ from data_selection.methods.bilaf.cores import Coarse, CoreSearch, assign
 from data_selection.methods.bilaf.selection import select_bilaf
 from data_selection.methods.bilaf.steps import allocate, kept_count
 from data_selection.methods.configs import BILAF_PRESETS as PRESETS
-from data_selection.methods.configs import CHOICES
+from data_selection.methods.configs import CHOICES, BiLAFConfig
 from data_selection.nearest.narrow import Scratch
+from scripts.benchmarks.activeft import clustered, high_water
 
 
 def test_kept_counts_of_the_released_program():
@@ -149,3 +152,27 @@ def test_small_classes_run_on_one_thread(before, monkeypatch):
         assert torch.get_num_threads() == before
     finally:
         torch.set_num_threads(ours)
+
+
+def peak_of_bilaf(connection, max_memory):
+    """Send the MB by which BiLAF on 20,000 x 768 rows raises this process's memory at most."""
+    torch.set_num_threads(1)
+    rows = torch.from_numpy(next(clustered(np.random.default_rng(0), 20_000, 768, 20_000)))
+    config = BiLAFConfig(max_memory=max_memory)
+    select_bilaf(rows[:300], 20, cores=[1, 2], config=config)
+    Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
+    before = high_water()
+    cores = torch.randperm(20_000, generator=torch.Generator().manual_seed(0))[:700].tolist()
+    select_bilaf(rows, 2000, cores=cores, config=config)
+    connection.send(high_water() - before)
+
+
+def test_memory_asked_for_is_held():
+    context = torch.multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=peak_of_bilaf, args=(theirs, 0.04))
+    process.start()
+    assert ours.recv() < 40
+    process.join()
+    with pytest.raises(UserError, match=r"max_memory 0.01 GB is too little for a class of \d+ images, which needs"):
+        select_bilaf(torch.randn(6000, 384), 20, cores=[0, 1], config=BiLAFConfig(max_memory=0.01))

@@ -10,7 +10,6 @@ from data_selection.nearest.assignment import distinct_nearest
 from data_selection.nearest.narrow import (
     LOWEST,
     Narrow,
-    Screen,
     floor_bits,
     nearest_of_few,
     nearest_unit,
@@ -18,6 +17,7 @@ from data_selection.nearest.narrow import (
     pairs_above,
     pick,
 )
+from data_selection.nearest.screening import Screen
 from tests.support import oracles
 
 

@@ -11,6 +11,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 
 from data_selection.common.checks import as_tensor
+from data_selection.common.errors import UserError
 from data_selection.common.kinds import Features
 from data_selection.methods.configs import BiLAFConfig
 from data_selection.nearest.narrow import Scratch
@@ -18,6 +19,7 @@ from data_selection.nearest.narrow import Scratch
 GRID_BITS = 32  # squared distances are whole numbers of 2^-32 of the class radius squared
 CACHE_BYTES = 32 << 20  # a CPU works faster on batches that stay in its cache
 SUM_BYTES = 4 << 20  # the same for roots of distances that are held
+COPIES = 2  # of a class's float64 coordinates at a time
 HALF_ROWS = 256  # rows of one product of the symmetric table
 PART_ROWS = 1024  # rows whose squares are added up together
 
@@ -221,6 +223,16 @@ def group_classes(own: torch.Tensor, cores: int) -> tuple[torch.Tensor, torch.Te
     return order[int((own < 0).sum()) :], torch.bincount(own[own >= 0], minlength=cores)
 
 
+def check_room(largest: int, dimensions: int, max_memory: float) -> None:
+    """Raise UserError where max_memory, in GB, does not hold the coordinates of a class of `largest` members."""
+    needed = COPIES * 8 * largest * dimensions / 1e9
+    if needed > max_memory:
+        raise UserError(
+            f"max_memory {max_memory} GB is too little for a class of {largest} images, which needs {needed:.3g} GB: "
+            "raise it, or use more cores"
+        )
+
+
 def plan_batches(
     sizes: torch.Tensor, wanted: torch.Tensor, dimensions: int, max_bytes: int, device: torch.device
 ) -> list[list[int]]:
@@ -228,7 +240,7 @@ def plan_batches(
 
     sizes: (K,). wanted: (K,) bool, classes that need work. The plan depends on neither device count nor ranks.
     """
-    limit = max_bytes // 4 if device.type == "cuda" else min(CACHE_BYTES, max_bytes // 4)
+    limit = max_bytes // 4 if device.type == "cuda" else min(CACHE_BYTES, max_bytes // 8)
     batches: list[list[int]] = []
     space = 0
     for label in sorted(wanted.nonzero()[:, 0].tolist(), key=lambda label: -int(sizes[label])):

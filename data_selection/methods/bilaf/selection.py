@@ -11,6 +11,7 @@ from data_selection.common.kinds import Device, Features, Ids
 from data_selection.common.progress import OpenBar, open_bar
 from data_selection.methods.bilaf.classes import (
     Batch,
+    check_room,
     group_classes,
     open_batch,
     plan_batches,
@@ -173,6 +174,8 @@ def _pick_all(
     search = CoreSearch(features, cores, config, device)
     turn, memory = torch.zeros(len(features), dtype=torch.int64, device=device), Scratch(torch.float64, device)
     rank, size = rank_and_size()
+    if config.max_memory is not None and (count > 1).any():  # else all is tried with what is there
+        check_room(int(sizes[count > 1].max()), features.shape[1], config.max_memory)
     batches = plan_batches(sizes, count > 1, features.shape[1], max_bytes, device)
     with open_bar(progress, int((count > 1).sum()), "BiLAF classes", "class") as bar:
         for labels in batches[rank::size]:
