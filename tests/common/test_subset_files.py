@@ -153,8 +153,8 @@ def table_of(folder, names, source=None):
 @pytest.mark.parametrize(
     ("names", "sources", "ours"),
     [(["a", "b"], ("/x/pets", "/x/pets"), True), (["a", "b"], ("/x/pets", "/y/pets"), False),
-     (["a", "c"], ("/x/pets", "/x/pets"), True), (["a", "b"], (None, None), True), (["a", "c"], (None, "/x/pets"), False),
-     (["a"], (None, None), False)],
+     (["a", "c"], ("/x/pets", "/x/pets"), True), (["a", "b"], (None, None), True),
+     (["a", "c"], (None, "/x/pets"), False), (["a"], (None, None), False)],
 )  # fmt: skip
 def test_only_a_list_of_the_same_pool_is_replaced(tmp_path, names, sources, ours):
     first, second = table_of(tmp_path / "1", ["a", "b"], sources[0]), table_of(tmp_path / "2", names, sources[1])

@@ -51,7 +51,7 @@ def test_another_class_set_is_neither_judged_nor_continued(trained, renamed):
 
 def test_what_is_continued(trained, renamed):
     saved, flags = trained[1] / "checkpoint.pth", {"finetune": None, "epochs": 1}
-    with pytest.raises(UserError, match="was made with another recipe|was trained for other classes"):
+    with pytest.raises(UserError, match=r"was made with another recipe|was trained for other classes"):
         main(command(renamed, resume=saved, **flags))
 
 

@@ -42,7 +42,7 @@ def test_who_has_no_such_flag_is_not_sent_to_it(tmp_path):
 
 def test_no_terminal_codes_in_messages(tmp_path, capsys):
     torch.save({"model": ONE, "recipe": functools.partial(print)}, tmp_path / "unsafe.pth")
-    with pytest.raises(UserError, match="may run code .*functools") as caught:
+    with pytest.raises(UserError, match=r"may run code .*functools") as caught:
         read_checkpoint(tmp_path / "unsafe.pth")
     assert "\x1b" not in str(caught.value)
     assert str(UserError("\x1b[1mbold\x1b[0m text")) == "bold text"
