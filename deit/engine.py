@@ -59,9 +59,9 @@ class Learner:
     criterion: Criterion
     amp: torch.dtype | None  # of autocast; None: full precision
     world: World
-    input_size: int  # side of the images
     # Layers kept in evaluation mode: batch norm with fixed statistics
     fixed: list[nn.Module] = field(default_factory=list)
+    input_size: int = 224  # side of the images
 
     def autocast(self) -> torch.autocast:
         return autocast(self.world.device, self.amp)

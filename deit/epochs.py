@@ -201,9 +201,9 @@ def conclude(
             "pool_predictions.csv"
         )
     when = f"after the last epoch ({last})" if last else "of the head on the frozen backbone"
-    mean = f"; moving average of the weights {ema['acc1']:.2f} %" if ema else ""
+    mean = f" (moving average of the weights {ema['acc1']:.2f} %)" if ema else ""
     log.say(
-        f"top-1 {when}: {test['acc1']:.2f} %; best {best['acc1']:.2f} % at epoch {best['epoch']}, {how}{mean}{where}"
+        f"top-1 {when}: {test['acc1']:.2f} %{mean}; best {best['acc1']:.2f} % at epoch {best['epoch']}, {how}{where}"
     )
     return result if world.is_main else None
 

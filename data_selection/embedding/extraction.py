@@ -22,7 +22,7 @@ from data_selection.embedding.forward import class_tokens, memory_layout, ready
 from data_selection.embedding.image_batches import Images, Transform, View, batches, to_input
 from data_selection.embedding.preprocessing import DINO_PREPROCESS, Preprocess
 from data_selection.embedding.reuse import Known, look, take_over
-from data_selection.embedding.table_writer import MISSING, TableWriter, runs
+from data_selection.embedding.table_writer import MISSING, REUSED, TableWriter, runs
 from data_selection.images.list_files import UNKNOWN
 from data_selection.images.pools import Pool
 
@@ -126,11 +126,12 @@ def extract(
         if writer.resumed:
             log(f"going on: {writer.resumed} of {len(pool)} rows are in {writer.folder}")
         reused = on_main(world, lambda: take_over(writer, known[0], pool.labels))
-        missing = writer.flags() == MISSING
+        flags = writer.flags()
         world.barrier()  # every rank has read the flags before one changes them
-        todo = np.flatnonzero(missing).tolist()
-        images, parts = len(todo), [todo[at : at + batch_size] for at in range(0, len(todo), batch_size)]
-        parts = parts[world.rank :: world.size]
+        new = np.flatnonzero(flags != REUSED).tolist()  # batches are those of an unbroken run, to the last bit
+        parts = [new[at : at + batch_size] for at in range(0, len(new), batch_size)]
+        parts = [rows for rows in parts if (flags[rows] == MISSING).any()]
+        images, parts = sum(map(len, parts)), parts[world.rank :: world.size]
         source = batches(pool, parts, preprocess, transform, num_workers, world.device)
         started = time.monotonic()
         with open_bar(progress, sum(map(len, parts)), "extract", "image") as bar:

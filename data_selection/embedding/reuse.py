@@ -15,7 +15,7 @@ from data_selection.common.feature_table import load_features, sidecar
 from data_selection.common.files import read_json
 from data_selection.common.kinds import Log
 from data_selection.common.progress import OpenBar
-from data_selection.embedding.table_writer import MISSING, WRITTEN, TableWriter, runs
+from data_selection.embedding.table_writer import MISSING, REUSED, WRITTEN, TableWriter, runs
 from data_selection.images.list_files import UNKNOWN
 from data_selection.images.pools import Pool
 from data_selection.images.record import PoolRecord, load_record, record_pool, save_record
@@ -123,7 +123,9 @@ def unfinished(folder: Path, settings: Mapping[str, Any]) -> Earlier | None:
         return None
     if record is None or len(done) != len(table):
         return None
-    return Earlier(table[:, :-1], rows_of(record, np.flatnonzero(done == WRITTEN)), table[:, -1], record)
+    return Earlier(
+        table[:, :-1], rows_of(record, np.flatnonzero((done == WRITTEN) | (done == REUSED))), table[:, -1], record
+    )
 
 
 def same(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
@@ -148,7 +150,7 @@ def take_over(writer: TableWriter, known: Known, labels: Sequence[int] | None) -
             block = np.empty((len(part), writer.shape[1]), dtype=writer.dtype)
             block[:, :-1] = source.features[rows[part]]
             block[:, -1] = UNKNOWN if labels is None else [labels[row] for row in part]
-            writer.write(int(part[0]), block)
+            writer.write(int(part[0]), block, flag=REUSED)
         missing[todo] = False
         count += len(todo)
     writer.save()

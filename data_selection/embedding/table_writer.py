@@ -20,7 +20,7 @@ from data_selection.common.feature_table import write_sidecar
 from data_selection.common.files import atomic_write, read_json, told_size
 from data_selection.images.record import PoolRecord, save_record
 
-MISSING, WRITTEN, SKIPPED = 0, 1, 2  # what the file `done` says of each row
+MISSING, WRITTEN, SKIPPED, REUSED = 0, 1, 2, 3  # what the file `done` says of each row
 SAVE_SECONDS = 10.0  # at most this much work is lost with the machine; a killed process loses less
 COPY_ROWS = 4096
 
@@ -133,13 +133,13 @@ class TableWriter:
             )
 
     def flags(self) -> np.ndarray:
-        """(N,) uint8: MISSING, WRITTEN or SKIPPED for each row, as saved by all processes."""
+        """(N,) uint8: MISSING, WRITTEN, SKIPPED or REUSED (from an earlier file) for each row, as saved by all processes."""
         return np.fromfile(self.folder / "done", dtype=np.uint8)
 
-    def write(self, first: int, block: np.ndarray, skipped: Sequence[int] = ()) -> None:
+    def write(self, first: int, block: np.ndarray, skipped: Sequence[int] = (), flag: int = WRITTEN) -> None:
         """Write block (rows, columns) at row `first`; skipped: indices of the pool within it that have no values."""
         block = np.ascontiguousarray(block, dtype=self.dtype)
-        flags = np.full(len(block), WRITTEN, dtype=np.uint8)
+        flags = np.full(len(block), flag, dtype=np.uint8)
         flags[[row - first for row in skipped]] = SKIPPED
         self._put(self.table, block.tobytes(), self.start + first * self.row_bytes)
         self.unsaved.append((first, flags))
@@ -227,7 +227,7 @@ class TableWriter:
             raise UserError(f"none of the {len(flags)} images could be read: nothing to write")
         finished, listed = self.folder / "table.npy", self.path.with_name(f"{self.path.stem}.skipped.txt")
         if len(left_out):
-            kept, words = np.flatnonzero(flags == WRITTEN), names or files
+            kept, words = np.flatnonzero(flags != SKIPPED), names or files
             finished = self._compact(kept)
             with atomic_write(listed, "w") as handle:
                 handle.write("".join(f"{words[i]}\n" for i in left_out.tolist()))
@@ -236,7 +236,7 @@ class TableWriter:
             listed.unlink(missing_ok=True)
         for kind, value in (beside | {"names": None if names is None else list(names)}).items():
             write_sidecar(self.path, kind, value)
-        save_record(self.path, record and record.rows(np.flatnonzero(flags == WRITTEN).tolist()))
+        save_record(self.path, record and record.rows(np.flatnonzero(flags != SKIPPED).tolist()))
         finished.replace(self.path)
         shutil.rmtree(self.folder)
         return len(flags) - len(left_out)

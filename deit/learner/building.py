@@ -145,8 +145,8 @@ def build_learner(
     return Learner(
         model, optimizer, make_scheduler(args, optimizer, updates), args.sched_unit == "step",
         torch.amp.GradScaler(world.device.type, enabled=amp is torch.float16), ema, draws,
-        FlatGradients(model.parameters()), criterion, amp, world, args.input_size,
-        fixed=batch_norms(model) if args.batch_norm == "fixed" else [],
+        FlatGradients(model.parameters()), criterion, amp, world,
+        fixed=batch_norms(model) if args.batch_norm == "fixed" else [], input_size=args.input_size,
     )  # fmt: skip
 
 

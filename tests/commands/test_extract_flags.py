@@ -126,7 +126,7 @@ def test_the_backbone_is_the_one_asked_for(weights, few, tmp_path, asked, monkey
     main_extract(command(weights, tmp_path, dataset=few))
     assert asked["build_model"][0][0] == "demo_vit"
     assert str(asked["load_weights"][0][1]) == weights
-    assert asked["load_weights"][1]["checkpoint_key"] == "teacher"
+    assert asked["load_weights"][1]["checkpoint_key"] is None
 
     class Enough(Exception):
         pass
@@ -149,8 +149,8 @@ def test_the_weights_are_those_under_the_key(weights, model, few, tmp_path):
     zeros = {name: torch.zeros_like(value) for name, value in model.state_dict().items()}
     torch.save({"teacher": zeros, "student": model.state_dict()}, tmp_path / "w.pth")
     for key in ("teacher", "student"):
-        main_extract(command(str(tmp_path / "w.pth"), tmp_path, "--checkpoint_key", key, dataset=few))
-        assert (rows_of(tmp_path)[:, :-1] == 0).all() == (key == "teacher")
+        main_extract(command(str(tmp_path / "w.pth"), tmp_path / key, "--checkpoint_key", key, dataset=few))
+        assert (rows_of(tmp_path / key)[:, :-1] == 0).all() == (key == "teacher")
 
 
 def test_the_pixels_are_of_the_asked_size(few, tmp_path, asked):

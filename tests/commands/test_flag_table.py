@@ -125,7 +125,7 @@ def test_the_last_column_is_a_label_unless_told(choose, table, tmp_path, monkeyp
     assert [call["features"].shape for call in calls] == [(COUNT, WIDTH), (COUNT, WIDTH + 1)]
     other = tmp_path / "OTHER_train.npy"
     save_features(other, table[1].numpy()[:50], np.zeros(50, int))
-    choose(feature_path=other)
+    choose(feature_path=other, filename="other.json")
     assert calls[-1]["features"].shape == (50, WIDTH)
 
 
