@@ -244,7 +244,7 @@ def given_flags(parser: argparse.ArgumentParser, words: Sequence[str]) -> list[s
     """The names of the flags that a command line gives, whatever their values."""
     absent = object()
     found = parser.parse_args(words, argparse.Namespace(**{action.dest: absent for action in parser._actions}))
-    return sorted(name for name, value in vars(found).items() if value is not absent)
+    return sorted(name for name, value in vars(found).items() if value is not absent and name != "local_rank")
 
 
 def parse(argv: Sequence[str] | None = None, *, complete: bool = False) -> argparse.Namespace:

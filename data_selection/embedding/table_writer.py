@@ -133,7 +133,7 @@ class TableWriter:
             )
 
     def flags(self) -> np.ndarray:
-        """(N,) uint8: MISSING, WRITTEN, SKIPPED or REUSED (from an earlier file) for each row, as saved by all processes."""
+        """(N,) uint8: MISSING, WRITTEN, SKIPPED or REUSED for each row, as saved by all processes."""
         return np.fromfile(self.folder / "done", dtype=np.uint8)
 
     def write(self, first: int, block: np.ndarray, skipped: Sequence[int] = (), flag: int = WRITTEN) -> None:

@@ -14,7 +14,7 @@ from deit import job, trainer
 from deit.datasets import PilImages
 from deit.options import parse
 from deit.samples import sources
-from deit.samples.tensor_images import PaddedImages, ResizedImages
+from deit.samples.tensor_images import CroppedImages, EvaluationImages, PaddedImages, ResizedImages
 from tests.support.flag_runs import ROWS, Runs, row, small_model, words
 from tests.support.plain_training import distance
 
@@ -93,8 +93,8 @@ def prepared(runs, **flags):
     return asked
 
 
-KINDS = {"auto": (PaddedImages, ResizedImages), "device": (PaddedImages, ResizedImages), "ram": (PilImages,),
-         "none": (PilImages,)}  # fmt: skip
+KEPT = (PaddedImages, ResizedImages, CroppedImages)
+KINDS = {"auto": KEPT, "device": KEPT, "ram": (PilImages, EvaluationImages), "none": (PilImages,)}
 
 
 @row("cache", "none", "device")
@@ -103,7 +103,7 @@ def test_images_are_kept_as_asked(runs, one, other):
         for settings, made in prepared(runs, cache=cache, input_size=48):
             assert settings["cache"] == cache
             assert isinstance(made, KINDS[cache])
-            if cache in ("none", "ram"):
+            if isinstance(made, PilImages):
                 assert (made.loader.dataset.cached is None) == (cache == "none")
 
 

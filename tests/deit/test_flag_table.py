@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from deit.options import build_parser
-from tests.deit import test_flag_epochs, test_flag_files, test_flag_mixing, test_flag_pixels
+from tests.deit import test_flag_epochs, test_flag_files, test_flag_mixing, test_flag_pixels, test_flag_start
 from tests.support.flag_runs import BASE, DISTILLED, ROWS, SIZE, Runs, row
 from tests.support.plain_training import distance, plain_training
 
@@ -28,7 +28,9 @@ def test_every_flag_has_a_row():
         action.dest for action in build_parser()._actions if action.help != argparse.SUPPRESS or action.nargs == "*"
     }
     wanted = flags - {"help"}
-    assert all((test_flag_epochs, test_flag_files, test_flag_mixing, test_flag_pixels))  # their rows are in the table
+    assert all(
+        (test_flag_epochs, test_flag_files, test_flag_mixing, test_flag_pixels, test_flag_start)
+    )  # their rows are in the table
     assert not wanted - set(ROWS), "flags without a row"
     assert not set(ROWS) - wanted - {"local_rank"}, "rows without a flag"
 
