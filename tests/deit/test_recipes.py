@@ -53,6 +53,7 @@ def test_the_papers_recipe_is_the_flags_own_defaults():
     assert {key: bare[key] for key in paper} == paper
     args = vars(parse([]))
     assert (args.pop("recipe"), bare.pop("recipe")) == ("paper", "auto")
+    assert args.pop("given") == []
     assert args == bare
 
 
