@@ -1,10 +1,13 @@
 """Exact comparisons of products, and reading of rows."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
 from data_selection.common.errors import UserError
+from data_selection.nearest.pool_reader import available_memory
 from data_selection.nearest.similarity import block_rows, exact_dot, product_error, read_rows, recheck, row_blocks
 
 
@@ -58,3 +61,9 @@ def test_a_block_has_the_rows_that_fit():
     assert block_rows(10, 439) == 10
     assert block_rows(10, 3) == 1
     assert row_blocks(25, 10, 400) == [(0, 10), (10, 20), (20, 25)]
+
+
+def test_available_memory_is_the_systems_word_in_bytes():
+    lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+    assert available_memory() <= 1024 * int(lines["MemTotal"].split()[0])
+    assert available_memory() > 0.7 * 1024 * int(lines["MemAvailable"].split()[0])
