@@ -52,6 +52,8 @@ def build_parser() -> argparse.ArgumentParser:
         default="",
         help="checkpoint (.pth, .pt, .safetensors) or https address; empty: those of DINO (timm: of timm)",
     )
+    add("--allow-http", "--allow_http", action="store_true",
+        help="take weights from an address without https, whose file anybody on the way can change")  # fmt: skip
     add("--checkpoint_key", help="entry of the checkpoint that holds the weights (default: teacher, model, state_dict "
         "or student, where it has one)")  # fmt: skip
     add("--n_last_blocks", type=at_least(1), default=1, help="class tokens of this many last blocks, concatenated")

@@ -30,6 +30,7 @@ from data_selection.embedding.backbones import (
 from data_selection.embedding.extraction import Embed, Stats, extract
 from data_selection.embedding.forward import class_tokens, cpu_has_bf16, pooled
 from data_selection.embedding.preprocessing import preprocess_of
+from data_selection.images.downloads import check_address
 from data_selection.images.pools import POOLS, SPLIT_NAMES, Pool, open_pool
 
 AMP = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -54,6 +55,7 @@ def extract_pool(args: argparse.Namespace, world: World, say: Log) -> None:
     for flag in ("extra_name", "split"):
         if os.sep in getattr(args, flag):
             raise UserError(f"--{flag} {getattr(args, flag)!r} is part of a file name and cannot hold {os.sep}")
+    check_address(args.pretrained_weights, "--pretrained_weights", args.allow_http)
     name, split = name_parts(args.dataset, args.split)
     path = args.output_dir / f"{name}{args.extra_name}{split}.npy"
     pool = on_main_first(world, lambda: open_pool(args.dataset, args.split, args.data_path))

@@ -45,7 +45,7 @@ def rows_of(out, name="few_train.npy"):
 
 ROWS = {"dataset", "data_path", "split", "arch", "input_size", "patch_size", "pretrained_weights", "checkpoint_key",
         "n_last_blocks", "avgpool_patchtokens", "batch_size_per_gpu", "num_workers", "output_dir", "extra_name", "amp",
-        "compile", "dtype", "on_error", "device"}  # fmt: skip
+        "compile", "dtype", "on_error", "device", "allow_http"}  # fmt: skip
 
 
 def test_every_flag_has_a_row():
@@ -143,6 +143,15 @@ def test_the_backbone_is_the_one_asked_for(weights, few, tmp_path, asked, monkey
             main_extract([*words, *more])
     assert seen[0] == ("vit_small", {"patch_size": 16, "img_size": None})
     assert seen[1] == ("vit_tiny", {"patch_size": 8, "img_size": 64})
+
+
+def test_an_address_must_be_safe_unless_allowed(few, tmp_path):
+    address = "http://127.0.0.1:9/w.pth"
+    with pytest.raises(UserError, match=r"--pretrained_weights http://127.* is not safe on the way: .*--allow-http"):
+        main_extract(command(address, tmp_path, dataset=few))
+    with pytest.raises((UserError, OSError)) as refused:  # nobody listens there
+        main_extract(command(address, tmp_path, "--allow-http", dataset=few))
+    assert "not safe" not in str(refused.value)
 
 
 def test_the_weights_are_those_under_the_key(weights, model, few, tmp_path):
