@@ -42,7 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _add_data(flags: Flags) -> None:
     add, switch = flags.add, flags.switch
-    add("--data-set", default=DATA_SET, metavar="NAME", help=f"one of {', '.join(DATA_SETS)}")
+    add("--data-set", "--dataset", default=DATA_SET, metavar="NAME", help=f"one of {', '.join(DATA_SETS)}")
     add("--data-path", metavar="DIR", help="where the data is; default: data in the working folder, deit/data or, "
         "for what extraction has downloaded, data_selection/data")  # fmt: skip
     add("--subset_ids", metavar="LIST", nargs="+", help="the images to train on, for the SUBSET data sets: subset "
@@ -78,6 +78,7 @@ def _add_model(flags: Flags) -> None:
     )
     add(
         "--finetune",
+        "--weights",
         default="",
         metavar="FILE",
         help="pretrained weights, a file or https address; `none`: random ones",

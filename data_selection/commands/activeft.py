@@ -34,7 +34,7 @@ def build_parser(preset: str) -> argparse.ArgumentParser:
     parser = make_parser("ActiveFT: choose which images to annotate, from cached features and without labels.")
     add = parser.add_argument
     features = DATA_SELECTION / "features" / FILES[preset.split("_")[1]]
-    add("--feature_path", type=Path, default=features, help="feature file written by extract_feature.py")
+    add("--feature_path", "--features", type=Path, default=features, help="feature file written by extract_feature.py")
     add("--output_dir", type=Path, help="folder of the subset file (default: subsets/<POOL>)")
     add("--filename", help="name of the subset file (default: says pool, settings, budget and seed)")
     size = parser.add_mutually_exclusive_group()

@@ -54,7 +54,7 @@ def build_parser(script: str) -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--dataset", default=defaults.dataset, help="pool; names the default files")
     add("--feature_path", type=Path, default=DATA_SELECTION / "features", help="folder of the feature files")
-    add("--features_inputs", type=Path, help="feature file (default: <feature_path>/<dataset>_train.npy)")
+    add("--features_inputs", "--features", type=Path, help="feature file (default: <feature_path>/<dataset>_train.npy)")
     add(
         "--indices_file_name", "--init_indices", type=Path,
         help="core file, a subset file as ActiveFT writes it (default: ActiveFT's default name in subsets/<dataset>)",

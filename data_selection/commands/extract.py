@@ -43,12 +43,13 @@ def build_parser() -> argparse.ArgumentParser:
         help=f"{', '.join(SPLITS)} (test and val: the held-out part); part of the file name "
         "(a folder called like a split says it itself, and this flag then does nothing)",
     )
-    add("--arch", default="auto", help="demo_vit, vit_tiny, vit_small, vit_base, timm:NAME; auto: demo_vit for "
-        "DEMO, vit_small otherwise")  # fmt: skip
+    add("--arch", "--model", default="auto", help="demo_vit, vit_tiny, vit_small, vit_base, timm:NAME; auto: demo_vit "
+        "for DEMO, vit_small otherwise")  # fmt: skip
     add("--input_size", type=at_least(1), help="side of the images in pixels that the backbone sees (default: its own)")
     add("--patch_size", type=int, default=16, help="patch side of vit_tiny, vit_small and vit_base, pixels")
     add(
         "--pretrained_weights",
+        "--weights",
         default="",
         help="checkpoint (.pth, .pt, .safetensors) or https address; empty: those of DINO (timm: of timm)",
     )

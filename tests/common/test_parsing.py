@@ -35,6 +35,20 @@ def test_the_home_folder_is_expanded_wherever_the_shell_leaves_it(parser, monkey
     assert (args.model, args.files) == ("/home/anna/w.pth", ["/home/anna/a", "x~", "a=~/b", "/home/anna"])
 
 
+def test_one_word_means_one_thing_in_all_commands():
+    """Beside the released spellings."""
+    from data_selection.commands import activeft, bilaf, extract
+    from deit import options
+
+    same = extract.build_parser().parse_args(["--model", "vit_tiny", "--weights", "w.pth", "--dataset", "DEMO"])
+    assert (same.arch, same.pretrained_weights, same.dataset) == ("vit_tiny", "w.pth", "DEMO")
+    same = options.build_parser().parse_args(["--model", "vit_tiny", "--weights", "w.pth", "--dataset", "DEMO"])
+    assert (same.model, same.finetune, same.data_set) == ("vit_tiny", "w.pth", "DEMO")
+    assert str(activeft.build_parser("activeft_cifar").parse_args(["--features", "F.npy"]).feature_path) == "F.npy"
+    parser = bilaf.build_parser("density_cluster")
+    assert str(parser.parse_args(["--features", "F.npy"]).features_inputs) == "F.npy"
+
+
 def test_help_tells_defaults(parser, capsys):
     with pytest.raises(SystemExit):
         parser.parse_args(["--help"])
