@@ -23,10 +23,13 @@ MOST_NAMES = 100_000  # of training images: beyond, a checkpoint would be mostly
 def recall(args: argparse.Namespace, log: Log) -> Settings:
     """Fill in what the flags leave open by what the run's checkpoint was made with. Returns the checkpoint's settings.
 
-    Of --resume, or of --auto-resume's folder; {} where there is none, or weights alone. Flags that were given win.
+    Of --resume, or of --auto-resume's folder, with --eval of what is evaluated; {} where there is none, or weights
+    alone. Flags that were given win.
     """
-    files = [Path(args.output_dir or ".") / NEWEST] if args.auto_resume and args.output_dir else []
-    files += [Path(args.resume)] if args.resume else []
+    own = Path(args.output_dir) / NEWEST if args.auto_resume and args.output_dir and not args.eval else None
+    start = args.resume or (args.finetune if args.eval else "")
+    files = [own] if own else []
+    files += [Path(start)] if start else []
     file = next((path for path in files if path.is_file()), None)
     try:
         state = checkpoints.training_state(file) if file else None

@@ -10,6 +10,7 @@ import torch
 
 from data_selection.commands.shared import bar_factory
 from data_selection.common.distributed import World, on_main, start
+from data_selection.common.errors import UserError
 from data_selection.common.feature_table import FeatureTable, load_features
 from data_selection.common.subset_files import (
     budget_from_percent,
@@ -52,6 +53,7 @@ def choose(
         table = load_features(features, label_column=not args.no_label_column)
         todo = plan(world, table)
         path = output_path(todo.folder, todo.name)
+        check_not_input(path, args)
         replaced = on_main(world, lambda: check_replaced(path, table))
         if replaced and world.is_main:
             print(f"{path} exists and will be replaced, and its names with it", flush=True)
@@ -70,6 +72,16 @@ def choose(
             f"in {seconds:.1f} s" + (f"; their names, one a line, in {lists}" if lists else "")
         )
         return True
+
+
+def check_not_input(path: Path, args: argparse.Namespace) -> None:
+    """Raise UserError where the list would replace one that it is chosen by: --labelled, --excluded or the cores."""
+    given = vars(args)
+    lists = [*(given.get("labelled") or ()), *(given.get("excluded") or ()), given.get("indices_file_name")]
+    if any(source is not None and Path(source).resolve() == path.resolve() for source in lists):
+        raise UserError(
+            f"{path} is one of the lists to choose by, and would be replaced: choose another name or folder"
+        )
 
 
 def budget_of(args: argparse.Namespace, table: FeatureTable) -> int:

@@ -77,7 +77,7 @@ def shown(names: Sequence[str]) -> str:
 def by_name(names: Sequence[str], today: Today) -> list[int | None]:
     """The row of each name, None where it is not there; parts in front that the pool's names lack are left away."""
     if today.names is None:
-        raise UserError(f"{today.what} has no names of images: give a subset file of ids")
+        raise UserError(f"the images of {today.what} have no names to find others by: give a subset file of ids")
     rows = {name: row for row, name in enumerate(today.names)}
 
     def find(name: str) -> int | None:

@@ -96,15 +96,6 @@ def file_hash(path: str) -> str:
     return value.hexdigest()
 
 
-def duplicates(record: PoolRecord) -> list[list[int]]:
-    """Groups of rows with equal content, each ascending, in the order of their first rows."""
-    groups = defaultdict(list)
-    for row, value in enumerate(record.hashes):
-        if value:
-            groups[value].append(row)
-    return [rows for rows in groups.values() if len(rows) > 1]
-
-
 def match(
     names: Sequence[str | None], hashes: Sequence[str], today: PoolRecord
 ) -> tuple[list[int | None], list[int], list[int]]:

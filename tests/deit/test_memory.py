@@ -81,6 +81,16 @@ def test_classes_are_matched_by_name(trained, images, tmp_path, capsys):
         evaluate(capsys, tmp_path / "right", out)
 
 
+def test_what_finetune_names_is_judged_by_its_classes_too(trained, images, tmp_path):
+    """The classes under names whose order turns their numbers round."""
+    for split in ("train", "val"):
+        for name, source in (("apple", "red"), ("green", "green"), ("plum", "blue")):
+            shutil.copytree(images / split / source, tmp_path / split / name)
+    words = ["--eval", "--finetune", str(trained[0] / "checkpoint.pth"), "--data-set", "FOLDER"]
+    with pytest.raises(UserError, match=r"for other classes \(only it has 'blue', 'red'; it lacks 'apple', 'plum'\)"):
+        main([*words, "--data-path", str(tmp_path)])
+
+
 def test_a_run_is_continued_without_its_model_flags(trained, images, tmp_path, capsys):
     saved = tmp_path / "saved.pth"
     shutil.copy(trained[0] / "checkpoint.pth", saved)
@@ -104,6 +114,8 @@ def test_other_pixels_than_those_it_was_chosen_by_are_said(images, tmp_path, cap
     (tmp_path / "s.provenance.json").write_text(json.dumps(told))
     flags = {"subset_ids": tmp_path / "s.json", "finetune": images / "sighted.pth"}
     main(command(images, mode="linear", epochs=None, lr=None, warmup_epochs=None, batch_size=4, **flags))
-    told = capsys.readouterr().out
-    assert "s.json was chosen by features of other pixels (mean [0.5, 0.5, 0.5] there, [0.485" in told
-    assert "size" not in told.split("other pixels (")[1].split(")")[0].replace("--input-size", "")
+    differing = (
+        capsys.readouterr().out.split("s.json was chosen by features of other pixels (")[1].split("): --pixels")[0]
+    )
+    assert [part.split()[0] for part in differing.split("; ")] == ["mean", "std"]
+    assert differing.startswith("mean [0.5, 0.5, 0.5] there, [0.485")

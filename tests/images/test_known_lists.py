@@ -105,7 +105,7 @@ def test_a_feature_file_is_a_pool_with_or_without_a_record(folder, chosen, tmp_p
     save_record(tmp_path / "F.npy", record.rows(order))
     assert find_images([chosen], of_features(table)) == [2, 1]
     bare = FeatureTable(np.ones((4, 2)))
-    with pytest.raises(UserError, match=r"the features has no names of images|features"):
+    with pytest.raises(UserError, match=r"the images of the features have no names to find others by"):
         find_images([folder], of_features(bare))
     assert find_images([chosen], Today(4, None, lambda: None, "a pool")) == [2, 0]  # by position
 

@@ -9,7 +9,7 @@ from PIL import Image
 from data_selection.common.errors import UserError
 from data_selection.images import record as records
 from data_selection.images.pools import Pool, open_pool
-from data_selection.images.record import PoolRecord, duplicates, load_record, match, record_pool, save_record
+from data_selection.images.record import PoolRecord, load_record, match, record_pool, save_record
 
 
 @pytest.fixture
@@ -52,12 +52,6 @@ def test_a_file_that_is_gone_has_no_hash(folder):
     pool = open_pool(str(folder))
     (folder / "three.png").unlink()
     assert record_pool(pool).hashes[2] == ""
-
-
-def test_equal_contents_are_groups(folder):
-    (folder / "b.png").write_bytes((folder / "a" / "two.png").read_bytes())
-    assert duplicates(record_pool(open_pool(str(folder)))) == [[1, 2]]
-    assert duplicates(PoolRecord(("", "", "x"))) == []
 
 
 NOW = PoolRecord(("h1", "h2", "h3", "h3", "h5"), ("a", "b", "c", "d", "e"))
