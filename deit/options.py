@@ -254,7 +254,7 @@ def parse(argv: Sequence[str] | None = None, *, complete: bool = False) -> argpa
     The command line wins over --config, that over --recipe, and that over the flags' own defaults, the papers'.
     """
     parser = build_parser()
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first = Parser(add_help=False)
     first.add_argument("--config")
     early, rest = first.parse_known_args(argv)
     typed = (config_tokens(early.config, parser) if early.config else []) + rest

@@ -43,7 +43,7 @@ def finetune(args: argparse.Namespace, world: distributed.World) -> dict[str, An
 
     Returns the result, or None where nothing is left to do.
     """
-    recall(args, print if world.is_main else _silent)
+    recall(args, world.say)
     job = open_job(args, world)
     job.pool_epochs = pool_epochs(job)
     source, state = starting_point(args, job.settings, job.defaults.pretrained, job.log)
@@ -76,10 +76,6 @@ def finetune(args: argparse.Namespace, world: distributed.World) -> dict[str, An
                 return run_epochs(job, learner, data, saver, asked, done, tally)
         finally:
             job.log.close()
-
-
-def _silent(*_: object) -> None:
-    """Ranks other than 0 say nothing."""
 
 
 def bring_up(job: Job, source: Path | str, state: State | None) -> tuple[Learner, int]:

@@ -113,7 +113,7 @@ def main_bilaf(script: str, argv: Sequence[str] | None = None) -> None:
     config = make_config(script, args)
 
     def plan(world: "World", table: "FeatureTable") -> "Plan":
-        cores = load_cores(script, args, table, print if world.is_main else None)
+        cores = load_cores(script, args, table, world.say)
         if args.budget < len(cores):
             raise UserError(f"--budget {args.budget} is smaller than the {len(cores)} cores it has to hold: raise it")
         return Plan(
@@ -145,7 +145,7 @@ def named_settings(args: argparse.Namespace) -> dict[str, object]:
     return {**variant, **given, **({"nested": "yes"} if args.nested else {})}
 
 
-def load_cores(script: str, args: argparse.Namespace, table: "FeatureTable", log: "Log | None") -> list[int]:
+def load_cores(script: str, args: argparse.Namespace, table: "FeatureTable", log: "Log") -> list[int]:
     """The core ids (K,) in file order: rows of the features.
 
     Raises UserError where the file is missing, or not of --cur_number ids.
@@ -166,7 +166,7 @@ def load_cores(script: str, args: argparse.Namespace, table: "FeatureTable", log
             f"core file {' or '.join(map(str, paths))} does not exist: write it with data_selection/Core_Selection, or "
             "name another with --indices_file_name"
         )
-    cores = find_images([path], of_features(table), log=log or (lambda _: None))
+    cores = find_images([path], of_features(table), log=log)
     if args.cur_number not in (None, len(cores)):
         raise UserError(f"--cur_number {args.cur_number}, but {path} holds {len(cores)} cores: drop the flag")
     return cores

@@ -39,11 +39,7 @@ AMP = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 def run_extract(args: argparse.Namespace) -> None:
     """Extract what the Namespace of extract.build_parser asks for."""
     with start(args.device) as world, output_folder(args.output_dir):
-        extract_pool(args, world, say=print if world.is_main else _silent)
-
-
-def _silent(*_: object) -> None:
-    """Ranks other than 0 say nothing."""
+        extract_pool(args, world, say=world.say)
 
 
 def extract_pool(args: argparse.Namespace, world: World, say: Log) -> None:

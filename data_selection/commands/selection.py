@@ -55,8 +55,8 @@ def choose(
         path = output_path(todo.folder, todo.name)
         check_not_input(path, args)
         replaced = on_main(world, lambda: check_replaced(path, table))
-        if replaced and world.is_main:
-            print(f"{path} exists and will be replaced, and its names with it", flush=True)
+        if replaced:
+            world.say(f"{path} exists and will be replaced, and its names with it")
         began = time.monotonic()
         progress = None if quiet else bar_factory(world)
         ids = todo.select(table.features, todo.budget, device=world.device, progress=progress)
@@ -93,12 +93,7 @@ def budget_of(args: argparse.Namespace, table: FeatureTable) -> int:
 def taken(args: argparse.Namespace, table: FeatureTable, world: World) -> dict[str, list[int]]:
     """The ids of --labelled and --excluded, as the keywords of a selection method."""
     lists, today = {"labelled": args.labelled, "excluded": args.excluded}, of_features(table)
-    log = print if world.is_main else _silent
-    return {what: find_images(some or (), today, missing=args.missing, log=log) for what, some in lists.items()}
-
-
-def _silent(*_: object) -> None:
-    """Ranks other than 0 say nothing."""
+    return {what: find_images(some or (), today, missing=args.missing, log=world.say) for what, some in lists.items()}
 
 
 def images_of(table: FeatureTable, ids: list[int]) -> dict[str, list[str] | None] | None:

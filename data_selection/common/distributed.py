@@ -33,6 +33,11 @@ class World:
     def is_main(self) -> bool:
         return self.rank == 0
 
+    def say(self, text: str) -> None:
+        """Print a line on rank 0; the others say nothing."""
+        if self.is_main:
+            print(text, flush=True)  # noqa: T201 - what every command says goes through here
+
     def sum_(self, tensor: torch.Tensor) -> torch.Tensor:
         """Add a tensor up over the ranks, in place; returns it."""
         if self.size > 1:

@@ -120,7 +120,12 @@ def extract(
     request = (request or {}) | which | how
     known: list[Known] = []  # on rank 0 alone: a record of a large pool is large
     wanted = json.loads(json.dumps(request | {"dtype": dtype}))
-    if on_main(world, lambda: known.append(look(Path(path), wanted, pool, progress, log)) or known[0].there):  # type: ignore[func-returns-value]
+
+    def whole_already() -> bool:
+        known.append(look(Path(path), wanted, pool, progress, log))
+        return known[0].there
+
+    if on_main(world, whole_already):
         return Stats(0, 0.0, 0.0, len(pool), 0, len(pool))
     with TableWriter(path, shape, dtype, request, world) as writer:
         if writer.resumed:

@@ -59,16 +59,13 @@ def look(path: Path, request: dict[str, Any], pool: Pool, progress: OpenBar | No
             before = load_record(path, len(load_features(path)))
     record = record_pool(pool, before, progress)
     folder, aside = path.with_suffix(".partial"), path.with_suffix(".earlier")
-    for place in (folder, aside):  # one that is aside was interrupted before its rows were taken over
-        if place == folder and not other_request(folder, request):
-            continue
-        if place.exists() and unfinished(place, request) is None:
-            log(f"{place} holds unfinished work by another backbone or of other pixels: it is dropped")
-            shutil.rmtree(place)
     if other_request(folder, request):
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(aside, ignore_errors=True)  # of a start that was killed before it had taken these rows over
         folder.rename(aside)
     whole, part = finished(path, request), unfinished(aside, request)
+    if aside.exists() and part is None:
+        log(f"{folder} holds unfinished work by another backbone or of other pixels: it is dropped")
+        shutil.rmtree(aside)
     there = not folder.exists() and is_there(whole, record, pool.labels)
     return Known(record, [source for source in (whole, part) if source], aside, there)
 

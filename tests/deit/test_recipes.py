@@ -57,6 +57,12 @@ def test_the_papers_recipe_is_the_flags_own_defaults():
     assert args == bare
 
 
+def test_a_configuration_in_the_home_folder_is_found(tmp_path, monkeypatch):
+    (tmp_path / "c.yaml").write_text("seed: 7\n")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert parse(["--config=~/c.yaml"]).seed == 7
+
+
 def test_few_shot_is_what_it_says():
     assert len(content("few-shot")) == len(FEW_SHOT)
     assert {key: content("few-shot").get(key) for key in FEW_SHOT} == FEW_SHOT

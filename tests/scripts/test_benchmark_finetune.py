@@ -1,0 +1,75 @@
+"""The table of the ways to use labels: what is known is not measured again; a run tells what the trainer reached."""
+
+import argparse
+import json
+
+import numpy as np
+import pytest
+
+from data_selection.common.errors import UserError
+from data_selection.common.feature_table import save_features
+from data_selection.common.subset_files import save_subset
+from data_selection.images import pools
+from scripts.benchmarks import finetune
+
+COUNT = 60
+
+
+@pytest.fixture
+def flags(tmp_path, monkeypatch):
+    """Features that tell the classes of 60 demo images apart, for training and for test images alike."""
+    arrays = {key: value[:COUNT] for key, value in pools.load_demo().items()}
+    monkeypatch.setattr(pools, "load_demo", lambda: arrays)
+    for split in ("train", "test"):
+        rows = np.eye(10, dtype=np.float32)[arrays[f"{split}_labels"]]
+        save_features(tmp_path / f"{split}.npy", rows + 0.01 * np.random.default_rng(0).normal(size=rows.shape))
+    words = ["--train", tmp_path / "train.npy", "--test", tmp_path / "test.npy", "--output_dir", tmp_path / "out"]
+    return [*map(str, words), "--methods", "random", "--budgets", "40"]
+
+
+def test_probes_are_measured_once_and_reported(flags, tmp_path, capsys, monkeypatch):
+    finetune.main([*flags, "--seeds", "0", "1", "--ways", "plain probe", "smoothed probe"])
+    lines = [json.loads(line) for line in (tmp_path / "out" / "scores.jsonl").read_text().splitlines()]
+    assert [(line["way"], line["seed"]) for line in lines] == [
+        (way, seed) for seed in (0, 1) for way in ("plain probe", "smoothed probe")
+    ]
+    assert all(line["last"] > 90 for line in lines)
+    mean = np.mean([line["last"] for line in lines if line["way"] == "plain probe"])
+    table = capsys.readouterr().out
+    assert f"| random    | plain probe    | {mean:.2f} ± " in table
+    assert "(2) |" in table
+    monkeypatch.setattr(finetune, "probe", None)  # not asked again
+    finetune.main([*flags, "--seeds", "0", "1", "--ways", "plain probe"])
+    assert f"{mean:.2f} ± " in capsys.readouterr().out
+
+
+def test_factors_are_the_recipe_with_one_change(flags, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        finetune, "run", lambda args, subset, seed, words: asked.append(words) or {"last": 50.0, "minutes": 1}
+    )
+    finetune.main([*flags, "--seeds", "0", "--factors"])
+    assert len(asked) == len(finetune.FACTORS)
+    assert all(words[:4] == ["--folds", "0", "--epochs", "15"] for words in asked)
+    assert asked[0][4:] == []
+    assert asked[1][4:] == ["--batch-norm", "train"]
+
+
+def test_features_of_other_images_are_refused(flags, tmp_path):
+    save_features(tmp_path / "test.npy", np.ones((3, 10), np.float32))
+    with pytest.raises(UserError, match=r"test\.npy has 3 rows for 60 images: extract these images"):
+        finetune.main([*flags, "--seeds", "0"])
+
+
+def test_a_run_is_the_trainers(tmp_path):
+    """In a process of its own, on the whole demo pool."""
+    args = argparse.Namespace(output_dir=tmp_path, images=None, model=None, weights=None, input_size=None)
+    subset = save_subset(tmp_path / "s.json", range(30))
+    found = finetune.run(args, subset, 0, ["--mode", "linear", "--device", "cpu"])
+    assert 40 < found["last"] < 90
+    assert found["last"] == found["best"]
+    assert 0.1 < found["gib"] < 10
+    assert found["minutes"] > 0
+    assert [path.name for path in tmp_path.iterdir()] == ["s.json"]
+    with pytest.raises(UserError, match=r"the trainer ended with 2: .*--bogus"):
+        finetune.run(args, subset, 0, ["--bogus"])
