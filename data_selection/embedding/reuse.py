@@ -26,12 +26,13 @@ AT_ONCE = 4096  # rows copied at a time
 
 @dataclass(frozen=True)
 class Earlier:
-    """Features (M, D) of an earlier file, the row of each content hash, and the labels (M,)."""
+    """Features (M, D) of an earlier file, the row of each content hash, labels (M,) and the names of their classes."""
 
     features: np.ndarray
     row: dict[str, int]
     labels: np.ndarray
     record: PoolRecord
+    class_names: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ def look(path: Path, request: dict[str, Any], pool: Pool, progress: OpenBar | No
     if aside.exists() and part is None:
         log(f"{folder} holds unfinished work by another backbone or of other pixels: it is dropped")
         shutil.rmtree(aside)
-    there = not folder.exists() and is_there(whole, record, pool.labels)
+    there = not folder.exists() and is_there(whole, record, pool)
     return Known(record, [source for source in (whole, part) if source], aside, there)
 
 
@@ -105,7 +106,7 @@ def finished(path: Path, settings: Mapping[str, Any]) -> Earlier | None:
     if record is None:
         return None
     labels = np.full(len(table), UNKNOWN) if table.labels is None else table.labels
-    return Earlier(table.features, rows_of(record, np.arange(len(table))), labels, record)
+    return Earlier(table.features, rows_of(record, np.arange(len(table))), labels, record, table.class_names)
 
 
 def unfinished(folder: Path, settings: Mapping[str, Any]) -> Earlier | None:
@@ -155,12 +156,13 @@ def take_over(writer: TableWriter, known: Known, labels: Sequence[int] | None) -
     return count
 
 
-def is_there(source: Earlier | None, record: PoolRecord, labels: Sequence[int] | None) -> bool:
-    """Whether a finished file holds just these images, in this order, with these labels."""
-    wanted = [UNKNOWN] * len(record) if labels is None else list(labels)
+def is_there(source: Earlier | None, record: PoolRecord, pool: Pool) -> bool:
+    """Whether a finished file holds just these images, in this order, with the pool's labels."""
+    wanted = [UNKNOWN] * len(record) if pool.labels is None else pool.labels
     return (
         source is not None
         and all(record.hashes)
         and (source.record.hashes, source.record.names) == (record.hashes, record.names)
         and source.labels.tolist() == wanted
+        and source.class_names == pool.class_names
     )

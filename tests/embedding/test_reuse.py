@@ -80,6 +80,27 @@ def test_a_file_that_is_whole_is_left_as_it_is(folder, tmp_path, embedded, capsy
     assert f"{path} is already there: 9 rows of the same images" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("words", "labels"), [(("dog", "cat"), [1, 0, 1]), (("cat", "owl"), [0, 1, 0])])
+def test_other_labels_are_written_though_every_image_is_known(folder, tmp_path, embedded, words, labels):
+    """Swapped, and called otherwise under the same numbers."""
+
+    def listed(first, second):
+        rows = zip(("0.png", "1.png", "2.png"), (first, second, first), strict=True)
+        (tmp_path / "list.csv").write_text("".join(f"{folder}/{name},{word}\n" for name, word in rows))
+        words = ["--dataset", tmp_path / "list.csv", "--arch", "demo_vit", "--output_dir", tmp_path / "out"]
+        main_extract([*map(str, words), "--num_workers", "0", "--amp", "off"])
+        return load_features(tmp_path / "out" / "list_train.npy")
+
+    first = listed("cat", "dog")
+    assert first.labels.tolist() == [0, 1, 0]
+    features = first.features.copy()
+    embedded.clear()
+    second = listed(*words)
+    assert embedded == [[]]
+    assert (second.labels.tolist(), second.class_names) == (labels, tuple(sorted(words)))
+    assert np.array_equal(second.features, features)
+
+
 @pytest.mark.parametrize("flags", [["--input_size", "35"], ["--dtype", "float16"], ["--n_last_blocks", "2"]])
 def test_other_pixels_or_backbones_make_all_rows_anew(folder, tmp_path, embedded, flags):
     extract(folder, tmp_path)
