@@ -50,15 +50,15 @@ def find_images(sources: Sequence[Path | str], today: Today, *, missing: str = "
     rows: dict[int, None] = {}
     for source in sources:
         path = Path(source)
+        if not path.exists():
+            raise UserError(f"list {path} does not exist: a subset file, a file of names, a CSV or a folder is needed")
         if path.is_dir():
             found = of_folder(path, today, log)
         elif path.suffix.lower() == ".json":
             found = of_subset(path, today, log)
-        elif path.is_file():
+        else:
             names, _ = read_list(path)
             found = dict(zip(names, by_name(names, today), strict=True))
-        else:
-            raise UserError(f"list {path} does not exist: a subset file, a file of names, a CSV or a folder is needed")
         gone = [name for name, row in found.items() if row is None]
         if gone:
             told = f"{path}: {len(gone)} of {len(found)} images are not in {today.what}: {shown(gone)}"

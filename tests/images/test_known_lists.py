@@ -76,8 +76,9 @@ def test_names_csv_and_folders_are_lists_too(folder, chosen, tmp_path):
     assert names == ["a/2.png", "c.png", "a/1.png", "b/1.png"]  # each once
     assert said == [f"{sources[2]}: of 1 images, 1 under another name"]
     assert found([chosen, *sources[:1]], folder)[0] == ["b/1.png", "a/1.png", "a/2.png", "c.png"]
-    with pytest.raises(UserError, match=r"list .*none\.txt does not exist"):
-        found([tmp_path / "none.txt"], folder)
+    for name in ("none.txt", "none.json", "none"):
+        with pytest.raises(UserError, match=rf"list .*{name} does not exist: a subset file, .* is needed"):
+            found([tmp_path / name], folder)
 
 
 def test_a_list_without_a_record_counts_positions_of_the_same_images_only(folder, tmp_path):
