@@ -13,6 +13,7 @@ from typing import NamedTuple, TypedDict
 import torch
 
 from data_selection.common import distributed
+from data_selection.images.label_files import check_labels
 from data_selection.images.pools import Pool
 from deit.datasets import prepare
 from deit.engine import Learner
@@ -23,7 +24,6 @@ from deit.runs.kinds import Numbers, Settings
 from deit.runs.meters import RunLog
 from deit.samplers import epoch_order
 from deit.samples.batches import ImageBatches
-from deit.samples.label_files import check_labels
 from deit.samples.sources import choose_ids, hold_out, open_images, say_of_origin
 
 FEWEST, MOST = 5, 60  # epochs of --epochs auto

@@ -9,12 +9,12 @@ from data_selection.common.feature_table import sidecar
 from data_selection.common.files import read_json
 from data_selection.common.kinds import Log
 from data_selection.embedding.preprocessing import Preprocess
+from data_selection.images.label_files import renumber
 from data_selection.images.pools import Pool
 from deit.runs import checkpoints
 from deit.runs.classes import difference
 from deit.runs.kinds import Settings
 from deit.runs.saving import NEWEST
-from deit.samples.label_files import renumber
 
 REMEMBERED = ("model", "input_size", "pixels", "augment")  # what a model is, and the pixels that it sees
 MOST_NAMES = 100_000  # of training images: beyond, a checkpoint would be mostly names

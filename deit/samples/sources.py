@@ -12,7 +12,7 @@ from data_selection.common.paths import ROOT
 from data_selection.images import pools
 from data_selection.images.inaturalist import read_inaturalist
 from data_selection.images.known_lists import find_images, of_pool
-from deit.samples.label_files import open_folders, some
+from data_selection.images.label_files import open_folders, some
 
 FEW = 10  # labels per class
 DEFAULT_PATH = ROOT / "deit" / "data"

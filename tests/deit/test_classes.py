@@ -5,9 +5,9 @@ import json
 import pytest
 
 from data_selection.common.errors import UserError
+from data_selection.images.label_files import open_folders
 from deit.main import main
 from deit.runs.classes import difference
-from deit.samples.label_files import open_folders
 from deit.samples.sources import open_images
 from tests.support.trainer_runs import checkpoint, command, make_images, write_images
 

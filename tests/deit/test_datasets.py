@@ -7,12 +7,12 @@ from PIL import Image
 
 from data_selection.common.errors import UserError
 from data_selection.images import pools
+from data_selection.images.label_files import labelled_folder
 from deit.datasets import Transformed, prepare
 from deit.main import main
 from deit.samplers import epoch_order, plan_epoch
 from deit.samples import sources
 from deit.samples.draws import seeded
-from deit.samples.label_files import labelled_folder
 from deit.samples.pipeline import MARGIN, Pipeline
 from deit.samples.sources import find_data, open_images, say_of_origin
 from tests.support.trainer_runs import command, log_lines, write_images

@@ -11,9 +11,9 @@ from data_selection.commands.any_method import main_select
 from data_selection.commands.extract import main_extract
 from data_selection.common.errors import UserError
 from data_selection.images import pools
+from data_selection.images.label_files import open_folders
 from deit.main import main
 from deit.options import parse
-from deit.samples.label_files import open_folders
 from tests.support.trainer_runs import command, log_lines, write_images
 
 CLASSES = ("ankle boot", "trousers")

@@ -45,7 +45,7 @@ TESTS = {
     "deit/samples/resizing.py": ("deit/test_resizing.py", "deit/test_flag_pixels.py"),
     "deit/samples/tensor_images.py": ("deit/test_shift.py", "deit/test_resizing.py", "deit/test_flag_pixels.py"),
     "deit/samples/sources.py": ("deit/test_modes.py", "deit/test_labels.py", "deit/test_datasets.py", *FLAGS),
-    "deit/samples/label_files.py": ("deit/test_labels.py",),
+    "data_selection/images/label_files.py": ("deit/test_labels.py",),
     "data_selection/methods/activeft.py": SEARCH,
     "data_selection/methods/activeft_objective.py": SEARCH,
     "data_selection/methods/starts.py": SEARCH,
