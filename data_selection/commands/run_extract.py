@@ -6,6 +6,7 @@ import functools
 import os
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -31,7 +32,10 @@ from data_selection.embedding.extraction import Embed, Stats, extract
 from data_selection.embedding.forward import class_tokens, cpu_has_bf16, pooled
 from data_selection.embedding.preprocessing import preprocess_of
 from data_selection.images.downloads import check_address
-from data_selection.images.pools import POOLS, SPLIT_NAMES, Pool, open_pool
+from data_selection.images.folders import SPLIT_NAMES
+from data_selection.images.inventory import inventory, save_duplicates
+from data_selection.images.pools import POOLS, Pool, open_pool
+from data_selection.images.record import load_record
 
 AMP = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -56,7 +60,7 @@ def extract_pool(args: argparse.Namespace, world: World, say: Log) -> None:
     path = args.output_dir / f"{name}{args.extra_name}{split}.npy"
     pool = on_main_first(world, lambda: open_pool(args.dataset, args.split, args.data_path))
     model, weights = on_main_first(world, lambda: open_backbone(args, arch, say))
-    preprocess = preprocess_of(arch, args.input_size)
+    preprocess = replace(preprocess_of(arch, args.input_size), background=args.background)
     if args.input_size is not None:
         check_size(model, arch, args.input_size)
     source = source_of(args.dataset, args.data_path)
@@ -80,7 +84,16 @@ def extract_pool(args: argparse.Namespace, world: World, say: Log) -> None:
         request={"pool": data, "source": source, "backbone": backbone},
         provenance=provenance, progress=bar_factory(world), log=say,
     )  # fmt: skip
+    if world.is_main:
+        say(take_stock(path, pool, stats))
     say(summary(stats, path))
+
+
+def take_stock(path: Path, pool: Pool, stats: Stats) -> str:
+    """Write X.duplicates.txt, and give the inventory as a line."""
+    record = load_record(path, stats.rows)
+    groups = [] if record is None else save_duplicates(path, record, load_words(path, "names"))
+    return inventory(pool, stats.rows, stats.reused, groups, record)
 
 
 def open_backbone(args: argparse.Namespace, arch: str, say: Log) -> tuple[nn.Module, dict[str, str]]:

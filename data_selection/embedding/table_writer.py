@@ -18,6 +18,7 @@ from data_selection.common.distributed import World, on_main
 from data_selection.common.errors import UserError
 from data_selection.common.feature_table import write_sidecar
 from data_selection.common.files import atomic_write, read_json, told_size
+from data_selection.common.listed_names import quoted
 from data_selection.images.record import PoolRecord, save_record
 
 MISSING, WRITTEN, SKIPPED, REUSED = 0, 1, 2, 3  # what the file `done` says of each row
@@ -230,7 +231,7 @@ class TableWriter:
             kept, words = np.flatnonzero(flags != SKIPPED), names or files
             finished = self._compact(kept)
             with atomic_write(listed, "w") as handle:
-                handle.write("".join(f"{words[i]}\n" for i in left_out.tolist()))
+                handle.write("".join(f"{quoted(words[i])}\n" for i in left_out.tolist()))
             names = [words[i] for i in kept.tolist()]
         else:
             listed.unlink(missing_ok=True)
