@@ -1,4 +1,4 @@
-"""Files that annotators and their tools write, as pairs of file and label: tables, Label Studio's and CVAT's exports."""
+"""Files that annotators and their tools write, as pairs of file and label: tables, and exports of two tools."""
 
 import csv
 import json
