@@ -28,18 +28,24 @@ def unquoted(text: str) -> str:
     return text
 
 
-def meant(cell: str, known: Callable[[str], bool] | None = None) -> str:
-    """The name that a line or a cell of a table means: the first way to read it that is known, else without spaces.
+def readings(cell: str) -> list[str]:
+    """The names that a line or a cell of a table may mean, the likeliest first.
 
     As quoted() wrote it; as it is; without the spaces around it; from a list of raw bytes that was taken for cp1252;
     and without the quotes, which a table that was made by adding `,label` to quoted lines has lost.
     """
     plain = unquoted(cell.strip())
-    ways = dict.fromkeys((unquoted(cell), cell, cell.strip(), plain))
+    ways = [unquoted(cell), cell, cell.strip(), plain]
     with contextlib.suppress(UnicodeEncodeError):
-        ways[plain.encode("cp1252", "surrogateescape").decode("utf-8", "surrogateescape")] = None
+        ways.append(plain.encode("cp1252", "surrogateescape").decode("utf-8", "surrogateescape"))
     if "\\" in plain:
-        ways[unquoted(f'"{plain}"')] = None
+        ways.append(unquoted(f'"{plain}"'))
+    return list(dict.fromkeys(ways))
+
+
+def meant(cell: str, known: Callable[[str], bool] | None = None) -> str:
+    """The first of the readings of a line or cell that is known, else the cell without spaces around it."""
+    ways = readings(cell)
     if known is None or len(ways) == 1:
-        return plain
-    return next((way for way in ways if known(way)), plain)
+        return unquoted(cell.strip())
+    return next((way for way in ways if known(way)), unquoted(cell.strip()))
