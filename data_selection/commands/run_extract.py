@@ -19,6 +19,7 @@ from data_selection.common.feature_table import load_words, sidecar
 from data_selection.common.files import read_json, sha256
 from data_selection.common.kinds import Log
 from data_selection.common.subset_files import versions
+from data_selection.common.system import cores
 from data_selection.embedding.backbones import (
     DINO_HEAD,
     WIDTHS,
@@ -174,11 +175,6 @@ def check_own(path: Path, source: str, pool: Pool) -> bool:
             "another --extra_name or --output_dir, or move it away"
         )
     return True
-
-
-def cores() -> int:
-    """CPU cores for each process of this machine."""
-    return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
 
 
 @contextlib.contextmanager

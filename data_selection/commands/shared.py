@@ -15,6 +15,7 @@ __all__ = [
     "DATA_SELECTION",
     "add_background",
     "add_device",
+    "add_keep_duplicates",
     "add_label_column",
     "add_seed",
     "add_taken",
@@ -57,6 +58,15 @@ def add_taken(parser: argparse.ArgumentParser, labelled: str = "images that alre
     parser.add_argument(
         "--missing", choices=("stop", "skip"), default="stop", help="images of these lists that the pool has no longer"
     )
+    add_keep_duplicates(parser)
+
+
+def add_keep_duplicates(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--keep-duplicates", "--keep_duplicates", action="store_true",
+        help="choose among all images; without it, at most one of several with the same content, and none where one of "
+        "them is labelled or excluded",
+    )  # fmt: skip
 
 
 def add_label_column(parser: argparse.ArgumentParser) -> None:

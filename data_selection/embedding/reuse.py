@@ -1,7 +1,6 @@
 """Rows that an extraction need not make again: of images with the same content, by the same backbone and pixels."""
 
 import contextlib
-import fcntl
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from data_selection.common.feature_table import load_features, sidecar
 from data_selection.common.files import read_json
 from data_selection.common.kinds import Log
 from data_selection.common.progress import OpenBar
+from data_selection.common.system import lock
 from data_selection.embedding.table_writer import MISSING, REUSED, WRITTEN, TableWriter, runs
 from data_selection.images.list_files import UNKNOWN
 from data_selection.images.pools import Pool
@@ -89,7 +89,7 @@ def idle(folder: Path) -> bool:
     """Whether no process has the lock of an unfinished extraction."""
     try:
         with (folder / "lock").open() as handle:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock(handle)
     except BlockingIOError:
         return False
     except OSError:
@@ -158,21 +158,28 @@ def take_over(writer: TableWriter, known: Known, labels: Sequence[int] | None) -
     """Write the rows of images that earlier files know, where they are missing. Returns their number."""
     save_record(writer.folder / "table.npy", known.record)
     count, missing = 0, writer.flags() == MISSING
-    for source in known.earlier:
-        if source.features.shape[1] != writer.shape[1] - 1:
-            continue
-        rows = np.array([source.row.get(value, -1) for value in known.record.hashes])
-        todo = np.flatnonzero(missing & (rows >= 0))
-        for part in runs(todo, AT_ONCE):
-            block = np.empty((len(part), writer.shape[1]), dtype=writer.dtype)
-            block[:, :-1] = source.features[rows[part]]
-            block[:, -1] = UNKNOWN if labels is None else [labels[row] for row in part]
-            writer.write(int(part[0]), block, flag=REUSED)
-        missing[todo] = False
-        count += len(todo)
+    while known.earlier:  # they have files open, which Windows would not replace or remove
+        count += copy_rows(writer, known.earlier.pop(0), known.record.hashes, labels, missing)
     writer.save()
     shutil.rmtree(known.aside, ignore_errors=True)
     return count
+
+
+def copy_rows(
+    writer: TableWriter, source: Earlier, hashes: Sequence[str], labels: Sequence[int] | None, missing: np.ndarray
+) -> int:
+    """Write the missing rows (N,) that an earlier file has, and note that they are there. Returns their number."""
+    if source.features.shape[1] != writer.shape[1] - 1:
+        return 0
+    rows = np.array([source.row.get(value, -1) for value in hashes])
+    todo = np.flatnonzero(missing & (rows >= 0))
+    for part in runs(todo, AT_ONCE):
+        block = np.empty((len(part), writer.shape[1]), dtype=writer.dtype)
+        block[:, :-1] = source.features[rows[part]]
+        block[:, -1] = UNKNOWN if labels is None else [labels[row] for row in part]
+        writer.write(int(part[0]), block, flag=REUSED)
+    missing[todo] = False
+    return len(todo)
 
 
 def is_there(source: Earlier | None, record: PoolRecord, pool: Pool) -> bool:
