@@ -78,7 +78,7 @@ def reads_heif() -> bool:
 
 
 def image_size(path: Path | str) -> tuple[int, int]:
-    """(width, height) by the head of an image file, as stored; (0, 0) where that cannot be read."""
+    """(width, height) by the head of an image file, maybe the other way round; (0, 0) where that cannot be read."""
     if str(path).lower().endswith(HEIF):
         reads_heif()
     try:
