@@ -6,13 +6,18 @@ import os
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from data_selection.commands.any_method import main_select
 from data_selection.commands.extract import main_extract
 from data_selection.common.errors import run
 from data_selection.common.listed_names import quoted
+from data_selection.images.answers import read_answers, write_labels
+from data_selection.images.pools import Pool
 from deit.main import main as main_deit
+from deit.predicting import Predictions
+from deit.selftrain import write_predictions
 from tests.support.trainer_runs import checkpoint
 
 NAMES = [
@@ -106,3 +111,19 @@ def test_a_name_that_no_terminal_shows_is_said_all_the_same(images, tmp_path, ca
     assert (
         quoted(bad.relative_to(images / "train").as_posix()) == (tmp_path / "pets_train.skipped.txt").read_text()[:-1]
     )
+
+
+@pytest.mark.parametrize("kind", ["answers", "self-training", "predictions"])
+def test_tables_that_are_written_are_read_again(tmp_path, kind):
+    names, probabilities = sorted(NAMES), torch.tensor([[0.2, 0.8]] * len(NAMES))
+    words = (os.fsdecode(b"\xe9t\xe9"), "two\nlines")
+    if kind == "answers":
+        text = write_labels(dict.fromkeys(names, words[1]))
+    elif kind == "predictions":
+        text = Predictions(tuple(names), probabilities, words).table()
+    else:
+        pool = Pool(paths=names, names=names, class_names=words)
+        write_predictions(tmp_path, pool, probabilities)
+        text = (tmp_path / "pool_predictions.csv").read_text(encoding="utf-8")
+    (tmp_path / "labels.csv").write_text(text, encoding="utf-8")
+    assert read_answers([tmp_path / "labels.csv"], names).labels == dict.fromkeys(names, words[1])

@@ -7,6 +7,7 @@ from PIL import Image
 
 from data_selection.images import pools
 from deit.main import main
+from deit.predicting import predict
 from tests.support.flag_runs import ROWS
 from tests.support.trainer_runs import checkpoint, few_shot
 
@@ -63,18 +64,11 @@ def test_a_checkpoint_remembers_the_background(images, tmp_path, monkeypatch, ca
     assert train("blue", "--background", "blue") == {red, blue}
     args = checkpoint(tmp_path / "blue")["args"]
     assert (args["background"], args["preprocess"]["background"]) == ("#0000ff", "#0000ff")
-    words = [
-        "--eval",
-        "--resume",
-        str(tmp_path / "blue" / "checkpoint.pth"),
-        "--data-set",
-        "FOLDER",
-        "--data-path",
-        images,
-    ]
-    words = list(map(str, words))
+    saved = str(tmp_path / "blue" / "checkpoint.pth")
+    words = ["--eval", "--resume", saved, "--data-set", "FOLDER", "--data-path", str(images)]
     assert seen(monkeypatch, lambda: main(words)) == {red, blue}
     assert "--background #0000ff" in capsys.readouterr().out
+    assert seen(monkeypatch, lambda: predict(saved, images / "val", log=str)) == {red, blue}
     assert seen(monkeypatch, lambda: main([*words, "--background", "white"])) == {red, white}
 
 
