@@ -1,6 +1,7 @@
 """The ways round what some systems lack: each call is patched away."""
 
 import os
+import pickle
 import types
 
 import numpy as np
@@ -9,6 +10,10 @@ import pytest
 from data_selection.commands.extract import main_extract
 from data_selection.common import system
 from data_selection.common.system import cores, lock
+from data_selection.embedding.image_batches import Decoded, View, collate
+from data_selection.embedding.preprocessing import DEMO_PREPROCESS
+from data_selection.images.image_files import WHITE
+from data_selection.images.pools import Pool
 from data_selection.nearest import pool_reader
 
 
@@ -80,3 +85,10 @@ def test_memory_of_a_system_that_does_not_tell(monkeypatch, windows):
 
     monkeypatch.setattr(pool_reader.Path, "read_text", none)
     assert pool_reader.available_memory() == pool_reader.UNTOLD
+
+
+def test_what_loads_images_goes_to_processes_that_start_anew():
+    """macOS and Windows have no fork: the pool and its transform are pickled."""
+    decoded = Decoded(Pool(paths=["a.png"], names=["a.png"], left_out={"hidden": 2}), View(DEMO_PREPROCESS))
+    sent = pickle.loads(pickle.dumps((decoded, collate)))[0]
+    assert (sent.pool.names, sent.pool.background, sent.prepare) == (("a.png",), WHITE, View(DEMO_PREPROCESS))
