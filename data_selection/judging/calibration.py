@@ -27,6 +27,8 @@ def temperature(probabilities: torch.Tensor, labels: torch.Tensor, grid: Sequenc
 
 def at_temperature(probabilities: torch.Tensor, value: float) -> torch.Tensor:
     """Probabilities (n, C) to the power 1 / value, each row's sum 1 again: above 1 they are less certain."""
+    if value == 1:
+        return probabilities
     return (probabilities.double().log() / value).softmax(1).to(probabilities.dtype)
 
 

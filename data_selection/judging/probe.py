@@ -112,9 +112,7 @@ def choose_c(
         return default
     strengths = sorted(grid)
     scores = []
-    for c, predicted in zip(
-        strengths, held_out_path(features, labels, int(labels.max()) + 1, strengths), strict=True
-    ):
+    for c, predicted in zip(strengths, held_out_path(features, labels, int(labels.max()) + 1, strengths), strict=True):
         hits = int((predicted.argmax(1) == labels).sum())
         scores.append((-hits, log_loss(predicted, labels), c))
     return min(scores)[2]

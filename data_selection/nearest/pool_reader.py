@@ -24,7 +24,7 @@ class UnitPool:
 
     features: (N, D) tensor, array or memory map. ids: (n,) int64, the kept rows, or None for all. max_bytes: working
     memory; a copy of the unit rows stays resident where half of it holds them. centre: (D,), taken off the unit rows,
-    which are brought to unit length again (see similarity.about), or None. Reads every value once: NaN raises UserError.
+    which are brought to unit length again (similarity.about), or None. Reads every value once: NaN raises UserError.
     """
 
     def __init__(

@@ -228,7 +228,7 @@ class _Work:
             self.world.say(f"{self.path.name}: going on with {done} of {len(self.blocks)} blocks done")
 
     def run(self, progress: Callable[..., Any] | None) -> None:
-        """This process's share of the blocks that are not there."""
+        """Make those of the missing blocks that are this process's."""
         waiting = [block for block in self.blocks if not (self.folder / block[0]).exists()]
         self.world.barrier()  # all have looked before the first one writes
         mine = waiting[self.world.rank :: self.world.size]
@@ -255,7 +255,7 @@ class _Work:
         return Finder(added, self.k, device, self.limit, self.features, centre)
 
     def mended(self, finder: Finder, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(index, similarity), (B, k) each, of rows ids (B,) whose neighbours are all there: these and what was added."""
+        """(index, similarity), (B, k) each, of rows ids (B,) among their neighbours, all there, and the added."""
         index, similarity = self.kept(ids)
         place, new = (part.cpu() for part in finder.find(ids))
         near = (new[:, 0] >= similarity[:, -1]).nonzero()[:, 0]
