@@ -4,7 +4,7 @@ import math
 
 import torch
 from torch import nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, one_hot
 
 from data_selection.common.distributed import on_main
 from data_selection.common.errors import UserError
@@ -15,7 +15,6 @@ from deit.samples.batches import Plain
 # Inverse L2 strength, as scikit-learn's C, for features of mean distance 1 from their mean. Set on random subsets of
 # the demo pool that take part in no comparison (50, 100 and 500 labels; seeds 1000-1004): 10 to 100 are within 1 %.
 STRENGTH = 30.0
-BLOCK = 1 << 24  # logits computed at a time
 
 
 def classifiers(model: nn.Module) -> list[nn.Linear]:
@@ -64,32 +63,23 @@ def logistic_regression(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Weights (C, D) and biases (C,) of the multinomial logistic regression of labels (N,) on features (N, D).
 
-    Minimises mean cross-entropy (labels smoothed) + |weights|^2 / (2 STRENGTH N) from zero with L-BFGS in float64, on
-    centred features divided by their mean norm; the result is for the features as they are. Convex and deterministic.
+    Minimises mean cross-entropy (labels smoothed) + |weights|^2 / (2 STRENGTH N) in float64, on centred features
+    divided by their mean norm; the result is for the features as they are. Convex and deterministic.
     """
+    targets = one_hot(labels, classes) * (1 - smoothing) + smoothing / classes
+    return soft_regression(features, targets)
+
+
+def soft_regression(features: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """logistic_regression on soft targets (N, C), whose rows sum to their weight in the loss."""
+    from data_selection.judging.logistic import logistic_path  # scipy's solver takes a while to import
+
     x = features.double()
     centre = x.mean(0)
-    x -= centre
+    x = x - centre
     scale = x.norm(dim=1).mean().clamp(min=1e-12)
-    x /= scale
-    weight = torch.zeros(classes, x.shape[1], dtype=x.dtype, device=x.device, requires_grad=True)
-    bias = torch.zeros(classes, dtype=x.dtype, device=x.device, requires_grad=True)
-    solver = torch.optim.LBFGS([weight, bias], max_iter=500, tolerance_grad=1e-6, line_search_fn="strong_wolfe")
-    rows = max(1, BLOCK // classes)
-
-    def objective() -> torch.Tensor:
-        solver.zero_grad()
-        total = weight.square().sum() / (2 * STRENGTH * len(x))
-        total.backward()
-        for some, targets in zip(x.split(rows), labels.split(rows), strict=True):
-            logits = some @ weight.T + bias  # (B, C)
-            part = cross_entropy(logits, targets, label_smoothing=smoothing, reduction="sum") / len(x)
-            part.backward()
-            total = total.detach() + part.detach()
-        return total
-
-    solver.step(objective)
-    weight, bias = weight.detach() / scale, bias.detach()
+    ((weight, bias),) = logistic_path(x / scale, targets, [STRENGTH])
+    weight = weight / scale
     return weight, bias - weight @ centre
 
 
@@ -102,8 +92,7 @@ def fit_head(learner: Learner, data: Plain, classes: int, *, batch: int, smoothi
     features, labels = frozen_features(learner, data, batch)
 
     def solve() -> list[torch.Tensor]:
-        with torch.enable_grad():
-            return [x.float().cpu() for x in logistic_regression(features, labels, classes, smoothing)]
+        return [x.float().cpu() for x in logistic_regression(features, labels, classes, smoothing)]
 
     weight, bias = (x.to(features.device) for x in on_main(learner.world, solve))
     loss = cross_entropy(features @ weight.T + bias, labels, label_smoothing=smoothing).item()
