@@ -32,11 +32,11 @@ def run_epochs(
 ) -> dict[str, Any] | None:
     """Epochs done+1 to the last, or until `asked` is set; evaluations, checkpoints and the result.
 
-    Epoch 0, where data.frozen is set, fits the head to the frozen backbone; --mode linear has no other. Returns
-    result.json's values; None on ranks above 0, and where the run was asked to stop. tally: what it did before.
+    Epoch 0, where data.frozen or data.rows is set, fits the head to the frozen backbone; --mode linear has no other.
+    Returns result.json's values; None on ranks above 0, and where the run was asked to stop. tally: what it did before.
     """
     args, log, last = job.args, job.log, job.last
-    first = done + 1 if data.frozen is None else 0
+    first = done + 1 if data.frozen is None and data.rows is None else 0
     log.start(first, last, steps_before(job, last + 1), steps_before(job, first), job.settings)
     for epoch in range(first, last + 1):
         line = one_epoch(job, learner, data, epoch, tally)
@@ -80,8 +80,8 @@ def one_epoch(job: Job, learner: Learner, data: Images, epoch: int, tally: Tally
     started = time.monotonic()
     rate = 0.0 if epoch == 0 else current_rate(learner)
     if epoch == 0:
-        frozen, batch = needed(data.frozen), scoring(job, learner)["batch"]
-        loss, count = fit_head(learner, frozen, data.classes, batch=batch, smoothing=job.args.smoothing), len(frozen)
+        known, batch = data.rows or needed(data.frozen), scoring(job, learner)["batch"]
+        loss, count = fit_head(learner, known, data.classes, batch=batch, smoothing=job.args.smoothing), len(job.ids)
     else:
         train = train_epoch if epoch <= job.labelled_epochs else pool_epoch
         loss, count = train(job, learner, data, epoch, tally)

@@ -13,11 +13,13 @@ from typing import NamedTuple, TypedDict
 import torch
 
 from data_selection.common import distributed
+from data_selection.embedding.preprocessing import Preprocess
 from data_selection.images.label_files import check_labels
 from data_selection.images.pools import Pool
 from deit.datasets import prepare
 from deit.engine import Learner
 from deit.learner.building import Defaults, build_learner, make_pipeline, papers_view, resolve
+from deit.learner.linear import Rows
 from deit.memory import names_of, say_of_pixels
 from deit.option_checks import check_start
 from deit.runs.kinds import Numbers, Settings
@@ -40,6 +42,7 @@ class Images(NamedTuple):
     held: ImageBatches | None  # of the subset, to choose the best epoch by
     pool: ImageBatches | None = None  # every pool image as evaluation sees it
     pool_train: ImageBatches | None = None  # the same, augmented
+    rows: Rows | None = None  # in place of frozen, where the features of these images are known
 
 
 def needed(images: ImageBatches | None) -> ImageBatches:
@@ -97,6 +100,7 @@ class Job:
     held: list[int]  # of the subset, to choose the best epoch by; maybe none
     global_batch: int
     settings: Settings
+    pixels: Preprocess  # what evaluation sees
     pool_epochs: int = 0  # chunks of the pool after the labelled epochs, in --mode self-train
 
     @property
@@ -160,7 +164,7 @@ def open_job(args: argparse.Namespace, world: distributed.World) -> Job:
         "preprocess": pixels.record(),
         "class_names": list(train_pool.class_names) if train_pool.class_names else None,
     }
-    return Job(args, world, defaults, log, train_pool, test_pool, list(ids), held, global_batch, settings)
+    return Job(args, world, defaults, log, train_pool, test_pool, list(ids), held, global_batch, settings, pixels)
 
 
 def part_epochs(job: Job, updates: int, steps: int) -> int:

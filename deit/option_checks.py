@@ -138,6 +138,8 @@ def check_mode(args: argparse.Namespace) -> None:
         raise UserError("--mode self-train needs --sched-unit step, as in --recipe few-shot")
     if args.mode == "self-train" and args.distillation_type != "none":
         raise UserError("--mode self-train has the pool's graph for a teacher: leave out --distillation-type")
+    if args.features and args.mode != "linear":
+        raise UserError(f"--features is for --mode linear: {args.mode} needs the images themselves")
     if args.folds < 0 or args.folds == 1:
         raise UserError(f"--folds {args.folds}: 2 or more parts can be left out in turn; 0 does not ask")
 

@@ -48,6 +48,8 @@ def _add_data(flags: Flags) -> None:
     add("--subset_ids", metavar="LIST", nargs="+", help="the images to train on, for the SUBSET data sets: subset "
         "files, files of names (.txt, .csv) or folders of these images")  # fmt: skip
     add("--missing", choices=("stop", "skip"), default="stop", help="images of --subset_ids that are not there")
+    add("--features", metavar="FILE", help="linear: feature file that has the training images, by the same weights "
+        "from the same pixels; default: the one that --subset_ids was chosen by, where it is at hand")  # fmt: skip
     add("--labels", metavar="FILE", help="FOLDER: CSV `file,label` for the images in train/, instead of class folders")
     add("--val-labels", metavar="FILE", help="FOLDER: the same for the images in val/")
     add("--train-path", metavar="DIR", help="FOLDER: the images to train on, instead of train/ in --data-path")

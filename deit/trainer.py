@@ -4,6 +4,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from data_selection.common import distributed
 from data_selection.common.distributed import on_main
 from data_selection.common.errors import UserError
@@ -15,6 +17,8 @@ from deit.engine import Learner, evaluate
 from deit.epochs import run_epochs
 from deit.job import Job, Tally, decode, new_learner, open_job, where
 from deit.learner.building import autocast_type, build, make_pipeline, resolve
+from deit.learner.known_rows import known_rows
+from deit.learner.linear import Rows
 from deit.memory import match_classes, recall
 from deit.runs import checkpoints
 from deit.runs.classes import check_classes, say_of_classes
@@ -65,9 +69,9 @@ def finetune(args: argparse.Namespace, world: distributed.World) -> dict[str, An
             job.settings["verdict"] = verdict
             job.log.say(told(verdict))
         learner, done = bring_up(job, source, state)
-        data = decode(
-            job, frozen=state is None and (job.head_only or args.mode != "full"), train=done < job.labelled_epochs
-        )
+        rows = take_rows(job, learner, source) if state is None and args.mode == "linear" else None
+        frozen = state is None and rows is None and (job.head_only or args.mode != "full")
+        data = decode(job, frozen=frozen, train=done < job.labelled_epochs)._replace(rows=rows)
         tally = on_main(world, lambda: take_folder(job, source, state))
         job.log.keep(done if state is not None else -1)  # epoch 0 is a new run's, too
         try:
@@ -88,6 +92,18 @@ def bring_up(job: Job, source: Path | str, state: State | None) -> tuple[Learner
     if learner.scheduler is not None and done:
         learner.scheduler.step(done)
     return learner, done
+
+
+def take_rows(job: Job, learner: Learner, source: Path | str) -> Rows | None:
+    """The features of the training images where a feature file has them, else None; see known_rows."""
+    found = on_main(
+        job.world,
+        lambda: known_rows(job.args, job.train_pool, job.ids, job.pixels, learner.model, source, job.log.say),
+    )
+    if found is None:
+        return None
+    labels = torch.tensor([job.train_pool.label(i) for i in job.ids])
+    return Rows(*(values.to(job.world.device) for values in (torch.from_numpy(found), labels)))
 
 
 def take_folder(job: Job, source: Path | str, state: State | None) -> Tally:

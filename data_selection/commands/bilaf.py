@@ -7,7 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from data_selection.commands.shared import DATA_SELECTION, add_device, add_label_column, add_seed, make_parser
+from data_selection.commands.shared import (
+    DATA_SELECTION,
+    add_device,
+    add_label_column,
+    add_seed,
+    add_where,
+    make_parser,
+)
 from data_selection.common.errors import UserError
 from data_selection.common.paths import SUBSETS
 from data_selection.common.subset_names import activeft_name, bilaf_name
@@ -65,12 +72,7 @@ def build_parser(script: str) -> argparse.ArgumentParser:
         help=f"number of cores (default: as many as the core file holds; to find it, {defaults.cores})",
     )
     add("--budget", type=int, default=defaults.budget, help="images to choose, the cores among them")
-    add(
-        "--output_dir",
-        type=Path,
-        help="folder of the subset file (default: subsets/<dataset>); its name says "
-        "which settings are not the defaults, and a file of the same name is replaced",
-    )
+    add_where(parser, "subsets/<dataset>")
     add(
         "--variant",
         choices=VARIANTS,

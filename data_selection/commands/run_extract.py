@@ -98,7 +98,8 @@ def open_backbone(args: argparse.Namespace, arch: str, say: Log) -> tuple[nn.Mod
         resize_pos_embed=args.input_size is not None, log=say,
         hint="name the entry that holds them with --checkpoint_key",
     )  # fmt: skip
-    return model, {"weights": loaded.path.name, "weights_sha256": sha256(loaded.path)}
+    key = {"checkpoint_key": args.checkpoint_key} if args.checkpoint_key else {}  # another entry is other weights
+    return model, {"weights": loaded.path.name, "weights_sha256": sha256(loaded.path), **key}
 
 
 def check_size(model: nn.Module, arch: str, size: int) -> None:

@@ -1,6 +1,7 @@
 """The head alone: features of the frozen backbone once, then a logistic regression on them, in seconds."""
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -17,6 +18,13 @@ from deit.samples.batches import Plain
 STRENGTH = 30.0
 
 
+class Rows(NamedTuple):
+    """What the classifier sees of each image: features (N, D) float32 and labels (N,) on the device."""
+
+    features: torch.Tensor
+    labels: torch.Tensor
+
+
 def classifiers(model: nn.Module) -> list[nn.Linear]:
     """The model's classifier layers: one, or the two of a distilled model. Raises UserError where one is not linear."""
     heads = []
@@ -30,8 +38,8 @@ def classifiers(model: nn.Module) -> list[nn.Linear]:
 
 
 @torch.no_grad()
-def frozen_features(learner: Learner, data: Plain, batch: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """What the classifier sees of each image, unaugmented: (features (N, D) float32, labels (N,)) on every process.
+def frozen_features(learner: Learner, data: Plain, batch: int) -> Rows:
+    """The Rows of images, unaugmented, on every process.
 
     Each process computes its share. A distilled model, whose logits are the mean of its two classifiers', gives the
     mean of what they see: with equal weights in both, that is the same.
@@ -55,7 +63,7 @@ def frozen_features(learner: Learner, data: Plain, batch: int) -> tuple[torch.Te
     finally:
         for hook in hooks:
             hook.remove()
-    return world.sum_(features), world.sum_(labels)
+    return Rows(world.sum_(features), world.sum_(labels))
 
 
 def logistic_regression(
@@ -84,12 +92,12 @@ def soft_regression(features: torch.Tensor, targets: torch.Tensor) -> tuple[torc
 
 
 @torch.no_grad()
-def fit_head(learner: Learner, data: Plain, classes: int, *, batch: int, smoothing: float) -> float:
+def fit_head(learner: Learner, data: Plain | Rows, classes: int, *, batch: int, smoothing: float) -> float:
     """Fit the model's classifier to data, the backbone left as it is. Returns the training loss (smoothed, per image).
 
     The same on any number of processes: each computes its share of the features, one fits, all get its result.
     """
-    features, labels = frozen_features(learner, data, batch)
+    features, labels = data if isinstance(data, Rows) else frozen_features(learner, data, batch)
 
     def solve() -> list[torch.Tensor]:
         return [x.float().cpu() for x in logistic_regression(features, labels, classes, smoothing)]

@@ -14,17 +14,19 @@ from deit.runs.saving import NEWEST, PREVIOUS
 def starting_point(
     args: argparse.Namespace, settings: Settings, pretrained: Path | None, log: RunLog
 ) -> tuple[Path | str, State | None]:
-    """(file, training state): the file to start from (`none`: random weights), and its state where it is to continue.
+    """(source, training state): what to start from, and its state where it is to continue.
 
+    The source is a file, `none` for random weights, or `timm:NAME` for timm's own.
     --auto-resume's checkpoint comes before --resume and --finetune: it is a continuation of what they started.
     """
     source, state = own_checkpoint(args, log)
     if not source and not args.resume:
-        weights = args.finetune or pretrained
+        weights = args.finetune or pretrained or (args.model if args.model.startswith("timm:") else None)
         if weights is None:
             raise UserError(
                 f"--model {args.model} on --data-set {args.data_set} has no pretrained weights of its own: give them "
-                "with --finetune FILE or --resume FILE, or say --finetune none to train from random ones"
+                "with --finetune FILE or --resume FILE, write --model timm:NAME for timm's own, or say "
+                "--finetune none to train from random ones"
             )
         return weights, None
     if not source:
