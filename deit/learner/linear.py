@@ -1,6 +1,8 @@
 """The head alone: features of the frozen backbone once, then a logistic regression on them, in seconds."""
 
+import contextlib
 import math
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -11,7 +13,7 @@ from data_selection.common.distributed import on_main
 from data_selection.common.errors import UserError
 from deit.engine import Learner
 from deit.runs.checkpoints import classifier_layers
-from deit.samples.batches import Plain
+from deit.samples.batches import Augmented, Part, Plain
 
 # Inverse L2 strength, as scikit-learn's C, for features of mean distance 1 from their mean. Set on random subsets of
 # the demo pool that take part in no comparison (50, 100 and 500 labels; seeds 1000-1004): 10 to 100 are within 1 %.
@@ -37,22 +39,32 @@ def classifiers(model: nn.Module) -> list[nn.Linear]:
     return heads
 
 
+@contextlib.contextmanager
+def seen_by_classifiers(model: nn.Module) -> Iterator[list[torch.Tensor]]:
+    """Within the block, a list of what each classifier saw (B, D) since it was cleared.
+
+    A distilled model has two, whose logits are averaged: with equal weights in both, the mean of what they see is what
+    one would see.
+    """
+    seen: list[torch.Tensor] = []
+    heads = classifiers(model)
+    hooks = [head.register_forward_pre_hook(lambda _layer, inputs: seen.append(inputs[0])) for head in heads]
+    try:
+        yield seen
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
 @torch.no_grad()
 def frozen_features(learner: Learner, data: Plain, batch: int) -> Rows:
-    """The Rows of images, unaugmented, on every process.
-
-    Each process computes its share. A distilled model, whose logits are the mean of its two classifiers', gives the
-    mean of what they see: with equal weights in both, that is the same.
-    """
+    """The Rows of images, unaugmented, on every process. Each process computes its share."""
     model, world = learner.model, learner.world
     model.eval()
-    heads = classifiers(model)
-    seen: list[torch.Tensor] = []
-    hooks = [head.register_forward_pre_hook(lambda _layer, inputs: seen.append(inputs[0])) for head in heads]
-    features = torch.zeros(len(data), heads[0].in_features, device=world.device)
+    features = torch.zeros(len(data), classifiers(model)[0].in_features, device=world.device)
     labels = torch.zeros(len(data), dtype=torch.int64, device=world.device)
     mine, start = torch.arange(world.rank, len(data), world.size, device=world.device), 0
-    try:
+    with seen_by_classifiers(model) as seen:
         for images, targets in data.plain(range(world.rank, len(data), world.size), batch):
             with learner.autocast():
                 model(images)
@@ -60,10 +72,27 @@ def frozen_features(learner: Learner, data: Plain, batch: int) -> Rows:
             features[rows], labels[rows] = torch.stack(seen).float().mean(0), targets
             start += len(images)
             seen.clear()
-    finally:
-        for hook in hooks:
-            hook.remove()
     return Rows(world.sum_(features), world.sum_(labels))
+
+
+@torch.no_grad()
+def augmented_features(
+    learner: Learner, data: Augmented, parts: Sequence[Part], epoch: int, count: int
+) -> torch.Tensor:
+    """What the classifier sees of each of `count` images, augmented as in an epoch, (count, D) on every process.
+
+    parts: this process's, all of them together every image once.
+    """
+    model, world = learner.model, learner.world
+    model.eval()
+    features = torch.zeros(count, classifiers(model)[0].in_features, device=world.device)
+    with seen_by_classifiers(model) as seen:
+        for part, (images, _) in zip(parts, data.augmented(parts, epoch), strict=True):
+            with learner.autocast():
+                model(images)
+            features[part.indices.to(world.device)] = torch.stack(seen).float().mean(0)
+            seen.clear()
+    return world.sum_(features)
 
 
 def logistic_regression(
@@ -98,17 +127,24 @@ def fit_head(learner: Learner, data: Plain | Rows, classes: int, *, batch: int, 
     The same on any number of processes: each computes its share of the features, one fits, all get its result.
     """
     features, labels = data if isinstance(data, Rows) else frozen_features(learner, data, batch)
-
-    def solve() -> list[torch.Tensor]:
-        return [x.float().cpu() for x in logistic_regression(features, labels, classes, smoothing)]
-
-    weight, bias = (x.to(features.device) for x in on_main(learner.world, solve))
-    loss = cross_entropy(features @ weight.T + bias, labels, label_smoothing=smoothing).item()
+    targets = one_hot(labels, classes) * (1 - smoothing) + smoothing / classes
+    set_head(learner, features, targets)
+    loss = cross_entropy(classifiers(learner.model)[0](features), labels, label_smoothing=smoothing).item()
     if not math.isfinite(loss):
         raise UserError("the features of the frozen backbone are not finite: try --amp off, or check the weights")
+    return loss
+
+
+@torch.no_grad()
+def set_head(learner: Learner, features: torch.Tensor, targets: torch.Tensor) -> None:
+    """Fit the model's classifiers to soft targets (N, C) of features (N, D) on one process; all get the result."""
+
+    def solve() -> list[torch.Tensor]:
+        return [x.float().cpu() for x in soft_regression(features, targets)]
+
+    weight, bias = on_main(learner.world, solve)
     for head in classifiers(learner.model):
         head.weight.copy_(weight)
         head.bias.copy_(bias)
     if learner.ema is not None:
         learner.ema.set(learner.model)
-    return loss
