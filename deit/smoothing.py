@@ -94,6 +94,8 @@ def fit_with_pool(job: Job, learner: Learner, features: torch.Tensor) -> tuple[f
     Evaluation then asks learner.answering: the graph, or with --distil the model. Leaves pool_predictions.csv, and
     without --distil what the graph needs of the pool, in the output folder.
     """
+    from data_selection.judging.calibration import log_loss
+
     labels = torch.tensor([job.train_pool.label(i) for i in job.ids])
     graph = neighbours_of(job, features)
     probe = fit_probe(features, labels, job.ids, job.classes, graph)
@@ -110,8 +112,7 @@ def fit_with_pool(job: Job, learner: Learner, features: torch.Tensor) -> tuple[f
         write_predictions(job.log.folder, job.train_pool, said)
         if not job.args.distil:
             keep_pool(job.log.folder / POOL, features, labels, job.ids, job.classes, graph)
-    loss = -said[job.ids].gather(1, labels[:, None]).clamp(min=1e-12).log().mean().item()
-    return loss, len(labels)
+    return log_loss(probe.pool[job.ids], labels), len(labels)
 
 
 def heat(probe: "SmoothedProbe") -> float:
