@@ -6,6 +6,7 @@ neighbours' where the labels say that this helps. Every choice is made on the la
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -40,6 +41,7 @@ from data_selection.judging.probe import (
     held_out,
 )
 from data_selection.nearest.graph import (
+    Finder,
     Graph,
     build_graph,
     nearest_neighbours,
@@ -48,8 +50,8 @@ from data_selection.nearest.graph import (
     smooth_outside,
     times,
 )
-from data_selection.nearest.pool_reader import pool_device, unit_mean
-from data_selection.nearest.similarity import about, read_rows
+from data_selection.nearest.pool_reader import pool_device, unit_mean, working_memory
+from data_selection.nearest.similarity import about, normalise, read_rows
 from data_selection.nearest.stored_graph import Neighbours, row_hashes
 
 __all__ = [
@@ -91,6 +93,24 @@ class SmoothedProbe:
             return at_temperature(self.corrected, self.corrected_temperature)
         return at_temperature(self.pool, self.temperature)
 
+    @property
+    def wide(self) -> int:
+        """Neighbours that a row from outside the pool is asked for."""
+        return self.k if self.spread is None else max(self.k, SPREAD_NEIGHBOURS)
+
+    @cached_property
+    def finder(self) -> Finder:
+        """Looks for neighbours in the pool; made once, however many batches of queries come."""
+        limit = working_memory(None, self.features.device)
+        return Finder(self.features, self.wide, self.features.device, limit, queries=self.features[:0])
+
+    def neighbours(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(index, similarity), (Q, wide) each, in the pool, of rows (Q, D) about the mean; ranks share the work."""
+        if self.world.size > 1:
+            return nearest_neighbours(self.features, self.wide, queries=rows, world=self.world)
+        found = [self.finder.find_rows(some) for some in normalise(rows).split(self.finder.step)]
+        return torch.cat([index for index, _ in found]), torch.cat([similarity for _, similarity in found])
+
     def predict(
         self, queries: torch.Tensor | np.ndarray, corrected: bool | None = None, calibrated: bool = True
     ) -> torch.Tensor:
@@ -107,8 +127,7 @@ class SmoothedProbe:
         if queries.ndim != 2 or queries.shape[1] != len(self.mean):
             raise UserError(f"queries of shape {tuple(queries.shape)}: the pool's {len(self.mean)} columns are needed")
         rows = about(read_rows(queries, 0, len(queries), self.features.device), self.mean)
-        wide = max(self.k, SPREAD_NEIGHBOURS) if corrected else self.k
-        index, similarity = nearest_neighbours(self.features, wide, queries=rows, world=self.world)
+        index, similarity = self.neighbours(rows)
         smoothed = smooth_outside(rows, self.levels, index[:, : self.k], similarity[:, : self.k], self.graph)
         result = self.probe.predict(smoothed)
         if not corrected or spread is None or known is None:

@@ -60,14 +60,17 @@ class Finder:
 
     def find(self, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(index, similarity), (B, k) each, of the asking rows ids (B,) int64 on the CPU."""
-        rows, names = self.asking.take(ids), ids.to(self.device)
+        return self.find_rows(self.asking.take(ids), ids.to(self.device) if self.own else None)
+
+    def find_rows(self, rows: torch.Tensor, names: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """The same of unit rows (B, D); names: (B,), what they are called in the pool, None for rows from outside."""
         live = rows.any(1).nonzero()[:, 0]
-        index = torch.arange(self.count, device=self.device).repeat(len(ids), 1)  # as near as any to an all-zero row
-        similarity = torch.zeros(len(ids), self.count, device=self.device)
-        if self.own:
+        index = torch.arange(self.count, device=self.device).repeat(len(rows), 1)  # as near as any to an all-zero row
+        similarity = torch.zeros(len(rows), self.count, device=self.device)
+        if names is not None:
             index += index >= names[:, None]
         if len(live):
-            index[live], similarity[live] = self.search.find(rows[live], names[live] if self.own else None)
+            index[live], similarity[live] = self.search.find(rows[live], None if names is None else names[live])
         return index, similarity
 
 
