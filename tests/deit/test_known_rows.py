@@ -155,7 +155,7 @@ def test_the_features_are_those_named(few, made, tmp_path, read, one, other):
     assert decoded(read) == CHOSEN
     main(linear(few, tmp_path, "demo_vit", DEMO_WEIGHTS, features=made / other))
     assert decoded(read) == 0
-    with pytest.raises(UserError, match="--features is for --mode linear: full needs the images"):
+    with pytest.raises(UserError, match="--features is for --mode linear, smoothed and auto: full needs the images"):
         main(command(few, features=made / other))
 
 

@@ -146,7 +146,7 @@ def colours(tmp_path_factory):
     return make_colours(tmp_path_factory.mktemp("colours"))
 
 
-def test_three_phases_are_lp_ft_and_another_head(colours, tmp_path):
+def test_three_phases_are_lp_ft_and_another_head(colours, tmp_path, monkeypatch):
     both = {"folds": 0, "epochs": 2, "lr": 0.01}
     main(few_shot(colours, tmp_path / "two", mode="lp-ft", **both))
     main(few_shot(colours, tmp_path / "three", mode="three-phase", **both))
@@ -156,6 +156,10 @@ def test_three_phases_are_lp_ft_and_another_head(colours, tmp_path):
     two, three = (checkpoint(tmp_path / name)["model"] for name in ("two", "three"))
     differing = {name for name in two if not torch.equal(two[name], three[name])}
     assert differing == {"head.weight", "head.bias"}
+    monkeypatch.setattr(deit_epochs, "VIEWS", 0)
+    main(few_shot(colours, tmp_path / "plain", mode="three-phase", **both))
+    plain = checkpoint(tmp_path / "plain")["model"]["head.weight"]
+    assert not torch.allclose(plain, three["head.weight"], rtol=1e-3)  # augmented images count
 
 
 def test_three_phases_go_on_after_a_kill(colours, tmp_path, monkeypatch):

@@ -47,9 +47,9 @@ def plain_error(probabilities, labels, bins):
 @pytest.mark.parametrize("bins", [1, 7, 15])
 def test_calibration_error_matches_the_plain_loop(bins):
     generator = torch.Generator().manual_seed(0)
-    probabilities = (torch.randn(500, 4, generator=generator) * 2).softmax(1)
-    probabilities[:3] = torch.eye(4)[:3]
-    labels = torch.randint(4, (500,), generator=generator)
+    probabilities = (torch.randn(500, 20, generator=generator) * torch.rand(500, 1, generator=generator) * 4).softmax(1)
+    probabilities[:3] = torch.eye(20)[:3]
+    labels = torch.randint(20, (500,), generator=generator)
     assert calibration_error(probabilities, labels, bins) == pytest.approx(plain_error(probabilities, labels, bins))
 
 
