@@ -8,7 +8,7 @@ import torch
 
 from data_selection.images.pools import Pool
 from deit.engine import correct
-from deit.epochs import train_epoch
+from deit.epochs import fit_light_head, train_epoch
 from deit.job import Job, Tally, Verdict, decode, needed, new_learner, part_of
 from deit.learner.linear import fit_head
 from deit.samples.draws import FOLDS, seed_of
@@ -22,7 +22,7 @@ def compare(job: Job, source: Path | str) -> Verdict:
     source: the pretrained weights, as for building.build_learner. Where labels are held out by --val-fraction they are
     the one part. `kept` is `probe` where finetuning does not gain more labels than it loses.
     """
-    parts = [(job.ids, job.held)] if job.held else split(job.ids, job.train_pool, job.args.folds, job.args.seed)
+    parts = parts_of(job)
     before, after = [], []
     for number, (train, left) in enumerate(parts, 1):
         job.log.say(f"cross-validation {number}/{len(parts)}: {len(train)} labels to train, {len(left)} to ask")
@@ -39,6 +39,11 @@ def compare(job: Job, source: Path | str) -> Verdict:
         "only_finetuned": gained,
         "kept": "finetuned" if gained > lost else "probe",
     }
+
+
+def parts_of(job: Job) -> list[tuple[list[int], list[int]]]:
+    """[(train, left)]: the labels held out by --val-fraction, else each of the --folds parts in turn."""
+    return [(job.ids, job.held)] if job.held else split(job.ids, job.train_pool, job.args.folds, job.args.seed)
 
 
 def told(verdict: Verdict) -> str:
@@ -78,6 +83,8 @@ def one_part(
     try:
         for epoch in range(1, part.args.epochs + 1):
             train_epoch(part, learner, data, epoch, Tally(None))
+        if part.light:
+            fit_light_head(part, learner, data, part.last)
     finally:
         part.log.close()
     return probe, correct(learner.model, others, part.world, batch=batch, amp=learner.amp)

@@ -62,6 +62,7 @@ class Learner:
     # Layers kept in evaluation mode: batch norm with fixed statistics
     fixed: list[nn.Module] = field(default_factory=list)
     input_size: int = 224  # side of the images
+    answering: nn.Module | None = None  # what evaluation asks, where that is not the model
 
     def autocast(self) -> torch.autocast:
         return autocast(self.world.device, self.amp)

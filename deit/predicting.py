@@ -23,6 +23,7 @@ from deit.memory import recall
 from deit.options import parse
 from deit.runs.meters import RunLog
 from deit.runs.stopping import workers_named
+from deit.smoothing import with_pool
 
 BATCH = 256
 
@@ -79,7 +80,7 @@ def predict(
         _, defaults = resolve(args)
         model = build(args, len(classes), RunLog("", False, quiet=True))
         load_weights(model, checkpoint, log=log)
-        model.to(world.device).eval()
+        model = with_pool(model, checkpoint, saved).to(world.device).eval()
         dtype = autocast_type(args.amp, world.device)
         found = []
         with workers_named(close_workers), open_bar(progress, len(places), "predicting", "image") as bar:

@@ -23,7 +23,15 @@ from deit.runs.saving import BEST, NEWEST, PREVIOUS
 LOCK = ".running"
 RESULTS = ("result.json", "pool_predictions.csv")  # what only a run that has ended leaves
 LASTING = (NEWEST, PREVIOUS, BEST, *RESULTS)
-FILES = (*LASTING, "args.yaml", "log.txt", "nonfinite_batch.json", "soft_targets_*.npy", "tensorboard")
+FILES = (
+    *LASTING,
+    "args.yaml",
+    "log.txt",
+    "nonfinite_batch.json",
+    "soft_targets_*.npy",
+    "smoothed_pool.npz",
+    "tensorboard",
+)
 
 
 @contextlib.contextmanager
