@@ -33,9 +33,7 @@ class Arrangement:
     twins: list[int]
 
 
-def arrange(
-    features: np.ndarray, probabilities: np.ndarray | None = None, classes: Sequence[str] = ()
-) -> Arrangement:
+def arrange(features: np.ndarray, probabilities: np.ndarray | None = None, classes: Sequence[str] = ()) -> Arrangement:
     """An Arrangement of n images by features (n, D), or where a model's probabilities (n, C) are given by its beliefs.
 
     With beliefs the groups are the classes, the most certain images first. Deterministic.
@@ -44,12 +42,11 @@ def arrange(
     alike, twins = look_alikes(rows)
     if probabilities is not None:
         believed, sure = probabilities.argmax(1), probabilities.max(1)
-        order = np.lexsort((np.arange(len(sure)), -sure, believed))
-        kinds = believed[order]
-        groups = np.cumsum(np.r_[0, kinds[1:] != kinds[:-1]]).tolist()
-        return Arrangement(
-            order.tolist(), groups, [classes[kind] for kind in dict.fromkeys(kinds.tolist())], alike, twins
-        )
+        shown = np.lexsort((np.arange(len(sure)), -sure, believed))
+        kinds = believed[shown]
+        numbers = np.cumsum(np.r_[0, kinds[1:] != kinds[:-1]]).tolist()
+        titles = [classes[kind] for kind in dict.fromkeys(kinds.tolist())]
+        return Arrangement(shown.tolist(), numbers, titles, alike, twins)
     order, groups = by_likeness(rows.numpy())
     return Arrangement(order, groups, [""] * (groups[-1] + 1), alike, twins)
 
@@ -58,7 +55,9 @@ def by_likeness(rows: np.ndarray) -> tuple[list[int], list[int]]:
     """(order, groups) of unit rows (n, D): the leaves of a Ward tree, which is cut into rows of about ROW images."""
     count = len(rows)
     centred = rows - rows.mean(0)
-    along = centred @ np.linalg.svd(centred[:AT_ONCE], full_matrices=False)[2][0] if count > AT_ONCE else np.zeros(count)
+    along = (
+        centred @ np.linalg.svd(centred[:AT_ONCE], full_matrices=False)[2][0] if count > AT_ONCE else np.zeros(count)
+    )
     order: list[int] = []
     groups: list[int] = []
     for part in np.array_split(np.argsort(along, kind="stable"), -(-count // AT_ONCE)):

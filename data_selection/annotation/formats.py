@@ -1,8 +1,7 @@
-"""Files of chosen images for annotation programs: CSV, Label Studio's tasks and configuration, CVAT's manifest."""
+"""Files of chosen images for annotation programs: Label Studio's tasks and configuration, CVAT's manifest."""
 
-import csv
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import quote
@@ -10,16 +9,6 @@ from xml.etree import ElementTree
 
 from data_selection.annotation.originals import Shown
 from data_selection.common.files import atomic_write, file_digest
-
-HEADER = ("file", "label")
-
-
-def write_labels(path: Path, labels: Mapping[str, str]) -> None:
-    """Write a CSV of file,label, as every reader of this project takes it."""
-    with atomic_write(path, "w") as handle:
-        rows = csv.writer(handle, lineterminator="\n")
-        rows.writerow(HEADER)
-        rows.writerows(labels.items())
 
 
 def write_label_studio(
@@ -50,10 +39,13 @@ def label_studio_config(classes: Sequence[str]) -> str:
     view = ElementTree.Element("View")
     ElementTree.SubElement(view, "Image", name="image", value="$image")
     if classes:
-        choices = ElementTree.SubElement(view, "Choices", name="label", toName="image", choice="single", required="true")
+        choices = ElementTree.SubElement(
+            view, "Choices", name="label", toName="image", choice="single", required="true"
+        )
         for number, word in enumerate(classes, 1):
-            keys = {"hotkey": str(number)} if number < 10 else {}
-            ElementTree.SubElement(choices, "Choice", value=word, **keys)
+            choice = ElementTree.SubElement(choices, "Choice", value=word)
+            if number < 10:
+                choice.set("hotkey", str(number))
     else:
         ElementTree.SubElement(view, "TextArea", name="label", toName="image", maxSubmissions="1", required="true")
     ElementTree.indent(view)

@@ -2,6 +2,7 @@
 
 import base64
 import contextlib
+import functools
 import io
 import os
 import shutil
@@ -110,7 +111,7 @@ def show(
     """
     with open_bar(progress, len(paths), "thumbnails", "image") as bar, ThreadPoolExecutor(THREADS) as threads:
         result = []
-        for shown in threads.map(lambda pair: show_one(*pair, embed), zip(paths, addresses, strict=True)):
+        for shown in threads.map(functools.partial(show_one, embed=embed), paths, addresses):
             result.append(shown)
             bar.update(1)
         return result
