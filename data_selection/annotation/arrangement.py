@@ -11,11 +11,23 @@ from scipy.cluster.hierarchy import fcluster, leaves_list, linkage
 from data_selection.nearest.graph import distances, nearest_neighbours
 from data_selection.nearest.similarity import normalise
 
-ROW = 8  # images in a row of look-alikes, on average
+ROW = 5  # images in a row of look-alikes, on average
 AT_ONCE = 4_000  # images in one tree: it needs the distances of all pairs
 ALIKE = 4  # look-alikes that are named for each image
 NEAR = 0.25  # near-duplicates: closer than this share of the usual distance to the nearest other image
 MEETING = 0.3  # probabilities of two classes that are closer than this: the image lies where they meet
+
+
+@dataclass(frozen=True)
+class Beliefs:
+    """A model's probabilities (n, C) float for n images, and the names of the C classes."""
+
+    probabilities: np.ndarray
+    classes: Sequence[str]
+
+    def likeliest(self) -> list[tuple[str, float]]:
+        """(class, probability) of each image."""
+        return [(self.classes[row.argmax()], float(row.max())) for row in self.probabilities]
 
 
 @dataclass(frozen=True)
@@ -33,19 +45,21 @@ class Arrangement:
     twins: list[int]
 
 
-def arrange(features: np.ndarray, probabilities: np.ndarray | None = None, classes: Sequence[str] = ()) -> Arrangement:
-    """An Arrangement of n images by features (n, D), or where a model's probabilities (n, C) are given by its beliefs.
+def arrange(features: np.ndarray, beliefs: Beliefs | None = None) -> Arrangement:
+    """An Arrangement of n images by features (n, D), or by a model's beliefs where they are given.
 
     With beliefs the groups are the classes, the most certain images first. Deterministic.
     """
     rows = normalise(torch.as_tensor(np.array(features, dtype=np.float32)))
+    if len(rows) > 2:  # what all have in common says nothing on which are alike
+        rows = normalise(rows - rows.mean(0))
     alike, twins = look_alikes(rows)
-    if probabilities is not None:
-        believed, sure = probabilities.argmax(1), probabilities.max(1)
+    if beliefs is not None:
+        believed, sure = beliefs.probabilities.argmax(1), beliefs.probabilities.max(1)
         shown = np.lexsort((np.arange(len(sure)), -sure, believed))
         kinds = believed[shown]
         numbers = np.cumsum(np.r_[0, kinds[1:] != kinds[:-1]]).tolist()
-        titles = [classes[kind] for kind in dict.fromkeys(kinds.tolist())]
+        titles = [beliefs.classes[kind] for kind in dict.fromkeys(kinds.tolist())]
         return Arrangement(shown.tolist(), numbers, titles, alike, twins)
     order, groups = by_likeness(rows.numpy())
     return Arrangement(order, groups, [""] * (groups[-1] + 1), alike, twins)
@@ -83,17 +97,18 @@ def look_alikes(rows: torch.Tensor) -> tuple[list[list[int]], list[int]]:
     return index.tolist(), (distance <= NEAR * usual).sum(1).tolist()
 
 
-def why(probabilities: np.ndarray, classes: Sequence[str], shown: int = 3) -> str:
-    """Why a round chose images of these probabilities (n, C), in words: where which classes meet, and the others."""
+def why(beliefs: Beliefs, shown: int = 3) -> str:
+    """What a model thinks of the chosen images, in words: how many lie where which classes meet, and the others."""
+    probabilities, classes = beliefs.probabilities, beliefs.classes
     if probabilities.shape[1] < 2:
-        return f"{len(probabilities)} images, all believed to be {classes[0]}"
+        return f"{len(probabilities)} images: all believed to be {classes[0]}"
     best = np.argsort(-probabilities, axis=1, kind="stable")[:, :2]
     first, second = np.take_along_axis(probabilities, best, 1).T
     met = best[first - second < MEETING]
     pairs = Counter(tuple(sorted(pair)) for pair in met.tolist()).most_common()
-    words = [f"{count} lie where {classes[one]} and {classes[other]} meet" for (one, other), count in pairs[:shown]]
+    words = [f"{count} where {classes[one]} and {classes[other]} meet" for (one, other), count in pairs[:shown]]
     if rest := sum(count for _, count in pairs[shown:]):
         words.append(f"{rest} where other classes meet")
     if sure := len(probabilities) - len(met):
-        words.append(f"{sure} stand for many images that the model is surer of")
-    return ", ".join(words)
+        words.append(f"{sure} of which the model is surer")
+    return f"{len(probabilities)} images: " + ", ".join(words)

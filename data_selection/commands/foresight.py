@@ -116,8 +116,8 @@ def try_choice(select: Callable[..., torch.Tensor], count: int, budget: int, wid
     """Seconds of a method on (count, width) features: two small pools, and work that grows with images x budget."""
     draw = torch.Generator().manual_seed(0)
     times, works = [], []
-    for rows in (32, SMALL, LARGE):  # the first one loads libraries
-        rows = min(rows, count)
+    for rows in (32, min(SMALL, count // 8), min(LARGE, count // 4)):  # the first one loads libraries
+        rows = max(1, min(rows, count))
         some = max(1, budget * rows // count)
         began = time.monotonic()
         with contextlib.suppress(UserError):  # a budget that is too small for the method

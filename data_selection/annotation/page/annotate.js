@@ -177,7 +177,6 @@ const app = (() => {
 
   function editClasses() {
     $("class-words").value = answers.classes().join("\n");
-    $("class-list").returnValue = "";
     $("class-list").showModal();
   }
 
@@ -250,8 +249,8 @@ const app = (() => {
       giveClass(word);
       event.stopPropagation();
     });
-    $("class-list").addEventListener("close", () => {
-      if ($("class-list").returnValue === "ok") answers.setClasses($("class-words").value.split("\n"));
+    $("class-list").addEventListener("submit", (event) => {
+      if (event.submitter?.value === "ok") answers.setClasses($("class-words").value.split("\n"));
     });
     document.addEventListener("keydown", onKey);
     window.addEventListener("beforeunload", (event) => {
