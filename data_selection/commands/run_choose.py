@@ -1,6 +1,7 @@
 """The work of choose_images.py: look ahead, embed, choose, and leave what people and their tools need to label."""
 
 import argparse
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -102,10 +103,10 @@ def choose_images(
         free = len(pool) - len(known.labels) - len(known.waiting)
         if not 1 <= count <= free:
             raise UserError(f"--budget {count} is outside 1..{free}, the images without a label: choose another")
-        words_of_extraction = extraction(source, out, model, weights, num_workers, device, allow_http)
+        embedding = extraction(source, out, model, weights, num_workers, device, allow_http)
         plan = Planned(out, count, method, seed, request, known, order)
-        with output_folder(out):
-            if not plan.embed(words_of_extraction, labelled, dry_run) or not plan.choose(device):
+        with contextlib.nullcontext() if dry_run else output_folder(embedding.output_dir):
+            if not plan.embed(embedding, labelled, dry_run) or not plan.choose(device):
                 return None
     elif dry_run:
         print(f"{out} holds this choice already: its page and lists would be made anew, labels kept")
@@ -144,7 +145,6 @@ class Planned:
 
         with start(args.device) as world:
             if not dry_run:
-                args.output_dir.mkdir(parents=True, exist_ok=True)
                 on_main(world, lambda: borrow(args, labelled))
             extract_pool(args, world, world.say, look)
             if not dry_run and world.is_main:
