@@ -105,6 +105,8 @@ def test_back_skip_unsure_undo_and_filter(visit, plain):
     assert page.inner_text("#place") == "4 of 24"
     press(page, "ArrowLeft ArrowLeft x")  # takes the doubt back
     assert list(given(page).values()) == [{"label": "cat"}]
+    press(page, "ArrowLeft 3 z")
+    assert list(given(page).values()) == [{"label": "cat"}]  # the label before, not none
     page.select_option("#filter", "=cat")
     assert page.inner_text("#place") == "1 of 1"
     page.select_option("#filter", "todo")
