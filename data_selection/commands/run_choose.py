@@ -106,8 +106,9 @@ def choose_images(
         embedding = extraction(source, out, model, weights, num_workers, device, allow_http)
         plan = Planned(out, count, method, seed, request, known, order)
         with contextlib.nullcontext() if dry_run else output_folder(embedding.output_dir):
-            if not plan.embed(embedding, labelled, dry_run) or not plan.choose(device):
+            if not plan.embed(embedding, labelled, dry_run):
                 return None
+            plan.choose(device)
     elif dry_run:
         print(f"{out} holds this choice already: its page and lists would be made anew, labels kept")
         return None
@@ -164,7 +165,7 @@ class Planned:
         with atomic_write(self.out / RECORD, "w") as handle:
             json.dump(record, handle, indent=1)
 
-    def choose(self, device: str) -> bool:
+    def choose(self, device: str) -> None:
         """Choose from the features, and write the list with its record."""
         features = self.out / read_run(self.out)["features"]
         config = METHODS[self.method].config()
@@ -183,8 +184,15 @@ class Planned:
             settings = dataclasses.asdict(config)
             return Plan(self.out, SUBSET, self.budget, select, self.method, settings, self.method)
 
-        args = argparse.Namespace(device=device, seed=self.seed, no_label_column=False)
-        return choose(args, features, plan)
+        args = argparse.Namespace(
+            device=device,
+            seed=self.seed,
+            no_label_column=False,
+            filename=SUBSET,
+            overwrite=False,
+            keep_duplicates=False,
+        )
+        choose(args, features, plan)
 
 
 def open_images(source: Path, out: Path) -> Pool:
