@@ -27,6 +27,7 @@ _HOMES = {
     "load_subset": "common.subset_files",
     "save_subset": "common.subset_files",
     "budget_from_percent": "common.subset_files",
+    "choose_images": "commands.run_choose",
     "open_pool": "images.pools",
     "UserError": "common.errors",
 }

@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 # A room may import itself and what stands in the rows below it; `a b` in one row: neither imports the other.
-ROOMS = ("commands", "judging", "embedding methods", "images nearest", "common", "demo")
+ROOMS = ("commands", "annotation", "judging", "embedding methods", "images nearest", "common", "demo")
 TRAINER = {  # of deit: what a room, or a module at the top, may import besides itself
     "samples": set(),
     "runs": set(),

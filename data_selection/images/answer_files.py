@@ -159,10 +159,15 @@ def was_cancelled(annotation: Any) -> bool:
 
 
 def choices_of(annotation: Any) -> list[str]:
-    """The words that were chosen in one annotation of Label Studio."""
+    """The words that were chosen, or typed where there was no choice, in one annotation of Label Studio."""
     results = annotation.get("result") if isinstance(annotation, dict) else None
     values = [one.get("value") for one in results or () if isinstance(one, dict)]
-    return [str(word) for value in values if isinstance(value, dict) for word in flat(value.get("choices"))]
+    return [
+        str(word)
+        for value in values
+        if isinstance(value, dict)
+        for word in flat(value.get("choices", value.get("text")))
+    ]
 
 
 def flat(value: Any) -> list[Any]:
