@@ -7,9 +7,10 @@ from typing import Any
 from data_selection.common import distributed
 from data_selection.common.distributed import on_main
 from data_selection.common.errors import UserError
+from data_selection.common.files import atomic_write
 from data_selection.embedding.backbones import load_weights, local_file
 from data_selection.embedding.checkpoint_files import read_checkpoint
-from deit.crossval import compare, told
+from deit.crossval import asked_table, compare, told
 from deit.datasets import close_workers, prepare
 from deit.engine import Learner, evaluate
 from deit.epochs import run_epochs
@@ -18,7 +19,7 @@ from deit.learner.building import autocast_type, build, make_pipeline, resolve
 from deit.memory import match_classes, recall
 from deit.runs import checkpoints
 from deit.runs.classes import check_classes, say_of_classes
-from deit.runs.folders import best_so_far, claimed, make_room
+from deit.runs.folders import ASKED, best_so_far, claimed, make_room
 from deit.runs.kinds import Numbers, State
 from deit.runs.meters import RunLog
 from deit.runs.saving import Saver
@@ -60,8 +61,9 @@ def finetune(args: argparse.Namespace, world: distributed.World) -> dict[str, An
     if state is None and (args.amp == "measured" or args.minutes) and args.mode != "linear":
         settle(job)
     with distributed.watched(world), workers_named(close_workers):
+        asked_labels = None
         if state is None and args.folds and args.mode != "linear":
-            verdict = compare(job, source)
+            verdict, asked_labels = compare(job, source)
             job.settings["verdict"] = verdict
             job.log.say(told(verdict))
         learner, done = bring_up(job, source, state)
@@ -69,6 +71,9 @@ def finetune(args: argparse.Namespace, world: distributed.World) -> dict[str, An
             job, frozen=state is None and (job.head_only or args.mode != "full"), train=done < job.labelled_epochs
         )
         tally = on_main(world, lambda: take_folder(job, source, state))
+        if asked_labels is not None and job.log.folder:
+            with atomic_write(job.log.folder / ASKED, "w") as handle:
+                handle.write(asked_table(asked_labels, job.train_pool))
         job.log.keep(done if state is not None else -1)  # epoch 0 is a new run's, too
         try:
             saver = Saver(job.log.folder, source if state else None)
