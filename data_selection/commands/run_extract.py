@@ -5,8 +5,9 @@ import contextlib
 import functools
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -29,7 +30,7 @@ from data_selection.embedding.backbones import (
 )
 from data_selection.embedding.extraction import Embed, Stats, extract
 from data_selection.embedding.forward import class_tokens, cpu_has_bf16, pooled
-from data_selection.embedding.preprocessing import preprocess_of
+from data_selection.embedding.preprocessing import Preprocess, preprocess_of
 from data_selection.images.downloads import check_address
 from data_selection.images.pools import POOLS, SPLIT_NAMES, Pool, open_pool
 
@@ -42,8 +43,23 @@ def run_extract(args: argparse.Namespace) -> None:
         extract_pool(args, world, say=world.say)
 
 
-def extract_pool(args: argparse.Namespace, world: World, say: Log) -> None:
-    """Check everything that can be checked, then extract."""
+class Ready(NamedTuple):
+    """An extraction that has passed its checks and has not begun. path: of the feature file."""
+
+    pool: Pool
+    model: nn.Module
+    path: Path
+    preprocess: Preprocess
+    embed: Embed
+    amp: torch.dtype | None
+    workers: int
+    world: World
+
+
+def extract_pool(
+    args: argparse.Namespace, world: World, say: Log, go_on: Callable[[Ready], bool] = lambda _: True
+) -> None:
+    """Check everything that can be checked, then extract, where go_on says so."""
     kind = POOLS.get(args.dataset)
     arch = args.arch if args.arch != "auto" else kind.backbone if kind else "vit_small"
     if arch not in WIDTHS and args.patch_size != 16:
@@ -73,9 +89,12 @@ def extract_pool(args: argparse.Namespace, world: World, say: Log) -> None:
         "amp": str(amp), "dtype": args.dtype, "device": world.device.type, "versions": versions(),
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
     }  # fmt: skip
+    embed, workers = embedding(args, arch, model), min(args.num_workers, cores())
+    if not go_on(Ready(pool, model, path, preprocess, embed, amp, workers, world)):
+        return
     stats = extract(
-        pool, model, path, world=world, preprocess=preprocess, embed=embedding(args, arch, model),
-        batch_size=args.batch_size_per_gpu, num_workers=min(args.num_workers, cores()), amp_dtype=amp,
+        pool, model, path, world=world, preprocess=preprocess, embed=embed,
+        batch_size=args.batch_size_per_gpu, num_workers=workers, amp_dtype=amp,
         compiled=args.compile, dtype=args.dtype, on_error=args.on_error,
         request={"pool": data, "source": source, "backbone": backbone},
         provenance=provenance, progress=bar_factory(world), log=say,
