@@ -195,6 +195,7 @@ def conclude(
         "graph": graph,
         "verdict": job.verdict,
         "class_names": job.settings["class_names"],
+        "evaluation_images": len(job.test_pool),
         "epochs_run": tally.epochs, "train_seconds": tally.seconds, "seconds": tally.elapsed,
         "skipped_steps": tally.skipped,
         "images_per_second": tally.images / tally.seconds if tally.seconds else None, "processes": world.size,

@@ -84,7 +84,7 @@ def share(value: Share) -> Values:
 
 
 def per_class(classes: Sequence[str], table: torch.Tensor) -> list[Values]:
-    """For each class: its labels, how many of them were recognised, and how often the word is right where it is said."""
+    """For each class: its labels, how many were recognised, and how often the word is right where it is said."""
     rows = []
     for place, word in enumerate(classes):
         row, column = table[place].tolist(), table[:, place].tolist()
@@ -154,8 +154,8 @@ def outlook(curve: Curve) -> str:
     gain, low, high = (value - seen[-1].accuracy for value in (last.accuracy, last.low, last.high))
     verdict = "another round pays" if low > 0.5 else "another round may pay" if gain > 0.5 else "more labels add little"
     return (
-        f"With {last.labels} labels the accuracy is expected to change by {gain:+.1f} points ({low:+.1f} to {high:+.1f}) "
-        f"from that with {seen[-1].labels}: {verdict}."
+        f"With {last.labels} labels the accuracy is expected to change by {gain:+.1f} points ({low:+.1f} to "
+        f"{high:+.1f}) from that with {seen[-1].labels}: {verdict}."
     )
 
 
@@ -212,8 +212,8 @@ def shown_files(values: Values) -> list[str]:
 
 def write_report(
     folder: Path, facts: Facts, pictures: Callable[[list[str]], Mapping[str, Mapping[str, str]]]
-) -> tuple[Path, Path]:
-    """Write report.html and report.json into a folder; returns their paths.
+) -> tuple[Path, Values]:
+    """Write report.html and report.json into a folder; returns the path of the first and the values of the second.
 
     pictures(names) gives for each image {thumbnail: a data URI, address: of the image itself}.
     """
@@ -228,7 +228,7 @@ def write_report(
     for path, text in zip(paths, (page, json.dumps(values, indent=1, allow_nan=False)), strict=True):
         with atomic_write(path, "w") as handle:
             handle.write(text)
-    return paths
+    return paths[0], values
 
 
 def axes(curve: Sequence[Mapping[str, float]]) -> Values:
