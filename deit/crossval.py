@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 
 from data_selection.images.pools import Pool
+from data_selection.judging.calibration import temperature
 from deit.engine import probabilities
 from deit.epochs import train_epoch
 from deit.job import Job, Tally, Verdict, decode, needed, new_learner, part_of
@@ -53,6 +54,12 @@ def compare(job: Job, source: Path | str) -> tuple[Verdict, Asked]:
         "kept": "finetuned" if gained > lost else "probe",
     }
     return verdict, asked
+
+
+def temperature_of(verdict: Verdict, asked: Asked, pool: Pool) -> float:
+    """What the kept model's logits are to be divided by so that its confidence means what it says of held-out labels."""
+    found = asked.finetuned if verdict["kept"] == "finetuned" else asked.probe
+    return temperature(found, torch.tensor([pool.label(i) for i in asked.ids]))
 
 
 def asked_table(asked: Asked, pool: Pool) -> str:

@@ -194,6 +194,7 @@ def conclude(
         "ema": ema,
         "graph": graph,
         "verdict": job.verdict,
+        "temperature": job.settings.get("temperature"),
         "class_names": job.settings["class_names"],
         "evaluation_images": len(job.test_pool),
         "epochs_run": tally.epochs, "train_seconds": tally.seconds, "seconds": tally.elapsed,

@@ -10,7 +10,7 @@ from data_selection.common.errors import UserError
 from data_selection.common.files import atomic_write
 from data_selection.embedding.backbones import load_weights, local_file
 from data_selection.embedding.checkpoint_files import read_checkpoint
-from deit.crossval import asked_table, compare, told
+from deit.crossval import asked_table, compare, temperature_of, told
 from deit.datasets import close_workers, prepare
 from deit.engine import Learner, evaluate
 from deit.epochs import run_epochs
@@ -52,7 +52,7 @@ def finetune(args: argparse.Namespace, world: distributed.World) -> dict[str, An
         saved = checkpoints.saved_args(state)
         take_over(job, saved)
         check_classes(saved, job.settings["class_names"], source)
-        job.settings |= {name: saved.get(name) for name in ("verdict", "soft_targets")}
+        job.settings |= {name: saved.get(name) for name in ("verdict", "temperature", "soft_targets")}
     if state is not None and finished(args, source, state["epoch"], job.last, job.log):
         return None
     announce(job)
@@ -64,7 +64,7 @@ def finetune(args: argparse.Namespace, world: distributed.World) -> dict[str, An
         asked_labels = None
         if state is None and args.folds and args.mode != "linear":
             verdict, asked_labels = compare(job, source)
-            job.settings["verdict"] = verdict
+            job.settings |= {"verdict": verdict, "temperature": temperature_of(verdict, asked_labels, job.train_pool)}
             job.log.say(told(verdict))
         learner, done = bring_up(job, source, state)
         data = decode(

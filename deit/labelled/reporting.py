@@ -15,7 +15,8 @@ from data_selection.common.subset_files import pool_provenance, versions
 from data_selection.images.pools import open_pool
 from data_selection.judging.findings import Curve, learning_curve
 from data_selection.judging.label_report import Facts, write_report
-from data_selection.judging.smoothed import SmoothedProbe, fit_probe, fit_smoothed, held_out
+from data_selection.judging.probe import SMOOTH_C, fit_probe, held_out
+from data_selection.judging.smoothed import SmoothedProbe, fit_smoothed
 from data_selection.nearest.graph import smooth
 from deit.labelled.runs import Labelled
 from deit.runs.folders import ASKED
@@ -38,11 +39,12 @@ def report(
     log(f"report: the graph of {len(run.names)} images, and what more labels would bring")
     probe = fit_smoothed(run.table.features, labels, ids, classes=len(classes), progress=progress)
     known = smooth(probe.features, probe.graph)[0][ids]
-    predicted, sure, judged_by = held_out_answers(training, result, files, classes, known, labels)
+    plain = probe.features[ids]
+    predicted, sure, judged_by = held_out_answers(training, result, files, classes, plain, labels)
     facts = Facts(
         title=f"{run.folder.resolve().name}: {len(files)} labels, {len(run.names)} images",
         classes=classes, names=run.names, features=run.table.features, ids=ids, labels=labels, predicted=predicted,
-        sure=sure, pool=probe.pool.clone(), curve=curve_of(known, labels, len(classes), probe, seed),
+        sure=sure, pool=probe.pool_probabilities(), curve=curve_of(known, labels, len(classes), probe, seed),
         judged_by=judged_by, notes=notes(run), record=record_of(run, result), test=test_of(result), seed=seed,
     )  # fmt: skip
 
@@ -65,25 +67,19 @@ def held_out_answers(
 ) -> tuple[torch.Tensor, torch.Tensor, str]:  # fmt: skip
     """(answers (n,), how sure (n,), by which model in words) for labels that the model had not seen.
 
-    By the trainer's own cross-validation where it asked; else by the smoothed probe on `known`, (n, D).
+    Of a finetuned model by the trainer's own cross-validation; else by a linear classifier on `known`, (n, D).
     """
     asked, verdict = training / ASKED, result.get("verdict")
-    if verdict and asked.exists():
-        kept = verdict["kept"]
+    if verdict and verdict["kept"] == "finetuned" and asked.exists():
         with asked.open(encoding="utf-8", newline="", errors="surrogateescape") as handle:
             found = {line["file"]: line for line in csv.DictReader(handle)}
         if set(found) >= set(files):
-            answers = [classes.index(found[file][kept]) for file in files]
-            sure = [float(found[file][f"{kept}_confidence"]) for file in files]
-            name = "the finetuned model" if kept == "finetuned" else "the head on the frozen backbone"
-            return (
-                torch.tensor(answers),
-                torch.tensor(sure),
-                f"{name}, each label left out of the training that judges it",
-            )
-    probabilities = held_out(known, labels, len(classes), 30.0)
-    best = probabilities.max(1)
-    return best.indices, best.values, "the smoothed probe, each label left out of the fit that judges it"
+            answers = [classes.index(found[file]["finetuned"]) for file in files]
+            sure = [float(found[file]["finetuned_confidence"]) for file in files]
+            words = "the finetuned model, each label judged by a training without it and its part of the labels"
+            return torch.tensor(answers), torch.tensor(sure), words
+    best = held_out(known, labels, len(classes), SMOOTH_C).max(1)
+    return best.indices, best.values, "a linear classifier on the frozen features, each label judged by a fit on 80 %"
 
 
 def curve_of(known: torch.Tensor, labels: torch.Tensor, classes: int, probe: SmoothedProbe, seed: int) -> Curve:
