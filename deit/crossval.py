@@ -57,7 +57,7 @@ def compare(job: Job, source: Path | str) -> tuple[Verdict, Asked]:
 
 
 def temperature_of(verdict: Verdict, asked: Asked, pool: Pool) -> float:
-    """What the kept model's logits are to be divided by so that its confidence means what it says of held-out labels."""
+    """What the kept model's logits are to be divided by so that confidence means what it says of held-out labels."""
     found = asked.finetuned if verdict["kept"] == "finetuned" else asked.probe
     return temperature(found, torch.tensor([pool.label(i) for i in asked.ids]))
 
