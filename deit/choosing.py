@@ -4,14 +4,14 @@ from pathlib import Path
 
 import torch
 
-from deit.crossval import compare, parts_of
+from deit.crossval import Asked, compare, parts_of, temperature_of
 from deit.job import Job, Verdict
 from deit.selftrain import pool_epochs
 from deit.smoothing import fit_probe, neighbours_of
 from deit.timing import estimate, settle
 
 
-def decide(job: Job, source: Path | str, features: torch.Tensor | None) -> None:
+def decide(job: Job, source: Path | str, features: torch.Tensor | None) -> Asked | None:
     """Set the job's mode, and what cross-validation found: `verdict` and `auto` of its settings. Says why in a line.
 
     features: (N, D) of the whole pool, which the pool's graph needs; None where there is no such file. The probe of the
@@ -23,10 +23,11 @@ def decide(job: Job, source: Path | str, features: torch.Tensor | None) -> None:
     step = settle(job)
     counts: dict[str, int] = {}
     verdict: Verdict | None = None
+    asked: Asked | None = None
     if features is not None:
         counts["smoothed"] = smoothed_right(job, features)
     if args.folds and fits(job, step):
-        verdict = compare(job, source)
+        verdict, asked = compare(job, source)
         counts |= {"linear": verdict["probe_right"], "lp-ft": verdict["finetuned_right"]}
     if not counts:
         mode, reason = "linear", f"there is no time to ask more in --minutes {args.minutes:g}"
@@ -43,7 +44,11 @@ def decide(job: Job, source: Path | str, features: torch.Tensor | None) -> None:
     args.mode = mode
     job.pool_epochs = pool_epochs(job)
     job.settings |= {"mode": mode, "verdict": verdict, "auto": reason, "rounds": args.rounds}
+    if verdict and asked and mode != "smoothed":  # which has its own
+        kept: Verdict = verdict | {"kept": "probe" if mode == "linear" else "finetuned"}
+        job.settings["temperature"] = temperature_of(kept, asked, job.train_pool)
     job.log.say(f"--mode auto takes {mode}: {reason}")
+    return asked
 
 
 def fits(job: Job, step: float) -> bool:

@@ -236,14 +236,19 @@ def evaluate(
 
 
 @torch.inference_mode()
-def correct(model: nn.Module, data: Plain, world: World, *, batch: int, amp: torch.dtype | None = None) -> torch.Tensor:
-    """Which images of data a model gets right, (N,) bool on the CPU, on every process; each computes its share."""
+def probabilities(
+    model: nn.Module, data: Plain, world: World, classes: int, *, batch: int, amp: torch.dtype | None = None
+) -> torch.Tensor:
+    """What a model says of the images of data, (N, classes) float32 on the CPU, on every process.
+
+    Each computes its share.
+    """
     model.eval()
-    right, start = torch.zeros(len(data), device=world.device), 0
+    found, start = torch.zeros(len(data), classes, device=world.device), 0
     mine = torch.arange(world.rank, len(data), world.size, device=world.device)
-    for images, labels in data.plain(range(world.rank, len(data), world.size), batch):
+    for images, _ in data.plain(range(world.rank, len(data), world.size), batch):
         with autocast(world.device, amp):
             logits = model(images)
-        right[mine[start : start + len(images)]] = (logits.argmax(1) == labels).float()
+        found[mine[start : start + len(images)]] = logits.float().softmax(1)
         start += len(images)
-    return world.sum_(right).bool().cpu()
+    return world.sum_(found).cpu()

@@ -9,10 +9,11 @@ import torch
 from data_selection.common import distributed
 from data_selection.common.distributed import on_main
 from data_selection.common.errors import UserError
+from data_selection.common.files import atomic_write
 from data_selection.embedding.backbones import load_weights, local_file
 from data_selection.embedding.checkpoint_files import read_checkpoint
 from deit.choosing import decide
-from deit.crossval import compare, told
+from deit.crossval import ask, asked_table
 from deit.datasets import close_workers, prepare
 from deit.engine import Learner, evaluate
 from deit.epochs import run_epochs
@@ -23,7 +24,7 @@ from deit.learner.linear import Rows
 from deit.memory import match_classes, recall
 from deit.runs import checkpoints
 from deit.runs.classes import check_classes, say_of_classes
-from deit.runs.folders import best_so_far, claimed, make_room
+from deit.runs.folders import ASKED, best_so_far, claimed, make_room
 from deit.runs.kinds import Numbers, State
 from deit.runs.meters import RunLog
 from deit.runs.saving import Saver
@@ -59,7 +60,7 @@ def finetune(args: argparse.Namespace, world: distributed.World) -> dict[str, An
         saved = checkpoints.saved_args(state)
         take_over(job, saved)
         check_classes(saved, job.settings["class_names"], source)
-        job.settings |= {name: saved.get(name) for name in ("verdict", "soft_targets", "auto")}
+        job.settings |= {name: saved.get(name) for name in ("verdict", "temperature", "soft_targets", "auto")}
     if state is not None and finished(args, source, state["epoch"], job.last, job.log):
         return None
     if state is not None and args.mode == "smoothed":  # it takes seconds: what a killed run lacks is made anew
@@ -72,12 +73,11 @@ def finetune(args: argparse.Namespace, world: distributed.World) -> dict[str, An
         settle(job)
     with distributed.watched(world), workers_named(close_workers):
         pool_rows = take_pool(job, source) if state is None else None
+        asked_labels = None
         if state is None and args.mode == "auto":
-            decide(job, source, pool_rows)
+            asked_labels = decide(job, source, pool_rows)
         elif timed and args.folds:
-            verdict = compare(job, source)
-            job.settings["verdict"] = verdict
-            job.log.say(told(verdict))
+            asked_labels = ask(job, source)
         learner, done = bring_up(job, source, state)
         rows = take_rows(job, learner, source) if state is None and args.mode == "linear" else None
         pool_rows = pool_rows if args.mode == "smoothed" else None
@@ -85,6 +85,9 @@ def finetune(args: argparse.Namespace, world: distributed.World) -> dict[str, An
         data = decode(job, frozen=frozen, train=done < job.labelled_epochs or job.light)
         data = data._replace(rows=rows, pool_rows=pool_rows)
         tally = on_main(world, lambda: take_folder(job, source, state))
+        if asked_labels is not None and job.log.folder:
+            with atomic_write(job.log.folder / ASKED, "w") as handle:
+                handle.write(asked_table(asked_labels, job.train_pool))
         job.log.keep(done if state is not None else -1)  # epoch 0 is a new run's, too
         try:
             saver = Saver(job.log.folder, source if state else None)

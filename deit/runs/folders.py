@@ -22,9 +22,11 @@ from deit.runs.saving import BEST, NEWEST, PREVIOUS
 
 LOCK = ".running"
 RESULTS = ("result.json", "pool_predictions.csv")  # what only a run that has ended leaves
+ASKED = "cross_validation.csv"  # what models said of labels that they had not seen
 LASTING = (NEWEST, PREVIOUS, BEST, *RESULTS)
 FILES = (
     *LASTING,
+    ASKED,
     "args.yaml",
     "log.txt",
     "nonfinite_batch.json",

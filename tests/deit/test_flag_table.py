@@ -12,6 +12,7 @@ import torch
 from deit.options import build_parser
 from tests.deit import (
     test_decoding,
+    test_flag_data,
     test_flag_epochs,
     test_flag_files,
     test_flag_mixing,
@@ -40,6 +41,7 @@ def test_every_flag_has_a_row():
     assert all(
         (
             test_decoding,
+            test_flag_data,
             test_flag_epochs,
             test_flag_files,
             test_flag_mixing,
