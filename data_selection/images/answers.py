@@ -105,7 +105,7 @@ def write_labels(labels: dict[str, str]) -> str:
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
     rows.writerow(["file", "label"])
-    rows.writerows((quoted(name), quoted(label)) for name, label in sorted(labels.items()))
+    rows.writerows((quoted(name), label and quoted(label)) for name, label in sorted(labels.items()))
     return text.getvalue()
 
 

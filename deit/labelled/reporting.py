@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from data_selection.annotation.label_report import Facts, write_report
 from data_selection.annotation.originals import file_address, show
 from data_selection.annotation.run_folder import read_run
 from data_selection.common.kinds import Log
@@ -14,7 +15,6 @@ from data_selection.common.progress import OpenBar
 from data_selection.common.subset_files import pool_provenance, versions
 from data_selection.images.pools import open_pool
 from data_selection.judging.findings import Curve, learning_curve
-from data_selection.judging.label_report import Facts, write_report
 from data_selection.judging.probe import SMOOTH_C, fit_probe, held_out
 from data_selection.judging.smoothed import SmoothedProbe, fit_smoothed
 from data_selection.nearest.graph import smooth

@@ -12,9 +12,9 @@ import torch
 from data_selection.common.distributed import World
 from data_selection.common.errors import UserError
 from data_selection.images.pools import Pool
-from deit import crossval, trainer
+from deit import crossval
 from deit import epochs as deit_epochs
-from deit.crossval import asked_table, compare, one_part, split, told
+from deit.crossval import Asked, asked_table, compare, one_part, split, told
 from deit.job import open_job
 from deit.learner.building import build
 from deit.learner.linear import logistic_regression
@@ -228,7 +228,7 @@ def test_mode_full_starts_from_a_fresh_head_where_finetuning_wins(images, tmp_pa
         "only_finetuned": 9,
         "kept": "finetuned",
     }
-    monkeypatch.setattr(trainer, "compare", lambda job, source: (kept, None))
+    monkeypatch.setattr(crossval, "compare", lambda job, source: (kept, Asked([0, 1], torch.eye(2), torch.eye(2))))
     main(few_shot(images, tmp_path, mode="full", epochs=1))
     assert [line["epoch"] for line in log_lines(tmp_path)] == [1]
     assert result(tmp_path)["verdict"] == kept
@@ -275,7 +275,7 @@ def test_the_verdict_survives_a_kill(images, won, tmp_path, monkeypatch):
         main(words)
     assert checkpoint(tmp_path)["epoch"] == 1
     monkeypatch.setattr(deit_epochs, "one_epoch", real)
-    monkeypatch.setattr(trainer, "compare", None)  # not asked again
+    monkeypatch.setattr(crossval, "compare", None)  # not asked again
     main(words)
     assert result(tmp_path)["verdict"] == result(won)["verdict"]
     assert log_lines(tmp_path) == log_lines(won)
@@ -283,7 +283,7 @@ def test_the_verdict_survives_a_kill(images, won, tmp_path, monkeypatch):
 
 
 def test_nothing_is_asked_without_folds(images, tmp_path, monkeypatch):
-    monkeypatch.setattr(trainer, "compare", None)
+    monkeypatch.setattr(crossval, "compare", None)
     main(few_shot(images, tmp_path, folds=0, epochs=1))
     assert result(tmp_path)["verdict"] is None
     assert [line["epoch"] for line in log_lines(tmp_path)] == [0, 1]

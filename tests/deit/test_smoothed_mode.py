@@ -15,6 +15,7 @@ from data_selection.images import pools
 from data_selection.judging.smoothed import fit_smoothed
 from deit import choosing, smoothing
 from deit import epochs as deit_epochs
+from deit.crossval import Asked
 from deit.main import main
 from deit.options import parse
 from tests.support.flag_runs import row
@@ -184,7 +185,8 @@ def test_auto_takes_what_the_labels_say(right, mode, images, tmp_path, monkeypat
     graph, probe, finetuned = right
     kept = "finetuned" if finetuned > probe else "probe"
     verdict = VERDICT | {"probe_right": probe, "finetuned_right": finetuned, "kept": kept}
-    monkeypatch.setattr(choosing, "compare", lambda *args: verdict)
+    asked = Asked(list(range(3)), torch.eye(3), torch.eye(3))
+    monkeypatch.setattr(choosing, "compare", lambda *args: (verdict, asked))
     monkeypatch.setattr(choosing, "smoothed_right", lambda *args: graph)
     result = run(images, tmp_path, mode="auto", epochs=1, rounds=1)
     assert result["mode"] == mode

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from data_selection.annotation.pages import render
 from data_selection.common.files import atomic_write
 from data_selection.judging.findings import Curve, Share, confusion, interval
 from data_selection.judging.report import project_2d
@@ -217,8 +218,6 @@ def write_report(
 
     pictures(names) gives for each image {thumbnail: a data URI, address: of the image itself}.
     """
-    from data_selection.annotation.pages import render  # needs Jinja2
-
     values = report_values(facts)
     page = render(
         "report.html", ("report.css",), ("report.js",), report=values, map=places(facts),
