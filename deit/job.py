@@ -24,7 +24,7 @@ from deit.runs.kinds import Numbers, Settings
 from deit.runs.meters import RunLog
 from deit.samplers import epoch_order
 from deit.samples.batches import ImageBatches
-from deit.samples.sources import choose_ids, hold_out, open_images, say_of_origin
+from deit.samples.sources import choose_ids, hold_out, open_images, say_of_origin, say_of_unread
 
 FEWEST, MOST = 5, 60  # epochs of --epochs auto
 
@@ -150,7 +150,7 @@ def open_job(args: argparse.Namespace, world: distributed.World) -> Job:
         args.epochs = auto_epochs(len(ids))
         check_start(args)
     global_batch = args.global_batch_size or args.batch_size * world.size
-    pixels = defaults.view or papers_view(args.input_size, defaults)
+    pixels = defaults.view or papers_view(args, defaults)
     say_of_pixels(args.subset_ids or (), pixels, log.say)
     settings = vars(args) | {
         "global_batch_size": global_batch,
@@ -204,14 +204,16 @@ def decode(job: Job, *, frozen: bool, train: bool, test: bool = True) -> Images:
     )
 
 
-def where(args: argparse.Namespace) -> tuple[str | None, str | None, str | None, str, str | None, str | None]:
+def where(args: argparse.Namespace) -> tuple[str | None, str | None, str | None, str, str | None, str | None, str]:
     """What open_images takes of the flags."""
-    return args.data_path, args.labels, args.val_labels, args.inat_category, args.train_path, args.val_path
+    folders = args.train_path, args.val_path
+    return args.data_path, args.labels, args.val_labels, args.inat_category, *folders, args.background
 
 
 def open_data(args: argparse.Namespace, name: str, log: RunLog) -> tuple[Pool, Pool, list[int]]:
     """(training pool, evaluation pool, pool indices to train on)."""
     train_pool, test_pool = open_images(name, *where(args))
+    say_of_unread(train_pool, test_pool, log.say)
     for subset in args.subset_ids or ():
         say_of_origin(subset, name, log.say)
     ids = choose_ids(train_pool, args.subset_ids, args.missing, log.say)

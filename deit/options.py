@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Sequence
 
-from data_selection.common.parsing import Parser
+from data_selection.common.parsing import BACKGROUND, Parser, colour
 from deit.flags import Flags, Refused, whole_or_auto
 from deit.option_checks import DATA_SET, DATA_SETS, SCHEDULES, check, check_at_hand, check_no_idle_flag
 from deit.recipes import FOLDER, config_tokens, recipe_file, recipe_names
@@ -69,6 +69,7 @@ def _add_data(flags: Flags) -> None:
         help="data-set: as the papers' trainer: ImageNet's mean and std (DEMO: its own), the centre of 256/224 of the "
         "size; model: size, mean, std, interpolation and crop that the model was pretrained with, as in extraction",
     )
+    add("--background", type=colour, default="white", metavar="COLOUR", help=BACKGROUND)
     switch("--pin-mem", True, "page-locked memory for copies to a GPU")
     add("--data_Gen_path", action=Refused, reason="generated images (IMNETSUBSET_Generate) are not read")
     add("--inat-category", choices=RANKS, default="name", help="INAT, INAT19: the rank that makes a class")

@@ -12,6 +12,7 @@ from data_selection.common import distributed
 from data_selection.common.errors import UserError
 from data_selection.common.files import atomic_write
 from data_selection.common.kinds import Log
+from data_selection.common.listed_names import quoted
 from data_selection.common.progress import OpenBar, open_bar
 from data_selection.embedding.backbones import load_weights
 from data_selection.images import pools
@@ -41,9 +42,9 @@ class Predictions:
         rows.writerow(["file", "label", "confidence", "second", "second_confidence"])
         best = self.probabilities.topk(min(2, len(self.classes)), dim=1)
         for name, places, values in zip(self.names, best.indices.tolist(), best.values.tolist(), strict=True):
-            cells: list[str] = [name]
+            cells: list[str] = [quoted(name)]
             for place, value in zip(places, values, strict=True):
-                cells += [self.classes[place], f"{value:.4f}"]
+                cells += [quoted(self.classes[place]), f"{value:.4f}"]
             rows.writerow(cells)
         return text.getvalue()
 
@@ -72,6 +73,7 @@ def predict(
     if not classes:
         raise UserError(f"{checkpoint} does not say what its classes are called: train on a folder with deit/main.py")
     pool = pools.open_pool(str(images))
+    pool.background = args.background
     places = range(len(pool)) if ids is None else list(ids)
     with distributed.start(device) as world:
         _, defaults = resolve(args)

@@ -24,7 +24,7 @@ from deit.runs.meters import RunLog
 from deit.runs.saving import Saver
 from deit.runs.starting import finished, starting_point
 from deit.runs.stopping import sigterm, workers_named
-from deit.samples.sources import open_images, say_of_labels
+from deit.samples.sources import open_images, say_of_labels, say_of_unread
 from deit.selftrain import pool_epochs
 from deit.timing import settle, take_over
 
@@ -122,6 +122,7 @@ def evaluate_only(args: argparse.Namespace, world: distributed.World) -> Numbers
     saved = recall(args, log.say)
     name, defaults = resolve(args)
     train_pool, test_pool = distributed.on_main_first(world, lambda: open_images(name, *where(args)))
+    say_of_unread(train_pool, test_pool, log.say)
     source = local_file(args.resume or args.finetune, log.say)
     test_pool = match_classes(test_pool, train_pool.class_names, saved, source)
     model = build(args, test_pool.classes or 0, log)

@@ -7,7 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from data_selection.commands.shared import DATA_SELECTION, add_device, add_label_column, add_seed, make_parser
+from data_selection.commands.shared import (
+    DATA_SELECTION,
+    add_device,
+    add_keep_duplicates,
+    add_label_column,
+    add_seed,
+    make_parser,
+)
 from data_selection.common.errors import UserError
 from data_selection.common.paths import SUBSETS
 from data_selection.common.subset_names import activeft_name, bilaf_name
@@ -98,6 +105,7 @@ def build_parser(script: str) -> argparse.ArgumentParser:
         type=float,
         help="working memory in GB; never changes the result (default: a quarter of the free)",
     )
+    add_keep_duplicates(parser)
     add_label_column(parser)
     add_seed(parser, "seed of the cores: names both files; this stage itself draws nothing")
     add_device(parser)
@@ -107,7 +115,7 @@ def build_parser(script: str) -> argparse.ArgumentParser:
 def main_bilaf(script: str, argv: Sequence[str] | None = None) -> None:
     """Entry of Boundary_Selection/{script}.py. Raises UserError for the user's mistakes, before any work."""
     args = build_parser(script).parse_args(argv)
-    from data_selection.commands.selection import Plan, choose  # slow: imports torch
+    from data_selection.commands.selection import Plan, choose, set_aside  # slow: imports torch
     from data_selection.methods.bilaf.selection import select_bilaf
 
     config = make_config(script, args)
@@ -120,7 +128,9 @@ def main_bilaf(script: str, argv: Sequence[str] | None = None) -> None:
             folder=args.output_dir or SUBSETS / args.dataset,
             name=bilaf_name(args.budget, len(cores), args.seed, named_settings(args)),
             budget=args.budget,
-            select=functools.partial(select_bilaf, cores=cores, config=config),
+            select=functools.partial(
+                select_bilaf, cores=cores, config=config, excluded=set_aside(args, table, set(cores), world.say)
+            ),
             method="bilaf",
             settings={"variant": args.variant, **dataclasses.asdict(config), "cores": cores},
             by=f"BiLAF ({args.variant}) around {len(cores)} cores",

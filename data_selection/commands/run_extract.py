@@ -6,6 +6,7 @@ import functools
 import os
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,6 +20,7 @@ from data_selection.common.feature_table import load_words, sidecar
 from data_selection.common.files import read_json, sha256
 from data_selection.common.kinds import Log
 from data_selection.common.subset_files import versions
+from data_selection.common.system import cores
 from data_selection.embedding.backbones import (
     DINO_HEAD,
     WIDTHS,
@@ -32,7 +34,10 @@ from data_selection.embedding.extraction import Embed, Stats, extract
 from data_selection.embedding.forward import class_tokens, cpu_has_bf16, pooled
 from data_selection.embedding.preprocessing import Preprocess, preprocess_of
 from data_selection.images.downloads import check_address
-from data_selection.images.pools import POOLS, SPLIT_NAMES, Pool, open_pool
+from data_selection.images.folders import SPLIT_NAMES
+from data_selection.images.inventory import inventory, save_duplicates
+from data_selection.images.pools import POOLS, Pool, open_pool
+from data_selection.images.record import load_record
 
 AMP = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -72,7 +77,7 @@ def extract_pool(
     path = args.output_dir / f"{name}{args.extra_name}{split}.npy"
     pool = on_main_first(world, lambda: open_pool(args.dataset, args.split, args.data_path))
     model, weights = on_main_first(world, lambda: open_backbone(args, arch, say))
-    preprocess = preprocess_of(arch, args.input_size)
+    preprocess = replace(preprocess_of(arch, args.input_size), background=args.background)
     if args.input_size is not None:
         check_size(model, arch, args.input_size)
     source = source_of(args.dataset, args.data_path)
@@ -99,7 +104,16 @@ def extract_pool(
         request={"pool": data, "source": source, "backbone": backbone},
         provenance=provenance, progress=bar_factory(world), log=say,
     )  # fmt: skip
+    if world.is_main:
+        say(take_stock(path, pool, stats))
     say(summary(stats, path))
+
+
+def take_stock(path: Path, pool: Pool, stats: Stats) -> str:
+    """Write X.duplicates.txt, and give the inventory as a line."""
+    record = load_record(path, stats.rows)
+    groups = [] if record is None else save_duplicates(path, record, load_words(path, "names"))
+    return inventory(pool, stats.rows, stats.reused, groups, record)
 
 
 def open_backbone(args: argparse.Namespace, arch: str, say: Log) -> tuple[nn.Module, dict[str, str]]:
@@ -180,11 +194,6 @@ def check_own(path: Path, source: str, pool: Pool) -> bool:
             "another --extra_name or --output_dir, or move it away"
         )
     return True
-
-
-def cores() -> int:
-    """CPU cores for each process of this machine."""
-    return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
 
 
 @contextlib.contextmanager

@@ -2,7 +2,7 @@
 
 import argparse
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +12,7 @@ from data_selection.commands.shared import bar_factory
 from data_selection.common.distributed import World, on_main, start
 from data_selection.common.errors import UserError
 from data_selection.common.feature_table import FeatureTable, load_features
+from data_selection.common.kinds import Log
 from data_selection.common.subset_files import (
     budget_from_percent,
     check_replaced,
@@ -21,7 +22,7 @@ from data_selection.common.subset_files import (
 )
 from data_selection.common.subset_names import output_path
 from data_selection.images.known_lists import find_images, of_features
-from data_selection.images.record import load_record
+from data_selection.images.record import copies, load_record
 
 
 class Plan(NamedTuple):
@@ -65,6 +66,7 @@ def choose(
             return False
         chosen = sorted(ids.tolist()) if todo.order == "sorted" else ids.tolist()
         record = describe(table, method=todo.method, config=todo.settings, seed=args.seed, budget=todo.budget)
+        record["keep_duplicates"] = args.keep_duplicates
         save_subset(path, chosen, record | {"images": images_of(table, chosen)})
         lists = " and ".join(str(file) for file in save_names(path, table))
         print(
@@ -91,9 +93,26 @@ def budget_of(args: argparse.Namespace, table: FeatureTable) -> int:
 
 
 def taken(args: argparse.Namespace, table: FeatureTable, world: World) -> dict[str, list[int]]:
-    """The ids of --labelled and --excluded, as the keywords of a selection method."""
+    """The ids of --labelled and --excluded, and of copies that are set aside, as the keywords of a selection method."""
     lists, today = {"labelled": args.labelled, "excluded": args.excluded}, of_features(table)
-    return {what: find_images(some or (), today, missing=args.missing, log=world.say) for what, some in lists.items()}
+    found = {what: find_images(some or (), today, missing=args.missing, log=world.say) for what, some in lists.items()}
+    found["excluded"] += set_aside(args, table, {*found["labelled"], *found["excluded"]}, world.say)
+    return found
+
+
+def set_aside(args: argparse.Namespace, table: FeatureTable, known: Collection[int], log: Log) -> list[int]:
+    """Rows that are exact copies of others, by the record beside the features, so that no image is annotated twice.
+
+    Of a group of equal images the first one stays; none where one of them is known: labelled, excluded or a core.
+    """
+    record = load_record(table.path, len(table)) if table.path and not args.keep_duplicates else None
+    spare: list[int] = []
+    for group in copies(record.hashes) if record else ():
+        free = [row for row in group if row not in known]
+        spare += free[1:] if len(free) == len(group) else free
+    if spare:
+        log(f"set aside: {len(spare)} exact copies of other images (--keep-duplicates: they can be chosen, too)")
+    return spare
 
 
 def images_of(table: FeatureTable, ids: list[int]) -> dict[str, list[str] | None] | None:

@@ -18,6 +18,7 @@ from data_selection.common.errors import UserError
 from data_selection.common.feature_table import FeatureTable, sidecar, write_sidecar
 from data_selection.common.files import atomic_write, read_json, sha256
 from data_selection.common.kinds import Ids, Log
+from data_selection.common.listed_names import quoted
 from data_selection.common.paths import ROOT
 
 
@@ -73,7 +74,7 @@ def save_subset(path: Path | str, ids: Ids, provenance: dict[str, Any] | None = 
 
 
 def save_names(path: Path | str, table: FeatureTable) -> list[Path]:
-    """Write the names of a subset file's images beside it, one a line, for annotators and other programs.
+    """Write the names of a subset file's images beside it, one a line (see quoted), for annotators and other programs.
 
     One file, X.txt, in the subset's order; for the pool PascalVOC two, as released: X_VOC2007.txt and X_VOC2012.txt,
     each sorted (ids of 2012 have an underscore). Returns the files written, none where the table has no names.
@@ -86,7 +87,7 @@ def save_names(path: Path | str, table: FeatureTable) -> list[Path]:
         lists = [sorted(name for name in names if ("_" in name) == later) for later in (False, True)]
     for file, chosen in zip(files, lists, strict=True):
         with atomic_write(file, "w") as handle:
-            handle.writelines(f"{name}\n" for name in chosen)
+            handle.writelines(f"{quoted(name)}\n" for name in chosen)
     return files
 
 

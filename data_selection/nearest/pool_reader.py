@@ -69,6 +69,9 @@ class UnitPool:
         return normalise(rows)
 
 
+UNTOLD = 4 << 30  # bytes: what a machine is taken to have that does not say
+
+
 def working_memory(max_memory: float | None, device: torch.device) -> int:
     """Bytes of working memory: max_memory in GB, or a quarter of what is free, shared by the machine's processes."""
     if max_memory is not None:
@@ -87,7 +90,8 @@ def available_memory() -> int:
         lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines())
         free = int(lines["MemAvailable"].split()[0]) * 1024
     except (OSError, KeyError):  # another system: all of its memory is the best guess there is
-        free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        told = hasattr(os, "sysconf")  # Windows does not say
+        free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if told else UNTOLD
     return min([free, *container_memory()])
 
 

@@ -22,8 +22,8 @@ RECIPE = (
     "warmup_lr", "min_lr", "decay_epochs", "decay_rate", "lr_noise", "lr_noise_pct", "lr_noise_std", "drop",
     "drop_path", "model_ema_decay", "color_jitter", "aa", "train_interpolation", "repeated_aug", "reprob", "remode",
     "recount", "smoothing", "mixup", "cutmix", "cutmix_minmax", "mixup_prob", "mixup_switch_prob", "mixup_mode",
-    "pixels", "augment", "batch_norm", "sched_unit", "warmup_steps", "model_ema_warmup", "folds", "rounds",
-    "distillation_type", "distillation_alpha", "distillation_tau", "teacher_model", "mode", "train_ids",
+    "pixels", "background", "augment", "batch_norm", "sched_unit", "warmup_steps", "model_ema_warmup", "folds",
+    "rounds", "distillation_type", "distillation_alpha", "distillation_tau", "teacher_model", "mode", "train_ids",
 )  # fmt: skip
 
 

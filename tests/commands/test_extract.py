@@ -29,7 +29,9 @@ def test_command_writes_the_documented_file(weights, model, tmp_path, folder, ca
         "shoes_x_train.images.json", "shoes_x_train.names.json", "shoes_x_train.npy", "shoes_x_train.provenance.json",
     ]  # fmt: skip
     assert re.fullmatch(
-        r"70 rows in .*shoes_x_train.npy: 70 images in .* images/s, bound by the .*\n", capsys.readouterr().out
+        r"inventory: 70 images read, 0 reused; left out: none; exact copies: none\n"
+        r"70 rows in .*shoes_x_train.npy: 70 images in .* images/s, bound by the .*\n",
+        capsys.readouterr().out,
     )
     told = json.loads(sidecar(out / "shoes_x_train.npy", "provenance").read_text())
     assert told["pool"] == {"name": "shoes", "split": "train", "images": COUNT, "classes": None}

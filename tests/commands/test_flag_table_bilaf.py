@@ -90,7 +90,7 @@ def test_bilaf_reads_and_writes_where_told(around, table, tmp_path, monkeypatch)
 
 BILAF_ROWS = {entry[0] for entry in BOUNDARY} | {
     "dataset", "feature_path", "features_inputs", "indices_file_name", "cur_number", "budget", "output_dir", "variant",
-    "distance", "no_label_column", "seed", "device",
+    "distance", "no_label_column", "seed", "device", "keep_duplicates",
 }  # fmt: skip
 
 
@@ -124,7 +124,7 @@ def test_select_subset_does_as_its_methods(pick, table, tmp_path, monkeypatch):
 
 
 SELECT_ROWS = {"features", "method", "budget", "percent", "cores", "variant", "labelled", "excluded", "output_dir",
-               "filename", "no_label_column", "seed", "device", "missing"}  # fmt: skip
+               "filename", "no_label_column", "seed", "device", "missing", "keep_duplicates"}  # fmt: skip
 
 
 @pytest.mark.parametrize(
