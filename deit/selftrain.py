@@ -72,7 +72,7 @@ def pool_epochs(job: Job) -> int:
 def steps_before(job: Job, epoch: int) -> int:
     """Steps of a run before an epoch, for its bar."""
     labelled = min(epoch - 1, job.labelled_epochs) * job.updates
-    if epoch - 1 <= job.labelled_epochs:
+    if epoch - 1 <= job.labelled_epochs or not job.pool_epochs:
         return max(0, labelled)
     place = place_of(job, epoch)
     return labelled + place.round * steps_of_round(job) + place.chunk * CHUNK

@@ -13,6 +13,7 @@ from data_selection.commands.shared import (
     add_keep_duplicates,
     add_label_column,
     add_seed,
+    add_where,
     make_parser,
 )
 from data_selection.common.errors import UserError
@@ -72,12 +73,7 @@ def build_parser(script: str) -> argparse.ArgumentParser:
         help=f"number of cores (default: as many as the core file holds; to find it, {defaults.cores})",
     )
     add("--budget", type=int, default=defaults.budget, help="images to choose, the cores among them")
-    add(
-        "--output_dir",
-        type=Path,
-        help="folder of the subset file (default: subsets/<dataset>); its name says "
-        "which settings are not the defaults, and a file of the same name is replaced",
-    )
+    add_where(parser, "subsets/<dataset>")
     add(
         "--variant",
         choices=VARIANTS,
@@ -115,7 +111,7 @@ def build_parser(script: str) -> argparse.ArgumentParser:
 def main_bilaf(script: str, argv: Sequence[str] | None = None) -> None:
     """Entry of Boundary_Selection/{script}.py. Raises UserError for the user's mistakes, before any work."""
     args = build_parser(script).parse_args(argv)
-    from data_selection.commands.selection import Plan, choose, set_aside  # slow: imports torch
+    from data_selection.commands.selection import Plan, choose  # slow: imports torch
     from data_selection.methods.bilaf.selection import select_bilaf
 
     config = make_config(script, args)
@@ -128,13 +124,12 @@ def main_bilaf(script: str, argv: Sequence[str] | None = None) -> None:
             folder=args.output_dir or SUBSETS / args.dataset,
             name=bilaf_name(args.budget, len(cores), args.seed, named_settings(args)),
             budget=args.budget,
-            select=functools.partial(
-                select_bilaf, cores=cores, config=config, excluded=set_aside(args, table, set(cores), world.say)
-            ),
+            select=functools.partial(select_bilaf, cores=cores, config=config),
             method="bilaf",
             settings={"variant": args.variant, **dataclasses.asdict(config), "cores": cores},
             by=f"BiLAF ({args.variant}) around {len(cores)} cores",
             order="given",
+            cores=cores,
         )
 
     choose(args, args.features_inputs or args.feature_path / f"{args.dataset}_train.npy", plan)

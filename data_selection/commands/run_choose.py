@@ -193,12 +193,11 @@ class Planned:
             )
 
             def select(features: torch.Tensor, budget: int, **how: object) -> torch.Tensor:
-                return METHODS[self.method].select(
-                    features, budget, config=config, seed=self.seed, labelled=taken, excluded=waiting, **how
-                )
+                return METHODS[self.method].select(features, budget, config=config, seed=self.seed, **how)
 
             settings = dataclasses.asdict(config)
-            return Plan(self.out, SUBSET, self.budget, select, self.method, settings, self.method)
+            known = {"labelled": taken, "excluded": waiting}
+            return Plan(self.out, SUBSET, self.budget, select, self.method, settings, self.method, taken=known)
 
         choose(args, features, plan)
 

@@ -16,7 +16,7 @@ from torch import nn
 from data_selection.commands.shared import bar_factory
 from data_selection.common.distributed import World, on_main, on_main_first, start
 from data_selection.common.errors import UserError
-from data_selection.common.feature_table import load_words, sidecar
+from data_selection.common.feature_table import load_features, load_words, sidecar, write_sidecar
 from data_selection.common.files import read_json, sha256
 from data_selection.common.kinds import Log
 from data_selection.common.subset_files import versions
@@ -37,7 +37,7 @@ from data_selection.images.downloads import check_address
 from data_selection.images.folders import SPLIT_NAMES
 from data_selection.images.inventory import inventory, save_duplicates
 from data_selection.images.pools import POOLS, Pool, open_pool
-from data_selection.images.record import load_record
+from data_selection.images.record import load_record, record_pool
 
 AMP = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -105,6 +105,7 @@ def extract_pool(
         provenance=provenance, progress=bar_factory(world), log=say,
     )  # fmt: skip
     if world.is_main:
+        note_place(path, source)
         say(take_stock(path, pool, stats))
     say(summary(stats, path))
 
@@ -131,7 +132,8 @@ def open_backbone(args: argparse.Namespace, arch: str, say: Log) -> tuple[nn.Mod
         resize_pos_embed=args.input_size is not None, log=say,
         hint="name the entry that holds them with --checkpoint_key",
     )  # fmt: skip
-    return model, {"weights": loaded.path.name, "weights_sha256": sha256(loaded.path)}
+    key = {"checkpoint_key": args.checkpoint_key} if args.checkpoint_key else {}  # another entry is other weights
+    return model, {"weights": loaded.path.name, "weights_sha256": sha256(loaded.path), **key}
 
 
 def check_size(model: nn.Module, arch: str, size: int) -> None:
@@ -182,18 +184,45 @@ def source_of(dataset: str, data_path: Path | None) -> str:
 def check_own(path: Path, source: str, pool: Pool) -> bool:
     """Whether the feature file is there already, from the same source. Raises UserError where it holds another pool.
 
-    A file that does not say where it comes from has to have the same names.
+    A pool whose folder has moved is the same by its record (see moved). A file that does not say where it comes from
+    has to have the same names.
     """
     if not path.exists():
         return False
     beside = sidecar(path, "provenance")
     before = read_json(beside).get("source") if beside.exists() else None
-    if before != source if before else load_words(path, "names") != pool.names:
+    if (before != source and not moved(path, pool)) if before else load_words(path, "names") != pool.names:
         raise UserError(
             f"{path} holds the features of {before or 'other images'}, not of {source}, and is not replaced: choose "
             "another --extra_name or --output_dir, or move it away"
         )
     return True
+
+
+def note_place(path: Path, source: str) -> None:
+    """Note where the images lie now in the provenance of a file whose rows were all there."""
+    told = read_json(sidecar(path, "provenance"))
+    if told.get("source") != source:
+        write_sidecar(path, "provenance", told | {"source": source})
+
+
+def moved(path: Path, pool: Pool) -> bool:
+    """Whether a pool is the one whose images a feature file's record tells, wherever they lie now.
+
+    Every image of one of the two is in the other by name and content: images may have come or gone since, not both.
+    """
+    try:
+        record = load_record(path, len(load_features(path)))
+    except UserError:  # damaged: it cannot say
+        return False
+    if record is None or record.names is None or pool.names is None:
+        return False
+    before, now = set(record.names), set(pool.names)
+    if not (before <= now or now <= before):
+        return False
+    today = record_pool(pool, record)
+    known, found = (set(zip(some.names or (), some.hashes, strict=False)) for some in (record, today))
+    return known <= found or found <= known
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 import argparse
 import functools
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data_selection.common.parsing import BACKGROUND, Parser, colour
@@ -19,6 +20,7 @@ __all__ = [
     "add_label_column",
     "add_seed",
     "add_taken",
+    "add_where",
     "bar_factory",
     "make_parser",
 ]
@@ -67,6 +69,26 @@ def add_keep_duplicates(parser: argparse.ArgumentParser) -> None:
         help="choose among all images; without it, at most one of several with the same content, and none where one of "
         "them is labelled or excluded",
     )  # fmt: skip
+
+
+def add_where(parser: argparse.ArgumentParser, folder: str = "subsets/<POOL>") -> None:
+    """Where the subset file goes, and whether it may replace another; folder: the default one, in words."""
+    parser.add_argument("--output_dir", type=Path, help=f"folder of the subset file (default: {folder})")
+    parser.add_argument(
+        "--filename",
+        type=subset_name,
+        help="name of the subset file, ending in .json (default: tells every setting that changes the list)",
+    )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace a list of that name which was chosen otherwise"
+    )
+
+
+def subset_name(text: str) -> str:
+    """The name of a subset file. `round.1` and `round.2` would share a record, and X.txt is the list of names."""
+    if not text.endswith(".json") or text == ".json":
+        raise argparse.ArgumentTypeError(f"{text!r} must end in .json, for example {Path(text).stem or 'mine'}.json")
+    return text
 
 
 def add_label_column(parser: argparse.ArgumentParser) -> None:

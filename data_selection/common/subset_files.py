@@ -5,7 +5,7 @@ import json
 import platform
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any
@@ -101,30 +101,6 @@ def names_files(path: Path | str, table: FeatureTable) -> list[Path]:
     return [path.with_suffix(".txt")]
 
 
-def check_replaced(path: Path, table: FeatureTable) -> bool:
-    """Whether a subset file is there already, of the same pool as far as is known; its names are replaced with it.
-
-    Raises UserError where it was chosen from another pool, which may only be called alike, or where a file of names is
-    there without it: somebody's own.
-    """
-    if not path.exists():
-        strange = next((file for file in names_files(path, table) if file.exists()), None)
-        if strange:
-            raise UserError(f"{strange} is there, and no list of ours: move it, or choose another --filename")
-        return False
-    beside = sidecar(path, "provenance")
-    before = (read_json(beside).get("features") if beside.exists() else None) or {}
-    old, new = (before.get("provenance") or {}).get("source"), pool_provenance(table).get("source")
-    digest = names_digest(table.names) if table.names else None
-    unlike = before.get("names_sha256", digest) != digest or before.get("shape", [len(table)])[0] != len(table)
-    if old != new if old and new else unlike:
-        raise UserError(
-            f"{path} was chosen from another pool ({old or before.get('file')}), not from {table.path} ({new}): choose "
-            "another --output_dir or --filename, or move the list and its names away"
-        )
-    return True
-
-
 def pool_provenance(table: FeatureTable) -> dict[str, Any]:
     """The provenance beside the table's feature file, {} where there is none."""
     source = sidecar(table.path, "provenance") if table.path else None
@@ -138,17 +114,19 @@ def describe(
     config: dict[str, Any],
     seed: int,
     budget: int,
+    taken: Mapping[str, str] | None = None,
     command: list[str] | None = None,
 ) -> dict[str, Any]:
     """The provenance of a selection: method, config, seed, budget, feature file, backbone, versions, command.
 
-    table: the one selected from.
+    table: the one selected from. taken: of the images that were labelled or excluded, number and digest in one word.
     """
     return {
         "method": method,
         "config": config,
         "seed": seed,
         "budget": budget,
+        "taken": dict(taken or {}),
         "features": {
             "file": Path(table.path).name if table.path else None,
             "shape": list(table.features.shape),

@@ -119,13 +119,13 @@ def build_learner(
 ) -> Learner:
     """Model, optimiser, schedule, EMA and loss.
 
-    updates: steps in an epoch. pretrained: a file, `none`, or None where a checkpoint follows.
+    updates: steps in an epoch. pretrained: a file, `timm:NAME`, `none`, or None where a checkpoint follows.
     """
     model = build(args, classes, log)
     if pretrained == "none":
         log.say("--finetune none: training starts from random weights")
     elif pretrained is not None:
-        load_pretrained(model, pretrained, log.say, args.checkpoint_key)
+        load_pretrained(model, pretrained, log.say, args.checkpoint_key, args.input_size)
         log.say(f"pretrained weights: {pretrained}")
     log.say(f"number of params: {sum(p.numel() for p in model.parameters() if p.requires_grad)}")
     criterion = Criterion(args.smoothing)

@@ -22,8 +22,18 @@ from deit.runs.saving import BEST, NEWEST, PREVIOUS
 
 LOCK = ".running"
 RESULTS = ("result.json", "pool_predictions.csv")  # what only a run that has ended leaves
+ASKED = "cross_validation.csv"  # what models said of labels that they had not seen
 LASTING = (NEWEST, PREVIOUS, BEST, *RESULTS)
-FILES = (*LASTING, "args.yaml", "log.txt", "nonfinite_batch.json", "soft_targets_*.npy", "tensorboard")
+FILES = (
+    *LASTING,
+    ASKED,
+    "args.yaml",
+    "log.txt",
+    "nonfinite_batch.json",
+    "soft_targets_*.npy",
+    "smoothed_pool.npz",
+    "tensorboard",
+)
 
 
 @contextlib.contextmanager
