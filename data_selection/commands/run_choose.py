@@ -148,8 +148,8 @@ class Planned:
             if not dry_run:
                 on_main(world, lambda: borrow(args, labelled))
             extract_pool(args, world, world.say, look)
-            if not dry_run and world.is_main:
-                self.note(args)
+            if not dry_run:
+                on_main(world, lambda: self.note(args))  # the others read it next
         return not dry_run
 
     def note(self, args: argparse.Namespace) -> None:
