@@ -30,7 +30,7 @@ from data_selection.commands.extract import build_parser
 from data_selection.commands.foresight import check_disk, foresee
 from data_selection.commands.handing_out import Order, hand_out
 from data_selection.commands.run_extract import Ready, extract_pool, output_folder, source_of
-from data_selection.commands.selection import Plan, choose, set_aside
+from data_selection.commands.selection import Plan, choose
 from data_selection.common.distributed import World, on_main, start
 from data_selection.common.errors import UserError
 from data_selection.common.feature_table import sidecar
@@ -179,17 +179,10 @@ class Planned:
             keep_duplicates=False,
         )
 
-        def plan(world: World, table: "FeatureTable") -> Plan:
+        def plan(_world: World, table: "FeatureTable") -> Plan:
             rows = {name: row for row, name in enumerate(table.names or ())}
             taken, waiting = (
                 [rows[name] for name in some if name in rows] for some in (self.known.labels, self.known.waiting)
-            )
-
-            waiting += set_aside(
-                args,
-                table,
-                {*taken, *waiting},
-                lambda line: world.say(line.partition(" (")[0]),  # no such flag here
             )
 
             def select(features: torch.Tensor, budget: int, **how: object) -> torch.Tensor:
