@@ -1,6 +1,7 @@
 """Files of chosen images for annotation programs: Label Studio's tasks and configuration, CVAT's manifest."""
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -22,7 +23,7 @@ def write_label_studio(
     """
     tasks: list[dict[str, Any]] = []
     for place, (name, address) in enumerate(zip(names, addresses, strict=True)):
-        task: dict[str, Any] = {"data": {"image": f"/data/local-files/?d={quote(address)}", "file": name}}
+        task: dict[str, Any] = {"data": {"image": f"/data/local-files/?d={quote(os.fsencode(address))}", "file": name}}
         if beliefs:
             believed, score = beliefs[place]
             choice = {"from_name": "label", "to_name": "image", "type": "choices", "value": {"choices": [believed]}}

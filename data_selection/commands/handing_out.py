@@ -17,6 +17,7 @@ from data_selection.common.distributed import World
 from data_selection.common.errors import UserError
 from data_selection.common.feature_table import FeatureTable, load_features
 from data_selection.common.files import atomic_write, read_json
+from data_selection.common.listed_names import quoted
 from data_selection.images.answers import read_answers, write_labels
 from data_selection.images.pools import Pool
 
@@ -64,10 +65,12 @@ def hand_out(order: Order, pool: Pool, labels: dict[str, str], world: World) -> 
     local = [f"{IMAGES}/{at}" for at in where] if linked else [str(Path(path).absolute())[1:] for path in paths]
     write_label_studio(out, names, local, classes, likeliest)
     write_cvat(out / "cvat_manifest.jsonl", where if linked else names, paths, shown)
+    files = [quoted(name) for name in names]  # as tables have them, so that any name comes back
+    known = {quoted(name): label for name, label in given.items()}
     page = annotation_page(
         hashlib.sha256("\n".join(names).encode("utf-8", "surrogateescape")).hexdigest()[:16],
-        f"{out.resolve().name}: {len(names)} of {len(table)} images", names, shown,
-        arrange(np.asarray(table.features[ids]), beliefs), classes=classes, labels=given, beliefs=likeliest,
+        f"{out.resolve().name}: {len(names)} of {len(table)} images", files, shown,
+        arrange(np.asarray(table.features[ids]), beliefs), classes=classes, labels=known, beliefs=likeliest,
         why=why(beliefs) if beliefs else "",
     )  # fmt: skip
     with atomic_write(out / PAGE, "w") as handle:

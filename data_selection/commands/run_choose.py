@@ -148,8 +148,8 @@ class Planned:
             if not dry_run:
                 on_main(world, lambda: borrow(args, labelled))
             extract_pool(args, world, world.say, look)
-            if not dry_run and world.is_main:
-                self.note(args)
+            if not dry_run:
+                on_main(world, lambda: self.note(args))  # the others read it next
         return not dry_run
 
     def note(self, args: argparse.Namespace) -> None:
@@ -170,6 +170,15 @@ class Planned:
         features = self.out / read_run(self.out)["features"]
         config = METHODS[self.method].config()
 
+        args = argparse.Namespace(
+            device=device,
+            seed=self.seed,
+            no_label_column=False,
+            filename=SUBSET,
+            overwrite=False,
+            keep_duplicates=False,
+        )
+
         def plan(_world: World, table: "FeatureTable") -> Plan:
             rows = {name: row for row, name in enumerate(table.names or ())}
             taken, waiting = (
@@ -183,14 +192,6 @@ class Planned:
             known = {"labelled": taken, "excluded": waiting}
             return Plan(self.out, SUBSET, self.budget, select, self.method, settings, self.method, taken=known)
 
-        args = argparse.Namespace(
-            device=device,
-            seed=self.seed,
-            no_label_column=False,
-            filename=SUBSET,
-            overwrite=False,
-            keep_duplicates=False,
-        )
         choose(args, features, plan)
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import shutil
 
 import pytest
@@ -11,6 +12,7 @@ from data_selection.commands import choose_images as command
 from data_selection.commands import handing_out, run_choose
 from data_selection.commands.choose_images import build_parser, main_choose
 from data_selection.common.errors import UserError
+from data_selection.images.answers import read_answers
 from tests.support.extraction_cases import COUNT
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -215,6 +217,22 @@ def test_an_image_that_cannot_be_read_is_left_out_and_never_chosen(choose, folde
     assert "000.png" in capsys.readouterr().out
     assert len(rows(out)) == COUNT
     assert "000.png" not in {name for name, _ in rows(out)}
+
+
+def test_any_file_name_comes_through_and_copies_are_not_chosen_twice(choose, folder, tmp_path):
+    pool = tmp_path / "pool"
+    pool.mkdir()
+    names = [b"bytes\xff.png", b"two\nlines.png", b" spaces .png", b'"quotes".png', b"plain.png"]
+    for i, name in enumerate(names):
+        shutil.copyfile(folder / f"{i:03}.png", os.fsencode(pool) + b"/" + name)
+    shutil.copyfile(folder / "000.png", pool / "zz.png")
+    out = choose(tmp_path / "run", source=pool, budget=5)
+    known = read_answers([out / "annotate.csv"], [os.fsdecode(name) for name in names])
+    assert not known.faults
+    label(out, 5, lambda name: "seen")
+    with pytest.raises(UserError, match=r"all 5 labels are 'seen'"):  # each is found again
+        choose(tmp_path / "next", source=pool, budget=1, labelled=[out])
+    assert len(list((out / "images").iterdir())) == 5
 
 
 def test_every_flag_arrives(choose, folder, tmp_path, monkeypatch):
