@@ -71,10 +71,10 @@ def together() -> Iterator[None]:
         ) from None
 
 
-def pick_device(name: str, local_rank: int = 0) -> torch.device:
-    """torch.device of `auto`, `cpu`, `cuda` or `cuda:N`; a process of a launcher takes its own GPU.
+def pick_device(name: str, local_rank: int = 0, size: int = 1) -> torch.device:
+    """torch.device of `auto`, `cpu`, `cuda` or `cuda:N`; each of the `size` processes of a launcher takes its own GPU.
 
-    Raises UserError for an unknown name or a CUDA device that is not there.
+    Raises UserError for an unknown name, a CUDA device that is not there, or one GPU named for several processes.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -85,11 +85,23 @@ def pick_device(name: str, local_rank: int = 0) -> torch.device:
     if device.type not in ("cpu", "cuda"):
         raise UserError(f"device {name!r} is not supported: use auto, cpu, cuda or cuda:N")
     if device.type == "cuda":
+        if size > 1 and device.index is not None:
+            raise UserError(
+                f"device {name!r} would put all {size} processes on one GPU: use --device cuda, where each takes its "
+                "own; CUDA_VISIBLE_DEVICES says which there are"
+            )
         count = torch.cuda.device_count()
         index = local_rank if device.index is None else device.index
         if index >= count:
             raise UserError(f"device {name!r} (GPU {index}) asked for, {count} CUDA GPUs are visible: try --device cpu")
         return torch.device("cuda", index)
+    return device
+
+
+def taken(device: torch.device) -> torch.device:
+    """The device, which events, streams and `cuda` without a number mean from now on where it is a GPU."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     return device
 
 
@@ -102,7 +114,7 @@ def start(device: str = "auto") -> Iterator[World]:
     """
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
-        yield World(0, 1, pick_device(device))
+        yield World(0, 1, taken(pick_device(device)))
         return
     try:
         rank, size, local_rank = (int(os.environ.get(name, 0)) for name in names)
@@ -114,11 +126,10 @@ def start(device: str = "auto") -> Iterator[World]:
         raise UserError(
             f"RANK and WORLD_SIZE are set but {' and '.join(missing)} are not: start with torchrun, or unset them"
         )
-    own = pick_device(device, local_rank)
-    if own.type == "cuda":
-        torch.cuda.set_device(own)
-    backend = "nccl" if own.type == "cuda" else "gloo"
-    dist.init_process_group(backend, rank=rank, world_size=size, timeout=TIMEOUT)
+    own = taken(pick_device(device, local_rank, size))
+    backend, card = ("nccl", own) if own.type == "cuda" else ("gloo", None)
+    # nccl guesses the card by the rank where it is not told, and connects at the first operation
+    dist.init_process_group(backend, rank=rank, world_size=size, timeout=TIMEOUT, device_id=card)
     try:
         yield World(rank, size, own)
     finally:

@@ -203,7 +203,7 @@ def _to_host(features: torch.Tensor) -> Embedded:
         return features, None
     copy = features.to("cpu", non_blocking=True)
     event = torch.cuda.Event()
-    event.record()
+    event.record(torch.cuda.current_stream(features.device))  # not the current device's, which may be another GPU
     return copy, event
 
 
