@@ -7,6 +7,7 @@ from typing import Any
 from data_selection.common import distributed
 from data_selection.common.distributed import on_main
 from data_selection.common.errors import UserError
+from data_selection.common.precision import full_float32
 from data_selection.embedding.backbones import load_weights, local_file
 from data_selection.embedding.checkpoint_files import read_checkpoint
 from deit.crossval import compare, told
@@ -29,6 +30,7 @@ from deit.selftrain import pool_epochs
 from deit.timing import settle, take_over
 
 
+@full_float32()
 def train(args: argparse.Namespace) -> dict[str, Any] | None:
     """Run the trainer with the Namespace of options.parse. Returns result.json's values (None on ranks above 0)."""
     with distributed.start(args.device) as world:

@@ -17,6 +17,7 @@ from data_selection.common.distributed import World, on_main, share_error
 from data_selection.common.errors import UserError
 from data_selection.common.feature_table import check_labels as check_column
 from data_selection.common.kinds import Log
+from data_selection.common.precision import full_float32
 from data_selection.common.progress import Bar, OpenBar, open_bar
 from data_selection.embedding.forward import class_tokens, memory_layout, ready
 from data_selection.embedding.image_batches import Images, Transform, View, batches, to_input
@@ -62,6 +63,7 @@ def keep_freed_memory() -> None:
     torch.empty(2**25 - 2**13, dtype=torch.uint8)
 
 
+@full_float32()
 def extract(
     pool: Pool,
     model: nn.Module,

@@ -11,6 +11,7 @@ from data_selection.common.checks import check_request, check_selection
 from data_selection.common.distributed import World
 from data_selection.common.errors import UserError
 from data_selection.common.kinds import Device, Features, Ids
+from data_selection.common.precision import full_float32
 from data_selection.common.progress import OpenBar, open_bar
 from data_selection.methods.activeft_objective import OBJECTIVES, TABLE_ROWS, add_segment_sums, through_normalisation
 from data_selection.methods.configs import ActiveFTConfig
@@ -28,6 +29,7 @@ PATIENCE = 10  # iterations over which the loss must move by `threshold`
 OnIteration = Callable[[int, float, float], object]  # (iteration, learning rate, loss before the step)
 
 
+@full_float32()
 def select_activeft(
     features: Features,
     budget: int,

@@ -14,6 +14,7 @@ from scipy import sparse
 
 from data_selection.common.distributed import World
 from data_selection.common.errors import UserError
+from data_selection.common.precision import full_float32
 from data_selection.common.progress import open_bar
 from data_selection.nearest.narrow import narrow_is_faster
 from data_selection.nearest.neighbour_search import MAX_ROWS, Search, first_copies, rows_at_once
@@ -23,6 +24,7 @@ from data_selection.nearest.similarity import normalise
 SAME = 1e-6  # cosine distances up to this are rounding of float32 unit rows: 0
 
 
+@full_float32()
 def nearest_neighbours(
     features: torch.Tensor | np.ndarray,
     k: int,

@@ -8,6 +8,7 @@ import torch
 from data_selection.common.checks import check_ids, check_request, check_selection
 from data_selection.common.errors import UserError
 from data_selection.common.kinds import Device, Features, Ids
+from data_selection.common.precision import full_float32
 from data_selection.common.progress import OpenBar, open_bar
 from data_selection.methods.bilaf.classes import (
     Batch,
@@ -38,6 +39,7 @@ def default_core_number(pool_size: int, budget: int) -> int:
     return max(1, min(budget // 2, max(50, pool_size // 200)))
 
 
+@full_float32()
 def select_bilaf(
     features: Features,
     budget: int,
