@@ -61,7 +61,7 @@ def finetune(args: argparse.Namespace, world: distributed.World) -> dict[str, An
         say_of_classes(source, job.settings["class_names"], job.log.say)
     if state is None and (args.amp == "measured" or args.minutes) and args.mode != "linear":
         settle(job)
-    with distributed.watched(world), workers_named(close_workers):
+    with workers_named(close_workers):
         if state is None and args.folds and args.mode != "linear":
             verdict = compare(job, source)
             job.settings["verdict"] = verdict

@@ -48,8 +48,9 @@ def knn_accuracy(
     """Weighted k-nearest-neighbour accuracy in percent (0-100) by cosine similarity.
 
     train_features (N, D), test_features (M, D): float tensors, train_labels (N,), test_labels (M,): int64, 0 or more;
-    each on any device, the work is done where train_features are. k: neighbours; of fewer than k training rows all are used. A neighbour's vote weighs
-    exp(similarity / 0.07), as in DINO's evaluation; of equal votes the lowest class wins.
+    each on any device, the work is done where train_features are. k: neighbours; of fewer than k training rows all are
+    used. A neighbour's vote weighs exp(similarity / 0.07), as in DINO's evaluation; of equal votes the lowest class
+    wins.
     """
     _check_labels(train_labels, "training")
     _check_labels(test_labels, "test")
