@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 # A room may import itself and what stands in the rows below it; `a b` in one row: neither imports the other.
-ROOMS = ("commands", "judging", "embedding methods", "images nearest", "common", "demo")
+ROOMS = ("commands", "annotation", "judging", "embedding methods", "images nearest", "common", "demo")
 TRAINER = {  # of deit: what a room, or a module at the top, may import besides itself
     "samples": set(),
     "runs": set(),
@@ -20,14 +20,18 @@ TRAINER = {  # of deit: what a room, or a module at the top, may import besides 
     "memory": {"samples", "runs"},
     "job": {"option_checks", "memory", "learner", "engine", "datasets", "samplers", "samples", "runs"},
     "selftrain": {"job", "learner", "engine", "losses", "samplers", "samples"},
-    "epochs": {"selftrain", "job", "learner", "engine", "samplers", "samples", "runs"},
+    "smoothing": {"job", "learner", "engine", "selftrain", "runs"},
+    "epochs": {"smoothing", "selftrain", "job", "learner", "engine", "samplers", "samples", "runs"},
     "crossval": {"epochs", "job", "learner", "engine", "samples"},
     "option_checks": set(),
     "recipes": set(),
     "flags": set(),
     "options": {"flags", "option_checks", "recipes"},
+    "choosing": {"crossval", "job", "selftrain", "smoothing", "timing"},
     "timing": {"crossval", "selftrain", "job", "learner", "engine", "runs"},
     "trainer": {
+        "choosing",
+        "smoothing",
         "timing",
         "memory",
         "selftrain",
@@ -40,6 +44,7 @@ TRAINER = {  # of deit: what a room, or a module at the top, may import besides 
         "samples",
         "runs",
     },
+    "predicting": {"smoothing", "options", "memory", "learner", "engine", "datasets", "runs"},
     "main": {"options", "trainer"},
 }
 MODULES = sorted(path for folder in ("data_selection", "deit") for path in (ROOT / folder).rglob("*.py"))

@@ -1,5 +1,6 @@
 """Pool + backbone -> feature file: sharded over ranks, written as the features arrive, resumable."""
 
+import copy
 import hashlib
 import json
 import time
@@ -96,6 +97,8 @@ def extract(
     Raises UserError where an image cannot be read, features are not finite, or the file cannot be written.
     """
     keep_freed_memory()
+    pool = copy.copy(pool)
+    pool.background = preprocess.background
     layout, model = memory_layout(model), ready(model, world.device, amp_dtype, compiled)
     at_once = images_at_once(batch_size, preprocess.size, world.device)
 

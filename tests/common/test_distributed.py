@@ -1,8 +1,11 @@
 """Device names and launcher variables are checked; sums go over the ranks."""
 
+import contextlib
+
 import pytest
 import torch
 
+from data_selection.common import distributed
 from data_selection.common.distributed import pick_device, start
 from data_selection.common.errors import UserError
 
@@ -37,6 +40,7 @@ def test_the_gpu_asked_for_is_the_current_one_and_the_group_knows_it(monkeypatch
         assert current == [world.device] == [torch.device("cuda:1")]
     monkeypatch.setattr(torch.distributed, "init_process_group", lambda backend, **given: group.update(given))
     monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: None)
+    monkeypatch.setattr(distributed, "watched", lambda rank, size: contextlib.nullcontext())
     for name, value in zip(LAUNCHER, ("2", "3", "2", "127.0.0.1", "0"), strict=True):
         monkeypatch.setenv(name, value)
     with start("cuda"):

@@ -1,6 +1,5 @@
 """Three processes with unlike free memory choose what one does, by every method."""
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +27,7 @@ def choose(rank, out):
         return {case: METHODS[name].select(features, 60, **options) for case, (name, options) in CASES.items()}
     pool_reader.available_memory = lambda: (1 << 26) * 4**rank  # before LOCAL_WORLD_SIZE
     with distributed.start("cpu"):
-        torch.save(choose(None, None), os.path.join(out, f"{rank}.pt"))
+        torch.save(choose(None, None), out / f"{rank}.pt")
     return None
 
 

@@ -138,7 +138,8 @@ def assign(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Pseudo-class of every sample: the nearest core, and the `rivals` nearest of the others.
 
-    features: (N, D). cores: (K,) pool indices. max_bytes: the same on every rank of world. Returns own (N,) int64 and rival (N, T) int32 on the CPU, core numbers
+    features: (N, D). cores: (K,) pool indices. max_bytes: alike on all ranks.
+    Returns own (N,) int64 and rival (N, T) int32 on the CPU, core numbers
     0..K-1, T = rivals or K - 1 where that is less. Equal distances go to the lowest; a core is always in its own class;
     with one core the rival is that core; of more rivals than one only the set is exact, not the order.
     Source: c(x) = argmin_j D(f_x, f_cj), section 3.3. Cost: N x K x D, in blocks; memory: one block and N x T.
