@@ -10,6 +10,7 @@ from data_selection.common import distributed
 from data_selection.common.distributed import on_main
 from data_selection.common.errors import UserError
 from data_selection.common.files import atomic_write
+from data_selection.common.precision import full_float32
 from data_selection.embedding.backbones import load_weights, local_file
 from data_selection.embedding.checkpoint_files import read_checkpoint
 from deit.choosing import decide
@@ -36,6 +37,7 @@ from deit.smoothing import needed_features, pool_features, with_pool
 from deit.timing import settle, take_over
 
 
+@full_float32()
 def train(args: argparse.Namespace) -> dict[str, Any] | None:
     """Run the trainer with the Namespace of options.parse. Returns result.json's values (None on ranks above 0)."""
     with distributed.start(args.device) as world:
@@ -71,7 +73,7 @@ def finetune(args: argparse.Namespace, world: distributed.World) -> dict[str, An
     timed = state is None and args.mode not in (*FROZEN, "auto")
     if timed and (args.amp == "measured" or args.minutes):
         settle(job)
-    with distributed.watched(world), workers_named(close_workers):
+    with workers_named(close_workers):
         pool_rows = take_pool(job, source) if state is None else None
         asked_labels = None
         if state is None and args.mode == "auto":

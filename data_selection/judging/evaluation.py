@@ -10,6 +10,7 @@ from data_selection.common.checks import as_tensor, check_ids
 from data_selection.common.errors import UserError
 from data_selection.common.feature_table import FeatureTable, labels_like
 from data_selection.common.kinds import Ids
+from data_selection.common.precision import full_float32
 from data_selection.nearest.similarity import normalise, row_blocks
 
 KNN_TEMPERATURE = 0.07  # DINO's k-NN evaluation weighs a neighbour by exp(similarity / 0.07)
@@ -36,6 +37,7 @@ def mean_sd(values: Iterable[float]) -> MeanSd:
     return MeanSd(statistics.fmean(given), statistics.stdev(given) if len(given) > 1 else float("nan"), len(given))
 
 
+@full_float32()
 def knn_accuracy(
     train_features: torch.Tensor,
     train_labels: torch.Tensor,
@@ -46,17 +48,19 @@ def knn_accuracy(
 ) -> float:
     """Weighted k-nearest-neighbour accuracy in percent (0-100) by cosine similarity.
 
-    train_features (N, D), test_features (M, D): float tensors on one device. train_labels (N,), test_labels (M,):
-    int64, 0 or more. k: neighbours; of fewer than k training rows all are used. A neighbour's vote weighs
-    exp(similarity / 0.07), as in DINO's evaluation; of equal votes the lowest class wins.
+    train_features (N, D), test_features (M, D): float tensors, train_labels (N,), test_labels (M,): int64, 0 or more;
+    each on any device, the work is done where train_features are. k: neighbours; of fewer than k training rows all are
+    used. A neighbour's vote weighs exp(similarity / 0.07), as in DINO's evaluation; of equal votes the lowest class
+    wins.
     """
     _check_labels(train_labels, "training")
     _check_labels(test_labels, "test")
     bank = normalise(train_features)
+    train_labels, test_labels = train_labels.to(bank.device), test_labels.to(bank.device)
     classes = int(train_labels.max()) + 1
     correct = 0
     for start, stop in row_blocks(len(test_features), len(bank)):
-        similarity = normalise(test_features[start:stop]) @ bank.T  # (B, N)
+        similarity = normalise(test_features[start:stop].to(bank.device)) @ bank.T  # (B, N)
         weight, neighbour = similarity.topk(min(k, len(bank)), dim=1)
         votes = torch.zeros(stop - start, classes, device=bank.device)
         votes.scatter_add_(1, train_labels[neighbour], ((weight - 1) / KNN_TEMPERATURE).exp())

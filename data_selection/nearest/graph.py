@@ -15,6 +15,7 @@ from scipy import sparse
 from data_selection.common.distributed import World
 from data_selection.common.errors import UserError
 from data_selection.common.kinds import Features
+from data_selection.common.precision import full_float32
 from data_selection.common.progress import open_bar
 from data_selection.nearest.narrow import narrow_is_faster
 from data_selection.nearest.neighbour_search import MAX_ROWS, Search, first_copies, rows_at_once
@@ -74,6 +75,7 @@ class Finder:
         return index, similarity
 
 
+@full_float32()
 def nearest_neighbours(
     features: Features,
     k: int,
