@@ -23,6 +23,8 @@ ENTRIES = [
     "deit/main.py",
     "scripts/select_subset.py",
     "scripts/choose_images.py",
+    "scripts/train_on_labels.py",
+    "scripts/predict.py",
     "scripts/quickstart.py",
     "scripts/demo/make_demo_data.py",
     "scripts/demo/make_demo_backbone.py",
