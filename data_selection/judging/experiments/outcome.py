@@ -9,23 +9,25 @@ from typing import Any
 from data_selection.common.files import atomic_write, read_json
 from data_selection.judging.experiments.cells import Cell, digest_of
 from data_selection.judging.experiments.plan import Plan
-from data_selection.judging.experiments.summary import Entry, Key, summarise
+from data_selection.judging.experiments.summary import Key, summarise
 from data_selection.judging.experiments.tables import Table, as_csv, as_latex, as_markdown, make_tables
 
 FILES = ("table.md", "table.csv", "table.tex", "curves.png", "curves.svg", "page.html")
 TEMPLATE = Path(__file__).with_name("page.html")
+SOURCES = [TEMPLATE.with_name(name) for name in ("page.html", "curves.py", "summary.py", "tables.py")]  # of the outcome
 
 
-def entries_of(plan: Plan, cells: Sequence[Cell], records: Mapping[str, Mapping[str, Any]]) -> list[Entry]:
-    """The Entries of the cells that have records, in the order of the config."""
+def values_of(
+    plan: Plan, cells: Sequence[Cell], records: Mapping[str, Mapping[str, Any]]
+) -> dict[Key, dict[int, float]]:
+    """{(pool, evaluation, method, budget): {seed: percent}} of the cells that have records, in the config's order."""
     values: dict[Key, dict[int, float]] = {}
-    asked = {(cell.pool, cell.budget): cell.asked for cell in cells}
     for cell in sorted(cells, key=_order(plan)):
         some = values.setdefault((cell.pool, cell.evaluation, cell.method, cell.budget), {})
         found = records.get(cell.digest, {}).get("scores", {}).get(cell.score)
         if found is not None:
             some[cell.seed] = found
-    return summarise(values, plan.baseline, asked)
+    return values
 
 
 def _order(plan: Plan) -> Callable[[Cell], tuple[int, int, int, int]]:
@@ -41,13 +43,15 @@ def write_outcome(plan: Plan, cells: Sequence[Cell], records: Mapping[str, Mappi
 
     Where the same numbers under the same config were written before, they are left as they are, which takes no time.
     """
-    entries = entries_of(plan, cells, records)
-    stamp = digest_of([plan.path.read_text(encoding="utf-8"), as_csv(entries), TEMPLATE.read_text(encoding="utf-8")])
+    values = values_of(plan, cells, records)
+    sources = [path.read_text(encoding="utf-8") for path in (plan.path, *SOURCES)]
+    stamp = digest_of([sources, len(cells), [[*key, scores] for key, scores in values.items()]])
     beside = folder / "outcome.json"
     if beside.exists() and read_json(beside).get("stamp") == stamp and all((folder / name).exists() for name in FILES):
         return (folder / "table.md").read_text(encoding="utf-8")
     from data_selection.judging.experiments.curves import draw_curves  # a second to import
 
+    entries = summarise(values, plan.baseline, {(cell.pool, cell.budget): cell.asked for cell in cells})
     tables = make_tables(entries, plan.baseline)
     pictures = draw_curves(entries, plan.baseline) if entries else {"png": b"", "svg": b""}
     done = sum(cell.digest in records for cell in cells)
