@@ -1,4 +1,6 @@
-"""A small experiment: two pools whose classes can be told apart, four methods, four evaluations."""
+"""A small experiment: a pool whose classes can be told apart, three methods, four evaluations."""
+
+import json
 
 import numpy as np
 import yaml
@@ -6,7 +8,7 @@ import yaml
 from data_selection.common.feature_table import save_features
 
 EVALUATIONS = {
-    "5-NN": {"kind": "knn", "k": 5}, "probe": {"kind": "probe", "c": "auto"}, "csZ": {"kind": "smoothed"},
+    "5-NN": {"kind": "knn", "k": 5}, "probe": {"kind": "probe", "c": 3}, "csZ": {"kind": "smoothed"},
     "lrZ": {"kind": "smoothed", "score": "lrZ"},
 }  # fmt: skip
 
@@ -19,14 +21,14 @@ def blobs(path, count, seed, classes=4):
 
 
 def make_config(folder, **changes):
-    """Write the pools and grid.yaml to a folder; changes: of the config's top-level keys. Returns the config's path."""
-    for seed, name in enumerate(("one_train", "one_test", "two_train", "two_test")):
+    """Write the pool and grid.yaml to a folder; changes: of the config's top-level keys. Returns the config's path."""
+    for seed, name in enumerate(("one_train", "one_test")):
         if not (folder / f"{name}.npy").exists():
             blobs(folder / f"{name}.npy", 120 if name.endswith("train") else 60, seed)
     content = {
         "pools": {
             name: {"train": str(folder / f"{name}_train.npy"), "test": str(folder / f"{name}_test.npy")}
-            for name in ("one", "two")
+            for name in ("one",)
         },
         "methods": {"random": None, "fps": {}, "k-means": {"method": "kmeans", "max_iter": 5}},
         "budgets": [8, "10%", 30],
@@ -40,8 +42,6 @@ def make_config(folder, **changes):
 
 def without_times(store):
     """{digest: record without what differs from run to run} of a results.jsonl. Fails where a cell comes twice."""
-    import json
-
     lines = [json.loads(line) for line in store.read_text().splitlines()]
     found = {line["digest"]: {k: v for k, v in line.items() if not k.startswith("seconds")} for line in lines}
     assert len(found) == len(lines), "a cell was computed twice"

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from data_selection.common.checks import check_finite
 from data_selection.common.errors import UserError
 from data_selection.common.feature_table import FeatureTable, labels_like, load_features
 from data_selection.common.files import atomic_write, read_json, sha256
@@ -65,12 +66,18 @@ class LoadedPool:
 
     @functools.cached_property
     def tensors(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """(features (M, D), labels (M,), test features (Q, D), test labels (Q,)): float32 and int64, in memory."""
+        """(features (M, D), labels (M,), test features (Q, D), test labels (Q,)): float32 and int64, in memory.
+
+        Raises UserError for a value that is not finite, and for missing labels.
+        """
         assert self.test is not None
         labels = torch.from_numpy(self.known_labels()[self.rows])
         test_labels = torch.from_numpy(labels_like(self.test, self.train))
         features = torch.from_numpy(np.array(self.features, dtype=np.float32))
-        return features, labels, self.test.tensor(), test_labels
+        test = self.test.tensor()
+        check_finite(features, ids=torch.from_numpy(self.rows))
+        check_finite(test)
+        return features, labels, test, test_labels
 
     @property
     def classes(self) -> int:

@@ -14,13 +14,13 @@ BAD = [
     ({"pools": {"one": {"train": "x.npy", "imbalance": 1}}}, r"imbalance 1 must be a number above 1"),
     ({"pools": ["x.npy"]}, r"pools must hold lines `name: \{settings\}`, not \['x.npy'\]"),
     ({"methods": {"activft": None}}, r"'activft' is unknown \(did you mean activeft\?\); use one of random, "),
-    ({"methods": {"a": {"method": "kmeans", "maxiter": 1}}}, r"method 'a': unknown key 'maxiter' \(did you mean max_iter"),
+    ({"methods": {"a": {"method": "kmeans", "maxiter": 1}}}, r"method 'a': unknown key 'maxiter' \(did you mean max_"),
     ({"methods": {"activeft": {"temperature": -1}}}, r"method 'activeft': temperature -1 must be above 0"),
     ({"methods": {"activeft": {"temperature": "warm"}}}, r"method 'activeft': a value of .* is of the wrong type"),
     ({"methods": {"bilaf": {"cores": "bilaf"}}}, r"cores 'bilaf' must be one of random, "),
     ({"methods": {"bilaf": {"variant": "relased"}}}, r"variant 'relased' is none of paper, released"),
     ({"methods": {"random": None, "kmeans": {"max_iter": {"three": 5}}}}, r"max_iter is set for 'three', no pool"),
-    ({"methods": {"random": {"pools": ["three"]}}}, r"pools \['three'\] must be a list of some of one, two"),
+    ({"methods": {"random": {"pools": ["three"]}}}, r"pools \['three'\] must be a list of some of one"),
     ({"budgets": [0]}, r"budget 0 must be a number of images, or a share of the pool such as 0\.5%"),
     ({"budgets": ["ten"]}, r"budget 'ten' must be a number of images"),
     ({"seeds": "a"}, r"seeds 'a' must be their number, or a list"),
@@ -47,7 +47,9 @@ def test_settings_may_differ_by_pool_and_budget(tmp_path):
     value = {"one 10%": 1, "one": 2, "other": 3}
     assert [setting(value, *place) for place in (("one", "10%"), ("one", 8), ("two", 8))] == [1, 2, 3]
     assert setting({"one": 2}, "two", 8) is None
-    plan = read_plan(make_config(tmp_path, methods={"kmeans": {"max_iter": {"one": 7}, "pools": ["one"]}}))
+    pools = {name: {"train": "x.npy"} for name in ("one", "two")}
+    row = {"max_iter": {"one": 7}, "pools": ["one"]}
+    plan = read_plan(make_config(tmp_path, pools=pools, methods={"kmeans": row}))
     assert method_of(plan.methods[0], "one", 8, plan.path)[1].max_iter == 7
     assert method_of(plan.methods[0], "two", 8, plan.path)[1].max_iter == 100
     assert plan.methods[0].pools == ("one",)
