@@ -12,7 +12,7 @@ from pathlib import Path
 
 from data_selection.commands.shared import add_device, make_parser
 from data_selection.common.errors import UserError, run
-from data_selection.judging.experiments.plan import PoolSpec, read_plan, resolve
+from data_selection.judging.experiments.plan import PoolSpec, near, read_plan, resolve
 from scripts.experiments.trainer import die_with_us
 
 DESCRIPTION = """Compare methods: pools x methods x budgets x seeds x evaluations, as a config says. Killed and started
@@ -29,6 +29,7 @@ def build_parser():
         "--pool", nargs=3, action="append", metavar=("NAME", "TRAIN", "TEST"),
         help="a name and two feature files in place of the config's pools; may come several times",
     )  # fmt: skip
+    parser.add_argument("--only", nargs="+", metavar="POOL", help="only these of the config's pools")
     parser.add_argument("--jobs", type=int, default=1, help="processes side by side, each with one thread")
     parser.add_argument(
         "--shard", type=shard, metavar="I/N", help="only part I (from 0) of N; for jobs that share --output_dir"
@@ -62,12 +63,16 @@ def load(args):
 
 
 def plan_of(args):
-    """The config's plan, with the pools of --pool where they are given."""
+    """The config's plan, with the pools of --pool, or those of --only. Raises UserError for its mistakes."""
     plan = read_plan(args.config)
-    if not args.pool:
-        return plan
-    named = tuple(PoolSpec(name, resolve(train), resolve(test)) for name, train, test in args.pool)
-    return dataclasses.replace(plan, pools=named)
+    if args.pool:
+        named = tuple(PoolSpec(name, resolve(train), resolve(test)) for name, train, test in args.pool)
+        plan = dataclasses.replace(plan, pools=named)
+    names = [pool.name for pool in plan.pools]
+    for name in args.only or ():
+        if name not in names:
+            raise UserError(f"--only {name}: the pools are {', '.join(names)}{near(name, names)}")
+    return dataclasses.replace(plan, pools=tuple(pool for pool in plan.pools if pool.name in (args.only or names)))
 
 
 def folder_of(args):
