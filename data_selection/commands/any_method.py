@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from data_selection.commands.shared import add_device, add_label_column, add_seed, add_taken, make_parser
+from data_selection.commands.shared import add_device, add_label_column, add_seed, add_taken, add_where, make_parser
 from data_selection.common.errors import UserError
 from data_selection.common.subset_names import default_folder, method_name
 from data_selection.methods.configs import BILAF_PRESETS, Config
@@ -33,10 +33,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--variant", choices=("paper", "released"), help="bilaf: the published or the released algorithm"
     )
     add_taken(parser)
-    parser.add_argument("--output_dir", type=Path, help="folder of the subset file (default: subsets/<POOL>)")
-    parser.add_argument(
-        "--filename", help="name of the subset file (default: says pool, method, budget and the flags given)"
-    )
+    add_where(parser)
     add_label_column(parser)
     add_seed(parser)
     add_device(parser)
@@ -69,15 +66,14 @@ def main_select(argv: Sequence[str] | None = None) -> None:
         budget = budget_of(args, table)
         return Plan(
             folder=args.output_dir or default_folder(args.features),
-            name=args.filename or method_name(args.features.stem, args.method, budget, args.seed, given),
+            name=method_name(args.features.stem, args.method, budget, args.seed, given),
             budget=budget,
-            select=functools.partial(
-                METHODS[args.method].select, config=config, seed=args.seed, **taken(args, table, world)
-            ),
+            select=functools.partial(METHODS[args.method].select, config=config, seed=args.seed),
             method=args.method,
             settings=dataclasses.asdict(config),
             by=args.method,
             order="given" if args.method in NEEDS_ORDER else "sorted",
+            taken=taken(args, table, world),
         )
 
     choose(args, args.features, plan)
