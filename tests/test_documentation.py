@@ -44,6 +44,8 @@ COMMANDS = {
     "deit/main.py": main_deit,
     "scripts/finetune.sbatch": main_deit,
     "scripts/select_subset.py": main_select,
+    "scripts/run_experiment.py": "scripts.experiments.command",
+    "scripts/compare_with_paper.py": "scripts.compare_with_paper",
     "scripts/choose_images.py": main_choose,
     "scripts/quickstart.sh": "scripts.quickstart",
     "scripts/demo/make_demo_data.py": "scripts.demo.make_demo_data",

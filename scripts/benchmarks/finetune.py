@@ -7,7 +7,7 @@ python scripts/benchmark.py finetune --train outputs/quickstart/DEMO_train.npy -
 import argparse
 import json
 import os
-import subprocess
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -17,7 +17,6 @@ import torch
 from data_selection.commands.shared import make_parser
 from data_selection.common.errors import UserError
 from data_selection.common.feature_table import load_features
-from data_selection.common.paths import ROOT
 from data_selection.common.subset_files import load_subset, save_subset
 from data_selection.judging.evaluation import mean_sd
 from data_selection.judging.report import markdown_table
@@ -25,6 +24,7 @@ from data_selection.judging.smoothed import choose_c, fit_probe, fit_smoothed
 from data_selection.methods.table import METHODS
 from data_selection.nearest.similarity import normalise
 from deit.samples.sources import open_images
+from scripts.experiments.trainer import train
 
 PROBES = ("plain probe", "smoothed probe")
 PAPER = ["--recipe", "paper", "--clip-grad", "2", "--epochs", "30", "--batch-size", "32"]
@@ -146,29 +146,13 @@ def run(args: argparse.Namespace, subset: Path, seed: int, words: list[str]) -> 
     """One run of the trainer in a process of its own: its accuracies, and what it took."""
     folder = args.output_dir / f"run_{os.getpid()}"
     command = ["--data-set", "FOLDERSUBSET" if args.images else "DEMOSUBSET", "--subset_ids", subset, "--seed", seed]
-    command += ["--output_dir", folder, "--eval_interval", 1000, *words]
+    command += ["--eval_interval", 1000, *words]
     for flag, value in (("--data-path", args.images), ("--model", args.model), ("--finetune", args.weights),
                         ("--input-size", args.input_size)):  # fmt: skip
         command += [flag, value] if value else []
-    began = time.perf_counter()
-    child = subprocess.Popen([sys.executable, str(ROOT / "deit" / "main.py"), *map(str, command)],
-                             stdout=subprocess.DEVNULL)  # fmt: skip
-    _, status, usage = os.wait4(child.pid, 0)
-    if status:
-        raise UserError(f"the trainer ended with {os.waitstatus_to_exitcode(status)}: {' '.join(map(str, command))}")
-    result = json.loads((folder / "result.json").read_text())
-    for path in folder.iterdir():
-        path.unlink()
-    folder.rmdir()
-    return {
-        "last": result["last"]["acc1"],
-        "best": result["best"]["acc1"],
-        "ema": result["ema"] and result["ema"]["acc1"],
-        "graph": result["graph"] and result["graph"]["acc1"],
-        "kept": result["verdict"] and result["verdict"]["kept"],
-        "minutes": (time.perf_counter() - began) / 60,
-        "gib": usage.ru_maxrss / 2**20,
-    }
+    found = train(command, folder)
+    shutil.rmtree(folder)
+    return found
 
 
 def report(known: dict[tuple, dict], methods, budgets, ways, seeds) -> None:
