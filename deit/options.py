@@ -99,10 +99,16 @@ def _add_model(flags: Flags) -> None:
     switch("--auto-resume", False, "continue from output_dir/checkpoint.pth where there is one")
     add("--checkpoint_key", metavar="NAME", help="entry of the weights' file that holds them, such as student")
     switch("--allow-http", False, "take weights from addresses without https, which anybody on the way can change")
-    add("--drop", type=float, default=0.0, metavar="RATE", help="dropout")
+    add(
+        "--drop",
+        type=float,
+        default=0.0,
+        metavar="RATE",
+        help="dropout before the classifier and in the blocks, where the model has it",
+    )
     add("--drop-path", type=float, default=0.1, metavar="RATE", help="stochastic depth, where the model knows it")
     switch("--model-ema", True, "keep a moving average of the weights, evaluated after the last epoch")
-    add("--model-ema-decay", type=float, default=0.99996)
+    add("--model-ema-decay", type=float, default=0.99996, help="how much of the average a step keeps")
     switch(
         "--model-ema-warmup", False,
         "let the average forget faster at first, so that it means something at once; on with every recipe but paper",
@@ -147,7 +153,7 @@ def _add_optimisation(flags: Flags) -> None:
     add("--opt-eps", type=float, default=1e-8, help="for the optimisers that have one (SGD has none)")
     add("--opt-betas", type=float, nargs="+", help="default: the optimiser's own")
     add("--clip-grad", type=float, metavar="NORM", help="largest gradient norm")
-    add("--momentum", type=float, default=0.9)
+    add("--momentum", type=float, default=0.9, help="of SGD and the optimisers that have one")
     add("--weight-decay", type=float, default=1e-4, help="not applied to biases, norms and embeddings of tokens")
     add("--layer-decay", type=float, help="learning-rate factor per layer from the head down")
     add("--lr", type=float, default=3e-3, help="learning rate of 512 images per step; scaled by the global batch")
@@ -155,13 +161,13 @@ def _add_optimisation(flags: Flags) -> None:
         "percent of the epochs")  # fmt: skip
     add("--lr-noise", type=float, nargs="+", help="where the rate is noisy, as fractions of the epochs")
     add("--lr-noise-pct", type=float, default=0.67, help="bound of the noise")
-    add("--lr-noise-std", type=float, default=1.0)
+    add("--lr-noise-std", type=float, default=1.0, help="deviation of the noise, before its bound")
     add("--warmup-lr", type=float, default=1e-6, help="rate of the first epoch, not scaled")
     add("--min-lr", type=float, default=1e-5, help="floor, not scaled")
     add("--decay-epochs", type=float, help="step: between two falls, by default 30, or a third of up to 30; wsd, "
         "rsqrt: of the fall in the end, by default a fifth of the epochs")  # fmt: skip
     add("--decay-rate", "--dr", type=float, default=0.1, help="factor of step and multistep, power of poly")
-    add("--warmup-epochs", type=int, default=5)
+    add("--warmup-epochs", type=int, default=5, help="epochs in which the rate climbs from --warmup-lr")
     add("--warmup-steps", type=int, help="the same in steps, at most a quarter of the run; needs --sched-unit step")
     add("--sched-unit", choices=("epoch", "step"), default="epoch", help="how often the schedule moves the rate")
     add(
@@ -189,7 +195,8 @@ def _add_augmentation(flags: Flags) -> None:
     )
     add("--color-jitter", type=float, default=0.0, help="strength; absent under --aa")
     add("--aa", metavar="POLICY", help="AutoAugment or RandAugment, such as rand-m9-mstd0.5-inc1")
-    add("--train-interpolation", choices=("random", "bilinear", "bicubic"), default="bicubic")
+    add("--train-interpolation", choices=("random", "bilinear", "bicubic"), default="bicubic",
+        help="how random crops are resized; random: either, by the draw")  # fmt: skip
     switch("--repeated-aug", True, "each image three times in a row, a third of a large subset per epoch")
     add("--reprob", type=float, default=0.0, help="chance of random erasing")
     add("--remode", default="pixel", choices=("const", "rand", "pixel"), help="fill of random erasing")
@@ -201,12 +208,14 @@ def _add_augmentation(flags: Flags) -> None:
     add("--cutmix-minmax", type=float, nargs=2, metavar=("LOW", "HIGH"), help="range of the box's side; enables CutMix")
     add("--mixup-prob", type=float, default=0.0, help="chance to mix a batch; needed with --mixup or --cutmix")
     add("--mixup-switch-prob", type=float, default=0.5, help="chance of CutMix where both are on")
-    add("--mixup-mode", choices=("batch", "pair", "elem"), default="batch")
-    add("--distillation-type", choices=("none", "soft", "hard"), default="none")
-    add("--distillation-alpha", type=float, default=0.5)
-    add("--distillation-tau", type=float, default=1.0)
-    add("--teacher-model", default="regnety_160", metavar="NAME")
-    add("--teacher-path", default="", metavar="FILE")
+    add("--mixup-mode", choices=("batch", "pair", "elem"), default="batch",
+        help="one draw for a batch, for two images that are mixed with each other, or for each image")  # fmt: skip
+    add("--distillation-type", choices=("none", "soft", "hard"), default="none",
+        help="learn the teacher's probabilities (soft) or its first choice (hard), too")  # fmt: skip
+    add("--distillation-alpha", type=float, default=0.5, help="weight of the teacher's part of the loss")
+    add("--distillation-tau", type=float, default=1.0, help="temperature of soft distillation")
+    add("--teacher-model", default="regnety_160", metavar="NAME", help="a timm name")
+    add("--teacher-path", default="", metavar="FILE", help="the teacher's weights, with its classifier")
 
 
 def _add_run(flags: Flags) -> None:
@@ -243,7 +252,7 @@ def _add_run(flags: Flags) -> None:
         help="auto: bf16 or fp16 on a GPU, off on a CPU; measured: on a CPU the faster of off and bf16, by a few steps",
     )
     add("--compile", action="store_true", help="torch.compile: minutes at the start, then faster on most GPUs")
-    add("--seed", type=int, default=0)
+    add("--seed", type=int, default=0, help="seed of every random draw, 0 or above")
     add("--world_size", action=Refused, reason="the launcher (torchrun --nproc_per_node) sets the number of processes")
     add("--dist_url", action=Refused, reason="the launcher's environment (MASTER_ADDR, MASTER_PORT) says where to meet")
     add(

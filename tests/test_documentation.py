@@ -78,6 +78,16 @@ def flags_of(command):
     return set(parser_of(command)._option_string_actions)
 
 
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_flag_has_a_text(command):
+    bare = [
+        " ".join(action.option_strings) or action.dest
+        for action in parser_of(command)._actions
+        if len((action.help or "").split()) < 2 and action.help != argparse.SUPPRESS
+    ]
+    assert not bare, "flags without a text"
+
+
 def read(page):
     return (ROOT / page).read_text(encoding="utf-8")
 

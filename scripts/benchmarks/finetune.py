@@ -67,8 +67,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--weights", type=Path, help="pretrained weights of --model")
     add("--input_size", type=int, help="side of the images in pixels")
     add("--output_dir", type=Path, required=True, help="lists and scores.jsonl; what is in it is not measured again")
-    add("--methods", nargs="+", default=["random", "activeft"], choices=sorted(METHODS))
-    add("--budgets", type=int, nargs="+", default=[50, 100, 250, 1000], help="labels")
+    add("--methods", nargs="+", default=["random", "activeft"], choices=sorted(METHODS), help="how images are chosen")
+    add("--budgets", type=int, nargs="+", default=[50, 100, 250, 1000], help="labels of a run")
     add("--seeds", type=int, nargs="+", default=range(5), help="of the selection and of the training")
     add("--ways", nargs="+", default=[*PROBES, *TRAINED], choices=[*PROBES, *WAYS], metavar="WAY",
         help=f"rows of the table, of {'; '.join([*PROBES, *TRAINED, *MORE])}")  # fmt: skip
