@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from data_selection.commands.settings import add_settings, given, replaced, told
 from data_selection.commands.shared import add_device, add_label_column, add_seed, add_taken, make_parser
 from data_selection.common.errors import UserError
 from data_selection.common.subset_names import default_folder, method_name
@@ -18,7 +19,9 @@ if TYPE_CHECKING:
     from data_selection.common.distributed import World
     from data_selection.common.feature_table import FeatureTable
 
-NEEDS_ORDER = ("bilaf",)  # methods whose order in the file means something; the others are written ascending
+NAMED = {"core_number": "cores"}  # in file names
+# methods whose order in the file means something; the others are written ascending
+NEEDS_ORDER = ("bilaf", "fps", "herding", "probcover", "typiclust", "zcore")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -28,7 +31,6 @@ def build_parser() -> argparse.ArgumentParser:
     size = parser.add_mutually_exclusive_group(required=True)
     size.add_argument("--budget", type=int, help="images to choose")
     size.add_argument("--percent", type=str, help="images to choose, in percent (0-100) of the pool, rounded down")
-    parser.add_argument("--cores", type=int, help="bilaf: number of core images, counted in the budget")
     parser.add_argument(
         "--variant", choices=("paper", "released"), help="bilaf: the published or the released algorithm"
     )
@@ -40,20 +42,22 @@ def build_parser() -> argparse.ArgumentParser:
     add_label_column(parser)
     add_seed(parser)
     add_device(parser)
+    settings = parser.add_argument_group("settings of the methods", "each is for the methods that its text names")
+    add_settings(settings, defaults(), flags={"core_number": ("--cores", "--core_number")})
     return parser
+
+
+def defaults() -> dict[str, Config]:
+    """{method: its default config}."""
+    return {name: method.config() for name, method in METHODS.items()}
 
 
 def make_config(method: str, args: argparse.Namespace) -> Config:
     """The method's default config with the flags of this command put in."""
-    config = METHODS[method].config()
-    given = {"core_number": args.cores, "variant": args.variant}
-    given = {name: value for name, value in given.items() if value is not None}
-    if "variant" in given:
-        config = BILAF_PRESETS[given.pop("variant")] if method == "bilaf" else config
-    fields = {field.name for field in dataclasses.fields(config)}
-    if (args.cores is not None or args.variant is not None) and "core_number" not in fields:
-        raise UserError(f"--cores and --variant are for bilaf; method {method} has no cores")
-    return dataclasses.replace(config, **given)
+    if args.variant is not None and method != "bilaf":
+        raise UserError(f"--variant is for bilaf; method {method} has no variants: drop it")
+    config = BILAF_PRESETS[args.variant] if args.variant else METHODS[method].config()
+    return replaced(config, method, given(args, defaults().values()), defaults())
 
 
 def main_select(argv: Sequence[str] | None = None) -> None:
@@ -62,14 +66,14 @@ def main_select(argv: Sequence[str] | None = None) -> None:
     from data_selection.commands.selection import Plan, budget_of, choose, taken  # slow: imports torch
 
     config = make_config(args.method, args)
-    given = {"cores": args.cores, "variant": args.variant}
-    given = {name: value for name, value in given.items() if value is not None}
+    settings = {"variant": args.variant} if args.variant else {}
+    settings |= {NAMED.get(name, name): value for name, value in told(given(args, [config])).items()}
 
     def plan(world: "World", table: "FeatureTable") -> "Plan":
         budget = budget_of(args, table)
         return Plan(
             folder=args.output_dir or default_folder(args.features),
-            name=args.filename or method_name(args.features.stem, args.method, budget, args.seed, given),
+            name=args.filename or method_name(args.features.stem, args.method, budget, args.seed, settings),
             budget=budget,
             select=functools.partial(
                 METHODS[args.method].select, config=config, seed=args.seed, **taken(args, table, world)

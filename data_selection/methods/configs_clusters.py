@@ -7,7 +7,7 @@ from data_selection.methods.configs import KMeansConfig
 
 
 def check_ranges(config: object, **ranges: tuple[float, float | None]) -> None:
-    """Raise UserError where a field is outside its (lowest, highest); None: no upper end, or a field without a value."""
+    """Raise UserError where a field is outside its (lowest, highest), None: no end; a field of None passes."""
     for name, (low, high) in ranges.items():
         value = getattr(config, name)
         if value is not None and not (low <= value and (high is None or value <= high)):
@@ -16,22 +16,26 @@ def check_ranges(config: object, **ranges: tuple[float, float | None]) -> None:
 
 @dataclass(frozen=True)
 class TypiClustConfig(KMeansConfig):
-    """clusters: at most so many of k-means, and never more than labels. neighbours: whose mean distance says how
+    """TypiClust's settings, and those of its k-means.
+
+    clusters: at most so many of k-means, and never more than labels. nearest: images whose mean distance says how
     typical an image is. smallest: clusters of fewer images are left for last.
     """
 
     clusters: int = 500
-    neighbours: int = 20
+    nearest: int = 20
     smallest: int = 5
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_ranges(self, clusters=(1, None), neighbours=(1, None), smallest=(1, None))
+        check_ranges(self, clusters=(1, None), nearest=(1, None), smallest=(1, None))
 
 
 @dataclass(frozen=True)
 class ProbCoverConfig(KMeansConfig):
-    """delta: radius of a ball among unit features; None: the largest that keeps `purity` of the balls in one cluster.
+    """ProbCover's settings, and those of its k-means.
+
+    delta: radius of a ball among unit features; None: the largest that keeps `purity` of the balls in one cluster.
     clusters: of k-means, in the place of the classes; best their number. purity: share of the balls, a fraction 0-1.
     """
 
@@ -46,7 +50,9 @@ class ProbCoverConfig(KMeansConfig):
 
 @dataclass(frozen=True)
 class HerdingConfig:
-    """sigma: width of the Gaussian kernel between unit features. alpha: weight of the pool against the distance among
+    """Kernel herding's settings.
+
+    sigma: width of the Gaussian kernel between unit features. alpha: weight of the pool against the distance among
     the chosen; None: 1 - 1 / sqrt(labels), as in the paper, so that it grows with the budget. sample: images whose
     mean kernel stands for the pool's, all where there are fewer.
     """
@@ -61,11 +67,13 @@ class HerdingConfig:
 
 @dataclass(frozen=True)
 class ZCoreConfig:
-    """draws: points thrown into random subspaces. dimensions: of a subspace. exponent: a neighbour at distance d of a
+    """ZCore's settings.
+
+    draws: points thrown into random subspaces. dimensions: of a subspace. exponent: a neighbour at distance d of a
     covering image loses in proportion to d to the power -exponent.
     """
 
-    draws: int = 100_000
+    draws: int = 50_000
     dimensions: int = 2
     exponent: float = 4.0
 
@@ -75,7 +83,10 @@ class ZCoreConfig:
 
 @dataclass(frozen=True)
 class StratifiedConfig(KMeansConfig):
-    """clusters: strata of k-means, and never more than labels."""
+    """Settings of the stratified choice.
+
+    clusters: strata of k-means, and never more than labels.
+    """
 
     clusters: int = 100
 

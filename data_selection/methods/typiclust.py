@@ -34,7 +34,7 @@ def select_typiclust(
     rows = resident_rows(features, kept, torch.device("cpu"), "typiclust")
     count = min(budget + len(labelled), config.clusters)
     _, cluster = fit_clusters(rows, count, config, seed, progress)
-    spread = mean_distance(rows, cluster, count, config.neighbours, torch.device(device or "cpu"))
+    spread = mean_distance(rows, cluster, count, config.nearest, torch.device(device or "cpu"))
     free = torch.ones(len(kept), dtype=torch.bool)
     free[torch.searchsorted(kept, labelled)] = False
     turn = spread.argsort(stable=True)
