@@ -22,6 +22,7 @@ from data_selection.common.subset_files import (
 from data_selection.common.subset_names import output_path
 from data_selection.images.known_lists import find_images, of_features
 from data_selection.images.record import load_record
+from data_selection.judging.quality import quality
 
 
 class Plan(NamedTuple):
@@ -63,6 +64,7 @@ def choose(
         seconds = time.monotonic() - began
         if not world.is_main:
             return False
+        print(f"quality without labels: {quality(table.features, ids, seed=args.seed)}", flush=True)
         chosen = sorted(ids.tolist()) if todo.order == "sorted" else ids.tolist()
         record = describe(table, method=todo.method, config=todo.settings, seed=args.seed, budget=todo.budget)
         save_subset(path, chosen, record | {"images": images_of(table, chosen)})

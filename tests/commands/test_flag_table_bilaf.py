@@ -98,8 +98,8 @@ DEVIATIONS = {  # of the released program: another value than the default
 def test_bilaf_is_told_each_deviation(around, monkeypatch):
     calls = asked_of(bilaf_method, "select_bilaf", monkeypatch)
     for field, value in DEVIATIONS.items():
-        around.main(words(around.base | {"output_dir": around.folder}
-                          | {f"no-{field}" if value is False else field: True if value is False else value}))  # fmt: skip
+        flag = {f"no-{field}": True} if value is False else {field: value}
+        around.main(words(around.base | {"output_dir": around.folder} | flag))
         assert calls[-1]["config"] == dataclasses.replace(BILAF_PRESETS["paper"], **{field: value})
 
 

@@ -22,4 +22,5 @@ def test_another_pools_list_and_names_are_kept(tmp_path, capsys):
     assert run(main_select, first) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].endswith("exists and will be replaced, and its names with it")
-    assert lines[1].startswith("replaced ")
+    assert lines[1].startswith("quality without labels: distance to the nearest of the 2 images ")
+    assert lines[-1].startswith("replaced ")

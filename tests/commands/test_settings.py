@@ -33,7 +33,7 @@ def pick(table, tmp_path):
     return Command(any_method.main_select, {"features": table[0], "budget": 10, "device": "cpu"}, tmp_path)
 
 
-class Stop(Exception):  # noqa: N818 - no error: the method is reached
+class StoppedError(Exception):
     """Carries what a method is asked."""
 
 
@@ -52,12 +52,12 @@ def test_every_field_is_a_flag(pick, method, name, monkeypatch):
     module, _, function = METHODS[method].home.rpartition(".")
 
     def stop(*_, config, **__):
-        raise Stop(config)
+        raise StoppedError(config)
 
     monkeypatch.setattr(importlib.import_module(f"data_selection.methods.{module}"), function, stop)
     value = other_value(method, name)
     flag = f"no-{name}" if value is False else name
-    with pytest.raises(Stop) as reached:
+    with pytest.raises(StoppedError) as reached:
         pick(method=method, **{flag: True if isinstance(value, bool) else value})
     assert reached.value.args == (dataclasses.replace(METHODS[method].config(), **{name: value}),)
 
@@ -108,7 +108,7 @@ def test_help_tells_equal_texts_once_and_whose_a_flag_is():
 
 
 def test_a_setting_of_another_method_is_refused(pick):
-    with pytest.raises(UserError, match="--max_iter is for kmeans, .*activeft; method random has no such setting"):
+    with pytest.raises(UserError, match=r"--max_iter is for kmeans, .*activeft; method random has no such setting"):
         pick(method="random", max_iter=3)
     with pytest.raises(UserError, match="distance 'near' is unknown: use one of euclidean"):
         pick(method="fps", distance="near")

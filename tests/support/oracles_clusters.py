@@ -108,3 +108,19 @@ def stratified_shares(cluster, budget, labelled=()):
     for c in sorted(numbers, key=lambda c: share[c] - exact[c])[: budget + len(labelled) - sum(share.values())]:
         share[c] += 1
     return {c: share[c] - sum(cluster[i] == c for i in labelled) for c in numbers}
+
+
+def wasserstein(one, other):
+    """Wasserstein-1 distance on a line by the quantile functions of all len(one) x len(other) shares."""
+    left = np.repeat(np.sort(one), len(other))
+    right = np.repeat(np.sort(other), len(one))
+    return np.abs(left - right).mean()
+
+
+def discrepancy(rows, others, width):
+    """MMD by three double sums."""
+
+    def mean_kernel(a, b):
+        return np.mean([np.exp(-((x - y) ** 2).sum() / (2 * width**2)) for x in a for y in b])
+
+    return (mean_kernel(rows, rows) + mean_kernel(others, others) - 2 * mean_kernel(rows, others)) ** 0.5
