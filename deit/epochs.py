@@ -65,8 +65,11 @@ def run_epochs(
 
 
 def is_best(tally: Tally, test: Numbers, epoch: int) -> list[str]:
-    """The file to keep an epoch with these numbers in, where it is the best so far, which the tally notes."""
-    if tally.best is not None and merit(test) <= merit(tally.best):
+    """The file to keep an epoch with these numbers in, where it is the best so far, which the tally notes.
+
+    Without numbers, as without evaluation images, the last one is the best.
+    """
+    if test and tally.best is not None and merit(test) <= merit(tally.best):
         return []
     tally.best = {"epoch": epoch, **test}
     return [BEST]
@@ -113,7 +116,12 @@ def train_epoch(job: Job, learner: Learner, data: Images, epoch: int, tally: Tal
 
 
 def is_judged(job: Job, epoch: int) -> bool:
-    """Whether the run is evaluated after an epoch: every --eval_interval, and where the labels or a round end."""
+    """Whether the run is evaluated after an epoch: every --eval_interval, and where the labels or a round end.
+
+    Where there is nothing to evaluate on, only the last epoch counts.
+    """
+    if not len(job.test_pool) and not job.held:
+        return epoch == job.last
     if epoch >= job.labelled_epochs:
         return epoch in (job.labelled_epochs, job.last) or ends_round(job, epoch)
     return epoch % job.args.eval_interval == 0
@@ -127,11 +135,12 @@ def scoring(job: Job, learner: Learner) -> Scoring:
 def judged(job: Job, learner: Learner, data: Images, epoch: int) -> Numbers:
     """Loss, top-1, top-5 on the evaluation set, and as val_loss, ... on the held-out images where there are any.
 
-    With --eval-ema as ema_loss, ... those of the averaged weights, too. Raises NotFinite where a loss is not finite.
+    With --eval-ema as ema_loss, ... those of the averaged weights, too; {} where there are no images to evaluate on.
+    Raises NotFinite where a loss is not finite.
     """
     score = scoring(job, learner)
-    result = evaluate(learner.model, needed(data.test), job.world, **score)
-    if job.args.eval_ema:
+    result = evaluate(learner.model, data.test, job.world, **score) if data.test else {}
+    if job.args.eval_ema and data.test:
         result |= {f"ema_{key}": value for key, value in averaged(job, learner, data).items()}
     if data.held:
         held = evaluate(learner.model, data.held, job.world, **score)
@@ -168,13 +177,15 @@ def conclude(
     world, log, last, best = job.world, job.log, job.last, tally.best
     assert best is not None  # the last epoch is always judged
     ema = None
-    if learner.ema is not None and last:
+    if learner.ema is not None and last and data.test:
         ema = averaged(job, learner, data)
         if not all(map(math.isfinite, ema.values())):
             log.say("the moving average of the weights gives no finite loss: it has no accuracy")
             ema = None
     graph = last_words(job, learner, data) if job.pool_epochs else None
     how = f"chosen on {len(data.held)} held-out images" if data.held else "chosen on the evaluation set"
+    if not test:
+        how = "the last one, without evaluation images"
     result = {
         "mode": job.args.mode,
         "recipe": job.args.recipe,
@@ -195,13 +206,14 @@ def conclude(
     where = (
         f"; wrote checkpoint.pth, best_checkpoint.pth, log.txt and result.json in {log.folder}" if log.folder else ""
     )
-    if graph:
-        log.say(
-            f"top-1 of the graph on the model's features: {graph['acc1']:.2f} %; its word on every pool image is in "
-            "pool_predictions.csv"
-        )
+    if graph is not None:
+        found = f"top-1 of the graph on the model's features: {graph['acc1']:.2f} %; its" if graph else "the graph's"
+        log.say(f"{found} word on every pool image is in pool_predictions.csv")
     when = f"after the last epoch ({last})" if last else "of the head on the frozen backbone"
     mean = f" (moving average of the weights {ema['acc1']:.2f} %)" if ema else ""
+    if "acc1" not in test:
+        log.say(f"trained {when}, not evaluated: there are no evaluation images{where}")
+        return result if world.is_main else None
     log.say(
         f"top-1 {when}: {test['acc1']:.2f} %{mean}; best {best['acc1']:.2f} % at epoch {best['epoch']}, {how}{where}"
     )
@@ -210,7 +222,7 @@ def conclude(
 
 def merit(numbers: Numbers) -> float:
     """What the best epoch is chosen by."""
-    return numbers.get("val_acc1", numbers["acc1"])
+    return numbers.get("val_acc1", numbers.get("acc1", 0.0))
 
 
 def trained_parameters(model: torch.nn.Module) -> int:

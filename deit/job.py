@@ -197,16 +197,16 @@ def decode(job: Job, *, frozen: bool, train: bool, test: bool = True) -> Images:
         ids=job.ids,
         train=load(job.train_pool, job.ids, train=True) if train else None,
         frozen=load(job.train_pool, job.ids) if frozen else None,
-        test=load(job.test_pool, range(len(job.test_pool))) if test else None,
+        test=load(job.test_pool, range(len(job.test_pool))) if test and len(job.test_pool) else None,
         held=load(job.train_pool, job.held) if job.held else None,
         pool=load(job.train_pool, everything) if job.pool_epochs else None,
         pool_train=load(job.train_pool, everything, train=True) if job.pool_epochs else None,
     )
 
 
-def where(args: argparse.Namespace) -> tuple[str | None, str | None, str | None, str]:
+def where(args: argparse.Namespace) -> tuple[str | None, str | None, str | None, str, str | None, str | None]:
     """What open_images takes of the flags."""
-    return args.data_path, args.labels, args.val_labels, args.inat_category
+    return args.data_path, args.labels, args.val_labels, args.inat_category, args.train_path, args.val_path
 
 
 def open_data(args: argparse.Namespace, name: str, log: RunLog) -> tuple[Pool, Pool, list[int]]:

@@ -47,8 +47,11 @@ def check_data(args: argparse.Namespace) -> None:
         raise UserError(f"--subset_ids is for the SUBSET data sets: use --data-set {args.data_set}SUBSET")
     if args.inat_category != "name" and not args.data_set.startswith("INAT"):
         raise UserError(f"--inat-category is for INAT and INAT19, not --data-set {args.data_set}")
-    if (args.labels or args.val_labels) and not args.data_set.startswith("FOLDER"):
-        raise UserError(f"--labels and --val-labels are for FOLDER and FOLDERSUBSET, not --data-set {args.data_set}")
+    own = [flag(name) for name in ("labels", "val_labels", "train_path", "val_path") if getattr(args, name)]
+    if own and not args.data_set.startswith("FOLDER"):
+        raise UserError(f"{own[0]} is for FOLDER and FOLDERSUBSET, not --data-set {args.data_set}")
+    if args.val_path == "none" and (args.eval or args.val_labels):
+        raise UserError("--val-path none leaves no image to evaluate: drop it, or --eval and --val-labels")
 
 
 def check_at_hand(data_path: str | None) -> None:

@@ -227,14 +227,16 @@ def last_words(job: Job, learner: Learner, data: Images) -> dict[str, float]:
     The test images are embedded for that score alone.
     """
     pool, _ = frozen_features(learner, needed(data.pool), 3 * job.args.batch_size)
-    test, labels = frozen_features(learner, needed(data.test), 3 * job.args.batch_size)
+    test = frozen_features(learner, data.test, 3 * job.args.batch_size) if data.test else None
 
     def score() -> dict[str, float]:
         probe, corrected = smoothed_probe(job, pool, data.classes)
         if job.log.folder:
             write_predictions(job.log.folder, job.train_pool, corrected)
-        found = probe.predict(test.cpu(), corrected=True).argmax(1)
-        return {"acc1": 100 * (found == labels.cpu()).double().mean().item()}
+        if test is None:
+            return {}
+        found = probe.predict(test[0].cpu(), corrected=True).argmax(1)
+        return {"acc1": 100 * (found == test[1].cpu()).double().mean().item()}
 
     return on_main(job.world, score)
 

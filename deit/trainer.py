@@ -105,7 +105,7 @@ def announce(job: Job) -> None:
     job.log.say(
         f"training on {len(job.ids)} of {len(pool)} images, {pool.classes} classes, {job.global_batch} per step on "
         f"{world.size} process{'es' if world.size > 1 else ''} ({world.device.type}), evaluating on "
-        f"{len(job.test_pool)}"
+        f"{len(job.test_pool) or 'none'}"
     )
     say_of_labels(job.args.mode, pool, job.ids, job.log.say)
     args, steps = job.args, job.labelled_epochs * job.updates

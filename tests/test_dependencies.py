@@ -40,6 +40,7 @@ TRAINER = {  # of deit: what a room, or a module at the top, may import besides 
         "samples",
         "runs",
     },
+    "predicting": {"options", "memory", "learner", "engine", "datasets", "runs"},
     "main": {"options", "trainer"},
 }
 MODULES = sorted(path for folder in ("data_selection", "deit") for path in (ROOT / folder).rglob("*.py"))

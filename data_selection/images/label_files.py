@@ -9,17 +9,26 @@ from data_selection.common.errors import UserError
 from data_selection.images import pools
 from data_selection.images.list_files import TABLES, UNKNOWN, read_list
 
+NONE = "none"  # in place of the folder of evaluation images: there are none
+
 
 def open_folders(
-    root: Path, labels: Path | str | None = None, val_labels: Path | str | None = None
+    root: Path,
+    labels: Path | str | None = None,
+    val_labels: Path | str | None = None,
+    train_path: Path | str | None = None,
+    val_path: Path | str | None = None,
 ) -> tuple[pools.Pool, pools.Pool]:
     """(pool of root/train, pool of root/val), images in the order of feature extraction, classes in sorted order.
 
     labels, val_labels: CSV files with the labels of either part, else they are its class folders. Both parts must have
-    the same class folders; a CSV may leave classes of the other part out, but not add any.
+    the same class folders; a CSV may leave classes of the other part out, but not add any. train_path, val_path: other
+    folders for either part; val_path `none`: the second pool is empty.
     """
-    train = labelled_folder(root / "train", labels, "--labels")
-    test = labelled_folder(root / "val", val_labels, "--val-labels")
+    train = labelled_folder(Path(train_path or root / "train"), labels, "--labels", "--train-path")
+    if val_path == NONE:
+        return train, pools.Pool(labels=(), names=(), classes=train.classes, class_names=train.class_names)
+    test = labelled_folder(Path(val_path or root / "val"), val_labels, "--val-labels", "--val-path")
     check_labels(test, range(len(test)), val_labels)
     ours, theirs = train.class_names or (), test.class_names or ()
     if labels is None and val_labels is None and ours != theirs:
@@ -34,12 +43,14 @@ def open_folders(
     return train, test
 
 
-def labelled_folder(folder: Path, labels: Path | str | None, flag: str) -> pools.Pool:
+def labelled_folder(
+    folder: Path, labels: Path | str | None, flag: str = "--labels", place: str = "--train-path"
+) -> pools.Pool:
     """The images below a folder with the labels of a CSV (-1: not in it), or of the class folders they lie in."""
     if not folder.is_dir():
         raise UserError(
             f"folder {folder} does not exist: --data-path must hold train/<class>/ and val/<class>/, or images in any "
-            f"folders of train/ and val/ with their labels in a CSV ({flag} FILE)"
+            f"folders of train/ and val/ with their labels in a CSV ({flag} FILE); {place} names another folder"
         )
     pool = pools.folder_pool(folder)
     names = pool.names or ()

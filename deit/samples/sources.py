@@ -45,14 +45,17 @@ def open_images(
     labels: Path | str | None = None,
     val_labels: Path | str | None = None,
     category: str = "name",
+    train_path: Path | str | None = None,
+    val_path: Path | str | None = None,
 ) -> tuple[pools.Pool, pools.Pool]:
     """(training pool, evaluation pool) of a data set name without SUBSET; labels in both count the same classes.
 
-    labels, val_labels: CSV files for FOLDER's two parts, see label_files.open_folders. category: iNaturalist's rank.
+    labels, val_labels, train_path, val_path: CSV files for FOLDER's two parts and where these are, see
+    label_files.open_folders. category: iNaturalist's rank.
     """
     root = find_data(name, data_path)
     if name == "FOLDER":
-        train, test = open_folders(root, labels, val_labels)
+        train, test = open_folders(root, labels, val_labels, train_path, val_path)
     else:
         train, test = (open_part(name, root, split, category) for split in ("train", "val"))
     if train.classes == 1:

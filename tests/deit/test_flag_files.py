@@ -63,6 +63,35 @@ def test_labels_come_from_the_csv(runs, tmp_path, flag):
 ROWS |= dict.fromkeys(("labels", "val_labels"), test_labels_come_from_the_csv)
 
 
+@row("train_path", "images", "other")
+def test_images_to_train_on_lie_elsewhere(runs, tmp_path, one, other):
+    from tests.support.trainer_runs import write_images
+
+    write_images(tmp_path / other, ["class0/1.png", "class1/22.png"])
+    run = runs(train_path=tmp_path / other, data_set="FOLDER", subset_ids=None, epochs=1)
+    assert [len(part.images) for part in run.seen] == [2]
+    assert run.result["last"] != runs(data_set="FOLDER", subset_ids=None, epochs=1).result["last"]
+    with pytest.raises(UserError, match="--train-path is for FOLDER"):
+        parse(words({"data_set": "DEMO", "train_path": tmp_path}))
+
+
+@row("val_path", "images", "none")
+def test_evaluation_images_lie_elsewhere_or_nowhere(runs, capsys, one, other):
+    plain, swapped = runs(epochs=2), runs(epochs=2, val_path=runs.images / "train")
+    assert plain.result["last"] != swapped.result["last"]
+    capsys.readouterr()
+    without = runs(epochs=2, val_path=other)
+    said = capsys.readouterr().out
+    assert "evaluating on none" in said
+    assert "trained after the last epoch (2), not evaluated: there are no evaluation images; wrote" in said
+    assert without.result["last"] == {"epoch": 2}
+    assert without.result["best"]["epoch"] == 2
+    for name, weight in plain.state["model"].items():
+        assert torch.equal(weight, without.state["model"][name])
+    with pytest.raises(UserError, match="--val-path none leaves no image"):
+        parse(words({"data_set": "FOLDER", "val_path": "none", "eval": True, "resume": "x"}))
+
+
 @row("inat_category", "name", "order")
 def test_the_rank_reaches_the_reader(runs, monkeypatch, tmp_path, one, other):
     ranks = []

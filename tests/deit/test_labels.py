@@ -83,7 +83,7 @@ def test_labels_that_miss_are_told_before_training(folder):
         open_folders(folder, str(folder / "none.csv"))
     with pytest.raises(UserError, match=r"train/b\.png lies in no class folder.*or give the labels in a CSV"):
         open_folders(folder)
-    with pytest.raises(UserError, match="--labels and --val-labels are for FOLDER"):
+    with pytest.raises(UserError, match="--labels is for FOLDER and FOLDERSUBSET, not --data-set DEMO"):
         parse(["--data-set", "DEMO", "--labels", "l.csv"])
 
 

@@ -1,0 +1,204 @@
+"""Files that annotators and their tools write, as pairs of file and label: tables, and exports of two tools."""
+
+import csv
+import json
+import re
+import zipfile
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+from urllib.parse import parse_qs, unquote, urlsplit
+from xml.etree import ElementTree
+
+from data_selection.common.errors import UserError
+from data_selection.images.image_files import EXTENSIONS
+from data_selection.images.list_files import HEADER, SEPARATORS, Rows, decoded, read_rows
+
+LABEL = ("label", "class", "class_name", "category", "choice", "tag")
+UPLOADED = re.compile(r"^[0-9a-f]{8}-(?=.)")  # Label Studio's mark before the name of an uploaded file
+
+
+class Finder:
+    """Finds a pool's names by what other programs call them."""
+
+    def __init__(self, names: Sequence[str], asked: Sequence[str] = ()) -> None:
+        self.names = set(names)
+        self.asked = set(asked)
+        self.ends: dict[str, list[str]] = defaultdict(list)
+        for name in names:
+            self.ends[PurePosixPath(name).name].append(name)
+
+    def find(self, file: str) -> str | None:
+        """The name of the image that a program calls `file`, or None where none fits, or several alike."""
+        for path in spellings(file):
+            if path in self.names:
+                return path
+            parts = path.split("/")
+            alike = self.ends.get(parts[-1], [])
+            # the images that share most folders, counted from the end, with what was written
+            shared = [sum(1 for _ in common_end(parts, name.split("/"))) for name in alike]
+            best = [name for name, count in zip(alike, shared, strict=True) if count == max(shared, default=0)]
+            wanted = [name for name in best if name in self.asked]
+            for choice in (best, wanted):
+                if len(choice) == 1:
+                    return choice[0]
+        return None
+
+
+def common_end(ours: Sequence[str], theirs: Sequence[str]) -> Iterable[str]:
+    """The parts that two paths have in common, from their ends."""
+    for own, other in zip(reversed(ours), reversed(theirs), strict=False):
+        if own != other:
+            return
+        yield own
+
+
+def spellings(file: str) -> list[str]:
+    """Paths that a program's word for a file may stand for: itself, of an address its path, uploads without mark."""
+    found = [file, file.replace("\\", "/")]
+    address = urlsplit(file)
+    if address.query or address.scheme in ("http", "https", "file", "s3", "gs"):
+        found += [*parse_qs(address.query).get("d", []), unquote(address.path)]
+    found.append(unquote(file))
+    end = found[-1].rpartition("/")[2]
+    if UPLOADED.match(end):
+        found.append(UPLOADED.sub("", end))
+    return list(dict.fromkeys(path.removeprefix("./") for path in found))
+
+
+def read_source(source: Path, finder: Finder) -> tuple[list[tuple[str, str]], str]:
+    """([(file, label)] as written, what it was taken for) of one file or folder."""
+    if source.is_dir():
+        return read_folders(source)
+    if not source.is_file():
+        raise UserError(f"label file {source} does not exist: give a table, an export, or a folder of class folders")
+    try:
+        if source.suffix.lower() == ".zip":
+            return read_zip(source)
+        data = source.read_bytes()
+        if source.suffix.lower() == ".xml":
+            return read_cvat(data, source)
+        text = decoded(data)
+        if source.suffix.lower() == ".json" or text.lstrip()[:2] in ("[{", "[\n", "[]"):
+            return read_label_studio(json.loads(text), source)
+        return read_table(text, source, finder)
+    except (UnicodeDecodeError, csv.Error, ValueError, ElementTree.ParseError, zipfile.BadZipFile) as error:
+        raise UserError(
+            f"label file {source} cannot be read ({error}): a table of file,label, Label Studio's JSON or CSV and "
+            "CVAT's XML or zip are known"
+        ) from None
+
+
+def read_table(text: str, source: Path, finder: Finder) -> tuple[list[tuple[str, str]], str]:
+    """The rows of a table, by the separator and the column in which most cells are images."""
+    tables = [(separator, read_rows(text, separator)) for separator in SEPARATORS]
+    scored = [(*file_column(rows, finder), -i, separator, rows) for i, (separator, rows) in enumerate(tables)]
+    hits, column, _, separator, rows = max(scored, key=lambda score: (score[0], score[2]))
+    if not rows:
+        return [], f"{source}: an empty table"
+    words = [cell.lower().strip() for cell in rows[0]]
+    header = column < len(rows[0]) and finder.find(rows[0][column]) is None and (
+        words[column] in HEADER or any(word in LABEL for word in words) or hits > 0
+    )  # fmt: skip
+    wide = max(len(row) for row in rows)
+    where = label_column(words if header else [], column, wide)
+    if where is None:
+        raise UserError(
+            f"label file {source} has {wide} columns and none is called {' or '.join(LABEL)}: name the one that holds "
+            "the labels so in the first row"
+        )
+    body = rows[1:] if header else rows
+    pairs = [(row[column], row[where] if where < len(row) else "") for row in body if column < len(row)]
+    name = {",": "comma", ";": "semicolon", "\t": "tab"}[separator]
+    title = f"{rows[0][where]!r}" if header and where < len(rows[0]) else str(where + 1)
+    return [pair for pair in pairs if pair[0]], (
+        f"{source}: a table apart by {name}, {len(pairs)} rows, images in column {column + 1}, labels in column {title}"
+    )
+
+
+def file_column(rows: Rows, finder: Finder) -> tuple[int, int]:
+    """(cells that are images of the pool, their column) of the column that has most; (0, 0) where there is none."""
+    width = max((len(row) for row in rows), default=0)
+    hits = [sum(1 for row in rows if i < len(row) and finder.find(row[i]) is not None) for i in range(width)]
+    named = [i for i, cell in enumerate(rows[0]) if cell.lower() in HEADER] if rows else []
+    best = max(hits, default=0)
+    return best, hits.index(best) if best else (named or [0])[0]
+
+
+def label_column(header: Sequence[str], column: int, width: int) -> int | None:
+    """The column of the labels: the one that is called so, else the only other one; None where that is no answer."""
+    called = [header.index(word) for word in LABEL if word in header and header.index(word) != column]
+    if called:
+        return called[0]
+    if width <= 2:
+        return 1 - column if column < 2 else None
+    return None
+
+
+def read_label_studio(tasks: Any, source: Path) -> tuple[list[tuple[str, str]], str]:
+    """The choices of Label Studio's JSON or JSON-MIN; of several annotators' that were not cancelled, the last's."""
+    if not isinstance(tasks, list) or not all(isinstance(task, dict) for task in tasks):
+        raise UserError(f"label file {source} is no export of Label Studio: a list of tasks is needed")
+    pairs = []
+    for task in tasks:
+        content = task.get("data", task)
+        file = next((str(content[word]) for word in ("file", *HEADER, "img", "url") if content.get(word)), "")
+        if "annotations" in task or "completions" in task:
+            done = [one for one in task.get("annotations") or task.get("completions") or () if not was_cancelled(one)]
+            given = [label for one in done for label in choices_of(one)]
+        else:
+            given = [str(word) for word in flat(next((task[word] for word in LABEL if task.get(word)), []))]
+        pairs.append((file or str(task.get("file_upload", "")), given[-1] if given else ""))
+    return pairs, f"{source}: Label Studio's JSON, {len(pairs)} tasks"
+
+
+def was_cancelled(annotation: Any) -> bool:
+    return bool(isinstance(annotation, dict) and annotation.get("was_cancelled"))
+
+
+def choices_of(annotation: Any) -> list[str]:
+    """The words that were chosen in one annotation of Label Studio."""
+    results = annotation.get("result") if isinstance(annotation, dict) else None
+    values = [one.get("value") for one in results or () if isinstance(one, dict)]
+    return [str(word) for value in values if isinstance(value, dict) for word in flat(value.get("choices"))]
+
+
+def flat(value: Any) -> list[Any]:
+    """A word or several, also as {"choices": [...]}, as a list."""
+    if isinstance(value, dict):
+        return flat(value.get("choices"))
+    return list(value) if isinstance(value, (list, tuple)) else [] if value is None else [value]
+
+
+def read_cvat(data: bytes, source: Path) -> tuple[list[tuple[str, str]], str]:
+    """The tags of CVAT's `images` XML."""
+    if b"<!ENTITY" in data:  # the only thing in XML that can grow when it is read
+        raise UserError(f"label file {source} declares entities, which CVAT's exports never do: it is not read")
+    pairs = []
+    for image in ElementTree.fromstring(data).iter("image"):
+        tags = [tag.get("label", "") for tag in image.iter("tag")]
+        pairs.append((image.get("name", ""), tags[-1] if tags else ""))
+    return pairs, f"{source}: CVAT's XML, {len(pairs)} images"
+
+
+def read_zip(source: Path) -> tuple[list[tuple[str, str]], str]:
+    """CVAT's exports as a zip: its XML, else class folders, as in its ImageNet format."""
+    with zipfile.ZipFile(source) as archive:
+        files = archive.namelist()
+        inside = next((file for file in files if file.endswith(".xml")), None)
+        if inside:
+            return read_cvat(archive.read(inside), source)
+    return in_folders(files), f"{source}: class folders, {len(in_folders(files))} images"
+
+
+def read_folders(source: Path) -> tuple[list[tuple[str, str]], str]:
+    """Images in class folders below a folder."""
+    files = sorted(path.relative_to(source).as_posix() for path in source.rglob("*") if path.is_file())
+    return in_folders(files), f"{source}: class folders, {len(in_folders(files))} images"
+
+
+def in_folders(files: Iterable[str]) -> list[tuple[str, str]]:
+    """(file without its class folder, the folder) of images that lie in one."""
+    images = [file for file in files if "/" in file and file.lower().endswith(EXTENSIONS)]
+    return [(file.rpartition("/")[2], file.split("/")[-2]) for file in images]

@@ -1,0 +1,113 @@
+"""Labels as they come back from annotation: tables of any spreadsheet, Label Studio's and CVAT's exports, folders."""
+
+import csv
+import difflib
+import io
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from data_selection.images.answer_files import Finder, read_source
+
+SHOWN = 5  # names in a message
+CLOSE = 0.8  # difflib's measure from which two words may be one misspelt
+
+
+@dataclass
+class Answers:
+    """What label files say of images.
+
+    labels: name as the pool has it -> label; images without one are not there. understood: what was read, a line a
+    file. faults: what is to be mended, a sentence each. unlabelled: of the images asked for, those without a label.
+    """
+
+    labels: dict[str, str] = field(default_factory=dict)
+    understood: list[str] = field(default_factory=list)
+    faults: list[str] = field(default_factory=list)
+    unlabelled: list[str] = field(default_factory=list)
+
+
+def read_answers(
+    sources: Iterable[Path | str], names: Sequence[str], asked: Sequence[str] = (), classes: Sequence[str] = ()
+) -> Answers:
+    """The labels of a pool's images in files or folders that people and annotation tools have written.
+
+    sources: .csv, .tsv or .txt tables (any separator, encoding, order and number of columns, header or not), Label
+    Studio's JSON, JSON-MIN or CSV, CVAT's XML (alone or in its .zip), folders (or a .zip) of class folders. names: of
+    the pool's images; a source may have them absolute, from another root, percent-encoded or without folders. asked:
+    names of the images sent out, which win where a bare file name fits several, and must all have a label. classes:
+    the only words allowed, where they are known. Raises UserError for a file that cannot be read as any of these.
+    """
+    result = Answers()
+    finder, rows = Finder(names, asked), []
+    for source in map(Path, sources):
+        found, how = read_source(source, finder)
+        rows += [(file, label.strip(), source) for file, label in found]
+        result.understood.append(how)
+    collect(rows, finder, result)
+    check_words(result, classes)
+    result.unlabelled = [name for name in asked if name not in result.labels]
+    if result.unlabelled:
+        result.faults.append(
+            f"{len(result.unlabelled)} of {len(asked)} images have no label: {some(result.unlabelled)}"
+        )
+    return result
+
+
+def collect(rows: Sequence[tuple[str, str, Path]], finder: Finder, result: Answers) -> None:
+    """Put the rows' labels under the pool's names, and what does not fit among the faults."""
+    unknown, both = [], []
+    for file, label, source in rows:
+        name = finder.find(file)
+        if name is None:
+            unknown.append(f"{file} ({source.name})")
+        elif label and result.labels.get(name, label) != label:
+            both.append(f"{name} ({result.labels[name]!r} and {label!r})")
+        elif label:
+            result.labels[name] = label
+    if unknown:
+        result.faults.append(f"{len(unknown)} rows are of no image of the pool: {some(unknown)}")
+    if both:
+        result.faults.append(f"{len(both)} images have two labels: {some(both)}")
+
+
+def check_words(result: Answers, classes: Sequence[str]) -> None:
+    """Put words that look misspelt, are no class, or are alone among the faults."""
+    counts = Counter(result.labels.values())
+    for word in sorted(counts):
+        others = list(classes) if classes else [other for other in counts if counts[other] > counts[word]]
+        if classes and word in classes:
+            continue
+        folded = [other for other in others if other.casefold().split() == word.casefold().split()]
+        rare = classes or counts[word] <= 2
+        close = folded or (difflib.get_close_matches(word, others, 1, CLOSE) if rare else [])
+        hint = f": did you mean {close[0]!r}?" if close else ""
+        if classes:
+            allowed = "" if close else f": the classes are {some(list(classes))}"
+            result.faults.append(f"{word!r} ({counts[word]} images) is no class{hint}{allowed}")
+        elif close:
+            result.faults.append(
+                f"{word!r} ({counts[word]} images) stands beside {close[0]!r} ({counts[close[0]]}){hint}"
+            )
+    if len(counts) == 1:
+        result.faults.append(f"all {sum(counts.values())} labels are {next(iter(counts))!r}: two classes are needed")
+
+
+def alone(answers: Answers) -> list[str]:
+    """The classes that have one image, which cross-validation can say nothing about."""
+    return sorted(word for word, count in Counter(answers.labels.values()).items() if count == 1)
+
+
+def write_labels(labels: dict[str, str]) -> str:
+    """A table of file,label."""
+    text = io.StringIO()
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow(["file", "label"])
+    rows.writerows(sorted(labels.items()))
+    return text.getvalue()
+
+
+def some(words: Sequence[str]) -> str:
+    """The first words of a list."""
+    return ", ".join(words[:SHOWN]) + (f" and {len(words) - SHOWN} more" if len(words) > SHOWN else "")

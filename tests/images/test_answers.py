@@ -1,0 +1,124 @@
+"""Labels come back from annotation in many forms; all mean the same, and what is wrong is told."""
+
+import json
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from data_selection.common.errors import UserError
+from data_selection.images.answers import Answers, alone, read_answers, write_labels
+
+NAMES = ["cats/a b.jpg", "cats/b.jpg", "dogs/a b.jpg", "dogs/c,d.jpg", "été.png"]
+WANTED = {"cats/b.jpg": "Cat", "dogs/c,d.jpg": "Dog", "été.png": "Cat"}
+
+
+def read(path: Path, content: str | bytes, **given) -> Answers:
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return read_answers([path], NAMES, **given)
+
+
+TABLES = {
+    "plain": 'file,label\ncats/b.jpg,Cat\n"dogs/c,d.jpg",Dog\nété.png,Cat\n',
+    "no header": 'cats/b.jpg,Cat\n"dogs/c,d.jpg",Dog\nété.png,Cat\n',
+    "semicolons": "file;label\r\ncats/b.jpg;Cat\r\ndogs/c,d.jpg;Dog\r\nété.png;Cat\r\n",
+    "tabs": "file\tlabel\ncats/b.jpg\tCat\ndogs/c,d.jpg\tDog\nété.png\tCat\n",
+    "a mark in front": b"\xef\xbb\xbf" + "file;label\ncats/b.jpg;Cat\ndogs/c,d.jpg;Dog\nété.png;Cat\n".encode(),
+    "cp1252": "file;label\ncats/b.jpg;Cat\ndogs/c,d.jpg;Dog\nété.png;Cat\n".encode("cp1252"),
+    "utf-16": "file\tlabel\ncats/b.jpg\tCat\ndogs/c,d.jpg\tDog\nété.png\tCat\n".encode("utf-16"),
+    "label first, third column": "label;who;Image name\nCat;me;cats/b.jpg\nDog;me;dogs/c,d.jpg\nCat;you;été.png\n",
+    "absolute": "file;label\n/data/pool/cats/b.jpg;Cat\nC:\\x\\dogs\\c,d.jpg;Dog\n/data/pool/été.png;Cat\n",
+    "train in front": "file;label\ntrain/cats/b.jpg;Cat\ntrain/dogs/c,d.jpg;Dog\n./été.png;Cat\n",
+    "Label Studio": "image,id,choice,annotator\n/data/upload/1/0a1b2c3d-b.jpg,1,Cat,1\n"
+    "/data/local-files/?d=pool/dogs/c%2Cd.jpg,2,Dog,1\nhttp://host/%C3%A9t%C3%A9.png,3,Cat,1\n",
+}
+
+
+@pytest.mark.parametrize("form", TABLES)
+def test_tables_of_all_forms_mean_the_same(tmp_path, form):
+    found = read(tmp_path / "labels.csv", TABLES[form])
+    assert found.labels == WANTED
+    assert found.faults == []
+    assert len(found.understood) == 1
+
+
+def test_label_studio_and_cvat(tmp_path):
+    def task(file, *words, cancelled=False):
+        result = [{"type": "choices", "value": {"choices": [word]}} for word in words]
+        return {"data": {"image": file}, "annotations": [{"was_cancelled": cancelled, "result": result}]}
+
+    tasks = [
+        task("/data/local-files/?d=x/cats/b.jpg", "Cat"), task("s3://b/dogs/c%2Cd.jpg", "Dog"), task("été.png", "Cat"),
+        task("cats/a%20b.jpg", "Dog", cancelled=True),
+    ]  # fmt: skip
+    assert read(tmp_path / "tasks.json", json.dumps(tasks)).labels == WANTED
+    small = [{"image": "cats/b.jpg", "choice": "Cat"}, {"image": "dogs/c,d.jpg", "choice": {"choices": ["Dog"]}}]
+    assert read(tmp_path / "min.json", json.dumps(small)).labels == {"cats/b.jpg": "Cat", "dogs/c,d.jpg": "Dog"}
+    rows = "".join(
+        f'<image id="0" name="{file}"><tag label="{word}" source="manual"/></image>' for file, word in WANTED.items()
+    )
+    xml = f"<annotations><version>1.1</version>{rows}<image id='9' name='cats/a b.jpg'/></annotations>"
+    assert read(tmp_path / "annotations.xml", xml).labels == WANTED
+    with zipfile.ZipFile(tmp_path / "cvat.zip", "w") as archive:
+        archive.writestr("annotations.xml", xml)
+    assert read_answers([tmp_path / "cvat.zip"], NAMES).labels == WANTED
+    with zipfile.ZipFile(tmp_path / "imagenet.zip", "w") as archive:
+        for file, word in WANTED.items():
+            archive.writestr(f"{word}/{Path(file).name}", b"")
+    assert read_answers([tmp_path / "imagenet.zip"], NAMES).labels == WANTED
+    for file, word in WANTED.items():
+        (tmp_path / "sorted" / word).mkdir(parents=True, exist_ok=True)
+        (tmp_path / "sorted" / word / Path(file).name).touch()
+    assert read_answers([tmp_path / "sorted"], NAMES).labels == WANTED
+
+
+def test_what_is_wrong_is_told_together(tmp_path):
+    table = "file,label\ncats/b.jpg,Cat\nnone.jpg,Cat\ncats/b.jpg,Dog\ndogs/c,d.jpg,\na b.jpg,Cat\n".replace(
+        "dogs/c,d.jpg", '"dogs/c,d.jpg"'
+    )
+    found = read(tmp_path / "a.csv", table, asked=["cats/b.jpg", "dogs/c,d.jpg"])
+    assert found.labels == {"cats/b.jpg": "Cat"}
+    unknown, both, one, bare = found.faults
+    assert unknown == "2 rows are of no image of the pool: none.jpg (a.csv), a b.jpg (a.csv)"  # `a b.jpg` fits two
+    assert both == "1 images have two labels: cats/b.jpg ('Cat' and 'Dog')"
+    assert one == "all 1 labels are 'Cat': two classes are needed"
+    assert bare == "1 of 2 images have no label: dogs/c,d.jpg"
+
+
+def test_a_bare_name_is_the_image_that_was_asked_for(tmp_path):
+    found = read(tmp_path / "a.csv", "a b.jpg,Dog\nb.jpg,Cat\n", asked=["dogs/a b.jpg"])
+    assert found.labels == {"dogs/a b.jpg": "Dog", "cats/b.jpg": "Cat"}
+
+
+def test_misspelt_words_are_named(tmp_path):
+    names = [f"{i}.png" for i in range(9)]
+    words = ["Pullover"] * 4 + ["PULLOVER", "Pulover", "Shirt", "Shirt", "Coat"]
+    (tmp_path / "a.csv").write_text("".join(f"{name},{word}\n" for name, word in zip(names, words, strict=True)))
+    free = read_answers([tmp_path / "a.csv"], names)
+    assert [fault.split(":")[-1] for fault in free.faults] == [" did you mean 'Pullover'?"] * 2
+    assert alone(free) == ["Coat", "PULLOVER", "Pulover"]
+    bound = read_answers([tmp_path / "a.csv"], names, classes=["Pullover", "Shirt"])
+    assert [fault.split(" ")[0] for fault in bound.faults] == ["'Coat'", "'PULLOVER'", "'Pulover'"]
+    assert bound.faults[0].endswith("is no class: the classes are Pullover, Shirt")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("none.csv", None, "none.csv does not exist"),
+        ("a.csv", "cats/b.jpg,x,y\ncats/a b.jpg,z,w\n", "3 columns and none is called label or class"),
+        ("a.csv", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", "cannot be read .* Label Studio"),
+        ("a.json", "{", "cannot be read"),
+        ("a.json", '{"x": 1}', "a list of tasks is needed"),
+        ("a.xml", "<a", "cannot be read"),
+        ("a.xml", '<!DOCTYPE a [<!ENTITY b "c">]><a>&b;</a>', "declares entities"),
+        ("a.zip", "no zip", "cannot be read"),
+    ],
+)
+def test_what_is_no_label_file_is_refused(tmp_path, name, content, message):
+    with pytest.raises(UserError, match=message):
+        read_answers([tmp_path / name], NAMES) if content is None else read(tmp_path / name, content)
+
+
+def test_written_labels_are_read_again(tmp_path):
+    assert read(tmp_path / "labels.csv", write_labels(WANTED)).labels == WANTED
