@@ -90,10 +90,16 @@ def given(args: argparse.Namespace, configs: Collection[Config]) -> dict[str, An
     return {name: getattr(args, name) for name in names if hasattr(args, name)}
 
 
-def replaced(config: AnyConfig, method: str, values: Mapping[str, Any], others: Mapping[str, Config] = {}) -> AnyConfig:
+def replaced(
+    config: AnyConfig,
+    method: str,
+    values: Mapping[str, Any],
+    others: Mapping[str, Config] = {},
+    flags: Mapping[str, Sequence[str]] = {},
+) -> AnyConfig:
     """The method's config with the typed values put in. Raises UserError for a value that it has no field for.
 
-    others: {method: config}, to tell what has one.
+    others: {method: config}, to tell what has one. flags: as for add_settings.
     """
     fields = {field.name for field in dataclasses.fields(config)}
     for name in values:
@@ -101,7 +107,8 @@ def replaced(config: AnyConfig, method: str, values: Mapping[str, Any], others: 
             homes = [
                 other for other, some in others.items() if name in {field.name for field in dataclasses.fields(some)}
             ]
-            raise UserError(f"--{name} is for {', '.join(homes)}; method {method} has no such setting: drop it")
+            word = flags.get(name, (f"--{name}",))[0]
+            raise UserError(f"{word} is for {', '.join(homes)}; method {method} has no such setting: drop it")
     return dataclasses.replace(config, **values)
 
 

@@ -105,12 +105,24 @@ class Balls:
 
     def cover(self, place: int, bare: torch.Tensor, gain: torch.Tensor) -> None:
         """Take the ball of a row: what it holds is no longer bare (n,) bool, and counts for no gain (n,); in place."""
-        count = len(self.rows)
         one = torch.tensor([place], device=self.rows.device)
-        fresh = (self.within(one, slice(0, count))[0].bool() & bare).nonzero()[:, 0]
+        ball = self.within(one, slice(0, len(self.rows)))[0]
+        fresh = ball.bool() & bare
         bare[fresh] = False
-        for some, part in tiles(len(fresh), count):
-            gain[part] -= self.within(fresh[some], part).sum(0)
+        if int(bare.sum()) < int(fresh.sum()):  # then what is left is counted anew
+            gain.zero_()
+            self.add(bare, 1, gain)
+        else:
+            if fresh[place]:
+                gain -= ball
+                fresh[place] = False
+            self.add(fresh, -1, gain)
+
+    def add(self, which: torch.Tensor, sign: int, gain: torch.Tensor) -> None:
+        """Add sign times the number of rows `which` (n,) bool in every ball to gain (n,), in place."""
+        numbers = which.nonzero()[:, 0]
+        for some, part in tiles(len(numbers), len(which)):
+            gain[part].add_(self.within(numbers[some], part).sum(0), alpha=sign)
 
 
 def pure_reach(balls: Balls, cluster: torch.Tensor, asked: torch.Tensor, purity: float) -> float:
