@@ -21,10 +21,13 @@ _HOMES = {
     "probe_accuracy": "judging.evaluation",
     "judge_subset": "judging.evaluation",
     "fit_smoothed": "judging.smoothed",
+    "calibration_error": "judging.calibration",
     "nearest_neighbours": "nearest.graph",
+    "pool_graph": "nearest.stored_graph",
     "load_subset": "common.subset_files",
     "save_subset": "common.subset_files",
     "budget_from_percent": "common.subset_files",
+    "choose_images": "commands.run_choose",
     "open_pool": "images.pools",
     "UserError": "common.errors",
 }

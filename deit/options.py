@@ -3,13 +3,13 @@
 import argparse
 from collections.abc import Sequence
 
-from data_selection.common.parsing import Parser
+from data_selection.common.parsing import BACKGROUND, Parser, colour
 from deit.flags import Flags, Refused, whole_or_auto
 from deit.option_checks import DATA_SET, DATA_SETS, SCHEDULES, check, check_at_hand, check_no_idle_flag
 from deit.recipes import FOLDER, config_tokens, recipe_file, recipe_names
 
 RANKS = ("kingdom", "phylum", "class", "order", "supercategory", "family", "genus", "name")  # of iNaturalist
-MODES = ("full", "linear", "lp-ft", "self-train")
+MODES = ("full", "linear", "lp-ft", "self-train", "smoothed", "three-phase", "auto")
 PIXELS, AUGMENTS = ("data-set", "model"), ("crop", "shift")
 
 
@@ -48,6 +48,9 @@ def _add_data(flags: Flags) -> None:
     add("--subset_ids", metavar="LIST", nargs="+", help="the images to train on, for the SUBSET data sets: subset "
         "files, files of names (.txt, .csv) or folders of these images")  # fmt: skip
     add("--missing", choices=("stop", "skip"), default="stop", help="images of --subset_ids that are not there")
+    add("--features", metavar="FILE", help="feature file by the same weights from the same pixels: linear: of the "
+        "training images; smoothed, auto: of the whole pool; default: the one that --subset_ids was chosen by, where "
+        "it is at hand")  # fmt: skip
     add("--labels", metavar="FILE", help="FOLDER: CSV `file,label` for the images in train/, instead of class folders")
     add("--val-labels", metavar="FILE", help="FOLDER: the same for the images in val/")
     add("--train-path", metavar="DIR", help="FOLDER: the images to train on, instead of train/ in --data-path")
@@ -69,6 +72,7 @@ def _add_data(flags: Flags) -> None:
         help="data-set: as the papers' trainer: ImageNet's mean and std (DEMO: its own), the centre of 256/224 of the "
         "size; model: size, mean, std, interpolation and crop that the model was pretrained with, as in extraction",
     )
+    add("--background", type=colour, default="white", metavar="COLOUR", help=BACKGROUND)
     switch("--pin-mem", True, "page-locked memory for copies to a GPU")
     add("--data_Gen_path", action=Refused, reason="generated images (IMNETSUBSET_Generate) are not read")
     add("--inat-category", choices=RANKS, default="name", help="INAT, INAT19: the rank that makes a class")
@@ -117,8 +121,11 @@ def _add_optimisation(flags: Flags) -> None:
         default="full",
         help="full: every weight; linear: the head alone, by logistic regression on the frozen backbone's features of "
         "the images without augmentation, in seconds; lp-ft: linear, then full from that head; self-train: lp-ft, then "
-        "epochs on the whole pool by soft labels that the pool's nearest-neighbour graph gives it",
+        "epochs on the whole pool by soft labels that the pool's nearest-neighbour graph gives it; smoothed: the "
+        "graph of the pool's feature file answers, in seconds; three-phase: lp-ft, then the head again, on features of "
+        "augmented images; auto: one of the others, by cross-validation on the labels and --minutes",
     )
+    flags.switch("--distil", False, "smoothed: the result is the model, its head taught the graph's word on the pool")
     add("--rounds", type=int, default=2, help="self-train: how often the pool is embedded anew and trained on")
     add(
         "--epochs",
@@ -276,6 +283,6 @@ def parse(argv: Sequence[str] | None = None, *, complete: bool = False) -> argpa
         args.warmup_steps = None  # the recipe's, which no flag could unset
     args.given = given_flags(parser, typed)
     check(args)
-    if args.mode == "linear":
-        check_no_idle_flag(parser, rest)
+    if args.mode in ("linear", "smoothed"):
+        check_no_idle_flag(parser, rest, args.mode)
     return args

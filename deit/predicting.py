@@ -12,6 +12,7 @@ from data_selection.common import distributed
 from data_selection.common.errors import UserError
 from data_selection.common.files import atomic_write
 from data_selection.common.kinds import Log
+from data_selection.common.listed_names import quoted
 from data_selection.common.progress import OpenBar, open_bar
 from data_selection.embedding.backbones import load_weights
 from data_selection.images import pools
@@ -22,6 +23,7 @@ from deit.memory import recall
 from deit.options import parse
 from deit.runs.meters import RunLog
 from deit.runs.stopping import workers_named
+from deit.smoothing import with_pool
 
 BATCH = 256
 
@@ -41,9 +43,9 @@ class Predictions:
         rows.writerow(["file", "label", "confidence", "second", "second_confidence"])
         best = self.probabilities.topk(min(2, len(self.classes)), dim=1)
         for name, places, values in zip(self.names, best.indices.tolist(), best.values.tolist(), strict=True):
-            cells: list[str] = [name]
+            cells: list[str] = [quoted(name)]
             for place, value in zip(places, values, strict=True):
-                cells += [self.classes[place], f"{value:.4f}"]
+                cells += [quoted(self.classes[place]), f"{value:.4f}"]
             rows.writerow(cells)
         return text.getvalue()
 
@@ -52,7 +54,7 @@ def predict(
     checkpoint: Path | str,
     images: Path | str,
     *,
-    temperature: float = 1.0,
+    temperature: float | None = None,
     device: str = "auto",
     ids: Sequence[int] | None = None,
     log: Log = print,
@@ -60,7 +62,8 @@ def predict(
 ) -> Predictions:
     """The Predictions of a checkpoint of deit/main.py for the images of a folder or a list of paths.
 
-    Model, pixels and class names are the checkpoint's own. temperature: the logits are divided by it. ids: places of
+    Model, pixels and class names are the checkpoint's own. temperature: the logits are divided by it;
+    by default by what the run's held-out labels said. ids: places of
     the images that are asked, by default all. Raises UserError for weights alone, which don't say what they are, and
     for images that cannot be read.
     """
@@ -71,13 +74,15 @@ def predict(
     classes = saved.get("class_names")
     if not classes:
         raise UserError(f"{checkpoint} does not say what its classes are called: train on a folder with deit/main.py")
+    cool = temperature or saved.get("temperature") or 1.0
     pool = pools.open_pool(str(images))
+    pool.background = args.background
     places = range(len(pool)) if ids is None else list(ids)
     with distributed.start(device) as world:
         _, defaults = resolve(args)
         model = build(args, len(classes), RunLog("", False, quiet=True))
         load_weights(model, checkpoint, log=log)
-        model.to(world.device).eval()
+        model = with_pool(model, checkpoint, saved).to(world.device).eval()
         dtype = autocast_type(args.amp, world.device)
         found = []
         with workers_named(close_workers), open_bar(progress, len(places), "predicting", "image") as bar:
@@ -85,7 +90,7 @@ def predict(
             for some, _ in data.plain(range(len(places)), BATCH):
                 with torch.inference_mode(), autocast(world.device, dtype):
                     logits = model(some)
-                found.append((logits.double() / temperature).softmax(1).float().cpu())
+                found.append((logits.double() / cool).softmax(1).float().cpu())
                 bar.update(len(some))
     names = pool.names or tuple(pool.paths)
     return Predictions(tuple(names[i] for i in places), torch.cat(found), tuple(classes))

@@ -17,6 +17,7 @@ import data_selection
 from data_selection.commands.activeft import main_activeft
 from data_selection.commands.any_method import main_select
 from data_selection.commands.bilaf import main_bilaf
+from data_selection.commands.choose_images import main_choose
 from data_selection.commands.extract import main_extract
 from deit.main import main as main_deit
 
@@ -43,6 +44,7 @@ COMMANDS = {
     "deit/main.py": main_deit,
     "scripts/finetune.sbatch": main_deit,
     "scripts/select_subset.py": main_select,
+    "scripts/choose_images.py": main_choose,
     "scripts/quickstart.sh": "scripts.quickstart",
     "scripts/demo/make_demo_data.py": "scripts.demo.make_demo_data",
     "scripts/demo/make_demo_backbone.py": "scripts.demo.make_demo_backbone",

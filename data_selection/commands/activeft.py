@@ -14,6 +14,7 @@ from data_selection.commands.shared import (
     add_label_column,
     add_seed,
     add_taken,
+    add_where,
     make_parser,
 )
 from data_selection.common.files import atomic_write, check_writable
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from data_selection.common.distributed import World
     from data_selection.common.feature_table import FeatureTable
 
+UNTOLD = ("batch_size", "threshold")  # settings that the released names do not tell, and that change the list
 FILES = {"cifar": "CIFAR10_train.npy", "imagenet": "ImageNet_train.npy"}
 
 
@@ -36,8 +38,7 @@ def build_parser(preset: str) -> argparse.ArgumentParser:
     add = parser.add_argument
     features = DATA_SELECTION / "features" / FILES[preset.split("_")[1]]
     add("--feature_path", "--features", type=Path, default=features, help="feature file written by extract_feature.py")
-    add("--output_dir", type=Path, help="folder of the subset file (default: subsets/<POOL>)")
-    add("--filename", help="name of the subset file (default: says pool, settings, budget and seed)")
+    add_where(parser)
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--percent", default=str(percent), help="images to choose, in percent (0-100), rounded down")
     size.add_argument("--budget", type=int, help="images to choose, as a number")
@@ -57,8 +58,9 @@ def main_activeft(preset: str, argv: Sequence[str] | None = None) -> None:
     args = build_parser(preset).parse_args(argv)
     from data_selection.commands.selection import Plan, budget_of, choose, taken  # slow: imports torch
 
-    config = ACTIVEFT_PRESETS[preset].config
-    config = replaced(config, "activeft", given(args, [config]))
+    released = ACTIVEFT_PRESETS[preset].config
+    config = replaced(released, "activeft", given(args, [released]))
+    told = {name: getattr(config, name) for name in UNTOLD if getattr(config, name) != getattr(released, name)}
     history = check_writable(args.history) if args.history else None
     steps = Steps()
 
@@ -68,17 +70,16 @@ def main_activeft(preset: str, argv: Sequence[str] | None = None) -> None:
         extra = {"on_iteration": steps} if args.verbose or history else {}
         return Plan(
             folder=args.output_dir or default_folder(args.feature_path),
-            name=args.filename or activeft_name(args.feature_path.stem, config, budget, args.seed),
+            name=activeft_name(args.feature_path.stem, config, budget, args.seed, told),
             budget=budget,
-            select=functools.partial(
-                METHODS["activeft"].select, config=config, seed=args.seed, **taken(args, table, world), **extra
-            ),
+            select=functools.partial(METHODS["activeft"].select, config=config, seed=args.seed, **extra),
             method="activeft",
             settings=dataclasses.asdict(config),
             by="ActiveFT",
+            taken=taken(args, table, world),
         )
 
-    if choose(args, args.feature_path, plan, quiet=args.verbose) and history:
+    if choose(args, args.feature_path, plan, quiet=args.verbose, afresh=history is not None) and history:
         steps.write(history)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data_selection.commands.settings import add_settings, given, replaced, told
-from data_selection.commands.shared import add_device, add_label_column, add_seed, add_taken, make_parser
+from data_selection.commands.shared import add_device, add_label_column, add_seed, add_taken, add_where, make_parser
 from data_selection.common.errors import UserError
 from data_selection.common.subset_names import default_folder, method_name
 from data_selection.methods.configs import BILAF_PRESETS, Config
@@ -38,10 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--variant", choices=("paper", "released"), help="bilaf: the published or the released algorithm"
     )
     add_taken(parser)
-    parser.add_argument("--output_dir", type=Path, help="folder of the subset file (default: subsets/<POOL>)")
-    parser.add_argument(
-        "--filename", help="name of the subset file (default: says pool, method, budget and the flags given)"
-    )
+    add_where(parser)
     add_label_column(parser)
     add_seed(parser)
     add_device(parser)
@@ -81,20 +78,21 @@ def main_select(argv: Sequence[str] | None = None) -> None:
     def plan(world: "World", table: "FeatureTable") -> "Plan":
         budget, lists, method = budget_of(args, table), taken(args, table, world), args.method
         if method == AUTO:
-            advice = advise(table.features, budget, labelled=lists["labelled"], excluded=lists["excluded"], seed=args.seed)
+            known, barred = lists["labelled"], lists["excluded"]
+            advice = advise(table.features, budget, labelled=known, excluded=barred, seed=args.seed)
             method = advice.method
             world.say(f"--method {AUTO} takes {method}: {advice.reason}. Then: {advice.labels}")
         config = make_config(method, args)
         return Plan(
             folder=args.output_dir or default_folder(args.features),
-            name=args.filename
-            or method_name(args.features.stem, method, budget, args.seed, named_settings(args, config)),
+            name=method_name(args.features.stem, method, budget, args.seed, named_settings(args, config)),
             budget=budget,
-            select=functools.partial(METHODS[method].select, config=config, seed=args.seed, **lists),
+            select=functools.partial(METHODS[method].select, config=config, seed=args.seed),
             method=method,
             settings=dataclasses.asdict(config),
             by=method,
             order="given" if method in NEEDS_ORDER else "sorted",
+            taken=lists,
         )
 
     choose(args, args.features, plan)

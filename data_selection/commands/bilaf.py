@@ -8,7 +8,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from data_selection.commands.settings import add_settings, given, replaced, told
-from data_selection.commands.shared import DATA_SELECTION, add_device, add_label_column, add_seed, make_parser
+from data_selection.commands.shared import (
+    DATA_SELECTION,
+    add_device,
+    add_keep_duplicates,
+    add_label_column,
+    add_seed,
+    add_where,
+    make_parser,
+)
 from data_selection.common.errors import UserError
 from data_selection.common.paths import SUBSETS
 from data_selection.common.subset_names import activeft_name, bilaf_name
@@ -64,12 +72,7 @@ def build_parser(script: str) -> argparse.ArgumentParser:
         help=f"number of cores (default: as many as the core file holds; to find it, {defaults.cores})",
     )
     add("--budget", type=int, default=defaults.budget, help="images to choose, the cores among them")
-    add(
-        "--output_dir",
-        type=Path,
-        help="folder of the subset file (default: subsets/<dataset>); its name says "
-        "which settings are not the defaults, and a file of the same name is replaced",
-    )
+    add_where(parser, "subsets/<dataset>")
     add(
         "--variant",
         choices=VARIANTS,
@@ -79,6 +82,7 @@ def build_parser(script: str) -> argparse.ArgumentParser:
     variants = {"paper": BILAF_PRESETS["paper"], "released": BILAF_PRESETS[defaults.released]}
     add_settings(parser, variants, flags=FLAGS, choices=CHOICES, without=("core_number",))
     add("--distance", choices=("euclidean",), default="euclidean", help="the only distance BiLAF is defined with")
+    add_keep_duplicates(parser)
     add_label_column(parser)
     add_seed(parser, "seed of the cores: names both files; this stage itself draws nothing")
     add_device(parser)
@@ -106,6 +110,7 @@ def main_bilaf(script: str, argv: Sequence[str] | None = None) -> None:
             settings={"variant": args.variant, **dataclasses.asdict(config), "cores": cores},
             by=f"BiLAF ({args.variant}) around {len(cores)} cores",
             order="given",
+            cores=cores,
         )
 
     choose(args, args.features_inputs or args.feature_path / f"{args.dataset}_train.npy", plan)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from data_selection.judging.smoothed import folds
+from data_selection.judging.probe import folds
 
 Z = 1.959964  # standard deviations on either side of the mean that hold 95 % of a normal distribution
 SHARES = (0.25, 0.5, 0.75, 1.0)  # of a fold's training labels

@@ -4,12 +4,14 @@ import torch
 
 from data_selection.common.checks import check_request, check_selection
 from data_selection.common.kinds import Device, Features, Ids
+from data_selection.common.precision import full_float32
 from data_selection.common.progress import OpenBar, open_bar
 from data_selection.methods.clusters import on_grid, resident_rows, tiles
 from data_selection.methods.configs_clusters import HerdingConfig
 from data_selection.nearest.pool_reader import pool_device
 
 
+@full_float32()
 def select_herding(
     features: Features,
     budget: int,

@@ -7,6 +7,7 @@ import torch
 from data_selection.common.checks import check_request, check_selection
 from data_selection.common.distributed import World
 from data_selection.common.kinds import Device, Features, Ids
+from data_selection.common.precision import full_float32
 from data_selection.common.progress import OpenBar
 from data_selection.methods.clusters import fit_clusters, resident_rows
 from data_selection.methods.configs import KMeansConfig
@@ -14,6 +15,7 @@ from data_selection.nearest.assignment import distinct_nearest
 from data_selection.nearest.similarity import BLOCK_BYTES, normalise
 
 
+@full_float32()
 def select_kmeans(
     features: Features,
     budget: int,

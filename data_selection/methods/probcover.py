@@ -6,6 +6,7 @@ import torch
 
 from data_selection.common.checks import check_request, check_selection
 from data_selection.common.kinds import Device, Features, Ids
+from data_selection.common.precision import full_float32
 from data_selection.common.progress import OpenBar, open_bar
 from data_selection.methods.clusters import GRID, TILE, fit_clusters, on_grid, resident_rows, tiles
 from data_selection.methods.configs_clusters import ProbCoverConfig
@@ -15,6 +16,7 @@ ASKED = 2048  # rows whose balls tell the radius
 UNIT = GRID**-2  # what half a squared distance is a multiple of, but for its last bit
 
 
+@full_float32()
 def select_probcover(
     features: Features,
     budget: int,

@@ -5,12 +5,14 @@ import torch
 from data_selection.common.checks import check_request, check_selection
 from data_selection.common.distributed import World
 from data_selection.common.kinds import Device, Features, Ids
+from data_selection.common.precision import full_float32
 from data_selection.common.progress import OpenBar
 from data_selection.methods.clusters import fit_clusters, resident_rows
 from data_selection.methods.configs_clusters import TypiClustConfig
 from data_selection.nearest.graph import nearest_neighbours
 
 
+@full_float32()
 def select_typiclust(
     features: Features,
     budget: int,

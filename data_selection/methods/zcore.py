@@ -5,6 +5,7 @@ import torch
 
 from data_selection.common.checks import check_request, check_selection
 from data_selection.common.kinds import Device, Features, Ids
+from data_selection.common.precision import full_float32
 from data_selection.common.progress import OpenBar, open_bar
 from data_selection.methods.clusters import resident_rows
 from data_selection.methods.configs_clusters import ZCoreConfig
@@ -14,6 +15,7 @@ AT_ONCE = 2**18  # distances: a core's cache holds them
 CLOSEST = 1e-6  # a smaller distance counts as this: copies share a loss
 
 
+@full_float32()
 def select_zcore(
     features: Features,
     budget: int,

@@ -34,6 +34,8 @@ TRAINED = {
     "few-shot": [],
     "self-train": ["--mode", "self-train"],
 }
+BY_FEATURES = {"smoothed": ["--mode", "smoothed"], "auto": ["--mode", "auto"]}  # --train must be by the model's weights
+MORE = {"three-phase": ["--mode", "three-phase"]} | BY_FEATURES
 FACTORS = {
     "few-shot, 15 epochs": [],
     "batch norm in training mode": ["--batch-norm", "train"],
@@ -52,7 +54,7 @@ FACTORS = {
         "--batch-norm", "train", "--opt", "SGD", "--lr", "0.003", "--augment", "crop"
     ],
 }  # fmt: skip
-WAYS = TRAINED | {name: SHORT + words for name, words in FACTORS.items()}
+WAYS = TRAINED | MORE | {name: SHORT + words for name, words in FACTORS.items()}
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -69,7 +71,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--budgets", type=int, nargs="+", default=[50, 100, 250, 1000], help="labels")
     add("--seeds", type=int, nargs="+", default=range(5), help="of the selection and of the training")
     add("--ways", nargs="+", default=[*PROBES, *TRAINED], choices=[*PROBES, *WAYS], metavar="WAY",
-        help=f"rows of the table, of {'; '.join([*PROBES, *TRAINED])}")  # fmt: skip
+        help=f"rows of the table, of {'; '.join([*PROBES, *TRAINED, *MORE])}")  # fmt: skip
     add(
         "--factors", action="store_true", help="the rows are the few-shot recipe in 15 epochs and one change of it each"
     )
@@ -98,7 +100,8 @@ def main(argv: list[str] | None = None) -> None:
                     if way in PROBES:
                         found = probe(way, train, test, pools, load_subset(subset, len(train)))
                     else:
-                        found = run(args, subset, seed, WAYS[way])
+                        words = ["--features", str(args.train)] if way in BY_FEATURES else []
+                        found = run(args, subset, seed, WAYS[way] + words)
                     with scores.open("a", encoding="utf-8") as handle:
                         handle.write(json.dumps(cell | found) + "\n")
                     print(json.dumps(cell | found), file=sys.stderr, flush=True)

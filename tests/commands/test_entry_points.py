@@ -22,6 +22,7 @@ ENTRIES = [
     "data_selection/Boundary_Selection/density_cluster_imagenet.py",
     "deit/main.py",
     "scripts/select_subset.py",
+    "scripts/choose_images.py",
     "scripts/quickstart.py",
     "scripts/demo/make_demo_data.py",
     "scripts/demo/make_demo_backbone.py",

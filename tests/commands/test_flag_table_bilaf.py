@@ -63,10 +63,9 @@ def test_bilaf_is_told_its_settings(around, table, monkeypatch, flag, field, one
 def test_the_variants_and_the_two_programs_differ(around, monkeypatch):
     calls = asked_of(bilaf_method, "select_bilaf", monkeypatch)
     assert around() != around(variant="released")
-    around.main(words(around.base | {"output_dir": around.folder}))
-    bilaf.main_bilaf(
-        "density_cluster_imagenet", words(around.base | {"output_dir": around.folder, "variant": "released"})
-    )
+    again = around.base | {"output_dir": around.folder, "overwrite": True}
+    around.main(words(again))
+    bilaf.main_bilaf("density_cluster_imagenet", words(again | {"variant": "released"}))
     kinds = [call["config"] for call in calls]
     wanted = [BILAF_PRESETS[name] for name in ("paper", "released", "paper", "released_imagenet")]
     assert kinds == wanted
@@ -105,7 +104,7 @@ def test_bilaf_is_told_each_deviation(around, monkeypatch):
 
 BILAF_ROWS = {entry[1] for entry in BOUNDARY} | set(DEVIATIONS) | {
     "dataset", "feature_path", "features_inputs", "indices_file_name", "cur_number", "budget", "output_dir", "variant",
-    "distance", "no_label_column", "seed", "device",
+    "distance", "no_label_column", "seed", "device", "filename", "overwrite", "keep_duplicates",
 }  # fmt: skip
 
 
@@ -141,7 +140,7 @@ def test_select_subset_does_as_its_methods(pick, table, tmp_path, monkeypatch):
 
 
 SELECT_ROWS = {"features", "method", "budget", "percent", "cores", "variant", "labelled", "excluded", "output_dir",
-               "filename", "no_label_column", "seed", "device", "missing"}  # fmt: skip
+               "filename", "no_label_column", "seed", "device", "missing", "overwrite", "keep_duplicates"}  # fmt: skip
 SELECT_ROWS = (SELECT_ROWS - {"cores"}) | {  # test_settings.py has a test for each of the latter
     field.name for method in METHODS.values() for field in dataclasses.fields(method.config)
 }

@@ -21,6 +21,7 @@ FLAGS = (
     "deit/test_flag_table.py",
     "deit/test_flag_pixels.py",
     "deit/test_flag_mixing.py",
+    "deit/test_flag_data.py",
     "deit/test_flag_files.py",
     "deit/test_flag_epochs.py",
 )
@@ -30,6 +31,7 @@ TESTS = {
     "deit/samplers.py": ("deit/test_samplers.py", *FLAGS),
     "deit/epochs.py": (
         "deit/test_flag_epochs.py",
+        "deit/test_flag_data.py",
         "deit/test_flag_files.py",
         "deit/test_modes.py",
         "deit/test_flag_table.py",
