@@ -20,6 +20,7 @@ from data_selection.common.subset_files import budget_from_percent, describe, na
 from data_selection.common.subset_names import output_path, setting_word, shortened, with_settings
 from data_selection.images.known_lists import find_images, of_features
 from data_selection.images.record import copies, load_record
+from data_selection.judging.quality import quality
 
 
 class Plan(NamedTuple):
@@ -88,6 +89,8 @@ def choose(
         seconds = time.monotonic() - began
         if not world.is_main:
             return False
+        annotated = sorted({*ids.tolist(), *taken.get("labelled", ())})
+        print(f"quality without labels: {quality(table.features, annotated, seed=args.seed)}", flush=True)
         chosen = sorted(ids.tolist()) if todo.order == "sorted" else ids.tolist()
         save_subset(path, chosen, record() | {"images": images_of(table, chosen)})
         lists = " and ".join(str(file) for file in save_names(path, table))

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from data_selection.common.errors import UserError
 from data_selection.methods.table import METHODS
 
-SMALL = {"activeft": {"max_iter": 4}, "kmeans": {"max_iter": 5}}
+SMALL = {"activeft": {"max_iter": 4}, "kmeans": {"max_iter": 5}, "zcore": {"draws": 500}}
 DEVICES = ["cpu"] + ["cuda"] * torch.cuda.is_available()
 
 
