@@ -17,7 +17,6 @@ from data_selection.images.pools import open_pool
 from data_selection.judging.findings import Curve, learning_curve
 from data_selection.judging.probe import SMOOTH_C, fit_probe, held_out
 from data_selection.judging.smoothed import SmoothedProbe, fit_smoothed
-from data_selection.nearest.graph import smooth
 from deit.labelled.runs import Labelled
 from deit.runs.folders import ASKED
 
@@ -38,8 +37,7 @@ def report(
     labels = torch.tensor([classes.index(run.answers.labels[file]) for file in files])
     log(f"report: the graph of {len(run.names)} images, and what more labels would bring")
     probe = fit_smoothed(run.table.features, labels, ids, classes=len(classes), progress=progress)
-    known = smooth(probe.features, probe.graph)[0][ids]
-    plain = probe.features[ids]
+    known, plain = probe.base.smoothed[ids], probe.base.features[ids]
     predicted, sure, judged_by = held_out_answers(training, result, files, classes, plain, labels)
     facts = Facts(
         title=f"{run.folder.resolve().name}: {len(files)} labels, {len(run.names)} images",

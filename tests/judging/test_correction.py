@@ -78,7 +78,7 @@ def test_uncorrected_probes_are_calibrated_too():
 def held_out_of(found, known):
     from data_selection.nearest.graph import smooth
 
-    return held_out(smooth(found.features, found.graph)[0][LABELLED], known, 10, found.c)
+    return held_out(smooth(found.base.features, found.base.graph)[0][LABELLED], known, 10, found.c)
 
 
 @pytest.mark.parametrize("sizes", [[10] * 8, [7, 13, 9, 11], [1] * 30, [3]])
