@@ -37,7 +37,7 @@ def fitted():
 def test_held_out_predictions_match_the_dense_version():
     pool, labels, _, _ = digits()
     known, held = labels[LABELLED], fitted().held
-    z, centred = fitted().features, oracle.centred(pool, pool)
+    z, centred = fitted().base.features, oracle.centred(pool, pool)
     np.testing.assert_allclose(z, centred, atol=1e-5)
     smoothed = oracle.unit(oracle.smoothed(centred, 10, 2)[-1])
     matrix, _ = oracle.average(centred, 15)
