@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from data_selection.common.errors import UserError
+from data_selection.methods.configs_design import DesignConfigs
 
 DISTANCES = ("euclidean", "cosine", "product", "KLDiv")
 INITS, SCHEDULERS = ("random", "fps", "kmeans++"), ("none", "cosine")
@@ -178,4 +179,4 @@ BILAF_PRESETS = {
     "released_imagenet": replace(_RELEASED, remove_share=0.2),
 }
 
-Config = RandomConfig | FarthestConfig | KMeansConfig | ActiveFTConfig | BiLAFConfig
+Config = RandomConfig | FarthestConfig | KMeansConfig | ActiveFTConfig | BiLAFConfig | DesignConfigs
