@@ -1,6 +1,5 @@
 """The training and evaluation images as batches, augmented the same on any process."""
 
-import os
 import signal
 import weakref
 from collections.abc import Iterator, Sequence
@@ -13,6 +12,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from data_selection.common.errors import UserError
+from data_selection.common.system import cores
 from data_selection.embedding.image_batches import Transform, received, stacked
 from data_selection.images.pools import Pool
 from deit.samples.batches import Batch, ImageBatches, Part
@@ -173,7 +173,9 @@ class PilImages:
         self.loader._iterator = None
         if iterator is None:
             return
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
+        masked = hasattr(signal, "pthread_sigmask")  # Windows has no such signal
+        if masked:
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
         try:
             torch._C._remove_worker_pids(id(iterator))  # from here on PyTorch's SIGCHLD handler does not know them
             iterator._worker_pids_set, iterator._shutdown = False, True
@@ -188,7 +190,8 @@ class PilImages:
                 iterator._pin_memory_thread_done_event.set()
                 iterator._worker_result_queue.put((None, None))
         finally:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
+            if masked:
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
 
     def _load(self) -> Iterator[Batch]:
         try:
@@ -232,8 +235,7 @@ def prepare(
     keep = cache in ("ram", "device")
     labels = torch.tensor([pool.label(i) for i in ids])
     if workers is None:
-        here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-        workers = min(WORKERS, max(1, (os.cpu_count() or 1) // here))
+        workers = min(WORKERS, cores())
     if (not small and not train) or (pipeline.view is not None and (pipeline.shifts or not train)):
         margin = pipeline.margin if train else 0
         if keep or (cache == "auto" and 3 * len(ids) * (pipeline.size + 2 * margin) ** 2 <= CACHE_BYTES):

@@ -62,6 +62,7 @@ class Learner:
     # Layers kept in evaluation mode: batch norm with fixed statistics
     fixed: list[nn.Module] = field(default_factory=list)
     input_size: int = 224  # side of the images
+    answering: nn.Module | None = None  # what evaluation asks, where that is not the model
 
     def autocast(self) -> torch.autocast:
         return autocast(self.world.device, self.amp)
@@ -235,14 +236,19 @@ def evaluate(
 
 
 @torch.inference_mode()
-def correct(model: nn.Module, data: Plain, world: World, *, batch: int, amp: torch.dtype | None = None) -> torch.Tensor:
-    """Which images of data a model gets right, (N,) bool on the CPU, on every process; each computes its share."""
+def probabilities(
+    model: nn.Module, data: Plain, world: World, classes: int, *, batch: int, amp: torch.dtype | None = None
+) -> torch.Tensor:
+    """What a model says of the images of data, (N, classes) float32 on the CPU, on every process.
+
+    Each computes its share.
+    """
     model.eval()
-    right, start = torch.zeros(len(data), device=world.device), 0
+    found, start = torch.zeros(len(data), classes, device=world.device), 0
     mine = torch.arange(world.rank, len(data), world.size, device=world.device)
-    for images, labels in data.plain(range(world.rank, len(data), world.size), batch):
+    for images, _ in data.plain(range(world.rank, len(data), world.size), batch):
         with autocast(world.device, amp):
             logits = model(images)
-        right[mine[start : start + len(images)]] = (logits.argmax(1) == labels).float()
+        found[mine[start : start + len(images)]] = logits.float().softmax(1)
         start += len(images)
-    return world.sum_(right).bool().cpu()
+    return world.sum_(found).cpu()

@@ -6,10 +6,11 @@ import time
 from typing import Any, TypedDict
 
 import torch
+from torch.nn.functional import cross_entropy, one_hot
 
 from deit.engine import Learner, answers, evaluate, train_one_epoch
 from deit.job import Images, Job, Tally, needed
-from deit.learner.linear import fit_head
+from deit.learner.linear import augmented_features, classifiers, fit_head, frozen_features, set_head
 from deit.runs import checkpoints
 from deit.runs.kinds import Numbers
 from deit.runs.saving import BEST, NEWEST, Saver
@@ -17,6 +18,9 @@ from deit.runs.stopping import NotFinite, asked_to_stop, with_batch
 from deit.samplers import epoch_order, plan_epoch
 from deit.samples.mixing import Mixing
 from deit.selftrain import ends_round, last_words, pool_epoch, steps_before
+from deit.smoothing import fit_with_pool
+
+VIEWS = 8  # augmented ones of each image, for the last head of --mode three-phase
 
 
 class Scoring(TypedDict):
@@ -32,11 +36,11 @@ def run_epochs(
 ) -> dict[str, Any] | None:
     """Epochs done+1 to the last, or until `asked` is set; evaluations, checkpoints and the result.
 
-    Epoch 0, where data.frozen is set, fits the head to the frozen backbone; --mode linear has no other. Returns
-    result.json's values; None on ranks above 0, and where the run was asked to stop. tally: what it did before.
+    Epoch 0, where data has frozen images or rows, fits the head to the frozen backbone; --mode linear has no other.
+    Returns result.json's values; None on ranks above 0, and where the run was asked to stop. tally: what it did before.
     """
     args, log, last = job.args, job.log, job.last
-    first = done + 1 if data.frozen is None else 0
+    first = done + 1 if data.frozen is None and data.rows is None and data.pool_rows is None else 0
     log.start(first, last, steps_before(job, last + 1), steps_before(job, first), job.settings)
     for epoch in range(first, last + 1):
         line = one_epoch(job, learner, data, epoch, tally)
@@ -79,9 +83,13 @@ def one_epoch(job: Job, learner: Learner, data: Images, epoch: int, tally: Tally
     """Train one epoch, or fit the head as epoch 0; the first numbers of its line in log.txt."""
     started = time.monotonic()
     rate = 0.0 if epoch == 0 else current_rate(learner)
-    if epoch == 0:
-        frozen, batch = needed(data.frozen), scoring(job, learner)["batch"]
-        loss, count = fit_head(learner, frozen, data.classes, batch=batch, smoothing=job.args.smoothing), len(frozen)
+    if data.pool_rows is not None:
+        loss, count = fit_with_pool(job, learner, data.pool_rows)
+    elif epoch > job.labelled_epochs and job.light:
+        loss, count = fit_light_head(job, learner, data, epoch), (1 + VIEWS) * len(job.ids)
+    elif epoch == 0:
+        known, batch = data.rows or needed(data.frozen), scoring(job, learner)["batch"]
+        loss, count = fit_head(learner, known, data.classes, batch=batch, smoothing=job.args.smoothing), len(job.ids)
     else:
         train = train_epoch if epoch <= job.labelled_epochs else pool_epoch
         loss, count = train(job, learner, data, epoch, tally)
@@ -115,6 +123,26 @@ def train_epoch(job: Job, learner: Learner, data: Images, epoch: int, tally: Tal
     return loss, len(order)
 
 
+def fit_light_head(job: Job, learner: Learner, data: Images, epoch: int) -> float:
+    """Fit the head to the finetuned features of the training images as they are and in VIEWS augmented views.
+
+    The third phase of FACT (arXiv 2606.02079), by logistic regression; the backbone stays. Returns the loss per image.
+    """
+    args, world, classes = job.args, job.world, data.classes
+    features, labels = frozen_features(learner, needed(data.light), scoring(job, learner)["batch"])
+    tables = [features]
+    for view in range(VIEWS):
+        order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(view))
+        steps = plan_epoch(order, job.global_batch, args.batch_size, world.rank, world.size)
+        parts = [part for step in steps for part in step.parts]
+        tables.append(augmented_features(learner, needed(data.train), parts, epoch + view, len(labels)))
+    targets = one_hot(labels, classes) * (1 - args.smoothing) + args.smoothing / classes
+    set_head(learner, torch.cat(tables), targets.repeat(len(tables), 1) / len(tables))
+    with torch.no_grad():
+        logits = classifiers(learner.model)[0](features)
+    return cross_entropy(logits, labels, label_smoothing=args.smoothing).item()
+
+
 def is_judged(job: Job, epoch: int) -> bool:
     """Whether the run is evaluated after an epoch: every --eval_interval, and where the labels or a round end.
 
@@ -139,11 +167,12 @@ def judged(job: Job, learner: Learner, data: Images, epoch: int) -> Numbers:
     Raises NotFinite where a loss is not finite.
     """
     score = scoring(job, learner)
-    result = evaluate(learner.model, data.test, job.world, **score) if data.test else {}
+    model = learner.answering or learner.model
+    result = evaluate(model, data.test, job.world, **score) if data.test else {}
     if job.args.eval_ema and data.test:
         result |= {f"ema_{key}": value for key, value in averaged(job, learner, data).items()}
     if data.held:
-        held = evaluate(learner.model, data.held, job.world, **score)
+        held = evaluate(model, data.held, job.world, **score)
         result |= {f"val_{key}": value for key, value in held.items()}
     if not all(map(math.isfinite, result.values())):
         raise unusable("the answers to the images that it is judged on", epoch)
@@ -193,8 +222,12 @@ def conclude(
         "best": {**best, "note": how},
         "ema": ema,
         "graph": graph,
+        "smoothed": job.settings.get("smoothed"),
+        "auto": job.settings.get("auto"),
         "verdict": job.verdict,
+        "temperature": job.settings.get("temperature"),
         "class_names": job.settings["class_names"],
+        "evaluation_images": len(job.test_pool),
         "epochs_run": tally.epochs, "train_seconds": tally.seconds, "seconds": tally.elapsed,
         "skipped_steps": tally.skipped,
         "images_per_second": tally.images / tally.seconds if tally.seconds else None, "processes": world.size,
@@ -210,6 +243,7 @@ def conclude(
         found = f"top-1 of the graph on the model's features: {graph['acc1']:.2f} %; its" if graph else "the graph's"
         log.say(f"{found} word on every pool image is in pool_predictions.csv")
     when = f"after the last epoch ({last})" if last else "of the head on the frozen backbone"
+    when = "of the pool's graph" if learner.answering is not None else when
     mean = f" (moving average of the weights {ema['acc1']:.2f} %)" if ema else ""
     if "acc1" not in test:
         log.say(f"trained {when}, not evaluated: there are no evaluation images{where}")

@@ -33,7 +33,6 @@ class Flags:
     def add(self, name: str, *aliases: str, **settings: Any) -> None:
         """Add a flag; settings as add_argument takes them."""
         spellings = dict.fromkeys((name, f"--{name[2:].replace('-', '_')}", f"--{name[2:].replace('_', '-')}"))
-        settings.setdefault("help", " ")  # the formatter adds the default to a help text only
         self.part.add_argument(*spellings, *aliases, **settings)
 
     def switch(self, name: str, default: bool, help: str) -> None:

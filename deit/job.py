@@ -13,20 +13,23 @@ from typing import NamedTuple, TypedDict
 import torch
 
 from data_selection.common import distributed
+from data_selection.embedding.preprocessing import Preprocess
 from data_selection.images.label_files import check_labels
 from data_selection.images.pools import Pool
 from deit.datasets import prepare
 from deit.engine import Learner
 from deit.learner.building import Defaults, build_learner, make_pipeline, papers_view, resolve
+from deit.learner.linear import Rows
 from deit.memory import names_of, say_of_pixels
 from deit.option_checks import check_start
 from deit.runs.kinds import Numbers, Settings
 from deit.runs.meters import RunLog
 from deit.samplers import epoch_order
 from deit.samples.batches import ImageBatches
-from deit.samples.sources import choose_ids, hold_out, open_images, say_of_origin
+from deit.samples.sources import choose_ids, hold_out, open_images, say_of_origin, say_of_unread
 
 FEWEST, MOST = 5, 60  # epochs of --epochs auto
+FROZEN = ("linear", "smoothed")  # modes that leave the backbone as it is
 
 
 class Images(NamedTuple):
@@ -40,6 +43,9 @@ class Images(NamedTuple):
     held: ImageBatches | None  # of the subset, to choose the best epoch by
     pool: ImageBatches | None = None  # every pool image as evaluation sees it
     pool_train: ImageBatches | None = None  # the same, augmented
+    rows: Rows | None = None  # in place of frozen, where the features of these images are known
+    light: ImageBatches | None = None  # as frozen, for the last epoch of --mode three-phase
+    pool_rows: torch.Tensor | None = None  # features (N, D) of the whole pool, in --mode smoothed
 
 
 def needed(images: ImageBatches | None) -> ImageBatches:
@@ -97,6 +103,7 @@ class Job:
     held: list[int]  # of the subset, to choose the best epoch by; maybe none
     global_batch: int
     settings: Settings
+    pixels: Preprocess  # what evaluation sees
     pool_epochs: int = 0  # chunks of the pool after the labelled epochs, in --mode self-train
 
     @property
@@ -117,12 +124,17 @@ class Job:
     @property
     def head_only(self) -> bool:
         """Whether the run ends with the head fitted to the frozen backbone: asked for, or the better model."""
-        return self.args.mode == "linear" or bool(self.verdict and self.verdict["kept"] == "probe")
+        return self.args.mode in FROZEN or bool(self.verdict and self.verdict["kept"] == "probe")
+
+    @property
+    def light(self) -> bool:
+        """Whether a last epoch fits the head again, to the finetuned features."""
+        return self.args.mode == "three-phase" and not self.head_only
 
     @property
     def last(self) -> int:
         """The number of the last epoch; 0 is the one that fits the head alone."""
-        return self.labelled_epochs + self.pool_epochs
+        return self.labelled_epochs + self.pool_epochs + self.light
 
     @property
     def labelled_epochs(self) -> int:
@@ -150,7 +162,7 @@ def open_job(args: argparse.Namespace, world: distributed.World) -> Job:
         args.epochs = auto_epochs(len(ids))
         check_start(args)
     global_batch = args.global_batch_size or args.batch_size * world.size
-    pixels = defaults.view or papers_view(args.input_size, defaults)
+    pixels = defaults.view or papers_view(args, defaults)
     say_of_pixels(args.subset_ids or (), pixels, log.say)
     settings = vars(args) | {
         "global_batch_size": global_batch,
@@ -160,7 +172,7 @@ def open_job(args: argparse.Namespace, world: distributed.World) -> Job:
         "preprocess": pixels.record(),
         "class_names": list(train_pool.class_names) if train_pool.class_names else None,
     }
-    return Job(args, world, defaults, log, train_pool, test_pool, list(ids), held, global_batch, settings)
+    return Job(args, world, defaults, log, train_pool, test_pool, list(ids), held, global_batch, settings, pixels)
 
 
 def part_epochs(job: Job, updates: int, steps: int) -> int:
@@ -199,19 +211,22 @@ def decode(job: Job, *, frozen: bool, train: bool, test: bool = True) -> Images:
         frozen=load(job.train_pool, job.ids) if frozen else None,
         test=load(job.test_pool, range(len(job.test_pool))) if test and len(job.test_pool) else None,
         held=load(job.train_pool, job.held) if job.held else None,
+        light=load(job.train_pool, job.ids) if job.light else None,
         pool=load(job.train_pool, everything) if job.pool_epochs else None,
         pool_train=load(job.train_pool, everything, train=True) if job.pool_epochs else None,
     )
 
 
-def where(args: argparse.Namespace) -> tuple[str | None, str | None, str | None, str, str | None, str | None]:
+def where(args: argparse.Namespace) -> tuple[str | None, str | None, str | None, str, str | None, str | None, str]:
     """What open_images takes of the flags."""
-    return args.data_path, args.labels, args.val_labels, args.inat_category, args.train_path, args.val_path
+    folders = args.train_path, args.val_path
+    return args.data_path, args.labels, args.val_labels, args.inat_category, *folders, args.background
 
 
 def open_data(args: argparse.Namespace, name: str, log: RunLog) -> tuple[Pool, Pool, list[int]]:
     """(training pool, evaluation pool, pool indices to train on)."""
     train_pool, test_pool = open_images(name, *where(args))
+    say_of_unread(train_pool, test_pool, log.say)
     for subset in args.subset_ids or ():
         say_of_origin(subset, name, log.say)
     ids = choose_ids(train_pool, args.subset_ids, args.missing, log.say)

@@ -16,7 +16,7 @@ from deit.runs.classes import difference
 from deit.runs.kinds import Settings
 from deit.runs.saving import NEWEST
 
-REMEMBERED = ("model", "input_size", "pixels", "augment")  # what a model is, and the pixels that it sees
+REMEMBERED = ("model", "input_size", "pixels", "augment", "background")  # what a model is, and the pixels that it sees
 MOST_NAMES = 100_000  # of training images: beyond, a checkpoint would be mostly names
 
 

@@ -134,10 +134,16 @@ def check_mode(args: argparse.Namespace) -> None:
         raise UserError(
             f"--start_epoch {args.start_epoch} is for --mode full: {args.mode} starts with fitting the head"
         )
-    if args.mode == "self-train" and args.sched_unit != "step":
-        raise UserError("--mode self-train needs --sched-unit step, as in --recipe few-shot")
+    if args.mode in ("self-train", "auto") and args.sched_unit != "step":
+        raise UserError(f"--mode {args.mode} needs --sched-unit step, as in --recipe few-shot")
     if args.mode == "self-train" and args.distillation_type != "none":
         raise UserError("--mode self-train has the pool's graph for a teacher: leave out --distillation-type")
+    if args.mode == "auto" and not args.folds:
+        raise UserError("--mode auto decides by cross-validation: give --folds 2, as in --recipe few-shot")
+    if args.features and args.mode not in ("linear", "smoothed", "auto"):
+        raise UserError(f"--features is for --mode linear, smoothed and auto: {args.mode} needs the images themselves")
+    if args.distil and args.mode not in ("smoothed", "auto"):
+        raise UserError(f"--distil is for --mode smoothed and auto, not {args.mode}")
     if args.folds < 0 or args.folds == 1:
         raise UserError(f"--folds {args.folds}: 2 or more parts can be left out in turn; 0 does not ask")
 
@@ -176,9 +182,9 @@ def flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-def check_no_idle_flag(parser: argparse.ArgumentParser, words: Sequence[str]) -> None:
-    """Raise UserError for flags typed (not from --config, which serves every mode) that do nothing in --mode linear."""
-    used = {"mode", "smoothing", "batch_size"}
+def check_no_idle_flag(parser: argparse.ArgumentParser, words: Sequence[str], mode: str) -> None:
+    """Raise UserError for flags typed (not from --config, which serves every mode) that do nothing in a frozen mode."""
+    used = {"mode", "batch_size", "smoothing" if mode == "linear" else "distil"}
     groups = [group for group in parser._action_groups if group.title in ("optimisation", "augmentation and loss")]
     idle = {action.dest for group in groups for action in group._group_actions} - used
     idle |= {"drop", "drop_path", "model_ema", "model_ema_decay", "model_ema_warmup", "model_ema_force_cpu", "eval_ema"}
@@ -187,6 +193,6 @@ def check_no_idle_flag(parser: argparse.ArgumentParser, words: Sequence[str]) ->
     typed = [flag(name) for name in vars(parser.parse_args(words)) if name in idle]
     if typed:
         raise UserError(
-            f"{', '.join(typed)} does nothing in --mode linear, which fits the head in one go: leave it out, or use "
+            f"{', '.join(typed)} does nothing in --mode {mode}, which fits the head in one go: leave it out, or use "
             "--mode lp-ft to train on from that head"
         )

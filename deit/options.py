@@ -3,13 +3,13 @@
 import argparse
 from collections.abc import Sequence
 
-from data_selection.common.parsing import Parser
+from data_selection.common.parsing import BACKGROUND, Parser, colour
 from deit.flags import Flags, Refused, whole_or_auto
 from deit.option_checks import DATA_SET, DATA_SETS, SCHEDULES, check, check_at_hand, check_no_idle_flag
 from deit.recipes import FOLDER, config_tokens, recipe_file, recipe_names
 
 RANKS = ("kingdom", "phylum", "class", "order", "supercategory", "family", "genus", "name")  # of iNaturalist
-MODES = ("full", "linear", "lp-ft", "self-train")
+MODES = ("full", "linear", "lp-ft", "self-train", "smoothed", "three-phase", "auto")
 PIXELS, AUGMENTS = ("data-set", "model"), ("crop", "shift")
 
 
@@ -48,6 +48,9 @@ def _add_data(flags: Flags) -> None:
     add("--subset_ids", metavar="LIST", nargs="+", help="the images to train on, for the SUBSET data sets: subset "
         "files, files of names (.txt, .csv) or folders of these images")  # fmt: skip
     add("--missing", choices=("stop", "skip"), default="stop", help="images of --subset_ids that are not there")
+    add("--features", metavar="FILE", help="feature file by the same weights from the same pixels: linear: of the "
+        "training images; smoothed, auto: of the whole pool; default: the one that --subset_ids was chosen by, where "
+        "it is at hand")  # fmt: skip
     add("--labels", metavar="FILE", help="FOLDER: CSV `file,label` for the images in train/, instead of class folders")
     add("--val-labels", metavar="FILE", help="FOLDER: the same for the images in val/")
     add("--train-path", metavar="DIR", help="FOLDER: the images to train on, instead of train/ in --data-path")
@@ -69,6 +72,7 @@ def _add_data(flags: Flags) -> None:
         help="data-set: as the papers' trainer: ImageNet's mean and std (DEMO: its own), the centre of 256/224 of the "
         "size; model: size, mean, std, interpolation and crop that the model was pretrained with, as in extraction",
     )
+    add("--background", type=colour, default="white", metavar="COLOUR", help=BACKGROUND)
     switch("--pin-mem", True, "page-locked memory for copies to a GPU")
     add("--data_Gen_path", action=Refused, reason="generated images (IMNETSUBSET_Generate) are not read")
     add("--inat-category", choices=RANKS, default="name", help="INAT, INAT19: the rank that makes a class")
@@ -95,10 +99,16 @@ def _add_model(flags: Flags) -> None:
     switch("--auto-resume", False, "continue from output_dir/checkpoint.pth where there is one")
     add("--checkpoint_key", metavar="NAME", help="entry of the weights' file that holds them, such as student")
     switch("--allow-http", False, "take weights from addresses without https, which anybody on the way can change")
-    add("--drop", type=float, default=0.0, metavar="RATE", help="dropout")
+    add(
+        "--drop",
+        type=float,
+        default=0.0,
+        metavar="RATE",
+        help="dropout before the classifier and in the blocks, where the model has it",
+    )
     add("--drop-path", type=float, default=0.1, metavar="RATE", help="stochastic depth, where the model knows it")
     switch("--model-ema", True, "keep a moving average of the weights, evaluated after the last epoch")
-    add("--model-ema-decay", type=float, default=0.99996)
+    add("--model-ema-decay", type=float, default=0.99996, help="how much of the average a step keeps")
     switch(
         "--model-ema-warmup", False,
         "let the average forget faster at first, so that it means something at once; on with every recipe but paper",
@@ -117,8 +127,11 @@ def _add_optimisation(flags: Flags) -> None:
         default="full",
         help="full: every weight; linear: the head alone, by logistic regression on the frozen backbone's features of "
         "the images without augmentation, in seconds; lp-ft: linear, then full from that head; self-train: lp-ft, then "
-        "epochs on the whole pool by soft labels that the pool's nearest-neighbour graph gives it",
+        "epochs on the whole pool by soft labels that the pool's nearest-neighbour graph gives it; smoothed: the "
+        "graph of the pool's feature file answers, in seconds; three-phase: lp-ft, then the head again, on features of "
+        "augmented images; auto: one of the others, by cross-validation on the labels and --minutes",
     )
+    flags.switch("--distil", False, "smoothed: the result is the model, its head taught the graph's word on the pool")
     add("--rounds", type=int, default=2, help="self-train: how often the pool is embedded anew and trained on")
     add(
         "--epochs",
@@ -140,7 +153,7 @@ def _add_optimisation(flags: Flags) -> None:
     add("--opt-eps", type=float, default=1e-8, help="for the optimisers that have one (SGD has none)")
     add("--opt-betas", type=float, nargs="+", help="default: the optimiser's own")
     add("--clip-grad", type=float, metavar="NORM", help="largest gradient norm")
-    add("--momentum", type=float, default=0.9)
+    add("--momentum", type=float, default=0.9, help="of SGD and the optimisers that have one")
     add("--weight-decay", type=float, default=1e-4, help="not applied to biases, norms and embeddings of tokens")
     add("--layer-decay", type=float, help="learning-rate factor per layer from the head down")
     add("--lr", type=float, default=3e-3, help="learning rate of 512 images per step; scaled by the global batch")
@@ -148,13 +161,13 @@ def _add_optimisation(flags: Flags) -> None:
         "percent of the epochs")  # fmt: skip
     add("--lr-noise", type=float, nargs="+", help="where the rate is noisy, as fractions of the epochs")
     add("--lr-noise-pct", type=float, default=0.67, help="bound of the noise")
-    add("--lr-noise-std", type=float, default=1.0)
+    add("--lr-noise-std", type=float, default=1.0, help="deviation of the noise, before its bound")
     add("--warmup-lr", type=float, default=1e-6, help="rate of the first epoch, not scaled")
     add("--min-lr", type=float, default=1e-5, help="floor, not scaled")
     add("--decay-epochs", type=float, help="step: between two falls, by default 30, or a third of up to 30; wsd, "
         "rsqrt: of the fall in the end, by default a fifth of the epochs")  # fmt: skip
     add("--decay-rate", "--dr", type=float, default=0.1, help="factor of step and multistep, power of poly")
-    add("--warmup-epochs", type=int, default=5)
+    add("--warmup-epochs", type=int, default=5, help="epochs in which the rate climbs from --warmup-lr")
     add("--warmup-steps", type=int, help="the same in steps, at most a quarter of the run; needs --sched-unit step")
     add("--sched-unit", choices=("epoch", "step"), default="epoch", help="how often the schedule moves the rate")
     add(
@@ -182,7 +195,8 @@ def _add_augmentation(flags: Flags) -> None:
     )
     add("--color-jitter", type=float, default=0.0, help="strength; absent under --aa")
     add("--aa", metavar="POLICY", help="AutoAugment or RandAugment, such as rand-m9-mstd0.5-inc1")
-    add("--train-interpolation", choices=("random", "bilinear", "bicubic"), default="bicubic")
+    add("--train-interpolation", choices=("random", "bilinear", "bicubic"), default="bicubic",
+        help="how random crops are resized; random: either, by the draw")  # fmt: skip
     switch("--repeated-aug", True, "each image three times in a row, a third of a large subset per epoch")
     add("--reprob", type=float, default=0.0, help="chance of random erasing")
     add("--remode", default="pixel", choices=("const", "rand", "pixel"), help="fill of random erasing")
@@ -194,12 +208,14 @@ def _add_augmentation(flags: Flags) -> None:
     add("--cutmix-minmax", type=float, nargs=2, metavar=("LOW", "HIGH"), help="range of the box's side; enables CutMix")
     add("--mixup-prob", type=float, default=0.0, help="chance to mix a batch; needed with --mixup or --cutmix")
     add("--mixup-switch-prob", type=float, default=0.5, help="chance of CutMix where both are on")
-    add("--mixup-mode", choices=("batch", "pair", "elem"), default="batch")
-    add("--distillation-type", choices=("none", "soft", "hard"), default="none")
-    add("--distillation-alpha", type=float, default=0.5)
-    add("--distillation-tau", type=float, default=1.0)
-    add("--teacher-model", default="regnety_160", metavar="NAME")
-    add("--teacher-path", default="", metavar="FILE")
+    add("--mixup-mode", choices=("batch", "pair", "elem"), default="batch",
+        help="one draw for a batch, for two images that are mixed with each other, or for each image")  # fmt: skip
+    add("--distillation-type", choices=("none", "soft", "hard"), default="none",
+        help="learn the teacher's probabilities (soft) or its first choice (hard), too")  # fmt: skip
+    add("--distillation-alpha", type=float, default=0.5, help="weight of the teacher's part of the loss")
+    add("--distillation-tau", type=float, default=1.0, help="temperature of soft distillation")
+    add("--teacher-model", default="regnety_160", metavar="NAME", help="a timm name")
+    add("--teacher-path", default="", metavar="FILE", help="the teacher's weights, with its classifier")
 
 
 def _add_run(flags: Flags) -> None:
@@ -236,7 +252,7 @@ def _add_run(flags: Flags) -> None:
         help="auto: bf16 or fp16 on a GPU, off on a CPU; measured: on a CPU the faster of off and bf16, by a few steps",
     )
     add("--compile", action="store_true", help="torch.compile: minutes at the start, then faster on most GPUs")
-    add("--seed", type=int, default=0)
+    add("--seed", type=int, default=0, help="seed of every random draw, 0 or above")
     add("--world_size", action=Refused, reason="the launcher (torchrun --nproc_per_node) sets the number of processes")
     add("--dist_url", action=Refused, reason="the launcher's environment (MASTER_ADDR, MASTER_PORT) says where to meet")
     add(
@@ -276,6 +292,6 @@ def parse(argv: Sequence[str] | None = None, *, complete: bool = False) -> argpa
         args.warmup_steps = None  # the recipe's, which no flag could unset
     args.given = given_flags(parser, typed)
     check(args)
-    if args.mode == "linear":
-        check_no_idle_flag(parser, rest)
+    if args.mode in ("linear", "smoothed"):
+        check_no_idle_flag(parser, rest, args.mode)
     return args

@@ -2,7 +2,7 @@
 
 import argparse
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,18 +50,28 @@ def config_tokens(
         raise UserError(f"{flag} {path} cannot be read ({error})") from None
     if not isinstance(values, dict):
         raise UserError(f"{flag} {path} must hold lines `flag: value`")
+    return flag_tokens(values, parser, f"{flag} {path}", barred)
+
+
+def flag_tokens(
+    values: Mapping[str, Any], parser: argparse.ArgumentParser, where: str, barred: Sequence[str] = ()
+) -> list[str]:
+    """Flags and their values as command-line words; None leaves a flag out. where: how the errors begin.
+
+    Raises UserError for a flag that is unknown or barred, and for a value that it does not take.
+    """
     flags = {action.dest: action for action in parser._actions if action.dest != "help"}
     words = []
     for key, value in values.items():
         name = str(key).replace("-", "_")
         if name not in flags or name in barred:
             close = difflib.get_close_matches(name, flags, 1)
-            raise UserError(f"{flag} {path}: unknown key {key!r}" + (f"; did you mean {close[0]}?" if close else ""))
+            raise UserError(f"{where}: unknown key {key!r}" + (f"; did you mean {close[0]}?" if close else ""))
         action, option = flags[name], flags[name].option_strings[0]
         if isinstance(value, bool) != (action.nargs == 0):
-            raise UserError(f"{flag} {path}: {key} must be " + ("true or false" if action.nargs == 0 else "a value"))
+            raise UserError(f"{where}: {key} must be " + ("true or false" if action.nargs == 0 else "a value"))
         if action.nargs != 0 and value is not None and (wanted := misfit(action, value)):
-            raise UserError(f"{flag} {path}: {key} must be {wanted}, not {value!r}")
+            raise UserError(f"{where}: {key} must be {wanted}, not {value!r}")
         if action.nargs == 0:
             if value or isinstance(action, argparse.BooleanOptionalAction):
                 words.append(option if value else f"--no-{option[2:]}")

@@ -18,6 +18,7 @@ import torch
 from data_selection.common.distributed import on_main
 from data_selection.common.errors import UserError
 from data_selection.common.files import atomic_write
+from data_selection.common.listed_names import quoted
 from data_selection.images.pools import Pool
 from deit.engine import Learner, train_one_epoch
 from deit.job import Images, Job, Tally, needed
@@ -71,7 +72,7 @@ def pool_epochs(job: Job) -> int:
 def steps_before(job: Job, epoch: int) -> int:
     """Steps of a run before an epoch, for its bar."""
     labelled = min(epoch - 1, job.labelled_epochs) * job.updates
-    if epoch - 1 <= job.labelled_epochs:
+    if epoch - 1 <= job.labelled_epochs or not job.pool_epochs:
         return max(0, labelled)
     place = place_of(job, epoch)
     return labelled + place.round * steps_of_round(job) + place.chunk * CHUNK
@@ -250,6 +251,6 @@ def write_predictions(folder: Path, pool: Pool, probabilities: torch.Tensor) -> 
     rows = csv.writer(text)
     rows.writerow(["file", "label", "confidence"])
     for name, place, value in zip(names, best.indices.tolist(), best.values.tolist(), strict=True):
-        rows.writerow([name, words[place], f"{value:.4f}"])
+        rows.writerow([quoted(name), quoted(words[place]), f"{value:.4f}"])
     with atomic_write(folder / "pool_predictions.csv", "w") as handle:
         handle.write(text.getvalue())

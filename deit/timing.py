@@ -19,10 +19,10 @@ FEWEST = 3  # epochs that --minutes leaves at least
 WORTH = 1.1  # bf16 must be so many times faster
 
 
-def settle(job: Job) -> None:
+def settle(job: Job) -> float:
     """Decide what needs a clock, on rank 0: the precision of --amp measured, and how much fits into --minutes.
 
-    Changes job.args and job.settings, and says what it found and how long the run takes.
+    Changes job.args and job.settings, and says what it found and how long the run takes. Returns a step's seconds.
     """
     args = job.args
     seconds = on_main(job.world, lambda: measured(job))
@@ -36,6 +36,7 @@ def settle(job: Job) -> None:
     told = " or ".join(f"{1000 * took:.0f} ms in {name.replace('off', 'float32')}" for name, took in seconds.items())
     length = clock(estimate(job, step))
     job.log.say(f"{args.epochs} epochs of {job.updates} steps (a step takes {told}): about {length}{left_out}")
+    return step
 
 
 def take_over(job: Job, saved: Settings) -> None:

@@ -4,31 +4,40 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from data_selection.common import distributed
 from data_selection.common.distributed import on_main
 from data_selection.common.errors import UserError
+from data_selection.common.files import atomic_write
+from data_selection.common.precision import full_float32
 from data_selection.embedding.backbones import load_weights, local_file
 from data_selection.embedding.checkpoint_files import read_checkpoint
-from deit.crossval import compare, told
+from deit.choosing import decide
+from deit.crossval import ask, asked_table
 from deit.datasets import close_workers, prepare
 from deit.engine import Learner, evaluate
 from deit.epochs import run_epochs
-from deit.job import Job, Tally, decode, new_learner, open_job, where
+from deit.job import FROZEN, Job, Tally, decode, new_learner, open_job, part_of, where
 from deit.learner.building import autocast_type, build, make_pipeline, resolve
+from deit.learner.known_rows import known_rows
+from deit.learner.linear import Rows
 from deit.memory import match_classes, recall
 from deit.runs import checkpoints
 from deit.runs.classes import check_classes, say_of_classes
-from deit.runs.folders import best_so_far, claimed, make_room
+from deit.runs.folders import ASKED, best_so_far, claimed, make_room
 from deit.runs.kinds import Numbers, State
 from deit.runs.meters import RunLog
 from deit.runs.saving import Saver
-from deit.runs.starting import finished, starting_point
+from deit.runs.starting import finished, starting_point, weights_of
 from deit.runs.stopping import sigterm, workers_named
-from deit.samples.sources import open_images, say_of_labels
+from deit.samples.sources import open_images, say_of_labels, say_of_unread
 from deit.selftrain import pool_epochs
+from deit.smoothing import needed_features, pool_features, with_pool
 from deit.timing import settle, take_over
 
 
+@full_float32()
 def train(args: argparse.Namespace) -> dict[str, Any] | None:
     """Run the trainer with the Namespace of options.parse. Returns result.json's values (None on ranks above 0)."""
     with distributed.start(args.device) as world:
@@ -43,7 +52,9 @@ def finetune(args: argparse.Namespace, world: distributed.World) -> dict[str, An
 
     Returns the result, or None where nothing is left to do.
     """
-    recall(args, world.say)
+    saved = recall(args, world.say)
+    if args.mode == "auto" and saved.get("auto"):
+        args.mode = saved["mode"]  # the run to continue has decided
     job = open_job(args, world)
     job.pool_epochs = pool_epochs(job)
     source, state = starting_point(args, job.settings, job.defaults.pretrained, job.log)
@@ -51,24 +62,34 @@ def finetune(args: argparse.Namespace, world: distributed.World) -> dict[str, An
         saved = checkpoints.saved_args(state)
         take_over(job, saved)
         check_classes(saved, job.settings["class_names"], source)
-        job.settings |= {name: saved.get(name) for name in ("verdict", "soft_targets")}
+        job.settings |= {name: saved.get(name) for name in ("verdict", "temperature", "soft_targets", "auto")}
     if state is not None and finished(args, source, state["epoch"], job.last, job.log):
         return None
+    if state is not None and args.mode == "smoothed":  # it takes seconds: what a killed run lacks is made anew
+        source, state = weights_of(args, job.defaults.pretrained), None
     announce(job)
     if state is None:
         say_of_classes(source, job.settings["class_names"], job.log.say)
-    if state is None and (args.amp == "measured" or args.minutes) and args.mode != "linear":
+    timed = state is None and args.mode not in (*FROZEN, "auto")
+    if timed and (args.amp == "measured" or args.minutes):
         settle(job)
-    with distributed.watched(world), workers_named(close_workers):
-        if state is None and args.folds and args.mode != "linear":
-            verdict = compare(job, source)
-            job.settings["verdict"] = verdict
-            job.log.say(told(verdict))
+    with workers_named(close_workers):
+        pool_rows = take_pool(job, source) if state is None else None
+        asked_labels = None
+        if state is None and args.mode == "auto":
+            asked_labels = decide(job, source, pool_rows)
+        elif timed and args.folds:
+            asked_labels = ask(job, source)
         learner, done = bring_up(job, source, state)
-        data = decode(
-            job, frozen=state is None and (job.head_only or args.mode != "full"), train=done < job.labelled_epochs
-        )
+        rows = take_rows(job, learner, source) if state is None and args.mode == "linear" else None
+        pool_rows = pool_rows if args.mode == "smoothed" else None
+        frozen = state is None and rows is None and pool_rows is None and (job.head_only or args.mode != "full")
+        data = decode(job, frozen=frozen, train=done < job.labelled_epochs or job.light)
+        data = data._replace(rows=rows, pool_rows=pool_rows)
         tally = on_main(world, lambda: take_folder(job, source, state))
+        if asked_labels is not None and job.log.folder:
+            with atomic_write(job.log.folder / ASKED, "w") as handle:
+                handle.write(asked_table(asked_labels, job.train_pool))
         job.log.keep(done if state is not None else -1)  # epoch 0 is a new run's, too
         try:
             saver = Saver(job.log.folder, source if state else None)
@@ -88,6 +109,27 @@ def bring_up(job: Job, source: Path | str, state: State | None) -> tuple[Learner
     if learner.scheduler is not None and done:
         learner.scheduler.step(done)
     return learner, done
+
+
+def take_pool(job: Job, source: Path | str) -> torch.Tensor | None:
+    """The features of the whole pool from its file, for the modes whose graph needs them; auto can do without."""
+    if job.args.mode not in ("smoothed", "auto"):
+        return None
+    model = new_learner(part_of(job, job.ids, 1, ""), source).model
+    take = needed_features if job.args.mode == "smoothed" else pool_features
+    return take(job, model, source)
+
+
+def take_rows(job: Job, learner: Learner, source: Path | str) -> Rows | None:
+    """The features of the training images where a feature file has them, else None; see known_rows."""
+    found = on_main(
+        job.world,
+        lambda: known_rows(job.args, job.train_pool, job.ids, job.pixels, learner.model, source, job.log.say),
+    )
+    if found is None:
+        return None
+    labels = torch.tensor([job.train_pool.label(i) for i in job.ids])
+    return Rows(*(values.to(job.world.device) for values in (torch.from_numpy(found), labels)))
 
 
 def take_folder(job: Job, source: Path | str, state: State | None) -> Tally:
@@ -122,6 +164,7 @@ def evaluate_only(args: argparse.Namespace, world: distributed.World) -> Numbers
     saved = recall(args, log.say)
     name, defaults = resolve(args)
     train_pool, test_pool = distributed.on_main_first(world, lambda: open_images(name, *where(args)))
+    say_of_unread(train_pool, test_pool, log.say)
     source = local_file(args.resume or args.finetune, log.say)
     test_pool = match_classes(test_pool, train_pool.class_names, saved, source)
     model = build(args, test_pool.classes or 0, log)
@@ -131,7 +174,7 @@ def evaluate_only(args: argparse.Namespace, world: distributed.World) -> Numbers
         if not (isinstance(content, dict) and content.get(key)):
             raise UserError(f"--eval-ema: {source} holds no moving average of the weights: leave the flag out")
     load_weights(model, source, checkpoint_key=key, log=log.say)
-    model.to(world.device)
+    model = with_pool(model, source, saved).to(world.device)
     data = prepare(
         test_pool, range(len(test_pool)), make_pipeline(args, defaults), world.device, train=False,
         cache=args.cache, workers=args.num_workers, pin_memory=args.pin_mem,

@@ -17,6 +17,7 @@ import data_selection
 from data_selection.commands.activeft import main_activeft
 from data_selection.commands.any_method import main_select
 from data_selection.commands.bilaf import main_bilaf
+from data_selection.commands.choose_images import main_choose
 from data_selection.commands.extract import main_extract
 from deit.main import main as main_deit
 
@@ -43,6 +44,9 @@ COMMANDS = {
     "deit/main.py": main_deit,
     "scripts/finetune.sbatch": main_deit,
     "scripts/select_subset.py": main_select,
+    "scripts/run_experiment.py": "scripts.experiments.command",
+    "scripts/compare_with_paper.py": "scripts.compare_with_paper",
+    "scripts/choose_images.py": main_choose,
     "scripts/quickstart.sh": "scripts.quickstart",
     "scripts/demo/make_demo_data.py": "scripts.demo.make_demo_data",
     "scripts/demo/make_demo_backbone.py": "scripts.demo.make_demo_backbone",
@@ -72,6 +76,16 @@ def parser_of(command):
 
 def flags_of(command):
     return set(parser_of(command)._option_string_actions)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_flag_has_a_text(command):
+    bare = [
+        " ".join(action.option_strings) or action.dest
+        for action in parser_of(command)._actions
+        if len((action.help or "").split()) < 2 and action.help != argparse.SUPPRESS
+    ]
+    assert not bare, "flags without a text"
 
 
 def read(page):

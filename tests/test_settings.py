@@ -5,10 +5,11 @@ import importlib
 import pytest
 
 SETTINGS = {
-    "data_selection.judging.smoothed": {
-        "SMOOTH_C": 30.0, "GRID": (1.0, 3.0, 10.0, 30.0, 100.0, 300.0), "FOLDS": 5, "SPREAD_NEIGHBOURS": 15,
-        "SPREAD_STEPS": 10, "SPREAD_SHARE": 0.9, "TEMPERATURES": (1.0, 0.7, 1.4, 0.5, 2.0, 0.25, 3.0, 5.0),
+    "data_selection.judging.probe": {
+        "SMOOTH_C": 30.0, "GRID": (1.0, 3.0, 10.0, 30.0, 100.0, 300.0), "FOLDS": 5,
     },
+    "data_selection.judging.correction": {"SPREAD_NEIGHBOURS": 15, "SPREAD_STEPS": 10, "SPREAD_SHARE": 0.9},
+    "data_selection.judging.calibration": {"TEMPERATURES": (1.0, 0.7, 1.4, 0.5, 2.0, 0.25, 3.0, 5.0)},
     "deit.learner.linear": {"STRENGTH": 30.0},
     "deit.learner.building": {"REFERENCE_BATCH": 512},
     "deit.selftrain": {"CHUNK": 200, "LABELLED": 8, "SHARPEN": 1.5, "OWN_WEIGHT": 1.5},

@@ -7,12 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from data_selection.commands.settings import add_settings, given, replaced
 from data_selection.commands.shared import (
     DATA_SELECTION,
     add_device,
     add_label_column,
     add_seed,
     add_taken,
+    add_where,
     make_parser,
 )
 from data_selection.common.files import atomic_write, check_writable
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from data_selection.common.distributed import World
     from data_selection.common.feature_table import FeatureTable
 
+UNTOLD = ("batch_size", "threshold")  # settings that the released names do not tell, and that change the list
 FILES = {"cifar": "CIFAR10_train.npy", "imagenet": "ImageNet_train.npy"}
 
 
@@ -35,28 +38,12 @@ def build_parser(preset: str) -> argparse.ArgumentParser:
     add = parser.add_argument
     features = DATA_SELECTION / "features" / FILES[preset.split("_")[1]]
     add("--feature_path", "--features", type=Path, default=features, help="feature file written by extract_feature.py")
-    add("--output_dir", type=Path, help="folder of the subset file (default: subsets/<POOL>)")
-    add("--filename", help="name of the subset file (default: says pool, settings, budget and seed)")
+    add_where(parser)
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--percent", default=str(percent), help="images to choose, in percent (0-100), rounded down")
     size.add_argument("--budget", type=int, help="images to choose, as a number")
-    add("--temperature", type=float, default=config.temperature, help="temperature of the similarity softmax")
-    add("--max_iter", type=int, default=config.max_iter, help="optimisation steps")
-    add("--lr", type=float, default=config.lr, help="learning rate of Adam")
-    add("--init", choices=INITS, default=config.init, help="how the centroids start")
-    add("--distance", choices=DISTANCES, default=config.distance, help="distance of --init fps; part of the file name")
-    add("--scheduler", choices=SCHEDULERS, default=config.scheduler, help="learning rate: constant or cosine")
-    add("--balance", type=float, default=config.balance, help="weight of the repulsion between centroids")
-    add("--batch_size", type=int, default=config.batch_size, help="pool images per step (default: all)")
-    add("--slice", type=int, help="rows per block of a product; never changes the result (default: automatic)")
-    add("--max_memory", type=float, help="working memory in GB (default: a quarter of what is free)")
-    add(
-        "--threshold", type=float, help="stop when the loss moved by less over 10 steps (default: never; the released "
-        "scripts ignore theirs)",
-    )  # fmt: skip
-    add(
-        "--objective", choices=sorted(OBJECTIVES), default=config.objective, help="as released, or the paper's equation"
-    )
+    choices = {"init": INITS, "distance": DISTANCES, "scheduler": SCHEDULERS, "objective": OBJECTIVES}
+    add_settings(parser, {"activeft": config}, choices=choices)
     add_taken(parser, "images that have labels already, which repel and attract")
     add("--history", type=Path, help="CSV file for the loss of every step")
     add("--verbose", action="store_true", help="print a line per step, as the released scripts do")
@@ -71,9 +58,9 @@ def main_activeft(preset: str, argv: Sequence[str] | None = None) -> None:
     args = build_parser(preset).parse_args(argv)
     from data_selection.commands.selection import Plan, budget_of, choose, taken  # slow: imports torch
 
-    config = ACTIVEFT_PRESETS[preset].config
-    fields = {field.name for field in dataclasses.fields(config)}
-    config = dataclasses.replace(config, **{name: value for name, value in vars(args).items() if name in fields})
+    released = ACTIVEFT_PRESETS[preset].config
+    config = replaced(released, "activeft", given(args, [released]))
+    told = {name: getattr(config, name) for name in UNTOLD if getattr(config, name) != getattr(released, name)}
     history = check_writable(args.history) if args.history else None
     steps = Steps()
 
@@ -83,17 +70,16 @@ def main_activeft(preset: str, argv: Sequence[str] | None = None) -> None:
         extra = {"on_iteration": steps} if args.verbose or history else {}
         return Plan(
             folder=args.output_dir or default_folder(args.feature_path),
-            name=args.filename or activeft_name(args.feature_path.stem, config, budget, args.seed),
+            name=activeft_name(args.feature_path.stem, config, budget, args.seed, told),
             budget=budget,
-            select=functools.partial(
-                METHODS["activeft"].select, config=config, seed=args.seed, **taken(args, table, world), **extra
-            ),
+            select=functools.partial(METHODS["activeft"].select, config=config, seed=args.seed, **extra),
             method="activeft",
             settings=dataclasses.asdict(config),
             by="ActiveFT",
+            taken=taken(args, table, world),
         )
 
-    if choose(args, args.feature_path, plan, quiet=args.verbose) and history:
+    if choose(args, args.feature_path, plan, quiet=args.verbose, afresh=history is not None) and history:
         steps.write(history)
 
 

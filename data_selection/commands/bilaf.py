@@ -7,11 +7,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from data_selection.commands.shared import DATA_SELECTION, add_device, add_label_column, add_seed, make_parser
+from data_selection.commands.settings import add_settings, given, replaced, told
+from data_selection.commands.shared import (
+    DATA_SELECTION,
+    add_device,
+    add_keep_duplicates,
+    add_label_column,
+    add_seed,
+    add_where,
+    make_parser,
+)
 from data_selection.common.errors import UserError
 from data_selection.common.paths import SUBSETS
 from data_selection.common.subset_names import activeft_name, bilaf_name
-from data_selection.methods.configs import ACTIVEFT_PRESETS, BILAF_PRESETS, BiLAFConfig
+from data_selection.methods.configs import ACTIVEFT_PRESETS, BILAF_PRESETS, CHOICES, BiLAFConfig
 
 if TYPE_CHECKING:
     from data_selection.commands.selection import Plan
@@ -37,19 +46,17 @@ SCRIPTS = {
     "density_cluster_imagenet": Script("ImageNet", 6405, 12811, "bilaf_imagenet", "released_imagenet"),
 }
 SHIPPED_STEPS = 300  # of ActiveFT, in the names of all core files that the papers' repositories ship
-OVERRIDES = {  # flag -> config field, where the flag is given
-    "density_nearst_number": "density_number",
-    "remove_percentage": "remove_share",
-    "cycle_percentage": "ring_share",
-    "same_oppo_penalty_ratio": "penalty",
-    "max_memory": "max_memory",
+FLAGS = {  # field of the config: the released words for it, which others follow
+    "density_number": ("--density_nearst_number", "--density_nearest_number", "--density_number"),
+    "remove_share": ("--remove_percentage", "--remove_share"),
+    "ring_share": ("--cycle_percentage", "--ring_share"),
+    "penalty": ("--same_oppo_penalty_ratio", "--penalty"),
 }
 
 
 def build_parser(script: str) -> argparse.ArgumentParser:
     """The flags of one of the two released scripts, and ours. Shares (`percentage`) are fractions 0-1, as released."""
     defaults = SCRIPTS[script]
-    paper, released = BILAF_PRESETS["paper"], BILAF_PRESETS[defaults.released]
     parser = make_parser("BiLAF: choose boundary samples around core samples, from cached features and without labels.")
     add = parser.add_argument
     add("--dataset", default=defaults.dataset, help="pool; names the default files")
@@ -65,39 +72,17 @@ def build_parser(script: str) -> argparse.ArgumentParser:
         help=f"number of cores (default: as many as the core file holds; to find it, {defaults.cores})",
     )
     add("--budget", type=int, default=defaults.budget, help="images to choose, the cores among them")
-    add(
-        "--output_dir",
-        type=Path,
-        help="folder of the subset file (default: subsets/<dataset>); its name says "
-        "which settings are not the defaults, and a file of the same name is replaced",
-    )
+    add_where(parser, "subsets/<dataset>")
     add(
         "--variant",
         choices=VARIANTS,
         default="paper",
         help="the published algorithm, or what the released program gives",
     )
-    add("--nested", action="store_true", help="the list of a budget begins with the list of every smaller one")
-    add(
-        "--density_nearst_number", "--density_nearest_number", type=int,
-        help=f"k of the density (default: {paper.density_number})",
-    )  # fmt: skip
-    add(
-        "--remove_percentage", type=float, help="share of each class removed as noise, fraction 0-1 "
-        f"(default: paper {paper.remove_share}, released {released.remove_share})",
-    )  # fmt: skip
-    add(
-        "--cycle_percentage",
-        type=float,
-        help=f"share of a class in one ring, fraction 0-1 (default: {paper.ring_share})",
-    )
-    add("--same_oppo_penalty_ratio", type=float, help=f"penalty of an opponent met again (default: {paper.penalty})")
+    variants = {"paper": BILAF_PRESETS["paper"], "released": BILAF_PRESETS[defaults.released]}
+    add_settings(parser, variants, flags=FLAGS, choices=CHOICES, without=("core_number",))
     add("--distance", choices=("euclidean",), default="euclidean", help="the only distance BiLAF is defined with")
-    add(
-        "--max_memory",
-        type=float,
-        help="working memory in GB; never changes the result (default: a quarter of the free)",
-    )
+    add_keep_duplicates(parser)
     add_label_column(parser)
     add_seed(parser, "seed of the cores: names both files; this stage itself draws nothing")
     add_device(parser)
@@ -125,6 +110,7 @@ def main_bilaf(script: str, argv: Sequence[str] | None = None) -> None:
             settings={"variant": args.variant, **dataclasses.asdict(config), "cores": cores},
             by=f"BiLAF ({args.variant}) around {len(cores)} cores",
             order="given",
+            cores=cores,
         )
 
     choose(args, args.features_inputs or args.feature_path / f"{args.dataset}_train.npy", plan)
@@ -133,16 +119,14 @@ def main_bilaf(script: str, argv: Sequence[str] | None = None) -> None:
 def make_config(script: str, args: argparse.Namespace) -> BiLAFConfig:
     """The variant's preset with the given flags put in."""
     preset = SCRIPTS[script].released if args.variant == "released" else args.variant
-    given = {field: getattr(args, flag) for flag, field in OVERRIDES.items() if getattr(args, flag) is not None}
-    return dataclasses.replace(BILAF_PRESETS[preset], nested=args.nested, **given)
+    config = BILAF_PRESETS[preset]
+    return replaced(config, "bilaf", given(args, [config]))
 
 
 def named_settings(args: argparse.Namespace) -> dict[str, object]:
     """What the default file name must say: the settings that are not this command's defaults."""
-    given = {field: getattr(args, flag) for flag, field in OVERRIDES.items() if field != "max_memory"}
-    given = {name: value for name, value in given.items() if value is not None}
     variant = {} if args.variant == "paper" else {"variant": args.variant}
-    return {**variant, **given, **({"nested": "yes"} if args.nested else {})}
+    return variant | told(given(args, [BILAF_PRESETS["paper"]]))
 
 
 def load_cores(script: str, args: argparse.Namespace, table: "FeatureTable", log: "Log") -> list[int]:

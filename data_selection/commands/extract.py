@@ -4,8 +4,9 @@ import argparse
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from data_selection.commands.shared import DATA_SELECTION, add_device, make_parser
-from data_selection.images.pools import POOLS, SPLITS
+from data_selection.commands.shared import DATA_SELECTION, add_background, add_device, make_parser
+from data_selection.images.folders import SPLITS
+from data_selection.images.pools import POOLS
 
 AMP = ("off", "bf16", "fp16")
 
@@ -79,6 +80,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--dtype", default="float32", choices=["float32", "float16", "float64"], help="float type of the file")
     add("--on_error", default="stop", choices=["stop", "skip"],
         help="an image that cannot be read: stop, or leave it out and list it in X.skipped.txt")  # fmt: skip
+    add_background(parser)
     add_device(parser)
     return parser
 

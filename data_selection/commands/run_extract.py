@@ -5,8 +5,10 @@ import contextlib
 import functools
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -14,10 +16,11 @@ from torch import nn
 from data_selection.commands.shared import bar_factory
 from data_selection.common.distributed import World, on_main, on_main_first, start
 from data_selection.common.errors import UserError
-from data_selection.common.feature_table import load_words, sidecar
+from data_selection.common.feature_table import load_features, load_words, sidecar, write_sidecar
 from data_selection.common.files import read_json, sha256
 from data_selection.common.kinds import Log
 from data_selection.common.subset_files import versions
+from data_selection.common.system import cores
 from data_selection.embedding.backbones import (
     DINO_HEAD,
     WIDTHS,
@@ -29,9 +32,12 @@ from data_selection.embedding.backbones import (
 )
 from data_selection.embedding.extraction import Embed, Stats, extract
 from data_selection.embedding.forward import class_tokens, cpu_has_bf16, pooled
-from data_selection.embedding.preprocessing import preprocess_of
+from data_selection.embedding.preprocessing import Preprocess, preprocess_of
 from data_selection.images.downloads import check_address
-from data_selection.images.pools import POOLS, SPLIT_NAMES, Pool, open_pool
+from data_selection.images.folders import SPLIT_NAMES
+from data_selection.images.inventory import inventory, save_duplicates
+from data_selection.images.pools import POOLS, Pool, open_pool
+from data_selection.images.record import load_record, record_pool
 
 AMP = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -42,8 +48,23 @@ def run_extract(args: argparse.Namespace) -> None:
         extract_pool(args, world, say=world.say)
 
 
-def extract_pool(args: argparse.Namespace, world: World, say: Log) -> None:
-    """Check everything that can be checked, then extract."""
+class Ready(NamedTuple):
+    """An extraction that has passed its checks and has not begun. path: of the feature file."""
+
+    pool: Pool
+    model: nn.Module
+    path: Path
+    preprocess: Preprocess
+    embed: Embed
+    amp: torch.dtype | None
+    workers: int
+    world: World
+
+
+def extract_pool(
+    args: argparse.Namespace, world: World, say: Log, go_on: Callable[[Ready], bool] = lambda _: True
+) -> None:
+    """Check everything that can be checked, then extract, where go_on says so."""
     kind = POOLS.get(args.dataset)
     arch = args.arch if args.arch != "auto" else kind.backbone if kind else "vit_small"
     if arch not in WIDTHS and args.patch_size != 16:
@@ -56,7 +77,7 @@ def extract_pool(args: argparse.Namespace, world: World, say: Log) -> None:
     path = args.output_dir / f"{name}{args.extra_name}{split}.npy"
     pool = on_main_first(world, lambda: open_pool(args.dataset, args.split, args.data_path))
     model, weights = on_main_first(world, lambda: open_backbone(args, arch, say))
-    preprocess = preprocess_of(arch, args.input_size)
+    preprocess = replace(preprocess_of(arch, args.input_size), background=args.background)
     if args.input_size is not None:
         check_size(model, arch, args.input_size)
     source = source_of(args.dataset, args.data_path)
@@ -73,14 +94,27 @@ def extract_pool(args: argparse.Namespace, world: World, say: Log) -> None:
         "amp": str(amp), "dtype": args.dtype, "device": world.device.type, "versions": versions(),
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
     }  # fmt: skip
+    embed, workers = embedding(args, arch, model), min(args.num_workers, cores())
+    if not go_on(Ready(pool, model, path, preprocess, embed, amp, workers, world)):
+        return
     stats = extract(
-        pool, model, path, world=world, preprocess=preprocess, embed=embedding(args, arch, model),
-        batch_size=args.batch_size_per_gpu, num_workers=min(args.num_workers, cores()), amp_dtype=amp,
+        pool, model, path, world=world, preprocess=preprocess, embed=embed,
+        batch_size=args.batch_size_per_gpu, num_workers=workers, amp_dtype=amp,
         compiled=args.compile, dtype=args.dtype, on_error=args.on_error,
         request={"pool": data, "source": source, "backbone": backbone},
         provenance=provenance, progress=bar_factory(world), log=say,
     )  # fmt: skip
+    if world.is_main:
+        note_place(path, source)
+        say(take_stock(path, pool, stats))
     say(summary(stats, path))
+
+
+def take_stock(path: Path, pool: Pool, stats: Stats) -> str:
+    """Write X.duplicates.txt, and give the inventory as a line."""
+    record = load_record(path, stats.rows)
+    groups = [] if record is None else save_duplicates(path, record, load_words(path, "names"))
+    return inventory(pool, stats.rows, stats.reused, groups, record)
 
 
 def open_backbone(args: argparse.Namespace, arch: str, say: Log) -> tuple[nn.Module, dict[str, str]]:
@@ -98,7 +132,8 @@ def open_backbone(args: argparse.Namespace, arch: str, say: Log) -> tuple[nn.Mod
         resize_pos_embed=args.input_size is not None, log=say,
         hint="name the entry that holds them with --checkpoint_key",
     )  # fmt: skip
-    return model, {"weights": loaded.path.name, "weights_sha256": sha256(loaded.path)}
+    key = {"checkpoint_key": args.checkpoint_key} if args.checkpoint_key else {}  # another entry is other weights
+    return model, {"weights": loaded.path.name, "weights_sha256": sha256(loaded.path), **key}
 
 
 def check_size(model: nn.Module, arch: str, size: int) -> None:
@@ -149,13 +184,14 @@ def source_of(dataset: str, data_path: Path | None) -> str:
 def check_own(path: Path, source: str, pool: Pool) -> bool:
     """Whether the feature file is there already, from the same source. Raises UserError where it holds another pool.
 
-    A file that does not say where it comes from has to have the same names.
+    A pool whose folder has moved is the same by its record (see moved). A file that does not say where it comes from
+    has to have the same names.
     """
     if not path.exists():
         return False
     beside = sidecar(path, "provenance")
     before = read_json(beside).get("source") if beside.exists() else None
-    if before != source if before else load_words(path, "names") != pool.names:
+    if (before != source and not moved(path, pool)) if before else load_words(path, "names") != pool.names:
         raise UserError(
             f"{path} holds the features of {before or 'other images'}, not of {source}, and is not replaced: choose "
             "another --extra_name or --output_dir, or move it away"
@@ -163,9 +199,30 @@ def check_own(path: Path, source: str, pool: Pool) -> bool:
     return True
 
 
-def cores() -> int:
-    """CPU cores for each process of this machine."""
-    return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+def note_place(path: Path, source: str) -> None:
+    """Note where the images lie now in the provenance of a file whose rows were all there."""
+    told = read_json(sidecar(path, "provenance"))
+    if told.get("source") != source:
+        write_sidecar(path, "provenance", told | {"source": source})
+
+
+def moved(path: Path, pool: Pool) -> bool:
+    """Whether a pool is the one whose images a feature file's record tells, wherever they lie now.
+
+    Every image of one of the two is in the other by name and content: images may have come or gone since, not both.
+    """
+    try:
+        record = load_record(path, len(load_features(path)))
+    except UserError:  # damaged: it cannot say
+        return False
+    if record is None or record.names is None or pool.names is None:
+        return False
+    before, now = set(record.names), set(pool.names)
+    if not (before <= now or now <= before):
+        return False
+    today = record_pool(pool, record)
+    known, found = (set(zip(some.names or (), some.hashes, strict=False)) for some in (record, today))
+    return known <= found or found <= known
 
 
 @contextlib.contextmanager

@@ -1,9 +1,11 @@
 """What every selection command does once its flags are read: open, choose, write, say so."""
 
 import argparse
+import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -12,23 +14,21 @@ from data_selection.commands.shared import bar_factory
 from data_selection.common.distributed import World, on_main, start
 from data_selection.common.errors import UserError
 from data_selection.common.feature_table import FeatureTable, load_features
-from data_selection.common.subset_files import (
-    budget_from_percent,
-    check_replaced,
-    describe,
-    save_names,
-    save_subset,
-)
-from data_selection.common.subset_names import output_path
+from data_selection.common.kinds import Log
+from data_selection.common.standing import standing
+from data_selection.common.subset_files import budget_from_percent, describe, names_files, save_names, save_subset
+from data_selection.common.subset_names import output_path, setting_word, shortened, with_settings
 from data_selection.images.known_lists import find_images, of_features
-from data_selection.images.record import load_record
+from data_selection.images.record import copies, load_record
+from data_selection.judging.quality import quality
 
 
 class Plan(NamedTuple):
     """What a command makes of its flags for one pool.
 
-    select: called as select(features, budget, device=, progress=). method, settings, budget, seed: for the record.
-    order: of the ids in the file, `given` or `sorted`. by: the words after `chosen by`.
+    name: the default one. select: called as select(features, budget, device=, progress=, **taken). method, settings,
+    budget: for the record. order: of the ids in the file, `given` or `sorted`. by: the words after `chosen by`. taken:
+    the ids of --labelled and --excluded, as selection.taken gives them. cores: ids that are chosen in any case.
     """
 
     folder: Path
@@ -39,39 +39,76 @@ class Plan(NamedTuple):
     settings: dict[str, Any]
     by: str
     order: str = "sorted"
+    taken: Mapping[str, list[int]] = MappingProxyType({})
+    cores: Sequence[int] = ()
 
 
 def choose(
-    args: argparse.Namespace, features: Path, plan: Callable[[World, FeatureTable], Plan], *, quiet: bool = False
+    args: argparse.Namespace,
+    features: Path,
+    plan: Callable[[World, FeatureTable], Plan],
+    *,
+    quiet: bool = False,
+    afresh: bool = False,
 ) -> bool:
     """Open the features, choose as plan(world, table) says, write the list, its record and its names, and say so.
 
-    quiet: no progress bar. Returns whether this process is the one that wrote. Raises UserError for the user's
-    mistakes, before any work.
+    A list that is there with the same record is left as it is, without choosing again. quiet: no progress bar. afresh:
+    choose all the same, for what else comes of it. Returns whether this process has chosen and written. Raises
+    UserError for the user's mistakes, before any work.
     """
     with start(args.device) as world:
         table = load_features(features, label_column=not args.no_label_column)
         todo = plan(world, table)
-        path = output_path(todo.folder, todo.name)
+        told = {what: setting_word(sorted(ids)) for what, ids in todo.taken.items() if ids}
+        told |= {"keep_duplicates": "yes"} if args.keep_duplicates else {}
+        columns = {"no_label_column": "yes"} if args.no_label_column else {}
+        path = output_path(todo.folder, args.filename or shortened(with_settings(todo.name, told | columns)))
         check_not_input(path, args)
-        replaced = on_main(world, lambda: check_replaced(path, table))
-        if replaced:
+
+        @functools.cache
+        def record() -> dict[str, Any]:
+            return describe(
+                table, method=todo.method, config=todo.settings, seed=args.seed, budget=todo.budget, taken=told
+            )
+
+        there = on_main(world, lambda: standing(path, table, record, overwrite=args.overwrite))
+        if there == "same" and not afresh:
+            if world.is_main:
+                leave(path, table, todo)
+            return False
+        if there == "other":
             world.say(f"{path} exists and will be replaced, and its names with it")
+        taken = dict(todo.taken)
+        known = {*todo.cores, *(i for ids in taken.values() for i in ids)}
+        if spare := set_aside(args, table, known, world.say):
+            taken["excluded"] = [*taken.get("excluded", ()), *spare]
         began = time.monotonic()
         progress = None if quiet else bar_factory(world)
-        ids = todo.select(table.features, todo.budget, device=world.device, progress=progress)
+        ids = todo.select(table.features, todo.budget, device=world.device, progress=progress, **taken)
         seconds = time.monotonic() - began
         if not world.is_main:
             return False
+        annotated = sorted({*ids.tolist(), *taken.get("labelled", ())})
+        print(f"quality without labels: {quality(table.features, annotated, seed=args.seed)}", flush=True)
         chosen = sorted(ids.tolist()) if todo.order == "sorted" else ids.tolist()
-        record = describe(table, method=todo.method, config=todo.settings, seed=args.seed, budget=todo.budget)
-        save_subset(path, chosen, record | {"images": images_of(table, chosen)})
+        save_subset(path, chosen, record() | {"images": images_of(table, chosen)})
         lists = " and ".join(str(file) for file in save_names(path, table))
         print(
-            f"{'replaced' if replaced else 'wrote'} {path}: {todo.budget} of {len(table)} images chosen by {todo.by} "
-            f"in {seconds:.1f} s" + (f"; their names, one a line, in {lists}" if lists else "")
+            f"{'wrote' if there == 'nothing' else 'replaced'} {path}: {todo.budget} of {len(table)} images chosen by "
+            f"{todo.by} in {seconds:.1f} s" + (f"; their names, one a line, in {lists}" if lists else "")
         )
         return True
+
+
+def leave(path: Path, table: FeatureTable, todo: Plan) -> None:
+    """Say that a list is there already; its names are written where a kill has prevented it."""
+    if not all(file.exists() for file in names_files(path, table)):
+        save_names(path, table)
+    print(
+        f"{path} is already there: {todo.budget} of {len(table)} images chosen by {todo.by}, by the same settings from "
+        "the same features; --overwrite chooses again"
+    )
 
 
 def check_not_input(path: Path, args: argparse.Namespace) -> None:
@@ -94,6 +131,21 @@ def taken(args: argparse.Namespace, table: FeatureTable, world: World) -> dict[s
     """The ids of --labelled and --excluded, as the keywords of a selection method."""
     lists, today = {"labelled": args.labelled, "excluded": args.excluded}, of_features(table)
     return {what: find_images(some or (), today, missing=args.missing, log=world.say) for what, some in lists.items()}
+
+
+def set_aside(args: argparse.Namespace, table: FeatureTable, known: Collection[int], log: Log) -> list[int]:
+    """Rows that are exact copies of others, by the record beside the features, so that no image is annotated twice.
+
+    Of a group of equal images the first one stays; none where one of them is known: labelled, excluded or a core.
+    """
+    record = load_record(table.path, len(table)) if table.path and not args.keep_duplicates else None
+    spare: list[int] = []
+    for group in copies(record.hashes) if record else ():
+        free = [row for row in group if row not in known]
+        spare += free[1:] if len(free) == len(group) else free
+    if spare:
+        log(f"set aside: {len(spare)} exact copies of other images (--keep-duplicates: they can be chosen, too)")
+    return spare
 
 
 def images_of(table: FeatureTable, ids: list[int]) -> dict[str, list[str] | None] | None:

@@ -2,16 +2,28 @@
 
 import argparse
 import functools
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from data_selection.common.parsing import Parser
+from data_selection.common.parsing import BACKGROUND, Parser, colour
 from data_selection.common.paths import DATA_SELECTION
 
 if TYPE_CHECKING:
     from data_selection.common.distributed import World
     from data_selection.common.progress import OpenBar
 
-__all__ = ["DATA_SELECTION", "add_device", "add_label_column", "add_seed", "add_taken", "bar_factory", "make_parser"]
+__all__ = [
+    "DATA_SELECTION",
+    "add_background",
+    "add_device",
+    "add_keep_duplicates",
+    "add_label_column",
+    "add_seed",
+    "add_taken",
+    "add_where",
+    "bar_factory",
+    "make_parser",
+]
 
 
 def make_parser(description: str) -> argparse.ArgumentParser:
@@ -23,6 +35,10 @@ def add_device(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     # torch.distributed.launch may pass it; its environment says the same
     parser.add_argument("--local-rank", "--local_rank", type=int, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+
+
+def add_background(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--background", type=colour, default="white", metavar="COLOUR", help=BACKGROUND)
 
 
 def add_seed(parser: argparse.ArgumentParser, text: str = "seed of every random draw, 0 or above") -> None:
@@ -44,6 +60,35 @@ def add_taken(parser: argparse.ArgumentParser, labelled: str = "images that alre
     parser.add_argument(
         "--missing", choices=("stop", "skip"), default="stop", help="images of these lists that the pool has no longer"
     )
+    add_keep_duplicates(parser)
+
+
+def add_keep_duplicates(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--keep-duplicates", "--keep_duplicates", action="store_true",
+        help="choose among all images; without it, at most one of several with the same content, and none where one of "
+        "them is labelled or excluded",
+    )  # fmt: skip
+
+
+def add_where(parser: argparse.ArgumentParser, folder: str = "subsets/<POOL>") -> None:
+    """Where the subset file goes, and whether it may replace another; folder: the default one, in words."""
+    parser.add_argument("--output_dir", type=Path, help=f"folder of the subset file (default: {folder})")
+    parser.add_argument(
+        "--filename",
+        type=subset_name,
+        help="name of the subset file, ending in .json (default: tells every setting that changes the list)",
+    )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace a list of that name which was chosen otherwise"
+    )
+
+
+def subset_name(text: str) -> str:
+    """The name of a subset file. `round.1` and `round.2` would share a record, and X.txt is the list of names."""
+    if not text.endswith(".json") or text == ".json":
+        raise argparse.ArgumentTypeError(f"{text!r} must end in .json, for example {Path(text).stem or 'mine'}.json")
+    return text
 
 
 def add_label_column(parser: argparse.ArgumentParser) -> None:

@@ -3,22 +3,20 @@
 import contextlib
 import datetime
 import os
-import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 
 from data_selection.common.errors import UserError
+from data_selection.common.watching import broken_by_others, watched
 
 T = TypeVar("T")
 
 TIMEOUT = datetime.timedelta(minutes=30)  # ranks wait for each other while rank 0 downloads weights or data
-BEAT, SILENCE = 3, 30  # seconds between signs of life of a rank in training, and without one until it counts as gone
 
 
 @dataclass(frozen=True)
@@ -40,41 +38,49 @@ class World:
 
     def sum_(self, tensor: torch.Tensor) -> torch.Tensor:
         """Add a tensor up over the ranks, in place; returns it."""
+        return self._reduce(tensor, dist.ReduceOp.SUM)
+
+    def least(self, value: int) -> int:
+        """The lowest of the ranks' values."""
+        return int(self._reduce(torch.tensor(value, device=self.device), dist.ReduceOp.MIN)) if self.size > 1 else value
+
+    def _reduce(self, tensor: torch.Tensor, operation: Any) -> torch.Tensor:
         if self.size > 1:
-            with together():
-                dist.all_reduce(tensor)
+            by_nccl = dist.get_backend() == "nccl"  # the caller's group: it takes tensors on a GPU alone
+            moved = tensor.cuda() if by_nccl and tensor.device.type == "cpu" else tensor
+            with broken_by_others():
+                dist.all_reduce(moved, operation)
+            if moved is not tensor:
+                tensor.copy_(moved)
         return tensor
+
+    def gather(self, value: str) -> list[str]:
+        """The ranks' values, on every rank."""
+        values = [value] * self.size
+        if self.size > 1:
+            with broken_by_others():
+                dist.all_gather_object(values, value)
+        return values
 
     def barrier(self) -> None:
         """Wait for every rank."""
         if self.size > 1:
-            with together():
+            with broken_by_others():
                 dist.barrier()
 
     def broadcast_object(self, value: T) -> T:
         """Rank 0's (picklable) value, on every rank."""
         box = [value]
         if self.size > 1:
-            with together():
+            with broken_by_others():
                 dist.broadcast_object_list(box, src=0, device=self.device)
         return box[0]
 
 
-@contextlib.contextmanager
-def together() -> Iterator[None]:
-    """Turn what gloo or nccl raises where another process is gone into a UserError."""
-    try:
-        yield
-    except RuntimeError as error:
-        raise UserError(
-            f"another process of this run has ended ({str(error).splitlines()[0]}): see its error"
-        ) from None
+def pick_device(name: str, local_rank: int = 0, size: int = 1) -> torch.device:
+    """torch.device of `auto`, `cpu`, `cuda` or `cuda:N`; each of the `size` processes of a launcher takes its own GPU.
 
-
-def pick_device(name: str, local_rank: int = 0) -> torch.device:
-    """torch.device of `auto`, `cpu`, `cuda` or `cuda:N`; a process of a launcher takes its own GPU.
-
-    Raises UserError for an unknown name or a CUDA device that is not there.
+    Raises UserError for an unknown name, a CUDA device that is not there, or one GPU named for several processes.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -85,6 +91,11 @@ def pick_device(name: str, local_rank: int = 0) -> torch.device:
     if device.type not in ("cpu", "cuda"):
         raise UserError(f"device {name!r} is not supported: use auto, cpu, cuda or cuda:N")
     if device.type == "cuda":
+        if size > 1 and device.index is not None:
+            raise UserError(
+                f"device {name!r} would put all {size} processes on one GPU: use --device cuda, where each takes its "
+                "own; CUDA_VISIBLE_DEVICES says which there are"
+            )
         count = torch.cuda.device_count()
         index = local_rank if device.index is None else device.index
         if index >= count:
@@ -93,16 +104,32 @@ def pick_device(name: str, local_rank: int = 0) -> torch.device:
     return device
 
 
+def taken(device: torch.device) -> torch.device:
+    """The device, which events, streams and `cuda` without a number mean from now on where it is a GPU."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    return device
+
+
+def current_world(device: torch.device) -> World:
+    """The place of this process among the ranks: those of torch.distributed where it runs, else alone."""
+    if dist.is_available() and dist.is_initialized():
+        return World(dist.get_rank(), dist.get_world_size(), device)
+    return World(0, 1, device)
+
+
 @contextlib.contextmanager
 def start(device: str = "auto") -> Iterator[World]:
-    """The World of this process; the process group (nccl on CUDA, gloo on CPU) ends with the block.
+    """The World of this process; the process group (nccl on CUDA, gloo on CPU) ends with the block, together.
+
+    Within it a process that is gone, hangs or has failed ends the others (see watching.py).
 
     A launcher's environment (RANK, WORLD_SIZE, LOCAL_RANK) makes a group, also of one process; without it there is
     none. A SLURM variable alone changes nothing (the released trainer took any srun shell for a launcher).
     """
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
-        yield World(0, 1, pick_device(device))
+        yield World(0, 1, taken(pick_device(device)))
         return
     try:
         rank, size, local_rank = (int(os.environ.get(name, 0)) for name in names)
@@ -114,13 +141,13 @@ def start(device: str = "auto") -> Iterator[World]:
         raise UserError(
             f"RANK and WORLD_SIZE are set but {' and '.join(missing)} are not: start with torchrun, or unset them"
         )
-    own = pick_device(device, local_rank)
-    if own.type == "cuda":
-        torch.cuda.set_device(own)
-    backend = "nccl" if own.type == "cuda" else "gloo"
-    dist.init_process_group(backend, rank=rank, world_size=size, timeout=TIMEOUT)
+    own = taken(pick_device(device, local_rank, size))
+    backend, card = ("nccl", own) if own.type == "cuda" else ("gloo", None)
+    # nccl guesses the card by the rank where it is not told, and connects at the first operation
+    dist.init_process_group(backend, rank=rank, world_size=size, timeout=TIMEOUT, device_id=card)
     try:
-        yield World(rank, size, own)
+        with watched(rank, size):
+            yield World(rank, size, own)
     finally:
         if backend == "gloo":
             # A gloo thread may still be letting go of the last operation's tensors. It needs the interpreter lock for
@@ -128,53 +155,6 @@ def start(device: str = "auto") -> Iterator[World]:
             # Sleeping gives the lock away.
             time.sleep(0.1)
         dist.destroy_process_group()
-
-
-@contextlib.contextmanager
-def watched(world: World) -> Iterator[None]:
-    """Within the block, end this process (status 1, one line on stderr) where another one is gone or stands still.
-
-    For what the process group does not notice: nccl waits for a rank that was killed, and gloo for one that hangs.
-    Every rank counts up a number in the launcher's store every few seconds, in a thread, however long its work takes;
-    each looks at its neighbour's. The block ends together on all ranks, unless it fails.
-    """
-    if world.size == 1:
-        yield
-        return
-    over = threading.Event()
-    watcher = threading.Thread(target=watch, args=(world, over), daemon=True)
-    watcher.start()
-    try:
-        yield
-        world.barrier()  # rank 0 may hold the store: nobody leaves before all have stopped looking into it
-    finally:
-        over.set()
-        watcher.join(BEAT)
-
-
-def watch(world: World, over: threading.Event) -> None:
-    """Beat and look until `over` is set."""
-    run, other = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), (world.rank + 1) % world.size
-    seen: int | None = None
-    gone: int | str = 0
-    since = time.monotonic()
-    try:
-        store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
-        while not over.wait(BEAT):
-            store.add(f"watch/{run}/{world.rank}", 1)
-            count = store.add(f"watch/{run}/{other}", 0)
-            if count != seen:
-                seen, since = count, time.monotonic()
-            if time.monotonic() - since > SILENCE:
-                store.add(f"watch/{run}/gone", other + 1)  # so that all know at once
-            gone = store.add(f"watch/{run}/gone", 0)
-            if gone:
-                break
-    except RuntimeError as error:
-        gone = str(error).splitlines()[0]
-    if not over.is_set():
-        sys.stderr.write(f"error: a process of this run is gone or stands still ({gone}): this one ends too\n")
-        os._exit(1)  # the main thread may wait in nccl or gloo for ever
 
 
 def on_main(world: World, function: Callable[[], T]) -> T:

@@ -1,5 +1,6 @@
 """A user's mistake ends in one clear line and exit status 2; everything else keeps its traceback."""
 
+import io
 import os
 import re
 import sys
@@ -17,6 +18,8 @@ class UserError(ValueError):
 
 def run(main: Callable[[Sequence[str] | None], object], argv: Sequence[str] | None = None) -> int:
     """Call main(argv) and return the exit status: 0, 2 for a user's mistake (one line on stderr), 130 for Ctrl-C."""
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":  # a file name may be no text
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         main(argv)
         sys.stdout.flush()

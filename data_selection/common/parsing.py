@@ -7,6 +7,21 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
+BACKGROUND = "what transparent images are laid over: white, black, #rrggbb or another name of CSS"
+
+
+def colour(text: str) -> str:
+    """A colour as #rrggbb."""
+    from PIL import ImageColor  # slow, and most commands have no use for it
+
+    try:
+        red, green, blue, *alpha = ImageColor.getrgb(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no colour: use white, black, or #rrggbb") from None
+    if alpha:
+        raise argparse.ArgumentTypeError(f"{text!r} is not opaque: use white, black, or #rrggbb")
+    return f"#{red:02x}{green:02x}{blue:02x}"
+
 
 class Parser(argparse.ArgumentParser):
     """An ArgumentParser that refuses abbreviated flags: a typo must not pass for a flag."""

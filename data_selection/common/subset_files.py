@@ -5,7 +5,7 @@ import json
 import platform
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from data_selection.common.errors import UserError
 from data_selection.common.feature_table import FeatureTable, sidecar, write_sidecar
 from data_selection.common.files import atomic_write, read_json, sha256
 from data_selection.common.kinds import Ids, Log
+from data_selection.common.listed_names import quoted
 from data_selection.common.paths import ROOT
 
 
@@ -73,7 +74,7 @@ def save_subset(path: Path | str, ids: Ids, provenance: dict[str, Any] | None = 
 
 
 def save_names(path: Path | str, table: FeatureTable) -> list[Path]:
-    """Write the names of a subset file's images beside it, one a line, for annotators and other programs.
+    """Write the names of a subset file's images beside it, one a line (see quoted), for annotators and other programs.
 
     One file, X.txt, in the subset's order; for the pool PascalVOC two, as released: X_VOC2007.txt and X_VOC2012.txt,
     each sorted (ids of 2012 have an underscore). Returns the files written, none where the table has no names.
@@ -86,7 +87,7 @@ def save_names(path: Path | str, table: FeatureTable) -> list[Path]:
         lists = [sorted(name for name in names if ("_" in name) == later) for later in (False, True)]
     for file, chosen in zip(files, lists, strict=True):
         with atomic_write(file, "w") as handle:
-            handle.writelines(f"{name}\n" for name in chosen)
+            handle.writelines(f"{quoted(name)}\n" for name in chosen)
     return files
 
 
@@ -98,30 +99,6 @@ def names_files(path: Path | str, table: FeatureTable) -> list[Path]:
     if (pool_provenance(table).get("pool") or {}).get("name") == "PascalVOC":
         return [path.with_name(f"{path.stem}_VOC{year}.txt") for year in (2007, 2012)]
     return [path.with_suffix(".txt")]
-
-
-def check_replaced(path: Path, table: FeatureTable) -> bool:
-    """Whether a subset file is there already, of the same pool as far as is known; its names are replaced with it.
-
-    Raises UserError where it was chosen from another pool, which may only be called alike, or where a file of names is
-    there without it: somebody's own.
-    """
-    if not path.exists():
-        strange = next((file for file in names_files(path, table) if file.exists()), None)
-        if strange:
-            raise UserError(f"{strange} is there, and no list of ours: move it, or choose another --filename")
-        return False
-    beside = sidecar(path, "provenance")
-    before = (read_json(beside).get("features") if beside.exists() else None) or {}
-    old, new = (before.get("provenance") or {}).get("source"), pool_provenance(table).get("source")
-    digest = names_digest(table.names) if table.names else None
-    unlike = before.get("names_sha256", digest) != digest or before.get("shape", [len(table)])[0] != len(table)
-    if old != new if old and new else unlike:
-        raise UserError(
-            f"{path} was chosen from another pool ({old or before.get('file')}), not from {table.path} ({new}): choose "
-            "another --output_dir or --filename, or move the list and its names away"
-        )
-    return True
 
 
 def pool_provenance(table: FeatureTable) -> dict[str, Any]:
@@ -137,17 +114,19 @@ def describe(
     config: dict[str, Any],
     seed: int,
     budget: int,
+    taken: Mapping[str, str] | None = None,
     command: list[str] | None = None,
 ) -> dict[str, Any]:
     """The provenance of a selection: method, config, seed, budget, feature file, backbone, versions, command.
 
-    table: the one selected from.
+    table: the one selected from. taken: of the images that were labelled or excluded, number and digest in one word.
     """
     return {
         "method": method,
         "config": config,
         "seed": seed,
         "budget": budget,
+        "taken": dict(taken or {}),
         "features": {
             "file": Path(table.path).name if table.path else None,
             "shape": list(table.features.shape),

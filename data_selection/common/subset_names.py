@@ -1,12 +1,20 @@
 """Where a subset list goes and what it is called by default. Imports nothing slow."""
 
-from collections.abc import Mapping
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
 from data_selection.common.errors import UserError
 from data_selection.common.files import check_writable
 from data_selection.common.paths import SUBSETS
+
+LONGEST_WORD, LONGEST_NAME = (
+    24,
+    200,
+)  # characters, bytes; file systems take 255 bytes, and names of temporary files are longer
 
 
 class ActiveFTSettings(Protocol):
@@ -30,10 +38,13 @@ class ActiveFTSettings(Protocol):
     def max_iter(self) -> int: ...
 
 
-def activeft_name(stem: str, config: ActiveFTSettings, count: int, seed: int = 0) -> str:
+def activeft_name(
+    stem: str, config: ActiveFTSettings, count: int, seed: int = 0, settings: Mapping[str, object] | None = None
+) -> str:
     """The released default name of an ActiveFT subset.
 
-    Appended where they are not the released programs' only way: `_init_I`, `_objective_O`, `_seed_S`.
+    Appended where they are not the released programs' only way: `_init_I`, `_objective_O`, `_NAME_VALUE` for each of
+    settings, `_seed_S`.
     """
     balance = "" if config.balance == 1 else f"_br_{_digits(config.balance, 2)}"
     ours = "".join(
@@ -43,7 +54,8 @@ def activeft_name(stem: str, config: ActiveFTSettings, count: int, seed: int = 0
     )  # fmt: skip
     return (
         f"{stem}_ActiveFT_{config.distance}_temp_{_digits(config.temperature, 2)}_lr_{_digits(config.lr, 6)}"
-        f"_scheduler_{config.scheduler}{balance}_iter_{config.max_iter}_sampleNum_{count}{ours}{seed_suffix(seed)}.json"
+        f"_scheduler_{config.scheduler}{balance}_iter_{config.max_iter}_sampleNum_{count}{ours}{_listed(settings)}"
+        f"{seed_suffix(seed)}.json"
     )
 
 
@@ -67,7 +79,35 @@ def method_name(stem: str, method: str, count: int, seed: int = 0, settings: Map
 
 
 def _listed(settings: Mapping[str, object] | None) -> str:
-    return "".join(f"_{name}_{value}" for name, value in (settings or {}).items())
+    return "".join(f"_{name}_{setting_word(value)}" for name, value in (settings or {}).items())
+
+
+def setting_word(value: object) -> str:
+    """How a name tells a setting: as it is; yes or no; a list by its length and digest, a long text by its digest."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, (list, tuple)):
+        return f"{len(value)}_{digest(value)}"
+    text = str(value)
+    return text if len(text) <= LONGEST_WORD and re.fullmatch(r"[\w.+-]*", text) else digest(text)
+
+
+def digest(value: Sequence[object] | str) -> str:
+    """Eight hex digits that tell a list or text from others."""
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:8]
+
+
+def with_settings(name: str, settings: Mapping[str, object]) -> str:
+    """A default name with more settings told at its end."""
+    return name.removesuffix(".json") + _listed(settings) + ".json"
+
+
+def shortened(name: str) -> str:
+    """A default name as it is, where file systems take it; else its beginning and a digest of all."""
+    if len(name.encode(errors="surrogateescape")) <= LONGEST_NAME:
+        return name
+    start = name.encode(errors="surrogateescape")[: LONGEST_NAME - len("_12345678.json")]
+    return f"{start.decode(errors='ignore')}_{digest(name)}.json"
 
 
 def default_folder(feature_path: Path | str) -> Path:

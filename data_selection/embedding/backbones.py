@@ -128,10 +128,30 @@ def build_pretrained(name: str, img_size: int | None = None) -> nn.Module:
         ) from None
 
 
-def state_digest(model: nn.Module) -> str:
-    """SHA-256 (hex) of a model's tensors and their names: tells weights apart that come from no single file."""
+def load_published(model: nn.Module, name: str, img_size: int | None = None, classifier: Sequence[str] = ()) -> None:
+    """Load the weights of build_pretrained into a model of that name, in place; its classifier stays as it is.
+
+    classifier: patterns of the names of its tensors. Raises UserError as build_pretrained does, and where other tensors
+    differ.
+    """
+    given, own = build_pretrained(name, img_size).state_dict(), model.state_dict()
+    kept = [key for key in own if _declared(key, classifier)]
+    unlike = [key for key in {**own, **given} if key not in kept and (key in own) != (key in given)]
+    unlike += [key for key in given if key in own and key not in kept and given[key].shape != own[key].shape]
+    if unlike:
+        raise UserError(f"timm's weights of {name} do not fit the model: {listed(unlike)}. Give a file of weights")
+    model.load_state_dict(given | {key: own[key] for key in kept}, strict=True)
+
+
+def state_digest(model: nn.Module, but: Sequence[str] = ()) -> str:
+    """SHA-256 (hex) of a model's tensors and their names: tells weights apart that come from no single file.
+
+    but: patterns of the names of tensors that do not count.
+    """
     digest = hashlib.sha256()
     for name, tensor in model.state_dict().items():
+        if _declared(name, but):
+            continue
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

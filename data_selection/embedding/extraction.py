@@ -1,5 +1,6 @@
 """Pool + backbone -> feature file: sharded over ranks, written as the features arrive, resumable."""
 
+import copy
 import hashlib
 import json
 import time
@@ -17,6 +18,7 @@ from data_selection.common.distributed import World, on_main, share_error
 from data_selection.common.errors import UserError
 from data_selection.common.feature_table import check_labels as check_column
 from data_selection.common.kinds import Log
+from data_selection.common.precision import full_float32
 from data_selection.common.progress import Bar, OpenBar, open_bar
 from data_selection.embedding.forward import class_tokens, memory_layout, ready
 from data_selection.embedding.image_batches import Images, Transform, View, batches, to_input
@@ -62,6 +64,7 @@ def keep_freed_memory() -> None:
     torch.empty(2**25 - 2**13, dtype=torch.uint8)
 
 
+@full_float32()
 def extract(
     pool: Pool,
     model: nn.Module,
@@ -94,6 +97,8 @@ def extract(
     Raises UserError where an image cannot be read, features are not finite, or the file cannot be written.
     """
     keep_freed_memory()
+    pool = copy.copy(pool)
+    pool.background = preprocess.background
     layout, model = memory_layout(model), ready(model, world.device, amp_dtype, compiled)
     at_once = images_at_once(batch_size, preprocess.size, world.device)
 
@@ -203,7 +208,7 @@ def _to_host(features: torch.Tensor) -> Embedded:
         return features, None
     copy = features.to("cpu", non_blocking=True)
     event = torch.cuda.Event()
-    event.record()
+    event.record(torch.cuda.current_stream(features.device))  # not the current device's, which may be another GPU
     return copy, event
 
 

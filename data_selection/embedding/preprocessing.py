@@ -9,6 +9,7 @@ from PIL import Image
 
 from data_selection.common.errors import UserError
 from data_selection.embedding.backbones import WIDTHS, timm_config
+from data_selection.images.image_files import WHITE
 from data_selection.images.pools import FASHION_MEAN, FASHION_STD, IMAGENET_MEAN, IMAGENET_STD
 
 FILTERS = {name.lower(): getattr(Image.Resampling, name) for name in ("NEAREST", "BILINEAR", "BICUBIC", "LANCZOS")}
@@ -19,7 +20,8 @@ class Preprocess:
     """From an image to size x size pixels, scaled to 0..1 and normalised per channel.
 
     crop: what the centre crop keeps of the resized image's short side, 0-1. squash: both sides are resized alike,
-    whatever the image's ratio; else the short side is, and the long one follows. interpolation: of FILTERS.
+    whatever the image's ratio; else the short side is, and the long one follows. interpolation: of FILTERS. background:
+    the colour (#rrggbb) below what is transparent, which whoever decodes the image lays it over.
     """
 
     size: int
@@ -28,6 +30,7 @@ class Preprocess:
     interpolation: str = "bicubic"
     crop: float = 1.0
     squash: bool = True
+    background: str = WHITE
 
     @property
     def short(self) -> int:
@@ -61,8 +64,9 @@ class Preprocess:
         return np.ascontiguousarray(array[top : top + side, left : left + side])
 
     def record(self) -> dict[str, Any]:
-        """The fields as plain data, for provenance files and checkpoints."""
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+        """The fields as plain data, for provenance files and checkpoints; exif: images are turned upright."""
+        fields = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+        return fields | {"exif": True}
 
 
 DINO_PREPROCESS = Preprocess(224)  # the released extraction

@@ -1,7 +1,6 @@
 """Rows that an extraction need not make again: of images with the same content, by the same backbone and pixels."""
 
 import contextlib
-import fcntl
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,12 +14,14 @@ from data_selection.common.feature_table import load_features, sidecar
 from data_selection.common.files import read_json
 from data_selection.common.kinds import Log
 from data_selection.common.progress import OpenBar
+from data_selection.common.system import lock
 from data_selection.embedding.table_writer import MISSING, REUSED, WRITTEN, TableWriter, runs
 from data_selection.images.list_files import UNKNOWN
 from data_selection.images.pools import Pool
-from data_selection.images.record import PoolRecord, load_record, record_pool, save_record
+from data_selection.images.record import PoolRecord, load_record, measured, record_pool, save_record
 
 SETTINGS = ("backbone", "preprocess", "amp", "dtype")  # what the values of a row depend on besides its image
+DECODING = ("background", "exif")  # what of the preprocessing counts for image files alone
 AT_ONCE = 4096  # rows copied at a time
 
 
@@ -52,22 +53,25 @@ def look(path: Path, request: dict[str, Any], pool: Pool, progress: OpenBar | No
     """Read what the pool's images are, and find the rows that an earlier file or unfinished work has of them.
 
     path: the feature file. request: as for TableWriter. Unfinished work of another request goes aside, and is removed
-    where it was made by another backbone or of other pixels.
+    where it was made by another backbone or of other pixels. Where rows cannot be reused, a line says why.
     """
     before = None
     if path.exists():
         with contextlib.suppress(UserError):  # damaged: its files are read anew
             before = load_record(path, len(load_features(path)))
-    record = record_pool(pool, before, progress)
+    record = measured(record_pool(pool, before, progress), pool, before, progress)
     folder, aside = path.with_suffix(".partial"), path.with_suffix(".earlier")
     if other_request(folder, request):
         shutil.rmtree(aside, ignore_errors=True)  # of a start that was killed before it had taken these rows over
         folder.rename(aside)
-    whole, part = finished(path, request), unfinished(aside, request)
+    files = pool.arrays is None
+    whole, part = finished(path, request, files, log), unfinished(aside, request, files)
     if aside.exists() and part is None:
         log(f"{folder} holds unfinished work by another backbone or of other pixels: it is dropped")
         shutil.rmtree(aside)
     there = not folder.exists() and is_there(whole, record, pool)
+    if there and record != before:  # times and sizes that an earlier version did not know, or that have changed
+        save_record(path, record)
     return Known(record, [source for source in (whole, part) if source], aside, there)
 
 
@@ -85,7 +89,7 @@ def idle(folder: Path) -> bool:
     """Whether no process has the lock of an unfinished extraction."""
     try:
         with (folder / "lock").open() as handle:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock(handle)
     except BlockingIOError:
         return False
     except OSError:
@@ -93,10 +97,17 @@ def idle(folder: Path) -> bool:
     return True
 
 
-def finished(path: Path, settings: Mapping[str, Any]) -> Earlier | None:
-    """The rows of a feature file with a record of its images, where its SETTINGS are these; else None."""
+def finished(path: Path, settings: Mapping[str, Any], files: bool, log: Log) -> Earlier | None:
+    """The rows of a feature file with a record of its images, where its SETTINGS are these; else None.
+
+    files: whether the images are files. log: told what differs, where that is why no row is reused.
+    """
     beside = sidecar(path, "provenance")
-    if not (path.exists() and beside.exists() and same(read_json(beside), settings)):
+    if not (path.exists() and beside.exists() and settings.get("backbone")):
+        return None
+    unlike = differences(read_json(beside), settings, files)
+    if unlike:
+        log(f"no row of {path} is reused: {'; '.join(unlike)}")
         return None
     try:
         table = load_features(path)
@@ -109,10 +120,10 @@ def finished(path: Path, settings: Mapping[str, Any]) -> Earlier | None:
     return Earlier(table.features, rows_of(record, np.arange(len(table))), labels, record, table.class_names)
 
 
-def unfinished(folder: Path, settings: Mapping[str, Any]) -> Earlier | None:
+def unfinished(folder: Path, settings: Mapping[str, Any], files: bool) -> Earlier | None:
     """The rows that an interrupted extraction left in its folder, where its SETTINGS are these; else None."""
     try:
-        if not same(read_json(folder / "request.json"), settings):
+        if not settings.get("backbone") or differences(read_json(folder / "request.json"), settings, files):
             return None
         table = np.load(folder / "table.npy", mmap_mode="r", allow_pickle=False)
         done = np.fromfile(folder / "done", dtype=np.uint8)
@@ -126,8 +137,16 @@ def unfinished(folder: Path, settings: Mapping[str, Any]) -> Earlier | None:
     )
 
 
-def same(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    return bool(other.get("backbone")) and all(one.get(name) == other.get(name) for name in SETTINGS)
+def differences(before: Mapping[str, Any], now: Mapping[str, Any], files: bool) -> list[str]:
+    """What of SETTINGS was otherwise, in words; of pixels that a pool holds in memory, DECODING says nothing."""
+    words = []
+    for setting in SETTINGS:
+        was, is_ = (told.get(setting) for told in (before, now))
+        if not (isinstance(was, dict) and isinstance(is_, dict)):
+            was, is_ = {setting: was}, {setting: is_}
+        keys = [key for key in was | is_ if was.get(key) != is_.get(key) and (files or key not in DECODING)]
+        words += [f"{key} was {was.get(key, 'not recorded')}, now {is_.get(key)}" for key in keys]
+    return words
 
 
 def rows_of(record: PoolRecord, rows: np.ndarray) -> dict[str, int]:
@@ -139,21 +158,28 @@ def take_over(writer: TableWriter, known: Known, labels: Sequence[int] | None) -
     """Write the rows of images that earlier files know, where they are missing. Returns their number."""
     save_record(writer.folder / "table.npy", known.record)
     count, missing = 0, writer.flags() == MISSING
-    for source in known.earlier:
-        if source.features.shape[1] != writer.shape[1] - 1:
-            continue
-        rows = np.array([source.row.get(value, -1) for value in known.record.hashes])
-        todo = np.flatnonzero(missing & (rows >= 0))
-        for part in runs(todo, AT_ONCE):
-            block = np.empty((len(part), writer.shape[1]), dtype=writer.dtype)
-            block[:, :-1] = source.features[rows[part]]
-            block[:, -1] = UNKNOWN if labels is None else [labels[row] for row in part]
-            writer.write(int(part[0]), block, flag=REUSED)
-        missing[todo] = False
-        count += len(todo)
+    while known.earlier:  # they have files open, which Windows would not replace or remove
+        count += copy_rows(writer, known.earlier.pop(0), known.record.hashes, labels, missing)
     writer.save()
     shutil.rmtree(known.aside, ignore_errors=True)
     return count
+
+
+def copy_rows(
+    writer: TableWriter, source: Earlier, hashes: Sequence[str], labels: Sequence[int] | None, missing: np.ndarray
+) -> int:
+    """Write the missing rows (N,) that an earlier file has, and note that they are there. Returns their number."""
+    if source.features.shape[1] != writer.shape[1] - 1:
+        return 0
+    rows = np.array([source.row.get(value, -1) for value in hashes])
+    todo = np.flatnonzero(missing & (rows >= 0))
+    for part in runs(todo, AT_ONCE):
+        block = np.empty((len(part), writer.shape[1]), dtype=writer.dtype)
+        block[:, :-1] = source.features[rows[part]]
+        block[:, -1] = UNKNOWN if labels is None else [labels[row] for row in part]
+        writer.write(int(part[0]), block, flag=REUSED)
+    missing[todo] = False
+    return len(todo)
 
 
 def is_there(source: Earlier | None, record: PoolRecord, pool: Pool) -> bool:

@@ -1,7 +1,6 @@
 """Write a feature file from any number of processes: it goes on after a kill, and appears only when whole."""
 
 import contextlib
-import fcntl
 import io
 import json
 import os
@@ -18,6 +17,8 @@ from data_selection.common.distributed import World, on_main
 from data_selection.common.errors import UserError
 from data_selection.common.feature_table import write_sidecar
 from data_selection.common.files import atomic_write, read_json, told_size
+from data_selection.common.listed_names import quoted
+from data_selection.common.system import lock, open_file, write_at
 from data_selection.images.record import PoolRecord, save_record
 
 MISSING, WRITTEN, SKIPPED, REUSED = 0, 1, 2, 3  # what the file `done` says of each row
@@ -63,7 +64,7 @@ class TableWriter:
         self.start = os.fstat(self.table).st_size - self.shape[0] * self.row_bytes
 
     def _open(self, name: str, flags: int) -> int:
-        self.descriptors.append(os.open(self.folder / name, flags, 0o666))
+        self.descriptors.append(open_file(self.folder / name, flags))
         return self.descriptors[-1]
 
     def _prepare(self, request: dict[str, Any]) -> int:
@@ -74,7 +75,7 @@ class TableWriter:
             self._check_room()
         self.folder.mkdir(exist_ok=True)
         try:
-            fcntl.flock(self._open("lock", os.O_RDWR | os.O_CREAT), fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock(self._open("lock", os.O_RDWR | os.O_CREAT))
         except BlockingIOError:
             raise UserError(f"another process is writing {self.path}: wait for it, or choose another name") from None
         request = json.loads(json.dumps(request | {"shape": self.shape, "dtype": self.dtype.name}))
@@ -169,7 +170,7 @@ class TableWriter:
         view = memoryview(data)
         with self._disk():
             while view:
-                count = os.pwrite(descriptor, view, offset)
+                count = write_at(descriptor, view, offset)
                 view, offset = view[count:], offset + count
 
     @contextlib.contextmanager
@@ -193,8 +194,8 @@ class TableWriter:
                 self.save()
         self._close()
 
-    def _close(self) -> None:
-        while self.descriptors:  # the lock among them
+    def _close(self, keep: int = 0) -> None:
+        while len(self.descriptors) > keep:  # of rank 0 the lock is the first
             os.close(self.descriptors.pop())
 
     def finish(
@@ -212,6 +213,7 @@ class TableWriter:
         Returns the number of rows kept.
         """
         self.save()
+        self._close(keep=int(self.world.is_main))  # Windows renames no open file
         self.world.barrier()
         beside = {"provenance": provenance, "classes": None if class_names is None else list(class_names)}
         return on_main(self.world, lambda: self._publish(names, files, beside, record))
@@ -230,7 +232,7 @@ class TableWriter:
             kept, words = np.flatnonzero(flags != SKIPPED), names or files
             finished = self._compact(kept)
             with atomic_write(listed, "w") as handle:
-                handle.write("".join(f"{words[i]}\n" for i in left_out.tolist()))
+                handle.write("".join(f"{quoted(words[i])}\n" for i in left_out.tolist()))
             names = [words[i] for i in kept.tolist()]
         else:
             listed.unlink(missing_ok=True)
@@ -238,6 +240,8 @@ class TableWriter:
             write_sidecar(self.path, kind, value)
         save_record(self.path, record and record.rows(np.flatnonzero(flags != SKIPPED).tolist()))
         finished.replace(self.path)
+        if os.name == "nt":  # and removes none
+            self._close()
         shutil.rmtree(self.folder)
         return len(flags) - len(left_out)
 

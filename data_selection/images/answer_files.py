@@ -12,7 +12,8 @@ from urllib.parse import parse_qs, unquote, urlsplit
 from xml.etree import ElementTree
 
 from data_selection.common.errors import UserError
-from data_selection.images.image_files import EXTENSIONS
+from data_selection.common.listed_names import readings
+from data_selection.images.image_files import IMAGE_LIKE
 from data_selection.images.list_files import HEADER, SEPARATORS, Rows, decoded, read_rows
 
 LABEL = ("label", "class", "class_name", "category", "choice", "tag")
@@ -56,7 +57,7 @@ def common_end(ours: Sequence[str], theirs: Sequence[str]) -> Iterable[str]:
 
 def spellings(file: str) -> list[str]:
     """Paths that a program's word for a file may stand for: itself, of an address its path, uploads without mark."""
-    found = [file, file.replace("\\", "/")]
+    found = [*readings(file), file.replace("\\", "/")]
     address = urlsplit(file)
     if address.query or address.scheme in ("http", "https", "file", "s3", "gs"):
         found += [*parse_qs(address.query).get("d", []), unquote(address.path)]
@@ -121,7 +122,7 @@ def file_column(rows: Rows, finder: Finder) -> tuple[int, int]:
     """(cells that are images of the pool, their column) of the column that has most; (0, 0) where there is none."""
     width = max((len(row) for row in rows), default=0)
     hits = [sum(1 for row in rows if i < len(row) and finder.find(row[i]) is not None) for i in range(width)]
-    named = [i for i, cell in enumerate(rows[0]) if cell.lower() in HEADER] if rows else []
+    named = [i for i, cell in enumerate(rows[0]) if cell.strip().lower() in HEADER] if rows else []
     best = max(hits, default=0)
     return best, hits.index(best) if best else (named or [0])[0]
 
@@ -158,10 +159,15 @@ def was_cancelled(annotation: Any) -> bool:
 
 
 def choices_of(annotation: Any) -> list[str]:
-    """The words that were chosen in one annotation of Label Studio."""
+    """The words that were chosen, or typed where there was no choice, in one annotation of Label Studio."""
     results = annotation.get("result") if isinstance(annotation, dict) else None
     values = [one.get("value") for one in results or () if isinstance(one, dict)]
-    return [str(word) for value in values if isinstance(value, dict) for word in flat(value.get("choices"))]
+    return [
+        str(word)
+        for value in values
+        if isinstance(value, dict)
+        for word in flat(value.get("choices", value.get("text")))
+    ]
 
 
 def flat(value: Any) -> list[Any]:
@@ -200,5 +206,5 @@ def read_folders(source: Path) -> tuple[list[tuple[str, str]], str]:
 
 def in_folders(files: Iterable[str]) -> list[tuple[str, str]]:
     """(file without its class folder, the folder) of images that lie in one."""
-    images = [file for file in files if "/" in file and file.lower().endswith(EXTENSIONS)]
+    images = [file for file in files if "/" in file and file.lower().endswith(IMAGE_LIKE)]
     return [(file.rpartition("/")[2], file.split("/")[-2]) for file in images]

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from data_selection.common.listed_names import quoted, unquoted
 from data_selection.images.answer_files import Finder, read_source
 
 SHOWN = 5  # names in a message
@@ -43,7 +44,7 @@ def read_answers(
     finder, rows = Finder(names, asked), []
     for source in map(Path, sources):
         found, how = read_source(source, finder)
-        rows += [(file, label.strip(), source) for file, label in found]
+        rows += [(file, unquoted(label.strip()), source) for file, label in found]
         result.understood.append(how)
     collect(rows, finder, result)
     check_words(result, classes)
@@ -104,7 +105,7 @@ def write_labels(labels: dict[str, str]) -> str:
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
     rows.writerow(["file", "label"])
-    rows.writerows(sorted(labels.items()))
+    rows.writerows((quoted(name), label and quoted(label)) for name, label in sorted(labels.items()))
     return text.getvalue()
 
 

@@ -103,14 +103,16 @@ def _unpack(archive: Path, folder: Path) -> None:
             raise UserError(f"cannot unpack {archive} into {folder} ({error}): make room, or fetch it again") from None
 
 
-def imbalanced_rows(labels: Iterable[int], ratio: float) -> np.ndarray:
-    """The rows (ascending within a class, class by class) of long-tailed CIFAR100, indices of CIFAR100's training set.
+def imbalanced_rows(
+    labels: Iterable[int], ratio: float, classes: int = 100, largest: int = CIFAR100_PER_CLASS
+) -> np.ndarray:
+    """The rows (ascending within a class, class by class) of a long-tailed cut; default: of CIFAR100's training set.
 
-    Class c of 0..99 keeps its first floor(500 * (1 / ratio) ^ (c / 99)) images; ratios 10, 50 and 100 keep 19,573,
-    12,608 and 10,847. Source: the rule of the BiLAF release.
+    Class c of 0..classes - 1 keeps its first floor(largest * (1 / ratio) ^ (c / (classes - 1))) images. CIFAR100's
+    ratios 10, 50 and 100 keep 19,573, 12,608 and 10,847. Source: the rule of the BiLAF release.
     """
     labels = np.asarray(labels)
-    quotas = [int(CIFAR100_PER_CLASS * (1 / ratio) ** (label / 99)) for label in range(100)]
+    quotas = [int(largest * (1 / ratio) ** (label / (classes - 1))) for label in range(classes)]
     return np.concatenate([np.flatnonzero(labels == label)[:quota] for label, quota in enumerate(quotas)])
 
 

@@ -1,6 +1,5 @@
 """Fetch a file: whole, verified and resumable, or an error that says what to fetch and where to put it."""
 
-import fcntl
 import http.client
 import os
 import re
@@ -12,6 +11,7 @@ from typing import BinaryIO
 
 from data_selection.common.errors import UserError
 from data_selection.common.files import file_digest
+from data_selection.common.system import lock
 
 BLOCK = 1 << 20  # bytes
 TIMEOUT = 30  # seconds without a byte
@@ -52,7 +52,7 @@ def fetch_file(url: str, folder: Path | str | None = None, *, digest: str | None
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f"{name}.partial")
     with partial.open("ab") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+        lock(handle, wait=True)
         if target.is_file():  # another process fetched it while this one waited
             partial.unlink(missing_ok=True)
             return target

@@ -1,32 +1,93 @@
 """Image files as RGB pixels, whatever their format and depth; a damaged one is an error that names it."""
 
+import functools
+import importlib
 import math
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image, features
 
 from data_selection.common.errors import UserError
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".pgm", ".ppm", ".tif", ".tiff", ".webp")
+EXTENSIONS = (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".gif", ".pgm", ".ppm", ".tif", ".tiff", ".webp")
+CODECS = {".jp2": "jpg_2000", ".avif": "avif"}  # what Pillow must have been built with to read these
+HEIF = (".heic", ".heif")  # Pillow reads them where the package pillow-heif is installed
+IMAGE_LIKE = (*EXTENSIONS, *CODECS, *HEIF)
+WHITE = "#ffffff"
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}  # fmt: skip
 
 
-def read_image(path: Path | str) -> Image.Image:
-    """An image file in RGB: the first frame of an animation, deep grey scaled (see shades), transparency dropped.
+def read_image(path: Path | str, background: str = WHITE) -> Image.Image:
+    """An image file in RGB as people see it: upright by its EXIF orientation, transparency laid over a background.
 
-    Raises UserError, naming the file, where it is missing or cannot be decoded.
+    Of an animation the first frame; deep grey scaled (see shades). background: a colour as #rrggbb. Raises UserError,
+    naming the file, where it is missing or cannot be decoded.
     """
+    if str(path).lower().endswith(HEIF):
+        reads_heif()
     try:
         with Image.open(path) as image:
-            if image.mode.startswith(("I", "F")):  # convert() would clip at 0 and 255
-                return Image.fromarray(shades(np.asarray(image))).convert("RGB")
-            if image.mode == "P" and "transparency" in image.info:  # the direct way warns and drops it just the same
-                return image.convert("RGBA").convert("RGB")
-            return image.convert("RGB")
+            image.load()  # first: only then does a TIFF file know whether it still has to be turned
+            turn = orientation(image)
+            seen = flat(image, background)
+            return seen if turn is None else seen.transpose(turn)
     except MemoryError:
         raise
     except Exception as error:  # noqa: BLE001 - decoders of damaged files raise whatever they come upon
         raise UserError(f"image {path} cannot be read ({type(error).__name__}: {error})") from None
+
+
+def orientation(image: Image.Image) -> Image.Transpose | None:
+    """How a loaded image must be turned to stand upright; None where it stands, or where its EXIF data is damaged."""
+    try:
+        return TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # noqa: BLE001 - whatever the reader of the EXIF data raises: the pixels are sound
+        return None
+
+
+def flat(image: Image.Image, background: str) -> Image.Image:
+    """A loaded image in RGB without transparency."""
+    if image.mode.startswith(("I", "F")):  # convert() would clip at 0 and 255
+        return Image.fromarray(shades(np.asarray(image))).convert("RGB")
+    if image.has_transparency_data:
+        below = Image.new("RGBA", image.size, background)
+        return Image.alpha_composite(below, image.convert("RGBA")).convert("RGB")
+    return image.convert("RGB")
+
+
+def readable() -> tuple[str, ...]:
+    """The endings of image files that the installed Pillow reads."""
+    built = features.get_supported()
+    more = [ending for ending, codec in CODECS.items() if codec in built]
+    return (*EXTENSIONS, *more, *(HEIF if reads_heif() else ()))
+
+
+@functools.cache
+def reads_heif() -> bool:
+    """Whether the package that reads HEIF for Pillow is installed; it is then put to use."""
+    try:
+        importlib.import_module("pillow_heif").register_heif_opener()
+    except ImportError:
+        return False
+    return True
+
+
+def image_size(path: Path | str) -> tuple[int, int]:
+    """(width, height) by the head of an image file, maybe the other way round; (0, 0) where that cannot be read."""
+    if str(path).lower().endswith(HEIF):
+        reads_heif()
+    try:
+        with Image.open(path) as image:
+            return image.size
+    except MemoryError:
+        raise
+    except Exception:  # noqa: BLE001 - as above
+        return 0, 0
 
 
 def shades(grey: np.ndarray) -> np.ndarray:

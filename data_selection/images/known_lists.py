@@ -57,8 +57,7 @@ def find_images(sources: Sequence[Path | str], today: Today, *, missing: str = "
         elif path.suffix.lower() == ".json":
             found = of_subset(path, today, log)
         else:
-            names, _ = read_list(path)
-            found = dict(zip(names, by_name(names, today), strict=True))
+            found = of_names(path, today)
         gone = [name for name, row in found.items() if row is None]
         if gone:
             told = f"{path}: {len(gone)} of {len(found)} images are not in {today.what}: {shown(gone)}"
@@ -74,8 +73,14 @@ def shown(names: Sequence[str]) -> str:
     return ", ".join(map(repr, names[:SHOWN])) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
 
 
-def by_name(names: Sequence[str], today: Today) -> list[int | None]:
-    """The row of each name, None where it is not there; parts in front that the pool's names lack are left away."""
+def of_names(path: Path, today: Today) -> dict[str, int | None]:
+    """{name in a file of names or a label table: row}."""
+    find = finder(today)
+    return {name: find(name) for name in read_list(path, lambda name: find(name) is not None)[0]}
+
+
+def finder(today: Today) -> Callable[[str], int | None]:
+    """What finds a name's row, None where it is not there; parts in front that the pool's names lack are left away."""
     if today.names is None:
         raise UserError(f"the images of {today.what} have no names to find others by: give a subset file of ids")
     rows = {name: row for row, name in enumerate(today.names)}
@@ -85,7 +90,12 @@ def by_name(names: Sequence[str], today: Today) -> list[int | None]:
         tails = ("/".join(parts[start:]) for start in range(len(parts)))
         return next((rows[tail] for tail in tails if tail in rows), None)
 
-    return [find(name) for name in names]
+    return find
+
+
+def by_name(names: Sequence[str], today: Today) -> list[int | None]:
+    """The row of each name, as finder finds it."""
+    return list(map(finder(today), names))
 
 
 def of_folder(folder: Path, today: Today, log: Log) -> dict[str, int | None]:

@@ -78,8 +78,8 @@ def read_labels(path: Path | str, names: Sequence[str], folder: Path) -> list[st
     """
     if Path(path).suffix.lower() not in TABLES or not Path(path).is_file():
         raise UserError(f"label file {path} must be an existing .csv of file,label")
-    files, labels = read_list(Path(path))
     known = set(names)
+    files, labels = read_list(Path(path), known.__contains__)
     unknown = [file for file in files if file not in known]
     if unknown:
         close = difflib.get_close_matches(unknown[0], names, 1) or names

@@ -3,10 +3,11 @@
 import codecs
 import csv
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from data_selection.common.errors import UserError
+from data_selection.common.listed_names import meant, unquoted
 
 UNKNOWN = -1  # the label of an image without one
 HEADER = ("file", "filename", "file_name", "image", "name", "path")
@@ -15,26 +16,27 @@ SEPARATORS = (",", ";", "\t")
 Rows = list[list[str]]
 
 
-def read_list(path: Path) -> tuple[list[str], list[str]]:
+def read_list(path: Path, known: Callable[[str], bool] | None = None) -> tuple[list[str], list[str]]:
     """(names, labels as text) of a list file: text, or a .csv of path and (optional) label with a header or not.
 
-    UTF-8, UTF-16 and Windows' cp1252; columns apart by comma, semicolon or tab, as spreadsheets write them. Raises
-    UserError for a file that is no text or has more columns.
+    UTF-8, UTF-16 and Windows' cp1252; columns apart by comma, semicolon or tab, as spreadsheets write them. known:
+    whether a name is that of an image, which settles what lines with spaces, quotes or other bytes mean
+    (listed_names.meant). Raises UserError for a file that is no text or has more columns.
     """
     try:
         text = decoded(path.read_bytes())
         if path.suffix.lower() not in TABLES:
-            names = [line.rstrip("\r\n") for line in io.StringIO(text, newline="") if line.strip()]
-            return names, [""] * len(names)
+            lines = [line.rstrip("\r\n") for line in io.StringIO(text, newline="") if line.strip()]
+            return [meant(line, known) for line in lines], [""] * len(lines)
         rows = columns(text)
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path} is no list of image paths ({error}): give a folder, a text file or a CSV") from None
-    if rows and rows[0][0].lower() in HEADER:
+    if rows and rows[0][0].strip().lower() in HEADER:
         rows = rows[1:]
     wide = next((row for row in rows if len(row) > 2), None)
     if wide:
         raise UserError(f"list {path}: the row {','.join(wide)!r} has {len(wide)} columns; path and label are allowed")
-    return [row[0] for row in rows], [row[1] if len(row) > 1 else "" for row in rows]
+    return [meant(row[0], known) for row in rows], [unquoted(row[1].strip()) if len(row) > 1 else "" for row in rows]
 
 
 def decoded(data: bytes) -> str:
@@ -47,7 +49,7 @@ def decoded(data: bytes) -> str:
         else:
             text = data.decode("utf-8-sig")
     except UnicodeDecodeError:
-        text = data.decode("cp1252")
+        text = data.decode("cp1252", "surrogateescape")  # five bytes have no letter there
     strange = next((i for i, letter in enumerate(text) if letter < " " and letter not in "\t\r\n\f\v"), None)
     if strange is not None:
         raise UnicodeDecodeError("text", data, strange, strange + 1, f"it holds the control code {ord(text[strange])}")
@@ -59,7 +61,7 @@ def columns(text: str) -> Rows:
     tables = [read_rows(text, separator) for separator in SEPARATORS]
     usable = [
         rows for rows in tables
-        if rows and (rows[0][0].lower() in HEADER or Path(rows[0][0]).suffix or rows is tables[0])
+        if rows and (rows[0][0].strip().lower() in HEADER or Path(rows[0][0].strip()).suffix or rows is tables[0])
     ]  # fmt: skip
     for fits in (lambda sizes: sizes == {2}, lambda sizes: sizes == {1, 2}, lambda sizes: max(sizes) > 1):
         for rows in usable:
@@ -70,7 +72,7 @@ def columns(text: str) -> Rows:
 
 def read_rows(text: str, separator: str) -> Rows:
     rows = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
-    return [[cell.strip() for cell in row] for row in rows if any(cell.strip() for cell in row)]
+    return [row for row in rows if any(cell.strip() for cell in row)]
 
 
 def number_labels(

@@ -4,7 +4,7 @@ import difflib
 import functools
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,16 +24,14 @@ from data_selection.images.dataset_files import (
     read_idx,
     read_voc,
 )
-from data_selection.images.image_files import EXTENSIONS, read_image
+from data_selection.images.folders import SPLITS, check_one_split, image_names, in_words
+from data_selection.images.image_files import WHITE, read_image, readable
 from data_selection.images.inaturalist import read_inaturalist
 from data_selection.images.list_files import UNKNOWN, number_labels, read_list, shared_words
 
 DEMO_FILE = DEMO / "fashion_mnist_12k.npz"
 FASHION_MEAN, FASHION_STD = 0.2860, 0.3530  # of the 60,000 training images, scaled to 0..1
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-SPLITS = ("train", "test", "val")  # test and val both mean the held-out part
-# What folders of a split are called, in any case
-SPLIT_NAMES = (*SPLITS, "training", "testing", "valid", "validation", "eval", "evaluation", "dev", "holdout")
 
 
 class Pool:
@@ -41,7 +39,8 @@ class Pool:
 
     arrays: (N, H, W) or (N, H, W, 3) uint8 where the pool is held in memory, else None; then paths has the N files.
     labels: -1 where unknown, or None where no image has one. classes: their number, or None.
-    names: N names (folders and lists), or None. class_names: one per class, or None.
+    names: N names (folders and lists), or None. class_names: one per class, or None. left_out: of a folder, how many
+    files are no part of it and why. background: the colour (#rrggbb) that transparent images are laid over.
     Reading an image raises UserError, naming the file, where it cannot be decoded.
     """
 
@@ -54,12 +53,15 @@ class Pool:
         classes: int | None = None,
         names: Iterable[str] | None = None,
         class_names: Iterable[str] | None = None,
+        left_out: Mapping[str, int] | None = None,
     ) -> None:
         self.arrays, self.paths = arrays, paths
         self.labels = None if labels is None else [int(label) for label in labels]
         self.classes = classes
         self.names = None if names is None else tuple(names)
         self.class_names = None if class_names is None else tuple(class_names)
+        self.left_out = Counter(left_out or {})
+        self.background = WHITE
 
     def __len__(self) -> int:
         return len(self.paths if self.arrays is None else self.arrays)
@@ -69,7 +71,9 @@ class Pool:
 
     def image(self, i: int) -> Image.Image:
         """Image i as a PIL image in RGB."""
-        return read_image(self.paths[i]) if self.arrays is None else Image.fromarray(self.arrays[i]).convert("RGB")
+        if self.arrays is None:
+            return read_image(self.paths[i], self.background)
+        return Image.fromarray(self.arrays[i]).convert("RGB")
 
     def label(self, i: int) -> int:
         return UNKNOWN if self.labels is None else self.labels[i]
@@ -106,29 +110,6 @@ def open_pool(name: str, split: str = "train", root: Path | str | None = None) -
     raise UserError(_unknown(name))
 
 
-def check_one_split(folder: Path) -> None:
-    """Raise UserError for a folder of train/, val/, test/: a pool of all of them would mix in the evaluation images.
-
-    Their other names count, too (SPLIT_NAMES, in any case). A single one among other subfolders is let through: it may
-    be a class (`train` among vehicles).
-    """
-    inside = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-    splits = splits_among(inside)
-    if len(splits) > 1 or inside == splits != []:
-        _refuse_splits(folder, splits)
-
-
-def splits_among(folders: Iterable[str]) -> list[str]:
-    """The names that mean a split, those of the training part first."""
-    splits = (name for name in folders if name.lower() in SPLIT_NAMES)
-    return sorted(splits, key=lambda name: not name.lower().startswith("train"))
-
-
-def _refuse_splits(folder: Path | str, splits: Sequence[str]) -> None:
-    held = " and ".join(f"{split}/" for split in splits)
-    raise UserError(f"folder {folder} holds {held}, not one pool: give {Path(folder, splits[0])}")
-
-
 def _unknown(name: str) -> str:
     lowered = {known.lower(): known for known in POOLS}
     close = difflib.get_close_matches(str(name).lower().replace("-", "").replace("_", ""), lowered, 1, 0.7)
@@ -140,28 +121,15 @@ def _unknown(name: str) -> str:
 
 
 def folder_pool(folder: Path) -> Pool:
-    """Every image below a folder, sorted folder by folder; relative paths are the names. Hidden files are left out.
+    """Every image below a folder as folders.image_names finds them; relative paths are the names.
 
-    Class folders with nothing but images come in torchvision's ImageFolder order. Raises UserError where there are
-    none, or where folders of two splits lie beside each other.
+    Raises UserError where there are none, or where folders of two splits lie beside each other.
     """
-    names: list[str] = []
-    seen: set[str] = set()
-    for parent, folders, files in os.walk(folder, followlinks=True):
-        real = os.path.realpath(parent)
-        if real in seen:  # a link that leads back up
-            folders.clear()
-            continue
-        seen.add(real)
-        folders[:] = sorted(entry for entry in folders if not entry.startswith("."))
-        if len(splits := splits_among(folders)) > 1:  # deeper down, too: images/train and images/val
-            _refuse_splits(parent, splits)
-        images = (entry for entry in files if entry.lower().endswith(EXTENSIONS) and not entry.startswith("."))
-        names += [Path(parent, entry).relative_to(folder).as_posix() for entry in images]
+    names, left_out = image_names(folder)
     if not names:
-        raise UserError(f"folder {folder} holds no images ({', '.join(EXTENSIONS)}): check the path")
-    names.sort(key=lambda name: name.split("/"))  # as text, "a-b/x" would come before "a/x"
-    return Pool(paths=_joined(folder, names), names=names)
+        found = f"; left out: {in_words(left_out)}" if left_out else ""
+        raise UserError(f"folder {folder} holds no images ({', '.join(readable())}): check the path{found}")
+    return Pool(paths=_joined(folder, names), names=names, left_out=left_out)
 
 
 def _joined(folder: Path, names: Sequence[str]) -> list[str]:
@@ -175,7 +143,7 @@ def list_pool(path: Path, root: Path) -> Pool:
     order, together with those of the lists beside it that share some; an empty one is unknown. Relative paths start
     from root. The names are the paths as written.
     """
-    names, labels = read_list(path)
+    names, labels = read_list(path, lambda name: Path(root, name).is_file())
     if not names:
         raise UserError(f"list {path} names no images")
     repeated = len(names) - len(set(names))

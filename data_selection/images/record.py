@@ -4,7 +4,7 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,13 @@ from data_selection.common.errors import UserError
 from data_selection.common.feature_table import sidecar, write_sidecar
 from data_selection.common.files import read_json
 from data_selection.common.progress import OpenBar, open_bar
+from data_selection.images.image_files import image_size
 from data_selection.images.pools import Pool
 
 VERSION = 1
 THREADS = 8  # hashing waits for the disk, and hashlib leaves Python to other threads meanwhile
 BLOCK = 1 << 20
-COLUMNS = ("name", "bytes", "time", "hash")
+COLUMNS = ("name", "bytes", "time", "hash", "width", "height")
 
 
 @dataclass(frozen=True)
@@ -26,13 +27,16 @@ class PoolRecord:
 
     names: paths below the pool's root, or None where its images have none (CIFAR10). sizes: bytes; times: of the last
     change, nanoseconds since 1970; both None without files. hashes: BLAKE2b (128 bits, hex) of the file's bytes, or of
-    the pixels of an image without a file; "" where a file could not be read.
+    the pixels of an image without a file; "" where a file could not be read. widths, heights: pixels by the head of the
+    file, 0 where that cannot be read; both None where nobody has looked (see measured).
     """
 
     hashes: tuple[str, ...]
     names: tuple[str, ...] | None = None
     sizes: tuple[int, ...] | None = None
     times: tuple[int, ...] | None = None
+    widths: tuple[int, ...] | None = None
+    heights: tuple[int, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.hashes)
@@ -40,7 +44,7 @@ class PoolRecord:
     def rows(self, kept: Iterable[int]) -> "PoolRecord":
         """The record of some rows."""
         chosen = list(kept)
-        columns = (self.hashes, self.names, self.sizes, self.times)
+        columns = (self.hashes, self.names, self.sizes, self.times, self.widths, self.heights)
         return PoolRecord(*(None if column is None else tuple(column[i] for i in chosen) for column in columns))  # type: ignore[arg-type]
 
 
@@ -70,6 +74,35 @@ def record_pool(pool: Pool, before: PoolRecord | None = None, progress: OpenBar 
             hashes[i] = value
             bar.update(1)
     return PoolRecord(tuple(hashes), names, tuple(sizes), tuple(times))
+
+
+def measured(
+    record: PoolRecord, pool: Pool, before: PoolRecord | None = None, progress: OpenBar | None = None
+) -> PoolRecord:
+    """The record of a pool with the images' widths and heights; before: an earlier one, whose images are not opened."""
+    if pool.arrays is not None:
+        return record
+    known: dict[str, tuple[int, int]] = {}
+    if before is not None and before.widths is not None and before.heights is not None:
+        known = dict(zip(before.hashes, zip(before.widths, before.heights, strict=True), strict=True))
+        known.pop("", None)
+    new = [i for i, value in enumerate(record.hashes) if value not in known]
+    found = [known.get(value, (0, 0)) for value in record.hashes]
+    with open_bar(progress, len(new), "measure", "image") as bar, ThreadPoolExecutor(THREADS) as threads:
+        for i, size in zip(new, threads.map(lambda i: image_size(pool.paths[i]), new), strict=True):
+            found[i] = size
+            bar.update(1)
+    widths, heights = zip(*found, strict=True)
+    return replace(record, widths=widths, heights=heights)
+
+
+def copies(hashes: Sequence[str]) -> list[list[int]]:
+    """The rows of equal content, group by group, where there is more than one; "" equals nothing."""
+    groups: defaultdict[str, list[int]] = defaultdict(list)
+    for row, value in enumerate(hashes):
+        if value:
+            groups[value].append(row)
+    return [group for group in groups.values() if len(group) > 1]
 
 
 def known_files(record: PoolRecord | None) -> dict[tuple[str, int, int], str]:
@@ -142,7 +175,11 @@ def save_record(path: Path | str, record: PoolRecord | None) -> None:
     """Write X.images.json beside a feature file X.npy; None removes a stale one."""
     content = record and {"version": VERSION} | {
         name: column if column is None else list(column)
-        for name, column in zip(COLUMNS, (record.names, record.sizes, record.times, record.hashes), strict=True)
+        for name, column in zip(
+            COLUMNS,
+            (record.names, record.sizes, record.times, record.hashes, record.widths, record.heights),
+            strict=True,
+        )
     }
     write_sidecar(path, "images", content)
 
@@ -158,12 +195,17 @@ def load_record(path: Path | str, count: int) -> PoolRecord | None:
     content: Any = read_json(file)
     if not isinstance(content, dict) or content.get("version") != VERSION:
         raise UserError(f"{file} is no record of images of version {VERSION}: extract the features again, or remove it")
-    kinds: dict[str, type] = {"name": str, "bytes": int, "time": int, "hash": str}
+    texts = ("name", "hash")
     columns = {}
     for name in COLUMNS:
         column = content.get(name)
-        whole = isinstance(column, list) and len(column) == count and all(type(v) is kinds[name] for v in column)
+        whole = (
+            isinstance(column, list)
+            and len(column) == count
+            and all(type(value) is (str if name in texts else int) for value in column)
+        )
         if not whole and (column is not None or name == "hash"):
             raise UserError(f"{file}: {name} should be a list of {count} values: extract the features again")
         columns[name] = None if column is None else tuple(column)
-    return PoolRecord(columns["hash"] or (), columns["name"], columns["bytes"], columns["time"])
+    order = ("name", "bytes", "time", "width", "height")
+    return PoolRecord(columns["hash"] or (), *(columns[name] for name in order))

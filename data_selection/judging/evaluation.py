@@ -10,11 +10,13 @@ from data_selection.common.checks import as_tensor, check_ids
 from data_selection.common.errors import UserError
 from data_selection.common.feature_table import FeatureTable, labels_like
 from data_selection.common.kinds import Ids
+from data_selection.common.precision import full_float32
 from data_selection.nearest.similarity import normalise, row_blocks
 
 KNN_TEMPERATURE = 0.07  # DINO's k-NN evaluation weighs a neighbour by exp(similarity / 0.07)
-# Inverse L2 strength of the probe on unit-length features. Fixed for every method and budget, so that a comparison
-# cannot be tuned; configs/README.md, "How the probe was set", gives the accuracy at other values.
+# Inverse L2 strength of the probe on unit-length features in the published tables: fixed for every method and budget.
+# From 250 labels on it is too high, and flatters what a plain probe is compared with (configs/README.md, "How the probe
+# was set"): c=None chooses it on the labels.
 PROBE_C = 100.0
 
 
@@ -35,6 +37,7 @@ def mean_sd(values: Iterable[float]) -> MeanSd:
     return MeanSd(statistics.fmean(given), statistics.stdev(given) if len(given) > 1 else float("nan"), len(given))
 
 
+@full_float32()
 def knn_accuracy(
     train_features: torch.Tensor,
     train_labels: torch.Tensor,
@@ -45,17 +48,19 @@ def knn_accuracy(
 ) -> float:
     """Weighted k-nearest-neighbour accuracy in percent (0-100) by cosine similarity.
 
-    train_features (N, D), test_features (M, D): float tensors on one device. train_labels (N,), test_labels (M,):
-    int64, 0 or more. k: neighbours; of fewer than k training rows all are used. A neighbour's vote weighs
-    exp(similarity / 0.07), as in DINO's evaluation; of equal votes the lowest class wins.
+    train_features (N, D), test_features (M, D): float tensors, train_labels (N,), test_labels (M,): int64, 0 or more;
+    each on any device, the work is done where train_features are. k: neighbours; of fewer than k training rows all are
+    used. A neighbour's vote weighs exp(similarity / 0.07), as in DINO's evaluation; of equal votes the lowest class
+    wins.
     """
     _check_labels(train_labels, "training")
     _check_labels(test_labels, "test")
     bank = normalise(train_features)
+    train_labels, test_labels = train_labels.to(bank.device), test_labels.to(bank.device)
     classes = int(train_labels.max()) + 1
     correct = 0
     for start, stop in row_blocks(len(test_features), len(bank)):
-        similarity = normalise(test_features[start:stop]) @ bank.T  # (B, N)
+        similarity = normalise(test_features[start:stop].to(bank.device)) @ bank.T  # (B, N)
         weight, neighbour = similarity.topk(min(k, len(bank)), dim=1)
         votes = torch.zeros(stop - start, classes, device=bank.device)
         votes.scatter_add_(1, train_labels[neighbour], ((weight - 1) / KNN_TEMPERATURE).exp())
@@ -69,12 +74,14 @@ def probe_accuracy(
     test_features: torch.Tensor,
     test_labels: torch.Tensor,
     *,
-    c: float = PROBE_C,
+    c: float | None = PROBE_C,
 ) -> float:
-    """Accuracy in percent (0-100) of a multinomial logistic regression on unit-length features (scikit-learn, L-BFGS).
+    """Accuracy in percent (0-100) of a multinomial logistic regression on unit-length features.
 
     train_features (N, D), test_features (M, D): float tensors. train_labels (N,), test_labels (M,): int64, 0 or more.
-    c: inverse strength of the L2 penalty. Deterministic. Raises UserError where all training labels are of one class.
+    c: inverse strength of the L2 penalty, the probe being scikit-learn's L-BFGS in float32, as in the published tables;
+    None: chosen by cross-validation on the training labels where there are enough (probe.choose_c), else the default,
+    solved in float64. Deterministic. Raises UserError where all training labels are of one class.
     """
     _check_labels(train_labels, "training")
     _check_labels(test_labels, "test")
@@ -82,19 +89,28 @@ def probe_accuracy(
         raise UserError(
             f"the subset's {len(train_labels)} images are all of class {train_labels[0]}: a probe needs two"
         )
-    from sklearn.linear_model import LogisticRegression  # a second to import, and only needed here
+    units, labels, asked = normalise(train_features), train_labels.to(train_features.device), normalise(test_features)
+    if c is None:
+        from data_selection.judging.probe import choose_c, fit_probe  # scipy: slow to import, and only needed here
 
-    probe = LogisticRegression(C=c, max_iter=2000, tol=1e-4)
-    probe.fit(normalise(train_features).cpu().numpy(), train_labels.cpu().numpy())
-    predicted = torch.from_numpy(probe.predict(normalise(test_features).cpu().numpy()))
-    return 100 * (predicted == test_labels.cpu()).double().mean().item()
+        probe = fit_probe(units, labels, int(labels.max()) + 1, choose_c(units, labels, default=PROBE_C))
+        predicted = probe.predict(asked).argmax(1)
+    else:
+        from sklearn.linear_model import LogisticRegression
+
+        solver = LogisticRegression(C=c, max_iter=2000, tol=1e-4).fit(units.cpu().numpy(), labels.cpu().numpy())
+        predicted = torch.from_numpy(solver.predict(asked.cpu().numpy()))
+    return 100 * (predicted.cpu() == test_labels.cpu()).double().mean().item()
 
 
-def judge_subset(ids: Ids, train: FeatureTable, test: FeatureTable, *, k: int = 20) -> tuple[float, float]:
+def judge_subset(
+    ids: Ids, train: FeatureTable, test: FeatureTable, *, k: int = 20, c: float | None = PROBE_C
+) -> tuple[float, float]:
     """(k-NN accuracy, linear-probe accuracy) in percent on `test` when only the chosen images of `train` have labels.
 
     ids: pool indices into train. train, test: with labels; where both know their classes' names, these are compared,
-    not the numbers. Raises UserError where labels are missing, or test has a class that train lacks.
+    not the numbers. c: of the probe, None: chosen on the labels. Raises UserError where labels are missing, or test has
+    a class that train lacks.
     """
     if train.labels is None or test.labels is None:
         missing = train if train.labels is None else test
@@ -103,7 +119,7 @@ def judge_subset(ids: Ids, train: FeatureTable, test: FeatureTable, *, k: int = 
     chosen = as_tensor(train.features[ids.numpy()]).float()
     test_labels = torch.from_numpy(labels_like(test, train))
     arguments = (chosen, torch.from_numpy(train.labels)[ids], test.tensor(), test_labels)
-    return knn_accuracy(*arguments, k=k), probe_accuracy(*arguments)
+    return knn_accuracy(*arguments, k=k), probe_accuracy(*arguments, c=c)
 
 
 def _check_labels(labels: torch.Tensor, what: str) -> None:

@@ -1,21 +1,47 @@
 """A probe on features averaged over the pool's neighbours, and its labels spread over them: more from few labels.
 
 The unlabelled pool says which images are alike; labels are read off the averaged features, then corrected by the
-neighbours' (Huang et al., 2021, "Combining Label Propagation and Simple Models Out-performs Graph Neural Networks").
+neighbours' where the labels say that this helps. Every choice is made on the labels alone.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
-from sklearn.linear_model import LogisticRegression
 
 from data_selection.common.checks import check_ids
 from data_selection.common.distributed import World, on_main
 from data_selection.common.errors import UserError
+from data_selection.judging.calibration import (
+    TEMPERATURES,
+    at_temperature,
+    calibration_error,
+    log_loss,
+    temperature,
+)
+from data_selection.judging.correction import (
+    SPREAD_NEIGHBOURS,
+    Choice,
+    HeldOut,
+    choose_correction,
+    held_out_corrected,
+    spread_labels,
+)
+from data_selection.judging.probe import (
+    GRID,
+    SMOOTH_C,
+    Probe,
+    choose_c,
+    enough_to_ask,
+    fit_probe,
+    folds,
+    held_out,
+)
 from data_selection.nearest.graph import (
+    Finder,
     Graph,
     build_graph,
     nearest_neighbours,
@@ -24,127 +50,25 @@ from data_selection.nearest.graph import (
     smooth_outside,
     times,
 )
-from data_selection.nearest.pool_reader import pool_device
-from data_selection.nearest.similarity import normalise, read_rows
+from data_selection.nearest.pool_reader import pool_device, unit_mean, working_memory
+from data_selection.nearest.similarity import about, normalise, read_rows
+from data_selection.nearest.stored_graph import Neighbours, row_hashes
 
-SMOOTH_C = 30.0  # inverse L2 strength on smoothed features
-GRID = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
-FOLDS = 5
-SPREAD_NEIGHBOURS, SPREAD_STEPS, SPREAD_SHARE = 15, 10, 0.9  # of the correction
-TEMPERATURES = (1.0, 0.7, 1.4, 0.5, 2.0, 0.25, 3.0, 5.0)  # of equally good ones the first is taken
-
-
-@dataclass(frozen=True)
-class Probe:
-    """A linear classifier: weight (P, D) and bias (P,) float64 of the P classes that had labels, of `classes` in all.
-
-    present: (P,) int64, their numbers, ascending.
-    """
-
-    weight: torch.Tensor
-    bias: torch.Tensor
-    present: torch.Tensor
-    classes: int
-
-    def predict(self, features: torch.Tensor) -> torch.Tensor:
-        """Probabilities (Q, classes) float32 of features (Q, D), on their device; 0 for classes without a label."""
-        weight, bias = self.weight.to(features.device), self.bias.to(features.device)
-        result = torch.zeros(len(features), self.classes, device=features.device)
-        step = max(1, (1 << 22) // (features.shape[1] + self.classes))  # rows whose float64 copy fits 32 MB
-        for rows, part in zip(features.split(step), result.split(step), strict=False):
-            part[:, self.present.to(features.device)] = (rows.double() @ weight.T + bias).softmax(1).float()
-        return result
-
-
-def fit_probe(features: torch.Tensor, labels: torch.Tensor, classes: int, c: float) -> Probe:
-    """Multinomial logistic regression of labels (n,) int64 on features (n, D), penalty |weight|^2 / (2 c), as a Probe.
-
-    By scikit-learn's L-BFGS in float64, so deterministic; two classes are its binary model, one is always predicted.
-    Raises UserError where there is no label, or one outside 0..classes-1, or c is not above 0.
-    """
-    if not c > 0:
-        raise UserError(f"c {c} must be above 0")
-    if len(labels) == 0:
-        raise UserError("a probe needs at least one label, there is none")
-    if labels.min() < 0 or labels.max() >= classes:
-        raise UserError(f"labels {int(labels.min())}..{int(labels.max())} are outside 0..{classes - 1}: mend them")
-    present = labels.cpu().unique()
-    if len(present) == 1:
-        return Probe(torch.zeros(1, features.shape[1]).double(), torch.zeros(1).double(), present, classes)
-    solver = LogisticRegression(C=c, max_iter=2000, tol=1e-5)
-    solver.fit(features.cpu().double().numpy(), labels.cpu().numpy())
-    weight, bias = torch.from_numpy(solver.coef_), torch.from_numpy(solver.intercept_)
-    if len(present) == 2:  # one logit: half of it for one class, minus half for the other
-        weight, bias = torch.cat([-weight, weight]) / 2, torch.cat([-bias, bias]) / 2
-    return Probe(weight, bias, present, classes)
-
-
-def folds(labels: torch.Tensor, count: int = FOLDS) -> torch.Tensor:
-    """Which of `count` folds each label (n,) is in, (n,) int64 on the CPU: every class evenly over all, in turn."""
-    fold = torch.empty(len(labels), dtype=torch.int64)
-    fold[labels.cpu().argsort(stable=True)] = torch.arange(len(labels)) % count
-    return fold
-
-
-def held_out(features: torch.Tensor, labels: torch.Tensor, classes: int, c: float) -> torch.Tensor:
-    """Probabilities (n, classes) of each row by a probe on the other folds; features (n, D), labels (n,) int64, n > 1.
-
-    A row whose class has no other label gets 0 for it.
-    """
-    fold = folds(labels, min(FOLDS, len(labels))).to(labels.device)
-    result = torch.zeros(len(labels), classes, device=features.device)
-    for part in fold.unique():
-        rest = fold != part
-        result[~rest] = fit_probe(features[rest], labels[rest], classes, c).predict(features[~rest])
-    return result
-
-
-def choose_c(
-    features: torch.Tensor, labels: torch.Tensor, grid: Iterable[float] = GRID, default: float = SMOOTH_C
-) -> float:
-    """The c of a grid with the best 5-fold cross-validated accuracy; of equals, the least log loss, then the lowest c.
-
-    features: (n, D); labels: (n,) int64. default is returned where a class has a single label, so that some fold would
-    have to do without it, or where there is one class. Deterministic.
-    """
-    values, counts = labels.unique(return_counts=True)
-    if len(values) < 2 or counts.min() < 2:
-        return default
-    classes = int(values.max()) + 1
-    scores = []
-    for c in sorted(grid):
-        predicted = held_out(features, labels, classes, c)
-        hits = int((predicted.argmax(1) == labels).sum())
-        scores.append((-hits, log_loss(predicted, labels), c))
-    return min(scores)[2]
-
-
-def log_loss(probabilities: torch.Tensor, labels: torch.Tensor) -> float:
-    """Mean of -log p of the labels (n,) by probabilities (n, C)."""
-    return -probabilities.double().gather(1, labels[:, None]).clamp(min=1e-12).log().mean().item()
-
-
-def temperature(probabilities: torch.Tensor, labels: torch.Tensor, grid: Sequence[float] = TEMPERATURES) -> float:
-    """The temperature of a grid that makes held-out probabilities (n, C) fit labels (n,) int64 best, by log loss.
-
-    probabilities: from held_out; a row whose label has probability 0 (its class was not seen) decides nothing. Of
-    equally good temperatures the first is taken.
-    """
-    losses = [log_loss(at_temperature(probabilities, value), labels) for value in grid]
-    return grid[losses.index(min(losses))]
-
-
-def at_temperature(probabilities: torch.Tensor, value: float) -> torch.Tensor:
-    """Probabilities (n, C) to the power 1 / value, each row's sum 1 again: above 1 they are less certain."""
-    return (probabilities.double().log() / value).softmax(1).to(probabilities.dtype)
+__all__ = [
+    "GRID", "SMOOTH_C", "TEMPERATURES", "Probe", "SmoothedProbe", "at_temperature", "calibration_error", "choose_c",
+    "fit_probe", "fit_smoothed", "folds", "held_out", "log_loss", "spread_labels", "temperature",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
 class SmoothedProbe:
     """What fit_smoothed learned. pool: (N, C) float32 probabilities of the pool; corrected: the same after spreading.
 
-    probe, c: the classifier of smoothed features and its strength. mean: (D,) of the pool's unit rows; features: (N, D)
-    these about it, at unit length; levels: of `smooth`. graph, spread: of k neighbours, and of those for spreading.
+    Neither is calibrated: temperature and corrected_temperature (of what is half corrected) make predictions mean what
+    they say; 1 where there were too few labels to ask. choice: whether predictions are corrected, and why. probe, c:
+    the classifier of smoothed features and its strength. held: of the labelled rows, by probes that did not see them,
+    in the order of ids; None where nobody was asked. mean: (D,) of the pool's unit rows; features: (N, D) these about
+    it, at unit length; levels: of `smooth`. graph, spread: of k neighbours, and of those for spreading.
     """
 
     pool: torch.Tensor
@@ -158,28 +82,60 @@ class SmoothedProbe:
     graph: Graph
     spread: Graph | None
     world: World
+    choice: Choice
+    temperature: float = 1.0
+    corrected_temperature: float = 1.0
+    held: HeldOut | None = None
 
-    def predict(self, queries: torch.Tensor | np.ndarray, corrected: bool = False) -> torch.Tensor:
+    def pool_probabilities(self) -> torch.Tensor:
+        """The pool's probabilities (N, C) as chosen, calibrated."""
+        if self.choice.corrected and self.corrected is not None:
+            return at_temperature(self.corrected, self.corrected_temperature)
+        return at_temperature(self.pool, self.temperature)
+
+    @property
+    def wide(self) -> int:
+        """Neighbours that a row from outside the pool is asked for."""
+        return self.k if self.spread is None else max(self.k, SPREAD_NEIGHBOURS)
+
+    @cached_property
+    def finder(self) -> Finder:
+        """Looks for neighbours in the pool; made once, however many batches of queries come."""
+        limit = working_memory(None, self.features.device)
+        return Finder(self.features, self.wide, self.features.device, limit, queries=self.features[:0])
+
+    def neighbours(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(index, similarity), (Q, wide) each, in the pool, of rows (Q, D) about the mean; ranks share the work."""
+        if self.world.size > 1:
+            return nearest_neighbours(self.features, self.wide, queries=rows, world=self.world)
+        found = [self.finder.find_rows(some) for some in normalise(rows).split(self.finder.step)]
+        return torch.cat([index for index, _ in found]), torch.cat([similarity for _, similarity in found])
+
+    def predict(
+        self, queries: torch.Tensor | np.ndarray, corrected: bool | None = None, calibrated: bool = True
+    ) -> torch.Tensor:
         """Probabilities (Q, C) float32 of raw features (Q, D) from outside the pool.
 
-        corrected: half the probe's, half the mean of the neighbours' corrected ones. With a World of several ranks all
-        must call it. Raises UserError where correct=False was fitted, a value is not finite or the dimensions differ.
+        corrected: half the probe's, half the mean of the neighbours' corrected ones; None: as chosen. calibrated: at
+        the temperature that the labels gave. With a World of several ranks all must call it. Raises UserError where
+        correct=False was fitted, a value is not finite or the dimensions differ.
         """
+        corrected = self.choice.corrected if corrected is None else corrected
         spread, known = self.spread, self.corrected
         if corrected and spread is None:
             raise UserError("corrected predictions need a probe that was fitted with correct=True")
         if queries.ndim != 2 or queries.shape[1] != len(self.mean):
             raise UserError(f"queries of shape {tuple(queries.shape)}: the pool's {len(self.mean)} columns are needed")
         rows = about(read_rows(queries, 0, len(queries), self.features.device), self.mean)
-        wide = max(self.k, SPREAD_NEIGHBOURS) if corrected else self.k
-        index, similarity = nearest_neighbours(self.features, wide, queries=rows, world=self.world)
+        index, similarity = self.neighbours(rows)
         smoothed = smooth_outside(rows, self.levels, index[:, : self.k], similarity[:, : self.k], self.graph)
         result = self.probe.predict(smoothed)
         if not corrected or spread is None or known is None:
-            return result
+            return at_temperature(result, self.temperature) if calibrated else result
         average, alone = outside_average(index[:, :SPREAD_NEIGHBOURS], similarity[:, :SPREAD_NEIGHBOURS], spread)
         mixed = (result + times(average, known)) / 2
-        return torch.where(torch.from_numpy(alone).to(mixed.device)[:, None], result, mixed)
+        mixed = torch.where(torch.from_numpy(alone).to(mixed.device)[:, None], result, mixed)
+        return at_temperature(mixed, self.corrected_temperature) if calibrated else mixed
 
 
 def fit_smoothed(
@@ -191,7 +147,9 @@ def fit_smoothed(
     c: float | None = SMOOTH_C,
     k: int = 10,
     steps: int = 2,
-    correct: bool = True,
+    correct: bool | None = True,
+    calibrate: bool = True,
+    graph: Neighbours | None = None,
     world: World | None = None,
     progress: Callable[..., Any] | None = None,
 ) -> SmoothedProbe:
@@ -199,8 +157,11 @@ def fit_smoothed(
 
     features: (N, D) raw floats of the whole pool. ids: (n,) pool indices; labels: (n,) int64, their classes, below
     `classes` (default: one more than the highest). c: inverse strength of the L2 penalty, None: choose_c. k neighbours
-    and `steps` steps of smoothing; correct: also spread labels over the neighbours. world: its ranks share the search
-    for neighbours, and all get the same. Raises UserError where ids and labels do not fit the pool or each other.
+    and `steps` steps of smoothing; correct: also spread labels over the neighbours, None: do so, and let the labels
+    decide whether predictions use it (`choice`; True and False leave them uncorrected unless asked for). calibrate:
+    find temperatures on held-out labels. graph: the pool's neighbours as stored_graph.pool_graph gives them; None: they
+    are looked up. world: its ranks share the search for neighbours, and all get the same. Raises UserError where ids
+    and labels, or the graph, do not fit the pool or each other.
     """
     world = world or World(0, 1, pool_device(features, None))
     rows_known = check_ids(ids, len(features), "labelled")
@@ -211,45 +172,54 @@ def fit_smoothed(
     rows_known, targets = rows_known[order], targets[order]
     if k < 1 or steps < 0:
         raise UserError(f"k {k} and steps {steps}: at least 1 neighbour and 0 steps are needed")
-    rows = read_rows(features, 0, len(features), world.device)
-    mean = normalise(rows).double().mean(0).float()
-    rows = about(rows, mean)
-    wide = max(k, SPREAD_NEIGHBOURS) if correct else k
-    index, similarity = nearest_neighbours(rows, wide, world=world, progress=progress)
-    graph = build_graph(index[:, :k], similarity[:, :k])
-    smoothed, levels = smooth(rows, graph, steps)
-    count = int(targets.max()) + 1 if classes is None else classes
-    known = smoothed[rows_known.to(smoothed.device)].cpu()
-
-    def fit() -> tuple[float, Probe]:
-        strength = choose_c(known, targets) if c is None else c
-        return strength, fit_probe(known, targets, count, strength)
-
-    strength, probe = on_main(world, fit)
-    pool = probe.predict(smoothed)
-    spread = corrected = None
-    if correct:
+    wide = max(k, SPREAD_NEIGHBOURS) if correct is not False else k
+    if graph is None:
+        mean = unit_mean(features, world.device)
+    else:
+        check_graph(graph, features, wide)
+        mean = graph.centre.to(world.device)
+    rows = about(read_rows(features, 0, len(features), world.device), mean)
+    if graph is None:
+        index, similarity = nearest_neighbours(features, wide, world=world, centre=mean, progress=progress)
+    else:
+        index, similarity = graph.index.to(world.device), graph.similarity.to(world.device)
+    near = build_graph(index[:, :k], similarity[:, :k])
+    smoothed, levels = smooth(rows, near, steps)
+    spread = None
+    if correct is not False:
         spread = build_graph(index[:, :SPREAD_NEIGHBOURS], similarity[:, :SPREAD_NEIGHBOURS])
-        corrected = spread_labels(pool, targets, rows_known, spread)
-    return SmoothedProbe(pool, corrected, probe, strength, k, mean, rows, levels, graph, spread, world)
+    count = int(targets.max()) + 1 if classes is None else classes
+
+    def fit() -> tuple[float, Probe, HeldOut | None]:
+        known = smoothed[rows_known.to(smoothed.device)].cpu()
+        strength = choose_c(known, targets) if c is None else c
+        probe, held = fit_probe(known, targets, count, strength), None
+        if enough_to_ask(targets) and (calibrate or correct is None):
+            if spread is None:
+                plain = held_out(known, targets, count, strength)
+                held = HeldOut(plain, plain)
+            else:
+                held = held_out_corrected(smoothed.cpu(), targets, rows_known, count, strength, spread)
+        return strength, probe, held
+
+    strength, probe, held = on_main(world, fit)
+    choice = Choice(False, "not corrected by the neighbours: not asked for")
+    if correct is None:
+        choice = choose_correction(targets, held)
+    heats = [temperature(part.cpu(), targets) for part in held] if held is not None and calibrate else [1.0, 1.0]
+    pool = probe.predict(smoothed)
+    corrected = None if spread is None else spread_labels(pool, targets, rows_known, spread)
+    return SmoothedProbe(
+        pool, corrected, probe, strength, k, mean, rows, levels, near, spread, world, choice, heats[0], heats[1], held
+    )
 
 
-def about(rows: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
-    """Rows (Q, D) at unit length, less the mean (D,), at unit length again; where nothing is left, 0."""
-    return normalise(normalise(rows) - mean)
-
-
-def spread_labels(probabilities: torch.Tensor, labels: torch.Tensor, ids: torch.Tensor, graph: Graph) -> torch.Tensor:
-    """G, (N, C): ten times G = 0.9 A G + 0.1 Y from G = Y, the labelled rows set back to their labels each time.
-
-    Y: probabilities (N, C) with the rows ids (n,) replaced by their labels (n,), one-hot.
-    """
-    ids, labels = ids.to(probabilities.device), labels.to(probabilities.device)
-    start = probabilities.clone()
-    start[ids] = 0
-    start[ids, labels] = 1
-    result = start
-    for _ in range(SPREAD_STEPS):
-        result = SPREAD_SHARE * times(graph.average, result) + (1 - SPREAD_SHARE) * start
-        result[ids] = start[ids]
-    return result
+def check_graph(graph: Neighbours, features: torch.Tensor | np.ndarray, k: int) -> None:
+    """Raise UserError where stored neighbours are of other rows than the pool's, or too few."""
+    if graph.index.shape[1] < min(k, len(features) - 1):
+        raise UserError(f"a graph of {graph.index.shape[1]} neighbours a row, {k} are needed: look up as many")
+    if len(graph.hashes) != len(features) or not np.array_equal(graph.hashes, row_hashes(features)):
+        raise UserError(
+            f"the graph is of {len(graph.hashes)} other rows than the pool's {len(features)}: look its neighbours up "
+            "again by pool_graph"
+        )

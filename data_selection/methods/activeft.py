@@ -5,12 +5,12 @@ import random
 from collections.abc import Callable, Iterator
 
 import torch
-import torch.distributed as dist
 
 from data_selection.common.checks import check_request, check_selection
-from data_selection.common.distributed import World
+from data_selection.common.distributed import World, current_world
 from data_selection.common.errors import UserError
 from data_selection.common.kinds import Device, Features, Ids
+from data_selection.common.precision import full_float32
 from data_selection.common.progress import OpenBar, open_bar
 from data_selection.methods.activeft_objective import OBJECTIVES, TABLE_ROWS, add_segment_sums, through_normalisation
 from data_selection.methods.configs import ActiveFTConfig
@@ -28,6 +28,7 @@ PATIENCE = 10  # iterations over which the loss must move by `threshold`
 OnIteration = Callable[[int, float, float], object]  # (iteration, learning rate, loss before the step)
 
 
+@full_float32()
 def select_activeft(
     features: Features,
     budget: int,
@@ -68,13 +69,6 @@ def select_activeft(
     positions = distinct_nearest(pool_blocks(pool, world, config), units, barred, world, min(max_bytes, ASSIGN_BYTES))
     chosen = positions if ids is None else ids[positions]
     return check_selection(chosen.sort().values, budget, len(features), labelled, excluded)
-
-
-def current_world(device: torch.device) -> World:
-    """The place of this process among the ranks: those of torch.distributed where it runs, else alone."""
-    if dist.is_available() and dist.is_initialized():
-        return World(dist.get_rank(), dist.get_world_size(), device)
-    return World(0, 1, device)
 
 
 def initial(

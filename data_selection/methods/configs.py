@@ -2,10 +2,9 @@
 
 import math
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 from data_selection.common.errors import UserError
-from data_selection.methods.configs_design import DesignConfigs
 
 DISTANCES = ("euclidean", "cosine", "product", "KLDiv")
 INITS, SCHEDULERS = ("random", "fps", "kmeans++"), ("none", "cosine")
@@ -113,9 +112,11 @@ CHOICES = {
 class BiLAFConfig:
     """Settings of BiLAF; the defaults are the published algorithm, the second word of each choice the released program.
 
-    core_number: cores to ask the core function for; None: see default_core_number. Not read where ids are given.
-    density_number, ring_share, remove_share, penalty: k = 10, P_in = 0.1, P_rm = 0.1, delta = 1.1 of the paper
-    (shares are fractions 0-1).
+    core_number: cores, counted in the budget; None: half of it, at most 0.5 % of the pool or 50. Not read where ids are
+    given.
+    density_number: neighbours of the density (k of the paper). ring_share: of a class in one ring, a fraction 0-1
+    (P_in). remove_share: of each class removed as noise, a fraction 0-1 (P_rm). penalty: of an opponent met again
+    (delta).
 
     Each field below is one deviation of the released program, so that each can be measured alone:
     normalised: features at unit length in this stage (released: raw).
@@ -179,4 +180,8 @@ BILAF_PRESETS = {
     "released_imagenet": replace(_RELEASED, remove_share=0.2),
 }
 
-Config = RandomConfig | FarthestConfig | KMeansConfig | ActiveFTConfig | BiLAFConfig | DesignConfigs
+
+class Config(Protocol):
+    """Any of these, and those of the other modules: a frozen dataclass whose docstring says `field: what it sets`."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]

@@ -4,11 +4,13 @@ import torch
 
 from data_selection.common.checks import check_request, check_selection
 from data_selection.common.kinds import Device, Features, Ids
+from data_selection.common.precision import full_float32
 from data_selection.common.progress import OpenBar
 from data_selection.methods.configs import FarthestConfig
 from data_selection.methods.starts import farthest_point
 
 
+@full_float32()
 def select_farthest(
     features: Features,
     budget: int,

@@ -7,13 +7,15 @@ import torch
 from data_selection.common.checks import check_request, check_selection
 from data_selection.common.distributed import World
 from data_selection.common.kinds import Device, Features, Ids
-from data_selection.common.progress import OpenBar, open_bar
+from data_selection.common.precision import full_float32
+from data_selection.common.progress import OpenBar
+from data_selection.methods.clusters import fit_clusters, resident_rows
 from data_selection.methods.configs import KMeansConfig
 from data_selection.nearest.assignment import distinct_nearest
-from data_selection.nearest.pool_reader import UnitPool
 from data_selection.nearest.similarity import BLOCK_BYTES, normalise
 
 
+@full_float32()
 def select_kmeans(
     features: Features,
     budget: int,
@@ -32,19 +34,11 @@ def select_kmeans(
     """
     labelled, candidates = check_request(features, budget, labelled, excluded)
     kept = torch.cat([labelled, candidates]).sort().values
-    pool = UnitPool(features, kept, torch.device("cpu"), float("inf"))
-    rows = pool.read(0, pool.count)  # (n, D)
-    from sklearn.cluster import KMeans, MiniBatchKMeans  # slow to import, and only needed here
-
-    small = len(rows) <= 4 * config.batch_size
-    options = {"n_clusters": budget + len(labelled), "n_init": 1, "max_iter": config.max_iter, "random_state": seed}
-    estimator = KMeans(**options) if small else MiniBatchKMeans(**options, batch_size=config.batch_size)
-    with open_bar(progress, 1, "k-means", "fit") as bar:
-        centres = normalise(torch.from_numpy(estimator.fit(rows.numpy()).cluster_centers_))  # (budget + L, D)
-        bar.update(1)
+    rows = resident_rows(features, kept, torch.device("cpu"), "kmeans")  # (n, D)
+    centres = normalise(fit_clusters(rows, budget + len(labelled), config, seed, progress)[0])  # (budget + L, D)
     alone = World(0, 1, torch.device("cpu"))
     if len(labelled):
-        known = pool.take(torch.searchsorted(kept, labelled))
+        known = rows[torch.searchsorted(kept, labelled)]
         nobody = torch.zeros(len(centres), dtype=torch.bool)
         claimed = distinct_nearest(lambda _: [(0, centres)], known, nobody, alone, BLOCK_BYTES)
         free = torch.ones(len(centres), dtype=torch.bool)

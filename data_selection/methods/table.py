@@ -14,6 +14,13 @@ from data_selection.methods.configs import (
     KMeansConfig,
     RandomConfig,
 )
+from data_selection.methods.configs_clusters import (
+    HerdingConfig,
+    ProbCoverConfig,
+    StratifiedConfig,
+    TypiClustConfig,
+    ZCoreConfig,
+)
 from data_selection.methods.configs_design import (
     FacilityConfig,
     HalfConfig,
@@ -61,6 +68,11 @@ METHODS = {
     "random": Method(RandomConfig, "random_choice.select_random"),
     "fps": Method(FarthestConfig, "farthest.select_farthest"),
     "kmeans": Method(KMeansConfig, "kmeans.select_kmeans"),
+    "stratified": Method(StratifiedConfig, "stratified.select_stratified"),
+    "typiclust": Method(TypiClustConfig, "typiclust.select_typiclust"),
+    "probcover": Method(ProbCoverConfig, "probcover.select_probcover"),
+    "herding": Method(HerdingConfig, "herding.select_herding"),
+    "zcore": Method(ZCoreConfig, "zcore.select_zcore"),
     "activeft": Method(ActiveFTConfig, "activeft.select_activeft"),
     "bilaf": Method(BiLAFConfig, "bilaf.selection.select_bilaf", "activeft.select_activeft"),  # cores as in the paper
     "facility": Method(FacilityConfig, "design.facility.select_facility"),

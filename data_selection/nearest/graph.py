@@ -14,6 +14,8 @@ from scipy import sparse
 
 from data_selection.common.distributed import World
 from data_selection.common.errors import UserError
+from data_selection.common.kinds import Features
+from data_selection.common.precision import full_float32
 from data_selection.common.progress import open_bar
 from data_selection.nearest.narrow import narrow_is_faster
 from data_selection.nearest.neighbour_search import MAX_ROWS, Search, first_copies, rows_at_once
@@ -23,13 +25,65 @@ from data_selection.nearest.similarity import normalise
 SAME = 1e-6  # cosine distances up to this are rounding of float32 unit rows: 0
 
 
+class Finder:
+    """Finds the k nearest rows of a pool, for rows of its own (which are not their own neighbours) or for others.
+
+    features, queries: as nearest_neighbours takes them. centre: (D,), see UnitPool. limit: working memory in bytes.
+    """
+
+    def __init__(
+        self,
+        features: Features,
+        k: int,
+        device: torch.device,
+        limit: int,
+        queries: Features | None = None,
+        centre: torch.Tensor | None = None,
+    ) -> None:
+        """Raises UserError as nearest_neighbours does."""
+        if k < 1:
+            raise UserError(f"{k} neighbours asked for: at least 1 is needed")
+        shapes = [tuple(table.shape) for table in (features, queries) if table is not None]
+        if any(len(shape) != 2 or shape[1] != shapes[0][1] for shape in shapes):
+            raise UserError(
+                f"pool and queries of shape {shapes}: tables (rows, dimensions) of equal dimensions are needed"
+            )
+        self.count, self.own, self.device = min(k, len(features) - (queries is None)), queries is None, device
+        if self.count < 1:
+            raise UserError(f"a pool of {len(features)} rows has no neighbours to give: more rows are needed")
+        self.pool = UnitPool(features, None, device, limit, centre)
+        self.asking = self.pool if queries is None else UnitPool(queries, None, device, limit, centre)
+        self.step = rows_at_once(self.pool.dimensions, limit, device)
+        places = first_copies(self.pool, self.count + 1, self.step)
+        wanted = self.pool if len(places) == self.pool.count else UnitPool(features, places, device, limit, centre)
+        narrow = device.type == "cpu" and self.pool.count >= 2 * MAX_ROWS and narrow_is_faster()
+        self.search = Search(wanted, places, self.count, self.step, narrow)
+
+    def find(self, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(index, similarity), (B, k) each, of the asking rows ids (B,) int64 on the CPU."""
+        return self.find_rows(self.asking.take(ids), ids.to(self.device) if self.own else None)
+
+    def find_rows(self, rows: torch.Tensor, names: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """The same of unit rows (B, D); names: (B,), what they are called in the pool, None for rows from outside."""
+        live = rows.any(1).nonzero()[:, 0]
+        index = torch.arange(self.count, device=self.device).repeat(len(rows), 1)  # as near as any to an all-zero row
+        similarity = torch.zeros(len(rows), self.count, device=self.device)
+        if names is not None:
+            index += index >= names[:, None]
+        if len(live):
+            index[live], similarity[live] = self.search.find(rows[live], None if names is None else names[live])
+        return index, similarity
+
+
+@full_float32()
 def nearest_neighbours(
-    features: torch.Tensor | np.ndarray,
+    features: Features,
     k: int,
     *,
-    queries: torch.Tensor | np.ndarray | None = None,
+    queries: Features | None = None,
     world: World | None = None,
     max_bytes: int | None = None,
+    centre: torch.Tensor | None = None,
     progress: Callable[..., Any] | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The k rows of highest cosine similarity, best first: (index (Q, k) int64, similarity (Q, k) float32).
@@ -39,41 +93,20 @@ def nearest_neighbours(
     first. An all-zero row has similarity 0 to all. Fewer columns come back where there are fewer than k others.
     world: its ranks share the rows and all get the whole result, on its device (without it: that of features).
     max_bytes: working memory beside the result, by default a quarter of what is free; the result does not depend on it.
-    Raises UserError where there is no other row, the dimensions differ, k is below 1 or a value is not finite.
+    centre: (D,), taken off all unit rows first. Raises UserError where there is no other row, the dimensions differ, k
+    is below 1 or a value is not finite.
     """
-    if k < 1:
-        raise UserError(f"{k} neighbours asked for: at least 1 is needed")
-    shapes = [tuple(table.shape) for table in (features, queries) if table is not None]
-    if any(len(shape) != 2 or shape[1] != shapes[0][1] for shape in shapes):
-        raise UserError(f"pool and queries of shape {shapes}: tables (rows, dimensions) of equal dimensions are needed")
-    count = min(k, len(features) - (queries is None))
-    if count < 1:
-        raise UserError(f"a pool of {len(features)} rows has no neighbours to give: more rows are needed")
     world = world or World(0, 1, pool_device(features, None))
     limit = working_memory(None, world.device) if max_bytes is None else max_bytes
-    pool = UnitPool(features, None, world.device, limit)
-    asking = pool if queries is None else UnitPool(queries, None, world.device, limit)
-    step = rows_at_once(pool.dimensions, limit, world.device)
-    places = first_copies(pool, count + 1, step)
-    wanted = pool if len(places) == pool.count else UnitPool(features, places, world.device, limit)
-    index = torch.zeros(asking.count, count, dtype=torch.int64, device=world.device)
-    similarity = torch.zeros(asking.count, count, device=world.device)
-    begin, end = (asking.count * rank // world.size for rank in (world.rank, world.rank + 1))
-    narrow = world.device.type == "cpu" and pool.count >= 2 * MAX_ROWS and narrow_is_faster()
-    search = Search(wanted, places, count, step, narrow)
+    finder = Finder(features, k, world.device, limit, queries, centre)
+    total = finder.asking.count
+    index = torch.zeros(total, finder.count, dtype=torch.int64, device=world.device)
+    similarity = torch.zeros(total, finder.count, device=world.device)
+    begin, end = (total * rank // world.size for rank in (world.rank, world.rank + 1))
     with open_bar(progress, end - begin, "neighbours", "row") as bar:
-        for start in range(begin, end, step):
-            part = slice(start, min(end, start + step))
-            rows = asking.read(part.start, part.stop)
-            live = rows.any(1).nonzero()[:, 0]
-            rows, live = rows[live], live + start
-            own = live if queries is None else None
-            index[part] = torch.arange(count, device=world.device)  # all others are equally near to an all-zero row
-            if own is not None:
-                index[part] += index[part] >= torch.arange(part.start, part.stop, device=world.device)[:, None]
-            if len(live):
-                index[live], similarity[live] = search.find(rows, own)
-            bar.update(part.stop - part.start)
+        for ids in torch.arange(begin, end).split(finder.step):
+            index[ids], similarity[ids] = finder.find(ids)
+            bar.update(len(ids))
     return world.sum_(index), world.sum_(similarity)
 
 

@@ -9,7 +9,7 @@ import torch
 
 from data_selection.common.checks import as_tensor, check_finite
 from data_selection.common.kinds import Device, Features
-from data_selection.nearest.similarity import normalise, read_rows
+from data_selection.nearest.similarity import about, normalise, read_rows
 
 SPAN_ROWS = 16384  # rows whose sums are added up together; never depends on the memory limit, so results do not either
 MIN_SPAN_ROWS = 1024
@@ -23,13 +23,21 @@ class UnitPool:
     """A pool's rows at unit length; positions 0..n-1 are the kept rows in ascending order.
 
     features: (N, D) tensor, array or memory map. ids: (n,) int64, the kept rows, or None for all. max_bytes: working
-    memory; a copy of the unit rows stays resident where half of it holds them. Reads every value once: NaN raises
-    UserError.
+    memory; a copy of the unit rows stays resident where half of it holds them. centre: (D,), taken off the unit rows,
+    which are brought to unit length again (similarity.about), or None. Reads every value once: NaN raises UserError.
     """
 
-    def __init__(self, features: Features, ids: torch.Tensor | None, device: torch.device, max_bytes: float) -> None:
+    def __init__(
+        self,
+        features: Features,
+        ids: torch.Tensor | None,
+        device: torch.device,
+        max_bytes: float,
+        centre: torch.Tensor | None = None,
+    ) -> None:
         self.features: Features = features.detach() if torch.is_tensor(features) else features
         self.ids, self.device = ids, device
+        self.centre = None if centre is None else centre.to(device)
         self.count = len(features) if ids is None else len(ids)
         self.dimensions = features.shape[1]
         fits = 4 * self.count * self.dimensions <= max_bytes / 2
@@ -58,15 +66,29 @@ class UnitPool:
 
     def _read(self, start: int, stop: int) -> torch.Tensor:
         if self.ids is None:
-            return normalise(read_rows(self.features, start, stop, self.device))
+            return self._unit(read_rows(self.features, start, stop, self.device))
         return self._gather(self.ids[start:stop])
+
+    def _unit(self, rows: torch.Tensor) -> torch.Tensor:
+        return normalise(rows) if self.centre is None else about(rows, self.centre)
 
     def _gather(self, ids: torch.Tensor) -> torch.Tensor:
         features = self.features
         rows = features[ids.to(features.device)] if torch.is_tensor(features) else as_tensor(features[ids.numpy()])
         rows = rows.to(self.device, torch.float32)
         check_finite(rows, ids=ids)
-        return normalise(rows)
+        return self._unit(rows)
+
+
+def unit_mean(features: Features, device: torch.device) -> torch.Tensor:
+    """The mean of a pool's unit rows, (D,) float32 on the device, summed up in float64."""
+    total = torch.zeros(features.shape[1], dtype=torch.float64, device=device)
+    for start, stop in UnitPool.spans(len(features)):
+        total += normalise(read_rows(features, start, stop, device)).double().sum(0)
+    return (total / len(features)).float()
+
+
+UNTOLD = 4 << 30  # bytes: what a machine is taken to have that does not say
 
 
 def working_memory(max_memory: float | None, device: torch.device) -> int:
@@ -87,7 +109,8 @@ def available_memory() -> int:
         lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines())
         free = int(lines["MemAvailable"].split()[0]) * 1024
     except (OSError, KeyError):  # another system: all of its memory is the best guess there is
-        free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        told = hasattr(os, "sysconf")  # Windows does not say
+        free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if told else UNTOLD
     return min([free, *container_memory()])
 
 

@@ -44,6 +44,11 @@ def normalise(rows: torch.Tensor) -> torch.Tensor:
     return rows / rows.norm(dim=-1, keepdim=True).clamp_(min=1e-12)
 
 
+def about(rows: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
+    """Rows (Q, D) at unit length, less the mean (D,), at unit length again; where nothing is left, 0."""
+    return normalise(normalise(rows) - mean)
+
+
 def exact_dot(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """Row-wise products of two float32 tables (P, D) in float64, (P,).
 

@@ -54,18 +54,21 @@ def resolve(args: argparse.Namespace) -> tuple[str, Defaults]:
         defaults = dataclasses.replace(defaults, model=args.model, input_size=Defaults.input_size, pretrained=None)
     args.model = defaults.model
     if args.pixels == "model":
-        view = preprocess_of(args.model, args.input_size)
+        view = dataclasses.replace(preprocess_of(args.model, args.input_size), background=args.background)
         defaults = dataclasses.replace(defaults, input_size=view.size, mean=view.mean, std=view.std, view=view)
     args.input_size = args.input_size or defaults.input_size
     if args.augment == "shift" and defaults.view is None:  # shifted is what evaluation sees
-        defaults = dataclasses.replace(defaults, view=papers_view(args.input_size, defaults))
+        defaults = dataclasses.replace(defaults, view=papers_view(args, defaults))
     return name, defaults
 
 
-def papers_view(size: int, defaults: Defaults) -> Preprocess:
+def papers_view(args: argparse.Namespace, defaults: Defaults) -> Preprocess:
     """What evaluation sees the papers' way: the centre of 256/224 of the size, of small images all."""
-    small = size <= SMALL
-    return Preprocess(size, defaults.mean, defaults.std, crop=1.0 if small else 224 / 256, squash=small)
+    small = args.input_size <= SMALL
+    return Preprocess(
+        args.input_size, defaults.mean, defaults.std, crop=1.0 if small else 224 / 256, squash=small,
+        background=args.background,
+    )  # fmt: skip
 
 
 def make_pipeline(args: argparse.Namespace, defaults: Defaults) -> Pipeline:
@@ -116,13 +119,13 @@ def build_learner(
 ) -> Learner:
     """Model, optimiser, schedule, EMA and loss.
 
-    updates: steps in an epoch. pretrained: a file, `none`, or None where a checkpoint follows.
+    updates: steps in an epoch. pretrained: a file, `timm:NAME`, `none`, or None where a checkpoint follows.
     """
     model = build(args, classes, log)
     if pretrained == "none":
         log.say("--finetune none: training starts from random weights")
     elif pretrained is not None:
-        load_pretrained(model, pretrained, log.say, args.checkpoint_key)
+        load_pretrained(model, pretrained, log.say, args.checkpoint_key, args.input_size)
         log.say(f"pretrained weights: {pretrained}")
     log.say(f"number of params: {sum(p.numel() for p in model.parameters() if p.requires_grad)}")
     criterion = Criterion(args.smoothing)

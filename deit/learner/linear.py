@@ -1,21 +1,30 @@
 """The head alone: features of the frozen backbone once, then a logistic regression on them, in seconds."""
 
+import contextlib
 import math
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, one_hot
 
 from data_selection.common.distributed import on_main
 from data_selection.common.errors import UserError
 from deit.engine import Learner
 from deit.runs.checkpoints import classifier_layers
-from deit.samples.batches import Plain
+from deit.samples.batches import Augmented, Part, Plain
 
 # Inverse L2 strength, as scikit-learn's C, for features of mean distance 1 from their mean. Set on random subsets of
 # the demo pool that take part in no comparison (50, 100 and 500 labels; seeds 1000-1004): 10 to 100 are within 1 %.
 STRENGTH = 30.0
-BLOCK = 1 << 24  # logits computed at a time
+
+
+class Rows(NamedTuple):
+    """What the classifier sees of each image: features (N, D) float32 and labels (N,) on the device."""
+
+    features: torch.Tensor
+    labels: torch.Tensor
 
 
 def classifiers(model: nn.Module) -> list[nn.Linear]:
@@ -30,22 +39,32 @@ def classifiers(model: nn.Module) -> list[nn.Linear]:
     return heads
 
 
-@torch.no_grad()
-def frozen_features(learner: Learner, data: Plain, batch: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """What the classifier sees of each image, unaugmented: (features (N, D) float32, labels (N,)) on every process.
+@contextlib.contextmanager
+def seen_by_classifiers(model: nn.Module) -> Iterator[list[torch.Tensor]]:
+    """Within the block, a list of what each classifier saw (B, D) since it was cleared.
 
-    Each process computes its share. A distilled model, whose logits are the mean of its two classifiers', gives the
-    mean of what they see: with equal weights in both, that is the same.
+    A distilled model has two, whose logits are averaged: with equal weights in both, the mean of what they see is what
+    one would see.
     """
+    seen: list[torch.Tensor] = []
+    heads = classifiers(model)
+    hooks = [head.register_forward_pre_hook(lambda _layer, inputs: seen.append(inputs[0])) for head in heads]
+    try:
+        yield seen
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@torch.no_grad()
+def frozen_features(learner: Learner, data: Plain, batch: int) -> Rows:
+    """The Rows of images, unaugmented, on every process. Each process computes its share."""
     model, world = learner.model, learner.world
     model.eval()
-    heads = classifiers(model)
-    seen: list[torch.Tensor] = []
-    hooks = [head.register_forward_pre_hook(lambda _layer, inputs: seen.append(inputs[0])) for head in heads]
-    features = torch.zeros(len(data), heads[0].in_features, device=world.device)
+    features = torch.zeros(len(data), classifiers(model)[0].in_features, device=world.device)
     labels = torch.zeros(len(data), dtype=torch.int64, device=world.device)
     mine, start = torch.arange(world.rank, len(data), world.size, device=world.device), 0
-    try:
+    with seen_by_classifiers(model) as seen:
         for images, targets in data.plain(range(world.rank, len(data), world.size), batch):
             with learner.autocast():
                 model(images)
@@ -53,10 +72,27 @@ def frozen_features(learner: Learner, data: Plain, batch: int) -> tuple[torch.Te
             features[rows], labels[rows] = torch.stack(seen).float().mean(0), targets
             start += len(images)
             seen.clear()
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return world.sum_(features), world.sum_(labels)
+    return Rows(world.sum_(features), world.sum_(labels))
+
+
+@torch.no_grad()
+def augmented_features(
+    learner: Learner, data: Augmented, parts: Sequence[Part], epoch: int, count: int
+) -> torch.Tensor:
+    """What the classifier sees of each of `count` images, augmented as in an epoch, (count, D) on every process.
+
+    parts: this process's, all of them together every image once.
+    """
+    model, world = learner.model, learner.world
+    model.eval()
+    features = torch.zeros(count, classifiers(model)[0].in_features, device=world.device)
+    with seen_by_classifiers(model) as seen:
+        for part, (images, _) in zip(parts, data.augmented(parts, epoch), strict=True):
+            with learner.autocast():
+                model(images)
+            features[part.indices.to(world.device)] = torch.stack(seen).float().mean(0)
+            seen.clear()
+    return world.sum_(features)
 
 
 def logistic_regression(
@@ -64,54 +100,51 @@ def logistic_regression(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Weights (C, D) and biases (C,) of the multinomial logistic regression of labels (N,) on features (N, D).
 
-    Minimises mean cross-entropy (labels smoothed) + |weights|^2 / (2 STRENGTH N) from zero with L-BFGS in float64, on
-    centred features divided by their mean norm; the result is for the features as they are. Convex and deterministic.
+    Minimises mean cross-entropy (labels smoothed) + |weights|^2 / (2 STRENGTH N) in float64, on centred features
+    divided by their mean norm; the result is for the features as they are. Convex and deterministic.
     """
+    targets = one_hot(labels, classes) * (1 - smoothing) + smoothing / classes
+    return soft_regression(features, targets)
+
+
+def soft_regression(features: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """logistic_regression on soft targets (N, C), whose rows sum to their weight in the loss."""
+    from data_selection.judging.logistic import logistic_path  # scipy's solver takes a while to import
+
     x = features.double()
     centre = x.mean(0)
-    x -= centre
+    x = x - centre
     scale = x.norm(dim=1).mean().clamp(min=1e-12)
-    x /= scale
-    weight = torch.zeros(classes, x.shape[1], dtype=x.dtype, device=x.device, requires_grad=True)
-    bias = torch.zeros(classes, dtype=x.dtype, device=x.device, requires_grad=True)
-    solver = torch.optim.LBFGS([weight, bias], max_iter=500, tolerance_grad=1e-6, line_search_fn="strong_wolfe")
-    rows = max(1, BLOCK // classes)
-
-    def objective() -> torch.Tensor:
-        solver.zero_grad()
-        total = weight.square().sum() / (2 * STRENGTH * len(x))
-        total.backward()
-        for some, targets in zip(x.split(rows), labels.split(rows), strict=True):
-            logits = some @ weight.T + bias  # (B, C)
-            part = cross_entropy(logits, targets, label_smoothing=smoothing, reduction="sum") / len(x)
-            part.backward()
-            total = total.detach() + part.detach()
-        return total
-
-    solver.step(objective)
-    weight, bias = weight.detach() / scale, bias.detach()
+    ((weight, bias),) = logistic_path(x / scale, targets, [STRENGTH])
+    weight = weight / scale
     return weight, bias - weight @ centre
 
 
 @torch.no_grad()
-def fit_head(learner: Learner, data: Plain, classes: int, *, batch: int, smoothing: float) -> float:
+def fit_head(learner: Learner, data: Plain | Rows, classes: int, *, batch: int, smoothing: float) -> float:
     """Fit the model's classifier to data, the backbone left as it is. Returns the training loss (smoothed, per image).
 
     The same on any number of processes: each computes its share of the features, one fits, all get its result.
     """
-    features, labels = frozen_features(learner, data, batch)
-
-    def solve() -> list[torch.Tensor]:
-        with torch.enable_grad():
-            return [x.float().cpu() for x in logistic_regression(features, labels, classes, smoothing)]
-
-    weight, bias = (x.to(features.device) for x in on_main(learner.world, solve))
-    loss = cross_entropy(features @ weight.T + bias, labels, label_smoothing=smoothing).item()
+    features, labels = data if isinstance(data, Rows) else frozen_features(learner, data, batch)
+    targets = one_hot(labels, classes) * (1 - smoothing) + smoothing / classes
+    set_head(learner, features, targets)
+    loss = cross_entropy(classifiers(learner.model)[0](features), labels, label_smoothing=smoothing).item()
     if not math.isfinite(loss):
         raise UserError("the features of the frozen backbone are not finite: try --amp off, or check the weights")
+    return loss
+
+
+@torch.no_grad()
+def set_head(learner: Learner, features: torch.Tensor, targets: torch.Tensor) -> None:
+    """Fit the model's classifiers to soft targets (N, C) of features (N, D) on one process; all get the result."""
+
+    def solve() -> list[torch.Tensor]:
+        return [x.float().cpu() for x in soft_regression(features, targets)]
+
+    weight, bias = on_main(learner.world, solve)
     for head in classifiers(learner.model):
         head.weight.copy_(weight)
         head.bias.copy_(bias)
     if learner.ema is not None:
         learner.ema.set(learner.model)
-    return loss

@@ -10,7 +10,7 @@ from torch import nn
 
 from data_selection.common.errors import UserError
 from data_selection.common.kinds import Log
-from data_selection.embedding.backbones import DINO_HEAD, Loaded, load_weights
+from data_selection.embedding.backbones import DINO_HEAD, load_published, load_weights
 from data_selection.embedding.checkpoint_files import read_checkpoint
 from deit.runs.kinds import Numbers, Settings, State
 
@@ -22,8 +22,9 @@ RECIPE = (
     "warmup_lr", "min_lr", "decay_epochs", "decay_rate", "lr_noise", "lr_noise_pct", "lr_noise_std", "drop",
     "drop_path", "model_ema_decay", "color_jitter", "aa", "train_interpolation", "repeated_aug", "reprob", "remode",
     "recount", "smoothing", "mixup", "cutmix", "cutmix_minmax", "mixup_prob", "mixup_switch_prob", "mixup_mode",
-    "pixels", "augment", "batch_norm", "sched_unit", "warmup_steps", "model_ema_warmup", "folds", "rounds",
-    "distillation_type", "distillation_alpha", "distillation_tau", "teacher_model", "mode", "train_ids",
+    "pixels", "background", "augment", "batch_norm", "sched_unit", "warmup_steps", "model_ema_warmup", "folds",
+    "rounds", "distillation_type", "distillation_alpha", "distillation_tau", "teacher_model", "mode", "distil",
+    "train_ids",
 )  # fmt: skip
 
 
@@ -50,15 +51,20 @@ def classifier_names(model: nn.Module) -> tuple[str, ...]:
     return tuple(f"{name}.*" for name in names)
 
 
-def load_pretrained(model: nn.Module, source: Path | str, log: Log, key: str | None = None) -> Loaded:
+def load_pretrained(
+    model: nn.Module, source: Path | str, log: Log, key: str | None = None, size: int | None = None
+) -> None:
     """Load a backbone's weights: strictly but for the classifier, position embedding resized. See load_weights.
 
-    key: the file's entry that holds them, None: the one that is there.
+    source: as for load_weights, or `timm:NAME`, timm's own for images of size x size pixels. key: the file's entry that
+    holds them, None: the one that is there.
     """
     heads = classifier_names(model)
+    if str(source).startswith("timm:"):
+        return load_published(model, str(source), size, heads)
     extra = ("head.*", "head_dist.*", "fc.*", "classifier.*", *DINO_HEAD)
     named = {"checkpoint_key": key} if key else {}
-    return load_weights(
+    load_weights(
         model, source, allow_missing=heads, allow_unexpected=(*heads, *extra), resize_pos_embed=True, log=log, **named
     )
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import fcntl
 import itertools
 import os
 import shutil
@@ -16,14 +15,25 @@ from data_selection.common.distributed import World, on_main
 from data_selection.common.errors import UserError
 from data_selection.common.files import atomic_write
 from data_selection.common.kinds import Log
+from data_selection.common.system import lock as take_lock
 from deit.runs.checkpoints import training_state
 from deit.runs.kinds import Numbers, State
 from deit.runs.saving import BEST, NEWEST, PREVIOUS
 
 LOCK = ".running"
 RESULTS = ("result.json", "pool_predictions.csv")  # what only a run that has ended leaves
+ASKED = "cross_validation.csv"  # what models said of labels that they had not seen
 LASTING = (NEWEST, PREVIOUS, BEST, *RESULTS)
-FILES = (*LASTING, "args.yaml", "log.txt", "nonfinite_batch.json", "soft_targets_*.npy", "tensorboard")
+FILES = (
+    *LASTING,
+    ASKED,
+    "args.yaml",
+    "log.txt",
+    "nonfinite_batch.json",
+    "soft_targets_*.npy",
+    "smoothed_pool.npz",
+    "tensorboard",
+)
 
 
 @contextlib.contextmanager
@@ -44,7 +54,8 @@ def claimed(folder: Path | str, world: World) -> Iterator[None]:
         yield
     finally:
         if box:
-            (path / LOCK).unlink(missing_ok=True)
+            with contextlib.suppress(PermissionError):  # Windows removes no open file: an empty one without lock stays
+                (path / LOCK).unlink(missing_ok=True)
             box[0].close()
         with contextlib.suppress(OSError):  # not empty: the run has begun
             for parent in made:
@@ -63,7 +74,7 @@ def lock(folder: Path) -> IO[str]:
         while True:
             handle = path.open("a+", encoding="utf-8")
             with unlockable_disks():
-                fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                take_lock(handle, record=True)
             if path.exists() and path.stat().st_ino == os.fstat(handle.fileno()).st_ino:
                 break
             handle.close()  # its owner has removed it since it was opened

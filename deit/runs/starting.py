@@ -14,19 +14,14 @@ from deit.runs.saving import NEWEST, PREVIOUS
 def starting_point(
     args: argparse.Namespace, settings: Settings, pretrained: Path | None, log: RunLog
 ) -> tuple[Path | str, State | None]:
-    """(file, training state): the file to start from (`none`: random weights), and its state where it is to continue.
+    """(source, training state): what to start from, and its state where it is to continue.
 
+    The source is a file, `none` for random weights, or `timm:NAME` for timm's own.
     --auto-resume's checkpoint comes before --resume and --finetune: it is a continuation of what they started.
     """
     source, state = own_checkpoint(args, log)
     if not source and not args.resume:
-        weights = args.finetune or pretrained
-        if weights is None:
-            raise UserError(
-                f"--model {args.model} on --data-set {args.data_set} has no pretrained weights of its own: give them "
-                "with --finetune FILE or --resume FILE, or say --finetune none to train from random ones"
-            )
-        return weights, None
+        return weights_of(args, pretrained), None
     if not source:
         source = str(local_file(args.resume, log.say, "--resume"))
         state = checkpoints.training_state(source)
@@ -42,6 +37,18 @@ def starting_point(
     checkpoints.check_same_recipe(checkpoints.saved_args(state), asked, source)
     log.say(f"continuing {source} after epoch {state['epoch']}")
     return source, state
+
+
+def weights_of(args: argparse.Namespace, pretrained: Path | None) -> Path | str:
+    """The pretrained weights of a new run: those of --finetune, else the data set's, else timm's own."""
+    weights = args.finetune or pretrained or (args.model if args.model.startswith("timm:") else None)
+    if weights is None:
+        raise UserError(
+            f"--model {args.model} on --data-set {args.data_set} has no pretrained weights of its own: give them "
+            "with --finetune FILE or --resume FILE, write --model timm:NAME for timm's own, or say "
+            "--finetune none to train from random ones"
+        )
+    return weights
 
 
 def own_checkpoint(args: argparse.Namespace, log: RunLog) -> tuple[str, State | None]:

@@ -1,6 +1,7 @@
 """The training and evaluation pools by data set name, and the subset to train on."""
 
 import random
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from data_selection.common.files import read_json
 from data_selection.common.kinds import Log
 from data_selection.common.paths import ROOT
 from data_selection.images import pools
+from data_selection.images.folders import UNREAD, in_words
+from data_selection.images.image_files import WHITE
 from data_selection.images.inaturalist import read_inaturalist
 from data_selection.images.known_lists import find_images, of_pool
 from data_selection.images.label_files import open_folders, some
@@ -47,17 +50,19 @@ def open_images(
     category: str = "name",
     train_path: Path | str | None = None,
     val_path: Path | str | None = None,
+    background: str = WHITE,
 ) -> tuple[pools.Pool, pools.Pool]:
     """(training pool, evaluation pool) of a data set name without SUBSET; labels in both count the same classes.
 
     labels, val_labels, train_path, val_path: CSV files for FOLDER's two parts and where these are, see
-    label_files.open_folders. category: iNaturalist's rank.
+    label_files.open_folders. category: iNaturalist's rank. background: the colour (#rrggbb) below what is transparent.
     """
     root = find_data(name, data_path)
     if name == "FOLDER":
         train, test = open_folders(root, labels, val_labels, train_path, val_path)
     else:
         train, test = (open_part(name, root, split, category) for split in ("train", "val"))
+    train.background = test.background = background
     if train.classes == 1:
         held = train.class_names[0] if train.class_names else "0"
         raise UserError(
@@ -103,6 +108,14 @@ def say_of_origin(subset_file: Path | str, name: str, log: Log) -> None:
     chosen_from = ((features.get("provenance") or {}).get("pool") or {}).get("name")
     if chosen_from in pools.POOLS and name != "FOLDER" and chosen_from != POOL_NAMES.get(name, name):
         log(f"{subset_file} was chosen from {chosen_from}, and the data set is {name}")
+
+
+def say_of_unread(train: pools.Pool, test: pools.Pool, log: Log) -> None:
+    """A line where a folder has image files that the installed Pillow does not read."""
+    for pool, part in ((train, "training"), (test, "evaluation")):
+        unread = Counter({why: count for why, count in pool.left_out.items() if UNREAD in why})
+        if unread:
+            log(f"warning: left out of the {part} images: {in_words(unread)}")
 
 
 def hold_out(

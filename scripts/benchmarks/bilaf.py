@@ -37,7 +37,7 @@ def main(argv=None):
     """Print a Markdown table: wall and processor seconds of each case and variant, and peak memory."""
     parser = argparse.ArgumentParser(description="Time of BiLAF's boundary stage on a made pool of 384 dimensions.")
     parser.add_argument("--size", choices=[*SIZES, "all"], default="all", help="pool of CIFAR's or ImageNet's size")
-    parser.add_argument("--variant", choices=["paper", "released", "both"], default="both")
+    parser.add_argument("--variant", choices=["paper", "released", "both"], default="both", help="algorithms to time")
     parser.add_argument("--pool", type=Path, help="array (images, dimensions) in an .npy file to measure on instead")
     parser.add_argument("--images", type=int, help="use only so many images and the same share of cores and budget")
     parser.add_argument("--threads", type=int, help="processor cores to use (default: PyTorch's choice)")

@@ -40,7 +40,8 @@ COLUMNS = (
 def main(argv=None):
     """Print Markdown tables: the rates of each case, and peak memory beyond the start for two sizes of pool."""
     parser = argparse.ArgumentParser(description="Throughput and memory of feature extraction.")
-    parser.add_argument("--case", nargs="+", choices=[*CASES, "memory"], default=["demo", "cifar", "memory"])
+    parser.add_argument("--case", nargs="+", choices=[*CASES, "memory"], default=["demo", "cifar", "memory"],
+                        help="pools to measure; memory: how it grows with the pool")  # fmt: skip
     parser.add_argument("--images", type=int, help="images of every round (default: the demo pool, 128 of the others)")
     parser.add_argument("--rounds", type=int, default=3, help="each measures all three in turn; the median counts")
     parser.add_argument("--batch", type=int, default=128, help="images in a forward pass")

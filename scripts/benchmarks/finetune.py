@@ -7,7 +7,7 @@ python scripts/benchmark.py finetune --train outputs/quickstart/DEMO_train.npy -
 import argparse
 import json
 import os
-import subprocess
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -17,7 +17,6 @@ import torch
 from data_selection.commands.shared import make_parser
 from data_selection.common.errors import UserError
 from data_selection.common.feature_table import load_features
-from data_selection.common.paths import ROOT
 from data_selection.common.subset_files import load_subset, save_subset
 from data_selection.judging.evaluation import mean_sd
 from data_selection.judging.report import markdown_table
@@ -25,6 +24,7 @@ from data_selection.judging.smoothed import choose_c, fit_probe, fit_smoothed
 from data_selection.methods.table import METHODS
 from data_selection.nearest.similarity import normalise
 from deit.samples.sources import open_images
+from scripts.experiments.trainer import train
 
 PROBES = ("plain probe", "smoothed probe")
 PAPER = ["--recipe", "paper", "--clip-grad", "2", "--epochs", "30", "--batch-size", "32"]
@@ -34,6 +34,8 @@ TRAINED = {
     "few-shot": [],
     "self-train": ["--mode", "self-train"],
 }
+BY_FEATURES = {"smoothed": ["--mode", "smoothed"], "auto": ["--mode", "auto"]}  # --train must be by the model's weights
+MORE = {"three-phase": ["--mode", "three-phase"]} | BY_FEATURES
 FACTORS = {
     "few-shot, 15 epochs": [],
     "batch norm in training mode": ["--batch-norm", "train"],
@@ -52,7 +54,7 @@ FACTORS = {
         "--batch-norm", "train", "--opt", "SGD", "--lr", "0.003", "--augment", "crop"
     ],
 }  # fmt: skip
-WAYS = TRAINED | {name: SHORT + words for name, words in FACTORS.items()}
+WAYS = TRAINED | MORE | {name: SHORT + words for name, words in FACTORS.items()}
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -65,11 +67,11 @@ def build_parser() -> argparse.ArgumentParser:
     add("--weights", type=Path, help="pretrained weights of --model")
     add("--input_size", type=int, help="side of the images in pixels")
     add("--output_dir", type=Path, required=True, help="lists and scores.jsonl; what is in it is not measured again")
-    add("--methods", nargs="+", default=["random", "activeft"], choices=sorted(METHODS))
-    add("--budgets", type=int, nargs="+", default=[50, 100, 250, 1000], help="labels")
+    add("--methods", nargs="+", default=["random", "activeft"], choices=sorted(METHODS), help="how images are chosen")
+    add("--budgets", type=int, nargs="+", default=[50, 100, 250, 1000], help="labels of a run")
     add("--seeds", type=int, nargs="+", default=range(5), help="of the selection and of the training")
     add("--ways", nargs="+", default=[*PROBES, *TRAINED], choices=[*PROBES, *WAYS], metavar="WAY",
-        help=f"rows of the table, of {'; '.join([*PROBES, *TRAINED])}")  # fmt: skip
+        help=f"rows of the table, of {'; '.join([*PROBES, *TRAINED, *MORE])}")  # fmt: skip
     add(
         "--factors", action="store_true", help="the rows are the few-shot recipe in 15 epochs and one change of it each"
     )
@@ -98,7 +100,8 @@ def main(argv: list[str] | None = None) -> None:
                     if way in PROBES:
                         found = probe(way, train, test, pools, load_subset(subset, len(train)))
                     else:
-                        found = run(args, subset, seed, WAYS[way])
+                        words = ["--features", str(args.train)] if way in BY_FEATURES else []
+                        found = run(args, subset, seed, WAYS[way] + words)
                     with scores.open("a", encoding="utf-8") as handle:
                         handle.write(json.dumps(cell | found) + "\n")
                     print(json.dumps(cell | found), file=sys.stderr, flush=True)
@@ -143,29 +146,13 @@ def run(args: argparse.Namespace, subset: Path, seed: int, words: list[str]) -> 
     """One run of the trainer in a process of its own: its accuracies, and what it took."""
     folder = args.output_dir / f"run_{os.getpid()}"
     command = ["--data-set", "FOLDERSUBSET" if args.images else "DEMOSUBSET", "--subset_ids", subset, "--seed", seed]
-    command += ["--output_dir", folder, "--eval_interval", 1000, *words]
+    command += ["--eval_interval", 1000, *words]
     for flag, value in (("--data-path", args.images), ("--model", args.model), ("--finetune", args.weights),
                         ("--input-size", args.input_size)):  # fmt: skip
         command += [flag, value] if value else []
-    began = time.perf_counter()
-    child = subprocess.Popen([sys.executable, str(ROOT / "deit" / "main.py"), *map(str, command)],
-                             stdout=subprocess.DEVNULL)  # fmt: skip
-    _, status, usage = os.wait4(child.pid, 0)
-    if status:
-        raise UserError(f"the trainer ended with {os.waitstatus_to_exitcode(status)}: {' '.join(map(str, command))}")
-    result = json.loads((folder / "result.json").read_text())
-    for path in folder.iterdir():
-        path.unlink()
-    folder.rmdir()
-    return {
-        "last": result["last"]["acc1"],
-        "best": result["best"]["acc1"],
-        "ema": result["ema"] and result["ema"]["acc1"],
-        "graph": result["graph"] and result["graph"]["acc1"],
-        "kept": result["verdict"] and result["verdict"]["kept"],
-        "minutes": (time.perf_counter() - began) / 60,
-        "gib": usage.ru_maxrss / 2**20,
-    }
+    found = train(command, folder)
+    shutil.rmtree(folder)
+    return found
 
 
 def report(known: dict[tuple, dict], methods, budgets, ways, seeds) -> None:

@@ -29,12 +29,14 @@ def main(argv=None):
     """Print a Markdown table: mean and sd over the seeds of the last and the best epoch's accuracy, and the time."""
     parser = make_parser(__doc__.splitlines()[0])
     parser.add_argument("--features", type=Path, required=True, help="folder with DEMO_train.npy")
-    parser.add_argument("--budget", type=int, default=100, help="labels")
+    parser.add_argument("--budget", type=int, default=100, help="labels of a run")
     parser.add_argument("--seeds", type=int, default=5, help="of the selection and of the training")
-    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--epochs", type=int, default=20, help="epochs of a run")
     parser.add_argument("--lp_lr", type=float, default=0.1, help="--lr of lp-ft, which starts from a fitted head")
-    parser.add_argument("--methods", nargs="+", default=["random", "activeft"], choices=sorted(METHODS))
-    parser.add_argument("--loops", nargs="+", default=LOOPS, choices=LOOPS)
+    parser.add_argument(
+        "--methods", nargs="+", default=["random", "activeft"], choices=sorted(METHODS), help="how images are chosen"
+    )
+    parser.add_argument("--loops", nargs="+", default=LOOPS, choices=LOOPS, help="modes of the trainer")
     args = parser.parse_args(argv)
     table = load_features(args.features / "DEMO_train.npy")
     columns = ["chosen by", "trained by", "last epoch, %", "best epoch, %", "seconds a run"]

@@ -10,7 +10,7 @@ from data_selection.judging.evaluation import mean_sd, probe_accuracy
 from data_selection.judging.report import markdown_table
 from data_selection.methods.random_choice import select_random
 
-STRENGTHS = (1, 10, 100, 1_000, 10_000)
+STRENGTHS = (1, 10, 100, 1_000, 10_000, None)  # None: chosen on the labels
 
 
 def main(argv=None):
@@ -28,4 +28,4 @@ def main(argv=None):
         subsets = [select_random(train.features, budget, seed=seed) for seed in seeds]
         known = [(train.tensor()[ids], torch.from_numpy(train.labels)[ids]) for ids in subsets]
         table.append([budget, *(mean_sd(probe_accuracy(*some, *held_out, c=c) for some in known) for c in STRENGTHS)])
-    print(markdown_table(["labels", *(f"C = {c}" for c in STRENGTHS)], table))
+    print(markdown_table(["labels", *(f"C = {c}" if c else "C chosen on the labels" for c in STRENGTHS)], table))

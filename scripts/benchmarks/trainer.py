@@ -38,7 +38,9 @@ def main(argv=None):
     parser.add_argument("--epochs", type=int, default=5, help="epochs of one measurement")
     parser.add_argument("--rounds", type=int, default=3, help="measurements of each program, in turn; medians count")
     parser.add_argument("--workers", type=int, default=16, help="of the released program; 16 is its default")
-    parser.add_argument("--amp", nargs="+", choices=("off", "bf16"), default=["off", "bf16"])
+    parser.add_argument(
+        "--amp", nargs="+", choices=("off", "bf16"), default=["off", "bf16"], help="precisions to measure"
+    )
     parser.add_argument("--threads", type=int, help="processor cores to use (default: PyTorch's choice)")
     args = parser.parse_args(argv)
     if args.threads:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,9 @@ def test_command_writes_the_documented_file(weights, model, tmp_path, folder, ca
         "shoes_x_train.images.json", "shoes_x_train.names.json", "shoes_x_train.npy", "shoes_x_train.provenance.json",
     ]  # fmt: skip
     assert re.fullmatch(
-        r"70 rows in .*shoes_x_train.npy: 70 images in .* images/s, bound by the .*\n", capsys.readouterr().out
+        r"inventory: 70 images read, 0 reused; left out: none; exact copies: none\n"
+        r"70 rows in .*shoes_x_train.npy: 70 images in .* images/s, bound by the .*\n",
+        capsys.readouterr().out,
     )
     told = json.loads(sidecar(out / "shoes_x_train.npy", "provenance").read_text())
     assert told["pool"] == {"name": "shoes", "split": "train", "images": COUNT, "classes": None}
@@ -191,6 +194,33 @@ def test_features_of_another_folder_are_not_replaced(weights, tmp_path, capsys):
         assert (out / "pets_train.npy").read_bytes() == before
     assert run(main_extract, command(weights, out, "--extra_name", "_2_", dataset=second)) == 0
     assert run(main_extract, command(weights, out, dataset=first)) == 0  # the old file's names are the same
+
+
+def test_a_folder_that_has_moved_is_the_same_by_its_record(weights, tmp_path, capsys):
+    here, there = two_folders(tmp_path)
+    out = tmp_path / "out"
+    assert run(main_extract, command(weights, out, dataset=here)) == 0
+    before = (out / "pets_train.npy").read_bytes()
+    shutil.rmtree(there)
+    here.rename(there)
+    capsys.readouterr()
+    assert run(main_extract, command(weights, out, dataset=there)) == 0
+    assert "is already there: 3 rows of the same images" in capsys.readouterr().out
+    assert (out / "pets_train.npy").read_bytes() == before
+    assert json.loads((out / "pets_train.provenance.json").read_text())["source"] == str(there)
+    Image.new("L", (28, 28), 7).save(there / "new.png")
+    assert run(main_extract, command(weights, out, dataset=there)) == 0
+    assert "4 rows" in (said := capsys.readouterr().out)
+    assert "3 known, 1 images" in said
+    for name in ("0.png", "1.png"):
+        (there / name).unlink()
+    assert run(main_extract, command(weights, out, dataset=there)) == 0  # fewer
+    shutil.move(there, here)
+    assert run(main_extract, command(weights, out, dataset=here)) == 0
+    Image.new("L", (28, 28), 8).save(here / "new.png")  # another image of that name, and a folder that moved
+    shutil.move(here, there)
+    assert run(main_extract, command(weights, out, dataset=there)) == 2
+    assert "is not replaced" in capsys.readouterr().err
 
 
 def test_an_unfinished_file_of_another_folder_is_not_continued(weights, tmp_path, capsys):

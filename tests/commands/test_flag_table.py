@@ -62,7 +62,7 @@ def test_activeft_is_told_its_settings(choose, table, monkeypatch, flag, one, ot
 
 
 ROWS |= {"seed", "labelled", "excluded", "history", "verbose", "percent", "budget", "filename", "output_dir",
-         "feature_path", "no_label_column", "device", "missing"}  # fmt: skip
+         "feature_path", "no_label_column", "device", "missing", "overwrite", "keep_duplicates"}  # fmt: skip
 
 
 def test_seeds_give_other_lists(choose, table):

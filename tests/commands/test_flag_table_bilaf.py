@@ -11,6 +11,7 @@ from data_selection.methods.bilaf import selection as bilaf_method
 from data_selection.methods.bilaf.selection import select_bilaf
 from data_selection.methods.configs import BILAF_PRESETS
 from data_selection.methods.random_choice import select_random
+from data_selection.methods.table import METHODS
 from tests.support.selection_commands import COUNT, WIDTH, Command, asked_of, ids_file, make_table, words
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -62,10 +63,9 @@ def test_bilaf_is_told_its_settings(around, table, monkeypatch, flag, field, one
 def test_the_variants_and_the_two_programs_differ(around, monkeypatch):
     calls = asked_of(bilaf_method, "select_bilaf", monkeypatch)
     assert around() != around(variant="released")
-    around.main(words(around.base | {"output_dir": around.folder}))
-    bilaf.main_bilaf(
-        "density_cluster_imagenet", words(around.base | {"output_dir": around.folder, "variant": "released"})
-    )
+    again = around.base | {"output_dir": around.folder, "overwrite": True}
+    around.main(words(again))
+    bilaf.main_bilaf("density_cluster_imagenet", words(again | {"variant": "released"}))
     kinds = [call["config"] for call in calls]
     wanted = [BILAF_PRESETS[name] for name in ("paper", "released", "paper", "released_imagenet")]
     assert kinds == wanted
@@ -88,9 +88,23 @@ def test_bilaf_reads_and_writes_where_told(around, table, tmp_path, monkeypatch)
         around(device="cuda:99")
 
 
-BILAF_ROWS = {entry[0] for entry in BOUNDARY} | {
+DEVIATIONS = {  # of the released program: another value than the default
+    "normalised": False, "neighbours": "position", "ring_start": "nearest", "ring_end": "whole", "small_class": 60,
+    "rounding": "kept", "opponent": "nearest", "intra": "class", "removal": "class", "budget_rule": "smallest",
+}  # fmt: skip
+
+
+def test_bilaf_is_told_each_deviation(around, monkeypatch):
+    calls = asked_of(bilaf_method, "select_bilaf", monkeypatch)
+    for field, value in DEVIATIONS.items():
+        flag = {f"no-{field}": True} if value is False else {field: value}
+        around.main(words(around.base | {"output_dir": around.folder} | flag))
+        assert calls[-1]["config"] == dataclasses.replace(BILAF_PRESETS["paper"], **{field: value})
+
+
+BILAF_ROWS = {entry[1] for entry in BOUNDARY} | set(DEVIATIONS) | {
     "dataset", "feature_path", "features_inputs", "indices_file_name", "cur_number", "budget", "output_dir", "variant",
-    "distance", "no_label_column", "seed", "device",
+    "distance", "no_label_column", "seed", "device", "filename", "overwrite", "keep_duplicates",
 }  # fmt: skip
 
 
@@ -119,12 +133,17 @@ def test_select_subset_does_as_its_methods(pick, table, tmp_path, monkeypatch):
     assert calls[-1]["features"].shape == (COUNT, WIDTH + 1)
     with pytest.raises(UserError, match="cuda:99"):
         pick(device="cuda:99")
+    with pytest.raises(UserError, match="--variant is for bilaf; method fps has no variants: drop it"):
+        pick(method="fps", variant="paper")
     pick.main(words(pick.base | {"output_dir": tmp_path / "there", "method": "random"}))
     assert (tmp_path / "there" / "POOL_train_random_sampleNum_10.json").exists()
 
 
 SELECT_ROWS = {"features", "method", "budget", "percent", "cores", "variant", "labelled", "excluded", "output_dir",
-               "filename", "no_label_column", "seed", "device", "missing"}  # fmt: skip
+               "filename", "no_label_column", "seed", "device", "missing", "overwrite", "keep_duplicates"}  # fmt: skip
+SELECT_ROWS = (SELECT_ROWS - {"cores"}) | {  # test_settings.py has a test for each of the latter
+    field.name for method in METHODS.values() for field in dataclasses.fields(method.config)
+}
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ PARSERS = [
     "from data_selection.commands.any_method import build_parser as build",
     "from data_selection.commands.activeft import build_parser; build = lambda: build_parser('activeft_cifar')",
     "from data_selection.commands.bilaf import build_parser; build = lambda: build_parser('density_cluster')",
+    "from data_selection.commands.choose_images import build_parser as build",
     "from deit.options import build_parser as build",
 ]
 

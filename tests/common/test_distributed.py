@@ -1,8 +1,11 @@
 """Device names and launcher variables are checked; sums go over the ranks."""
 
+import contextlib
+
 import pytest
 import torch
 
+from data_selection.common import distributed
 from data_selection.common.distributed import pick_device, start
 from data_selection.common.errors import UserError
 
@@ -19,6 +22,30 @@ def _no_launcher(monkeypatch):
 def test_devices_that_cannot_be_used_are_refused(name):
     with pytest.raises(UserError, match="device"):
         pick_device(name)
+
+
+def test_a_gpu_by_number_is_refused_for_several_processes(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    assert [pick_device("cuda", rank, 4).index for rank in range(4)] == [0, 1, 2, 3]
+    assert pick_device("cuda:1").index == 1
+    with pytest.raises(UserError, match="'cuda:1' would put all 2 processes on one GPU"):
+        pick_device("cuda:1", 0, 2)
+
+
+def test_the_gpu_asked_for_is_the_current_one_and_the_group_knows_it(monkeypatch):
+    current, group = [], {}
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    with start("cuda:1") as world:
+        assert current == [world.device] == [torch.device("cuda:1")]
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda backend, **given: group.update(given))
+    monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: None)
+    monkeypatch.setattr(distributed, "watched", lambda rank, size: contextlib.nullcontext())
+    for name, value in zip(LAUNCHER, ("2", "3", "2", "127.0.0.1", "0"), strict=True):
+        monkeypatch.setenv(name, value)
+    with start("cuda"):
+        assert current[1:] == [torch.device("cuda:2")]
+        assert group["device_id"] == torch.device("cuda:2")
 
 
 def test_auto_takes_what_is_there():

@@ -1,6 +1,7 @@
 """Budgets, names, and files that are checked when read and whole when written."""
 
 import json
+import re
 
 import pytest
 
@@ -9,13 +10,19 @@ from data_selection.common.feature_table import load_features, save_features, si
 from data_selection.common.files import atomic_write, check_writable, told_size
 from data_selection.common.subset_files import (
     budget_from_percent,
-    check_replaced,
     describe,
     load_subset,
-    save_names,
     save_subset,
 )
-from data_selection.common.subset_names import activeft_name, bilaf_name, default_folder, output_path
+from data_selection.common.subset_names import (
+    activeft_name,
+    bilaf_name,
+    default_folder,
+    output_path,
+    setting_word,
+    shortened,
+    with_settings,
+)
 from data_selection.methods.configs import ActiveFTConfig
 
 
@@ -76,10 +83,28 @@ def test_default_names():
     fine = activeft_name("P_train", ActiveFTConfig(temperature=0.005, init="fps", objective="paper"), 30)
     assert "_temp_0.005_" in fine  # two decimals would say 0.01
     assert fine.endswith("_sampleNum_30_init_fps_objective_paper.json")
+    other = activeft_name("P_train", ActiveFTConfig(), 30, 4, {"batch_size": 40, "threshold": 0.1})
+    assert other == name.format("", "_batch_size_40_threshold_0.1_seed_4")
     assert bilaf_name(1000, 250) == "Density_1000_from_ActiveFT250.json"
     assert bilaf_name(1000, 250, 2) == "Density_1000_from_ActiveFT250_seed_2.json"
     assert default_folder("features/CIFAR10_train.npy").parts[-2:] == ("subsets", "CIFAR10")
     assert default_folder("x/mine.npy").parts[-2:] == ("subsets", "mine")
+
+
+def test_names_tell_lists_and_long_settings_by_digests():
+    lists = [setting_word(value) for value in ([1, 2, 3], (1, 2, 4), [1, 2])]
+    assert [word.split("_")[0] for word in lists] == ["3", "3", "2"]
+    assert len({word.split("_")[1] for word in lists}) == 3
+    assert setting_word([1, 2, 3]) == setting_word((1, 2, 3)) == "3_a36b1f2c"
+    assert [setting_word(value) for value in (0.5, True, False, "k-means++")] == ["0.5", "yes", "no", "k-means++"]
+    for text in ("a/b", "a b", "x" * 25):
+        assert re.fullmatch("[0-9a-f]{8}", setting_word(text))
+    name = with_settings("P_random_sampleNum_5_seed_1.json", {"labelled": "3_a36b1f2c"})
+    assert name == "P_random_sampleNum_5_seed_1_labelled_3_a36b1f2c.json"
+    assert shortened(name) == name
+    long = [shortened(f"{'é' * 120}_{end}.json") for end in "ab"]
+    assert long[0] != long[1]
+    assert all(len(text.encode()) <= 200 and text.endswith(".json") for text in long)
 
 
 def test_provenance_names_the_feature_file(tmp_path):
@@ -141,36 +166,3 @@ def test_sizes_are_told_in_fitting_units():
         "2.50 MB",
         "1.23 GB",
     ]
-
-
-def table_of(folder, names, source=None):
-    folder.mkdir()
-    told = {"source": source} if source else {"pool": {"name": "pets"}}
-    save_features(folder / "P.npy", [[1.0, 2.0]] * len(names), names=names, provenance=told)
-    return load_features(folder / "P.npy")
-
-
-@pytest.mark.parametrize(
-    ("names", "sources", "ours"),
-    [(["a", "b"], ("/x/pets", "/x/pets"), True), (["a", "b"], ("/x/pets", "/y/pets"), False),
-     (["a", "c"], ("/x/pets", "/x/pets"), True), (["a", "b"], (None, None), True),
-     (["a", "c"], (None, "/x/pets"), False), (["a"], (None, None), False)],
-)  # fmt: skip
-def test_only_a_list_of_the_same_pool_is_replaced(tmp_path, names, sources, ours):
-    first, second = table_of(tmp_path / "1", ["a", "b"], sources[0]), table_of(tmp_path / "2", names, sources[1])
-    path = tmp_path / "s.json"
-    assert not check_replaced(path, first)
-    save_subset(path, [0], describe(first, method="m", config={}, seed=0, budget=1))
-    save_names(path, first)
-    assert check_replaced(path, first)
-    if ours:
-        assert check_replaced(path, second)
-        return
-    with pytest.raises(UserError, match=r"s\.json was chosen from another pool .*: choose another --output_dir"):
-        check_replaced(path, second)
-
-
-def test_a_file_of_names_that_somebody_wrote_is_kept(tmp_path):
-    (tmp_path / "s.txt").write_text("mine")
-    with pytest.raises(UserError, match=r"s\.txt is there, and no list of ours"):
-        check_replaced(tmp_path / "s.json", table_of(tmp_path / "1", ["a"]))

@@ -10,7 +10,17 @@ import pytest
 import torch
 
 from deit.options import build_parser
-from tests.deit import test_flag_epochs, test_flag_files, test_flag_mixing, test_flag_pixels, test_flag_start
+from tests.deit import (
+    test_decoding,
+    test_flag_data,
+    test_flag_epochs,
+    test_flag_files,
+    test_flag_mixing,
+    test_flag_pixels,
+    test_flag_start,
+    test_known_rows,
+    test_smoothed_mode,
+)
 from tests.support.flag_runs import BASE, DISTILLED, ROWS, SIZE, Runs, row
 from tests.support.plain_training import distance, plain_training
 
@@ -29,7 +39,17 @@ def test_every_flag_has_a_row():
     }
     wanted = flags - {"help"}
     assert all(
-        (test_flag_epochs, test_flag_files, test_flag_mixing, test_flag_pixels, test_flag_start)
+        (
+            test_decoding,
+            test_flag_data,
+            test_flag_epochs,
+            test_flag_files,
+            test_flag_mixing,
+            test_flag_pixels,
+            test_flag_start,
+            test_known_rows,
+            test_smoothed_mode,
+        )
     )  # their rows are in the table
     assert not wanted - set(ROWS), "flags without a row"
     assert not set(ROWS) - wanted - {"local_rank"}, "rows without a flag"

@@ -9,6 +9,7 @@ import time
 import pytest
 import torch
 
+from data_selection.common import system
 from data_selection.common.distributed import World
 from data_selection.common.errors import UserError, run
 from deit import epochs as deit_epochs
@@ -211,7 +212,7 @@ def test_a_disk_without_locks_is_used_as_it_is(tmp_path, monkeypatch):
     def none(*_):
         raise OSError(37, "No locks available")
 
-    monkeypatch.setattr(folders.fcntl, "lockf", none)
+    monkeypatch.setattr(system.fcntl, "lockf", none)
     with folders.claimed(tmp_path / "new", ALONE):
         (tmp_path / "new" / "log.txt").touch()
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["log.txt"]

@@ -47,7 +47,7 @@ def test_the_head_is_scikit_learns_on_scaled_features(classes):
 def test_blocks_of_rows_change_nothing(monkeypatch):
     features, labels = torch.randn(50, 6, generator=torch.Generator().manual_seed(1)), torch.arange(50) % 3
     whole = logistic_regression(features, labels, 3, 0.1)
-    monkeypatch.setattr("deit.learner.linear.BLOCK", 21)
+    monkeypatch.setattr("data_selection.judging.logistic.BLOCK", 21)
     for one, other in zip(whole, logistic_regression(features, labels, 3, 0.1), strict=True):
         torch.testing.assert_close(one, other)
 

@@ -54,6 +54,11 @@ def test_label_studio_and_cvat(tmp_path):
     assert read(tmp_path / "tasks.json", json.dumps(tasks)).labels == WANTED
     small = [{"image": "cats/b.jpg", "choice": "Cat"}, {"image": "dogs/c,d.jpg", "choice": {"choices": ["Dog"]}}]
     assert read(tmp_path / "min.json", json.dumps(small)).labels == {"cats/b.jpg": "Cat", "dogs/c,d.jpg": "Dog"}
+    typed = {
+        "data": {"image": "cats/b.jpg"},
+        "annotations": [{"result": [{"type": "textarea", "value": {"text": ["Cat"]}}]}],
+    }
+    assert read(tmp_path / "typed.json", json.dumps([typed])).labels == {"cats/b.jpg": "Cat"}
     rows = "".join(
         f'<image id="0" name="{file}"><tag label="{word}" source="manual"/></image>' for file, word in WANTED.items()
     )

@@ -9,7 +9,9 @@ from sklearn.datasets import load_digits
 
 from data_selection.common.errors import UserError
 from data_selection.common.feature_table import FeatureTable
-from data_selection.judging.evaluation import judge_subset, knn_accuracy, mean_sd, probe_accuracy
+from data_selection.judging.evaluation import PROBE_C, judge_subset, knn_accuracy, mean_sd, probe_accuracy
+from data_selection.judging.probe import choose_c, fit_probe
+from data_selection.nearest.similarity import normalise
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +54,20 @@ def test_probe_learns_digits_and_ignores_scale(digits):
     assert probe_accuracy(train * 7, train_labels, test, test_labels) == pytest.approx(accuracy, abs=0.2)
     wrong = torch.roll(train_labels, 1)
     assert probe_accuracy(train, wrong, test, test_labels) < 50  # it reads the labels it is given
+
+
+def test_probe_takes_the_c_that_the_labels_choose(digits):
+    train, train_labels, test, test_labels = digits
+    few = (train[:60], train_labels[:60], test, test_labels)
+    units = normalise(train[:60])
+    chosen = choose_c(units, train_labels[:60])
+    assert chosen != PROBE_C
+    right = fit_probe(units, train_labels[:60], 10, chosen).predict(normalise(test)).argmax(1) == test_labels
+    assert probe_accuracy(*few, c=None) == 100 * right.double().mean().item() != probe_accuracy(*few)
+    single = (train[:2], train_labels[:2], test, test_labels)
+    assert probe_accuracy(*single, c=None) == pytest.approx(probe_accuracy(*single), abs=0.2)
+    tables = [FeatureTable(np.asarray(f), np.asarray(y)) for f, y in (digits[:2], digits[2:])]
+    assert judge_subset(range(60), *tables, c=None)[1] == probe_accuracy(*few, c=None)
 
 
 def test_probe_needs_two_classes(digits):

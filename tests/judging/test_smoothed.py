@@ -1,31 +1,18 @@
 """The probe on smoothed features against full matrices and scikit-learn, on real images."""
 
 import functools
-import socket
 
 import numpy as np
 import pytest
 import torch
-import torch.multiprocessing as mp
 from sklearn.datasets import load_digits
-from sklearn.linear_model import LogisticRegression
 
 import data_selection
-from data_selection.common import distributed
 from data_selection.common.errors import UserError
 from data_selection.judging import smoothed as module
-from data_selection.judging.smoothed import (
-    Probe,
-    at_temperature,
-    choose_c,
-    fit_probe,
-    fit_smoothed,
-    folds,
-    held_out,
-    log_loss,
-    temperature,
-)
+from data_selection.judging.smoothed import choose_c, fit_probe, fit_smoothed
 from tests.support import oracles_graph as oracle
+from tests.support.thread_world import on_ranks
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 POOL, LABELLED = 220, list(range(0, 220, 9))
@@ -45,7 +32,8 @@ def assert_as_dense(pool, labels, ids, queries, classes, **options):
     expected = oracle.everything(
         pool, [int(label) for label in labels], list(map(int, ids)), queries, classes, **options
     )
-    results = (found.pool, found.corrected, found.predict(queries), found.predict(queries, corrected=True))
+    predicted = (found.predict(queries, corrected=way, calibrated=False) for way in (False, True))
+    results = (found.pool, found.corrected, *predicted)
     for result, other in zip(results, expected, strict=False):
         assert result.dtype == torch.float32
         np.testing.assert_allclose(result.sum(1), 1, atol=1e-5)
@@ -172,56 +160,6 @@ def test_what_does_not_fit_is_refused():
         fit_smoothed(pool, [1, 2], [0, 1]).predict(bad)
 
 
-def test_a_probe_predicts_in_blocks(monkeypatch):
-    probe = Probe(torch.randn(2, 3000).double(), torch.randn(2).double(), torch.tensor([1, 4]), 6)
-    rows = torch.randn(3000, 3000)
-    expected = (rows.double() @ probe.weight.T + probe.bias).softmax(1)
-    np.testing.assert_allclose(probe.predict(rows)[:, [1, 4]], expected, atol=1e-6)
-
-
-@pytest.mark.parametrize("sizes", [[1], [7], [2, 2], [20, 3, 1, 11], [5] * 10])
-def test_every_class_is_spread_over_the_folds(sizes):
-    labels = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
-    labels = labels[torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))]
-    fold = folds(labels)
-    for kind, size in enumerate(sizes):
-        counts = torch.bincount(fold[labels == kind], minlength=5)
-        assert counts.sum() == size
-        assert counts.max() - counts.min() <= 1
-    whole = torch.bincount(fold, minlength=5)
-    assert whole.max() - whole.min() <= 1
-
-
-def test_held_out_rows_are_not_learned_from():
-    pool, labels, _, _ = digits()
-    rows, known = torch.tensor(oracle.unit(pool[:100])), labels[:100]
-    found = held_out(rows, known, 10, 10.0)
-    fold = folds(known)
-    for part in range(5):
-        model = LogisticRegression(C=10.0, tol=1e-9, max_iter=10000).fit(rows[fold != part], known[fold != part])
-        np.testing.assert_allclose(found[fold == part], model.predict_proba(rows[fold == part]), atol=1e-3)
-    alone = torch.cat([known, torch.tensor([11])])
-    assert held_out(torch.cat([rows, rows[:1]]), alone, 12, 10.0)[-1, 11] == 0
-
-
-def test_c_is_chosen_by_accuracy_then_log_loss_then_the_lowest(monkeypatch):
-    labels = torch.tensor([0, 0, 1, 1])
-    sure, right, wrong = (torch.tensor([[p, 1 - p], [p, 1 - p], [1 - q, q], [1 - q, q]]) for p, q in
-                          ((0.9, 0.9), (0.6, 0.6), (0.99, 0.4)))  # fmt: skip
-    for answers, best in (
-        ({1: wrong, 3: right, 10: wrong}, 3),
-        ({1: right, 3: sure, 10: right}, 3),
-        ({10: sure, 3: sure, 1: right}, 3),
-    ):
-        monkeypatch.setattr(module, "held_out", lambda x, y, classes, c, answers=answers: answers[c])
-        assert choose_c(torch.zeros(4, 2), labels, grid=answers) == best
-
-
-@pytest.mark.parametrize("labels", [[3], [3, 3, 3], [1, 1, 2, 2, 3]])
-def test_c_is_the_default_where_a_fold_would_lack_a_class(labels):
-    assert choose_c(torch.randn(len(labels), 3), torch.tensor(labels), default=7.0) == 7.0
-
-
 def test_a_chosen_c_is_used():
     pool, labels, _, _ = digits()
     ids = torch.arange(0, POOL, 2)
@@ -231,56 +169,22 @@ def test_a_chosen_c_is_used():
     assert found.pool.equal(fit_smoothed(pool, labels[ids], ids, c=found.c).pool)
 
 
-@pytest.mark.parametrize("true", [0.25, 0.5, 0.7, 1.0, 1.4, 2.0, 3.0, 5.0])
-def test_the_temperature_is_found(true):
-    generator = torch.Generator().manual_seed(0)
-    logits = torch.randn(4000, 5, generator=generator) * 2
-    labels = torch.multinomial((logits / true).softmax(1), 1, generator=generator)[:, 0]
-    probabilities = logits.softmax(1)
-    found = temperature(probabilities, labels)
-    assert found == true
-    cooled = at_temperature(probabilities, found)
-    np.testing.assert_allclose(cooled, (logits / true).softmax(1), atol=1e-5)
-    losses = [log_loss(at_temperature(probabilities, value), labels) for value in module.TEMPERATURES]
-    assert log_loss(cooled, labels) == min(losses)
-
-
-def test_temperature_of_labels_that_say_nothing():
-    certain = torch.tensor([[0.0, 1.0], [0.0, 1.0]])
-    assert temperature(certain, torch.tensor([1, 1])) == 1  # any is as good
-    assert temperature(certain, torch.tensor([0, 0])) == 1  # none can help
-    mixed = torch.tensor([[0.6, 0.4, 0.0]] * 9 + [[0.9, 0.1, 0.0]])
-    labels = torch.tensor([0] * 9 + [2])  # the class of the last was not seen
-    assert temperature(mixed, labels) == temperature(mixed[:9], labels[:9]) == 0.25
-    assert at_temperature(mixed, 5.0)[:, 2].tolist() == [0] * 10
-
-
-def one_rank(rank, size, port, out):
-    import os
-
-    os.environ.update(
-        RANK=str(rank), WORLD_SIZE=str(size), LOCAL_RANK=str(rank), MASTER_ADDR="localhost", MASTER_PORT=str(port)
-    )
-    torch.set_num_threads(1)
+def test_ranks_learn_the_same(monkeypatch):
     pool, labels, queries, _ = digits()
-    with distributed.start("cpu") as world:
-        if rank:  # the others must take rank 0's probe
-            module.fit_probe = None
-        found = fit_smoothed(pool, labels[LABELLED], LABELLED, c=None, world=world)
-        torch.save([found.pool, found.corrected, found.predict(queries, corrected=True)], f"{out}/{rank}.pt")
+    alone = fit_smoothed(pool, labels[LABELLED], LABELLED, c=None, correct=None)
+    fit, fitted = module.fit_probe, []
+    monkeypatch.setattr(module, "fit_probe", lambda *some: (fitted.append(1), fit(*some))[1])
 
+    def run(world):
+        found = fit_smoothed(pool, labels[LABELLED], LABELLED, c=None, correct=None, world=world)
+        return found, found.predict(queries)
 
-@pytest.mark.parametrize("size", [2, 3])
-def test_ranks_learn_the_same(size, tmp_path):
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    mp.spawn(one_rank, (size, port, str(tmp_path)), nprocs=size)
-    pool, labels, queries, _ = digits()
-    found = fit_smoothed(pool, labels[LABELLED], LABELLED, c=None)
-    alone = [found.pool, found.corrected, found.predict(queries, corrected=True)]
-    for rank in range(size):
-        assert all(map(torch.equal, alone, torch.load(tmp_path / f"{rank}.pt", weights_only=True)))
+    for found, predicted in on_ranks(3, run):
+        assert predicted.equal(alone.predict(queries))
+        assert found.pool.equal(alone.pool)
+        assert found.corrected.equal(alone.corrected)
+        assert (found.choice, found.c, found.temperature) == (alone.choice, alone.c, alone.temperature)
+    assert len(fitted) == 1  # the others take rank 0's
 
 
 def test_both_are_public():

@@ -7,10 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import torch.multiprocessing as mp
 
 from data_selection.commands.bilaf import main_bilaf
-from data_selection.common import distributed
 from data_selection.common.errors import UserError
 from data_selection.methods.bilaf import cores as bilaf_cores
 from data_selection.methods.bilaf import selection as bilaf
@@ -20,7 +18,6 @@ from data_selection.methods.bilaf.selection import default_core_number, select_b
 from data_selection.methods.configs import BILAF_PRESETS as PRESETS
 from data_selection.methods.configs import CHOICES, BiLAFConfig
 from tests.support.oracles_bilaf import released_program, textbook
-from tests.support.trainer_runs import free_port
 
 DATA = Path(__file__).parents[1] / "data"
 GOLDEN = json.loads((DATA / "golden.json").read_text())["bilaf"]
@@ -234,26 +231,6 @@ def test_nan_and_bad_settings_are_refused():
         BiLAFConfig(neighbours="near")
     with pytest.raises(UserError, match=r"penalty 0.9 is outside"):
         BiLAFConfig(penalty=0.9)
-
-
-def _one_rank(rank, path, out, port):
-    import os
-
-    os.environ.update(RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank), MASTER_ADDR="localhost", MASTER_PORT=port)
-    torch.set_num_threads(1)
-    features = np.load(path)[:1500, :-1]
-    with distributed.start("cpu"):
-        for name, config in (("default", BiLAFConfig()), ("small", BiLAFConfig(max_memory=0.01))):
-            chosen = select_bilaf(features, 60, cores=list(range(0, 1500, 100)), config=config)
-            torch.save(chosen, f"{out}/{name}_{rank}.pt")
-
-
-def test_two_processes_choose_the_same(fashion, tmp_path):
-    """As the command does it, and with so little memory that a process has several batches of classes."""
-    mp.spawn(_one_rank, (str(DATA / "FM3000_train.npy"), str(tmp_path), str(free_port())), nprocs=2)
-    alone = select_bilaf(fashion[:1500], 60, cores=list(range(0, 1500, 100)))
-    for name in ("default_0", "default_1", "small_0", "small_1"):
-        assert torch.load(tmp_path / f"{name}.pt", weights_only=True).equal(alone)
 
 
 def test_command_line(tmp_path, capsys):

@@ -71,5 +71,5 @@ def test_a_run_is_the_trainers(tmp_path):
     assert 0.1 < found["gib"] < 10
     assert found["minutes"] > 0
     assert [path.name for path in tmp_path.iterdir()] == ["s.json"]
-    with pytest.raises(UserError, match=r"the trainer ended with 2: .*--bogus"):
+    with pytest.raises(UserError, match=r"the trainer ended with 2, .*--bogus"):
         finetune.run(args, subset, 0, ["--bogus"])

@@ -21,6 +21,7 @@ FLAGS = (
     "deit/test_flag_table.py",
     "deit/test_flag_pixels.py",
     "deit/test_flag_mixing.py",
+    "deit/test_flag_data.py",
     "deit/test_flag_files.py",
     "deit/test_flag_epochs.py",
 )
@@ -30,6 +31,7 @@ TESTS = {
     "deit/samplers.py": ("deit/test_samplers.py", *FLAGS),
     "deit/epochs.py": (
         "deit/test_flag_epochs.py",
+        "deit/test_flag_data.py",
         "deit/test_flag_files.py",
         "deit/test_modes.py",
         "deit/test_flag_table.py",
@@ -51,6 +53,10 @@ TESTS = {
     "data_selection/methods/starts.py": SEARCH,
     "data_selection/methods/kmeans.py": ("methods/test_baselines.py", "methods/test_methods.py"),
     "data_selection/methods/farthest.py": ("methods/test_baselines.py", "methods/test_methods.py"),
+    **{
+        f"data_selection/methods/{name}.py": ("methods/test_clusters.py", "methods/test_methods.py")
+        for name in ("clusters", "typiclust", "probcover", "herding", "zcore", "stratified")
+    },
     "data_selection/methods/random_choice.py": ("methods/test_baselines.py", "methods/test_methods.py"),
     "data_selection/methods/bilaf/cores.py": ("methods/test_bilaf.py", "methods/test_bilaf_classes.py"),
     "data_selection/methods/bilaf/classes.py": ("methods/test_bilaf_classes.py", "methods/test_bilaf.py"),
@@ -58,6 +64,8 @@ TESTS = {
     "data_selection/methods/bilaf/selection.py": ("methods/test_bilaf.py", "methods/test_bilaf_classes.py"),
     "data_selection/nearest/": ("nearest", *SEARCH),
     "data_selection/judging/smoothed.py": ("judging/test_smoothed.py",),
+    "data_selection/judging/quality.py": ("judging/test_quality.py",),
+    "data_selection/judging/advice.py": ("judging/test_advice.py",),
     "data_selection/judging/evaluation.py": ("judging/test_evaluation.py",),
     "data_selection/embedding/preprocessing.py": ("embedding/test_preprocessing.py",),
     "data_selection/common/feature_table.py": ("common/test_feature_table.py",),

@@ -41,7 +41,7 @@ class Command:
         self.main, self.base, self.folder = main, base, folder
 
     def __call__(self, **flags):
-        self.main(words(self.base | {"output_dir": self.folder, "filename": "chosen.json"} | flags))
+        self.main(words(self.base | {"output_dir": self.folder, "filename": "chosen.json", "overwrite": True} | flags))
         return json.loads((self.folder / "chosen.json").read_text())
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from data_selection.common import distributed
+from data_selection.common import watching
 from data_selection.common.errors import run
 from data_selection.embedding.backbones import build_model
 from data_selection.images import pools
@@ -122,7 +122,7 @@ def child(words, said=os.devnull, **environment):
 def train_into(words, said, environment):
     os.environ.update(environment)
     if "SILENCE" in environment:  # not to wait long in tests of processes that hang
-        distributed.BEAT, distributed.SILENCE = 0.5, float(environment["SILENCE"])
+        watching.BEAT, watching.SILENCE = 0.5, float(environment["SILENCE"])
     torch.set_num_threads(1)
     with Path(said).open("w") as file:
         for stream in (1, 2):

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from functools import reduce
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 
 from data_selection.common.checks import as_tensor
@@ -22,18 +21,6 @@ SUM_BYTES = 4 << 20  # the same for roots of distances that are held
 COPIES = 2  # of a class's float64 coordinates at a time
 HALF_ROWS = 256  # rows of one product of the symmetric table
 PART_ROWS = 1024  # rows whose squares are added up together
-
-
-def rank_and_size() -> tuple[int, int]:
-    """(rank, size) of the process group, (0, 1) without one."""
-    return (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
-
-
-def sum_over_ranks(tensor: torch.Tensor) -> torch.Tensor:
-    """Add up what each rank wrote into its share of a tensor of zeros, in place; returns it."""
-    if rank_and_size()[1] > 1:
-        dist.all_reduce(tensor)
-    return tensor
 
 
 @contextlib.contextmanager
@@ -238,7 +225,7 @@ def plan_batches(
 ) -> list[list[int]]:
     """Class numbers in lists, classes of like size together, so that a batch's padded arrays keep within max_bytes.
 
-    sizes: (K,). wanted: (K,) bool, classes that need work. The plan depends on neither device count nor ranks.
+    sizes: (K,). wanted: (K,) bool, classes that need work. The ranks share it: max_bytes must be the same on all.
     """
     limit = max_bytes // 4 if device.type == "cuda" else min(CACHE_BYTES, max_bytes // 8)
     batches: list[list[int]] = []

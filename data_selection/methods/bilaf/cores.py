@@ -8,9 +8,10 @@ from collections.abc import Callable
 
 import torch
 
+from data_selection.common.distributed import World
 from data_selection.common.kinds import Features
 from data_selection.common.progress import OpenBar, open_bar
-from data_selection.methods.bilaf.classes import Batch, grid_unit, key_base, rank_and_size, rows_at, sum_over_ranks
+from data_selection.methods.bilaf.classes import Batch, grid_unit, key_base, rows_at
 from data_selection.methods.configs import BiLAFConfig
 from data_selection.nearest.narrow import (
     BFLOAT16_UNIT,
@@ -130,25 +131,25 @@ def assign(
     features: Features,
     cores: torch.Tensor,
     config: BiLAFConfig,
-    device: torch.device,
+    world: World,
     max_bytes: int,
     progress: OpenBar | None = None,
     rivals: int = 1,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Pseudo-class of every sample: the nearest core, and the `rivals` nearest of the others.
 
-    features: (N, D). cores: (K,) pool indices. Returns own (N,) int64 and rival (N, T) int32 on the CPU, core numbers
+    features: (N, D). cores: (K,) pool indices. max_bytes: alike on all ranks.
+    Returns own (N,) int64 and rival (N, T) int32 on the CPU, core numbers
     0..K-1, T = rivals or K - 1 where that is less. Equal distances go to the lowest; a core is always in its own class;
     with one core the rival is that core; of more rivals than one only the set is exact, not the order.
     Source: c(x) = argmin_j D(f_x, f_cj), section 3.3. Cost: N x K x D, in blocks; memory: one block and N x T.
     """
-    n, k = len(features), len(cores)
+    n, k, device = len(features), len(cores), world.device
     search = CoreSearch(features, cores, config, device)
     count = min(rivals + 1, k)
     near = torch.zeros(n, count, dtype=torch.int32, device=device)
-    rank, size = rank_and_size()
     limit = max(2 * BLOCK_BYTES, 8 * CHUNK_ROWS * (k + features.shape[1])) if device.type == "cpu" else 64 << 20
-    blocks = row_blocks(n, k + features.shape[1], min(max_bytes // 8, limit))[rank::size]
+    blocks = row_blocks(n, k + features.shape[1], min(max_bytes // 8, limit))[world.rank :: world.size]
     with open_bar(progress, n, "BiLAF assign", "row") as bar:
         for start, stop in blocks:
             rows = read_rows(features, start, stop, device)  # (B, D)
@@ -158,8 +159,8 @@ def assign(
                 return rows_at(features, part.cpu() + start, device, config.normalised)
 
             near[start:stop] = search.nearest(rows, count, exact)
-            bar.update((stop - start) * size)
-    near = sum_over_ranks(near).cpu()
+            bar.update((stop - start) * world.size)
+    near = world.sum_(near).cpu()
     own = near[:, 0].long()
     own[cores] = torch.arange(k)
     return own, others(near, own)

@@ -6,8 +6,10 @@ from typing import NamedTuple
 import torch
 
 from data_selection.common.checks import check_ids, check_request, check_selection
+from data_selection.common.distributed import World, current_world
 from data_selection.common.errors import UserError
 from data_selection.common.kinds import Device, Features, Ids
+from data_selection.common.precision import full_float32
 from data_selection.common.progress import OpenBar, open_bar
 from data_selection.methods.bilaf.classes import (
     Batch,
@@ -15,9 +17,7 @@ from data_selection.methods.bilaf.classes import (
     group_classes,
     open_batch,
     plan_batches,
-    rank_and_size,
     rows_at,
-    sum_over_ranks,
     threads_for,
 )
 from data_selection.methods.bilaf.cores import FEW_CORES, CoreSearch, assign, find_rivals
@@ -38,6 +38,7 @@ def default_core_number(pool_size: int, budget: int) -> int:
     return max(1, min(budget // 2, max(50, pool_size // 200)))
 
 
+@full_float32()
 def select_bilaf(
     features: Features,
     budget: int,
@@ -70,7 +71,8 @@ def select_bilaf(
     labelled, _ = check_request(features, budget, labelled, excluded)
     excluded = check_ids(excluded, len(features), "excluded")
     device = pool_device(features, device)
-    max_bytes = working_memory(config.max_memory, device)
+    world = current_world(device)
+    max_bytes = world.least(working_memory(config.max_memory, device))  # ranks that plan otherwise share nothing
     cores = _find_cores(features, budget, cores, config, labelled, excluded, seed, device, progress)
     annotated = torch.zeros(len(features), dtype=torch.bool)
     annotated[labelled] = True
@@ -82,7 +84,7 @@ def select_bilaf(
 
     few = config.opponent == "nearest" or len(cores) <= FEW_CORES
     rivals = 1 if few else max(1, 2 * budget // len(cores))  # what most classes will need
-    own, rival = assign(features, cores, config, device, max_bytes, progress, rivals)
+    own, rival = assign(features, cores, config, world, max_bytes, progress, rivals)
     own[excluded] = -1
     members, sizes = group_classes(own, len(cores))
     annotated[cores] = False  # from here on: annotated besides the cores
@@ -94,7 +96,7 @@ def select_bilaf(
         total = min(total + len(cores) - fresh + int(before.sum()), int(kept.sum()))
         stages.append(allocate(kept, total, stages[-1] if stages else 1 + before, kept, config.budget_rule))
     classes = Classes(cores, members, sizes, kept, rival, annotated)
-    turn = _pick_all(features, classes, stages, config, device, max_bytes, progress)
+    turn = _pick_all(features, classes, stages, config, world, max_bytes, progress)
 
     turn[labelled] = 0
     own[labelled] = -1
@@ -164,21 +166,20 @@ def _pick_all(
     classes: Classes,
     stages: list[torch.Tensor],
     config: BiLAFConfig,
-    device: torch.device,
+    world: World,
     max_bytes: int,
     progress: OpenBar | None,
 ) -> torch.Tensor:
     """(N,) int64: 0, or the place 1, 2, ... at which a sample was chosen in its class. Ranks share the batches."""
     cores, members, sizes, kept, rival, annotated = classes
-    count = stages[-1]
+    count, device = stages[-1], world.device
     search = CoreSearch(features, cores, config, device)
     turn, memory = torch.zeros(len(features), dtype=torch.int64, device=device), Scratch(torch.float64, device)
-    rank, size = rank_and_size()
     if config.max_memory is not None and (count > 1).any():  # else all is tried with what is there
         check_room(int(sizes[count > 1].max()), features.shape[1], config.max_memory)
     batches = plan_batches(sizes, count > 1, features.shape[1], max_bytes, device)
     with open_bar(progress, int((count > 1).sum()), "BiLAF classes", "class") as bar:
-        for labels in batches[rank::size]:
+        for labels in batches[world.rank :: world.size]:
             with threads_for(int(sizes[labels].max())):
                 batch = open_batch(features, labels, members, sizes, cores, config, memory, max_bytes)
                 must = annotated[batch.ids].to(device)
@@ -186,8 +187,8 @@ def _pick_all(
                 rivals = find_rivals(batch, local, search, rival, count[labels].to(device), config, max_bytes)
                 ids, place = _pick_batch(batch, local, must, kept, rivals, stages, config)
             turn[ids] = place
-            bar.update(len(labels) * size)
-    turn = sum_over_ranks(turn).cpu()
+            bar.update(len(labels) * world.size)
+    turn = world.sum_(turn).cpu()
     turn[cores] = 1
     return turn
 

@@ -11,6 +11,7 @@ import torch
 from data_selection.common.checks import as_tensor, check_request, check_selection
 from data_selection.common.errors import UserError
 from data_selection.common.kinds import Device, Features, Ids
+from data_selection.common.precision import full_float32
 from data_selection.common.progress import OpenBar
 from data_selection.methods.configs_design import (
     HalfConfig,
@@ -33,8 +34,8 @@ def check_probabilities(probabilities: Probabilities | None, count: int) -> torc
     """Probabilities (N, C) as float32 on the CPU. Raises UserError where there are none, or they do not fit N rows."""
     if probabilities is None:
         raise UserError(
-            "this method asks a model, and there are no probabilities: give labels (--labelled labels.csv, or "
-            "probabilities= from Python), or begin without a model by voptimal or activeft"
+            "this method asks a model, and there are no probabilities: give what a model says of each image of the "
+            "pool (probabilities=), or begin without a model by voptimal or activeft"
         )
     table = probabilities.detach() if torch.is_tensor(probabilities) else as_tensor(probabilities)
     if table.ndim != 2 or len(table) != count or table.shape[1] < 1:
@@ -73,6 +74,7 @@ def select_margin(
     return check_selection(chosen, budget, len(features), labelled, excluded)
 
 
+@full_float32()
 def select_margin_clusters(
     features: Features,
     budget: int,
@@ -118,6 +120,7 @@ def select_margin_clusters(
     return check_selection(doubtful[torch.from_numpy(places)], budget, len(features), labelled, excluded)
 
 
+@full_float32()
 def select_uncertainty_herding(
     features: Features,
     budget: int,
@@ -162,6 +165,7 @@ def smallest_distance(rows: torch.Tensor) -> float:
     return (2 - 2 * best).clamp(min=0).sqrt().item()
 
 
+@full_float32()
 def select_weighted_voptimal(
     features: Features,
     budget: int,
@@ -192,6 +196,7 @@ def select_weighted_voptimal(
     return check_selection(kept[chosen], budget, len(features), labelled, excluded)
 
 
+@full_float32()
 def select_half(
     features: Features,
     budget: int,

@@ -4,6 +4,7 @@ import torch
 
 from data_selection.common.checks import check_request, check_selection
 from data_selection.common.kinds import Device, Features, Ids
+from data_selection.common.precision import full_float32
 from data_selection.common.progress import OpenBar, open_bar
 from data_selection.methods.configs_design import FacilityConfig, MaxHerdingConfig
 from data_selection.methods.design.kernels import Kernel, draw, sampled_distance
@@ -14,6 +15,7 @@ REFRESHED = 64  # candidates whose gain is computed together
 CUT = 5  # candidates for one to choose, at least
 
 
+@full_float32()
 def select_facility(
     features: Features,
     budget: int,
@@ -40,6 +42,7 @@ def select_facility(
     return check_selection(chosen, budget, len(features), labelled, excluded)
 
 
+@full_float32()
 def select_maxherding(
     features: Features,
     budget: int,

@@ -6,6 +6,7 @@ import torch
 
 from data_selection.common.checks import check_request, check_selection
 from data_selection.common.kinds import Device, Features, Ids
+from data_selection.common.precision import full_float32
 from data_selection.common.progress import OpenBar, open_bar
 from data_selection.methods.configs_design import DesignConfig, FacilityConfig, VOptimalConfig
 from data_selection.methods.design.facility import CUT, cover
@@ -18,6 +19,7 @@ BLOCK = 4096  # rows whose features are computed together; never depends on memo
 Embed = Callable[[torch.Tensor], torch.Tensor]  # positions in the pool (B,), ascending -> features (B, F)
 
 
+@full_float32()
 def select_voptimal(
     features: Features,
     budget: int,

@@ -1,0 +1,250 @@
+"""The report on a list of labels: how good the model is, what it confuses, what to look at, what more would bring."""
+
+import json
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from data_selection.annotation.pages import render
+from data_selection.common.files import atomic_write
+from data_selection.judging.findings import Curve, Share, confusion, interval
+from data_selection.judging.report import project_2d
+from data_selection.nearest.similarity import normalise
+
+SHEET = 12  # images of a region, a confusion or a row
+CONFUSIONS = 8  # pairs of classes that are shown with their images
+MISTAKES, DOUBTFUL = 24, 24
+REGIONS, REGION_ROWS = 12, 20_000  # parts of the pool, and the rows that they are found on
+Values = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a report is made of.
+
+    names: of the N pool images. features: (N, D). ids: (n,) labelled rows; labels: (n,) their classes, of `classes`.
+    predicted, sure: (n,) what the model said of each and with what probability, not having learned from its label.
+    pool: (N, C) probabilities of the pool. curve: of learning. judged_by: which model and how, in words. quality:
+    numbers on the choice. notes: lines on duplicates and unusual images. record: what, when, with which versions.
+    rounds: of earlier rounds, {labels, accuracy, low, high}. test: on images of the user, {accuracy, count} or None.
+    """
+
+    title: str
+    classes: Sequence[str]
+    names: Sequence[str]
+    features: np.ndarray
+    ids: torch.Tensor
+    labels: torch.Tensor
+    predicted: torch.Tensor
+    sure: torch.Tensor
+    pool: torch.Tensor
+    curve: Curve
+    judged_by: str
+    quality: Mapping[str, float] = field(default_factory=dict)
+    notes: Sequence[str] = ()
+    record: Mapping[str, Any] = field(default_factory=dict)
+    rounds: Sequence[Mapping[str, float]] = ()
+    test: Mapping[str, float] | None = None
+    seed: int = 0
+
+
+def report_values(facts: Facts) -> Values:
+    """Every number and name of the report, as JSON takes them."""
+    labels, predicted = facts.labels, facts.predicted
+    table = confusion(labels, predicted, len(facts.classes))
+    right = int(table.diagonal().sum())
+    return {
+        "title": facts.title,
+        "accuracy": share(interval(right, len(labels))) | {"right": right, "labels": len(labels)},
+        "judged_by": facts.judged_by,
+        "test": dict(facts.test) if facts.test else None,
+        "classes": per_class(facts.classes, table),
+        "confusion": table.tolist(),
+        "confused": confused(facts, table),
+        "mistakes": mistakes(facts),
+        "doubtful": doubtful(facts),
+        "curve": [point._asdict() for point in facts.curve.points],
+        "outlook": outlook(facts.curve),
+        "rounds": [dict(one) for one in facts.rounds],
+        "regions": regions(facts),
+        "quality": dict(facts.quality),
+        "notes": list(facts.notes),
+        "record": dict(facts.record),
+    }
+
+
+def share(value: Share) -> Values:
+    """A Share for JSON, which knows no nan."""
+    return {"value": None if math.isnan(value.value) else value.value, "low": value.low, "high": value.high}
+
+
+def per_class(classes: Sequence[str], table: torch.Tensor) -> list[Values]:
+    """For each class: its labels, how many were recognised, and how often the word is right where it is said."""
+    rows = []
+    for place, word in enumerate(classes):
+        row, column = table[place].tolist(), table[:, place].tolist()
+        others = [(count, classes[other]) for other, count in enumerate(row) if other != place and count]
+        rows.append(
+            {
+                "class": word, "labels": sum(row), "recall": share(interval(row[place], sum(row))),
+                "precision": share(interval(row[place], sum(column))),
+                "taken_for": [{"class": other, "count": count} for count, other in sorted(others, reverse=True)[:3]],
+            }
+        )  # fmt: skip
+    return rows
+
+
+def confused(facts: Facts, table: torch.Tensor) -> list[Values]:
+    """The pairs of classes that are confused most, with their images."""
+    pairs = [(int(count), i, j) for i, row in enumerate(table) for j, count in enumerate(row) if i != j and count]
+    found = []
+    for count, label, guess in sorted(pairs, key=lambda pair: (-pair[0], *pair[1:]))[:CONFUSIONS]:
+        rows = ((facts.labels == label) & (facts.predicted == guess)).nonzero()[:, 0]
+        rows = rows[facts.sure[rows].argsort(descending=True, stable=True)][:SHEET]
+        images = [card(facts, row) for row in rows.tolist()]
+        found.append(
+            {"label": facts.classes[label], "predicted": facts.classes[guess], "count": count, "images": images}
+        )
+    return found
+
+
+def card(facts: Facts, row: int) -> Values:
+    """A labelled image: what it is called, was labelled, and predicted."""
+    return {
+        "file": facts.names[int(facts.ids[row])], "label": facts.classes[int(facts.labels[row])],
+        "predicted": facts.classes[int(facts.predicted[row])], "confidence": float(facts.sure[row]),
+    }  # fmt: skip
+
+
+def mistakes(facts: Facts) -> list[Values]:
+    """The labels that are likeliest wrong: predicted another class, the most certain first."""
+    wrong = (facts.predicted != facts.labels).nonzero()[:, 0]
+    order = wrong[facts.sure[wrong].argsort(descending=True, stable=True)]
+    return [card(facts, row) for row in order[:MISTAKES].tolist()]
+
+
+def doubtful(facts: Facts) -> list[Values]:
+    """The images without a label of which the model is least certain: the smallest margin of the two best classes."""
+    best = facts.pool.topk(min(2, facts.pool.shape[1]), dim=1)
+    margin = best.values[:, 0] - best.values[:, -1]  # a new tensor, that may be changed
+    margin[facts.ids] = float("inf")
+    order = margin.argsort(stable=True)[: min(DOUBTFUL, len(margin) - len(facts.ids))]
+    return [
+        {
+            "file": facts.names[row],
+            "between": [facts.classes[place] for place in best.indices[row].tolist()],
+            "confidence": [round(value, 4) for value in best.values[row].tolist()],
+        }
+        for row in order.tolist()
+    ]
+
+
+def outlook(curve: Curve) -> str:
+    """What more labels would bring, in a sentence."""
+    seen = [point for point in curve.points if point.seen]
+    more = [point for point in curve.points if not point.seen]
+    if not seen or not more:
+        return "Too few labels to say what more would bring."
+    last = more[-1]
+    gain, low, high = (value - seen[-1].accuracy for value in (last.accuracy, last.low, last.high))
+    verdict = "another round pays" if low > 0.5 else "another round may pay" if gain > 0.5 else "more labels add little"
+    return (
+        f"With {last.labels} labels the accuracy is expected to change by {gain:+.1f} points ({low:+.1f} to "
+        f"{high:+.1f}) from that with {seen[-1].labels}: {verdict}."
+    )
+
+
+def regions(facts: Facts) -> list[Values]:
+    """Parts of the pool (k-means of unit features), largest first: their size, labels, words and labelled images."""
+    from sklearn.cluster import KMeans
+
+    draw = np.random.default_rng(facts.seed)
+    count = len(facts.features)
+    rows = np.sort(draw.choice(count, min(count, REGION_ROWS), replace=False))
+    unit = normalise(torch.as_tensor(np.array(facts.features[rows], dtype=np.float32))).numpy()
+    clusters = min(REGIONS, max(1, len(facts.ids) // 4), len(np.unique(unit, axis=0)))
+    found = KMeans(clusters, n_init=1, random_state=facts.seed).fit(unit)
+    own = normalise(torch.as_tensor(np.array(facts.features[facts.ids.numpy()], dtype=np.float32))).numpy()
+    mine = found.predict(own)
+    guess = facts.pool.argmax(1).numpy()[rows]
+    result = []
+    for part in np.argsort(-np.bincount(found.labels_, minlength=clusters), kind="stable"):
+        words = Counter(guess[found.labels_ == part].tolist()).most_common(2)
+        inside = np.flatnonzero(mine == part).tolist()
+        result.append(
+            {
+                "share": float((found.labels_ == part).mean()), "labels": len(inside),
+                "mostly": [facts.classes[word] for word, _ in words],
+                "images": [card(facts, row) for row in inside[:SHEET]],
+            }
+        )  # fmt: skip
+    return result
+
+
+def places(facts: Facts) -> Values:
+    """The map: points of a part of the pool in [0, 1]^2, and of the labelled images with their classes."""
+    rows, points = project_2d(facts.features, facts.ids.tolist(), seed=facts.seed)
+    low, high = points.min(0), points.max(0)
+    points = (points - low) / np.maximum(high - low, 1e-12)
+    number = {row: place for place, row in enumerate(facts.ids.tolist())}
+    pool = [(round(float(x), 4), round(float(y), 4)) for row, (x, y) in zip(rows.tolist(), points, strict=True)
+            if row not in number]  # fmt: skip
+    known = [
+        {"x": round(float(x), 4), "y": round(float(y), 4), "row": number[row], "class": int(facts.labels[number[row]])}
+        for row, (x, y) in zip(rows.tolist(), points, strict=True)
+        if row in number
+    ]
+    return {"pool": pool, "known": known}
+
+
+def shown_files(values: Values) -> list[str]:
+    """The names of all images that a report shows."""
+    cards = [*values["mistakes"], *values["doubtful"]]
+    for part in (*values["confused"], *values["regions"]):
+        cards += part["images"]
+    return list(dict.fromkeys(card["file"] for card in cards))
+
+
+def write_report(
+    folder: Path, facts: Facts, pictures: Callable[[list[str]], Mapping[str, Mapping[str, str]]]
+) -> tuple[Path, Values]:
+    """Write report.html and report.json into a folder; returns the path of the first and the values of the second.
+
+    pictures(names) gives for each image {thumbnail: a data URI, address: of the image itself}.
+    """
+    values = report_values(facts)
+    page = render(
+        "report.html", ("report.css",), ("report.js",), report=values, map=places(facts),
+        pictures=pictures(shown_files(values)), axes=axes(values["curve"]), names=list(facts.classes),
+    )  # fmt: skip
+    paths = (folder / "report.html", folder / "report.json")
+    for path, text in zip(paths, (page, json.dumps(values, indent=1, allow_nan=False)), strict=True):
+        with atomic_write(path, "w") as handle:
+            handle.write(text)
+    return paths[0], values
+
+
+def axes(curve: Sequence[Mapping[str, float]]) -> Values:
+    """Where the learning curve lies in a picture of 0..100 by 0..100: marks and ends of both axes."""
+    if not curve:
+        return {}
+    low = 10 * math.floor(min(point["low"] for point in curve) / 10)
+    high = min(100, 10 * math.ceil(max(point["high"] for point in curve) / 10))
+    most = max(point["labels"] for point in curve)
+    span = max(high - low, 1)
+
+    def at(labels: float, accuracy: float) -> tuple[float, float]:
+        return round(100 * labels / most, 2), round(100 * (high - accuracy) / span, 2)
+
+    return {
+        "marks": [{"y": at(0, value)[1], "text": f"{value} %"} for value in range(low, high + 1, 10)],
+        "labels": [{"x": at(point["labels"], 0)[0], "text": str(point["labels"])} for point in curve],
+        "points": [{"at": at(point["labels"], point["accuracy"]), "low": at(point["labels"], point["low"]),
+                    "high": at(point["labels"], point["high"])} for point in curve],
+    }  # fmt: skip

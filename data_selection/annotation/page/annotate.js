@@ -1,0 +1,268 @@
+"use strict";
+// The page as a whole: views, filter, classes with their keys, what keys and buttons do.
+const app = (() => {
+  const TAKEN = "uxzvr"; // letters that do something else
+  let view = "single";
+  let filter = "all";
+  let keys = new Map(); // key -> class
+
+  const FILTERS = {
+    all: () => true,
+    todo: (i) => !answers.done(i),
+    unsure: (i) => Boolean(answers.given[i]?.unsure),
+  };
+  const isShown = (i) => (FILTERS[filter] ?? ((k) => `=${answers.label(k)}` === filter))(i);
+  const shown = () => images.map((_, i) => i).filter(isShown);
+  const say = (text) => { $("live").textContent = text; };
+  const targets = () => (view === "sheet" ? sheet.targets() : [single.at()]);
+
+  function notice(text) {
+    $("notice").textContent = text;
+    $("notice").hidden = !text;
+  }
+
+  // Show an image, in the view that is open or in another one.
+  function go(i, where = view) {
+    if (where !== view) setView(where);
+    if (view === "sheet") sheet.focus(i);
+    else single.show(i);
+    update();
+  }
+
+  function setView(name) {
+    const i = view === "sheet" ? sheet.at() : single.at();
+    view = name;
+    for (const one of ["single", "sheet"]) {
+      $(one).hidden = one !== view;
+      $(`to-${one}`).setAttribute("aria-pressed", String(one === view));
+    }
+    if (view === "sheet") {
+      sheet.build();
+      sheet.update();
+      sheet.focus(isShown(i) ? i : shown()[0] ?? i);
+    } else single.show(i);
+    update();
+  }
+
+  // One image back or on among those that are shown.
+  function step(by) {
+    const list = shown(), i = single.at();
+    const to = by > 0 ? list.find((k) => k > i) : list.findLast((k) => k < i);
+    if (to === undefined) say(by > 0 ? "This is the last image" : "This is the first image");
+    else {
+      go(to);
+      tell();
+    }
+  }
+
+  // After an answer: on to the next image that has none, or with a filter to the next that is shown.
+  function onward(after) {
+    const open = (i) => (filter === "all" || filter === "todo" ? !answers.done(i) : isShown(i));
+    const left = images.map((_, i) => i).filter(open);
+    const to = left.find((i) => i > after) ?? left[0];
+    if (to !== undefined) go(to);
+    else if (!answers.counts().todo) say("Every image has an answer: save annotate.csv");
+    return to !== undefined;
+  }
+
+  function give(answer, told) {
+    const some = targets();
+    if (!some.length) return;
+    answers.give(some, answer);
+    sheet.pickNone();
+    const more = onward(some.at(-1));
+    say(`${some.length > 1 ? `${some.length} images` : images[some[0]].file}: ${told}.${more ? ` ${position()}` : ""}`);
+  }
+
+  function giveClass(word) {
+    const name = word.trim();
+    if (!name) return;
+    if (!answers.classes().includes(name)) answers.setClasses([...answers.classes(), name]);
+    give({ label: name }, name);
+  }
+
+  function confirm() {
+    const some = targets().filter((i) => images[i].belief);
+    if (!some.length) return;
+    answers.put(some.map((i) => [i, { label: images[i].belief }]));
+    sheet.pickNone();
+    onward(some.at(-1));
+    say(`${some.length} confirmed`);
+  }
+
+  function undo() {
+    const changed = answers.undo();
+    if (!changed.length) return say("Nothing to undo");
+    go(changed[0]);
+    return say(`Undone: ${changed.length} ${changed.length > 1 ? "images" : "image"}`);
+  }
+
+  function position() {
+    const i = view === "sheet" ? sheet.at() : single.at(), list = shown(), at = list.indexOf(i);
+    return `${at < 0 ? "–" : at + 1} of ${list.length}`;
+  }
+
+  const tell = () => say(`${position()}, ${images[single.at()].file}, ${single.words(single.at()) || "no label"}`);
+
+  // Which key gives which class: digits by order, letters by what the name has.
+  function assignKeys(words) {
+    keys = new Map(words.slice(0, 9).map((word, i) => [String(i + 1), word]));
+    const letters = "abcdefghijklmnopqrstuvwxyz";
+    for (const word of words) {
+      const free = (letter) => letters.includes(letter) && !TAKEN.includes(letter) && !keys.has(letter);
+      const letter = [...word.toLowerCase(), ...letters].find(free);
+      if (letter) keys.set(letter, word);
+    }
+  }
+
+  function classButton(word) {
+    const button = document.createElement("button"), name = document.createElement("span");
+    const own = [...keys].filter(([, other]) => other === word).map(([key]) => key);
+    button.type = "button";
+    button.title = word;
+    button.setAttribute("aria-keyshortcuts", own.join(" "));
+    button.setAttribute("aria-pressed", String(targets().some((i) => answers.label(i) === word)));
+    name.textContent = word;
+    name.dir = "auto";
+    button.append(...own.map((key) => Object.assign(document.createElement("kbd"), { textContent: key })), name);
+    button.addEventListener("click", () => giveClass(word));
+    return button;
+  }
+
+  function option(value, text) {
+    return Object.assign(document.createElement("option"), { value, textContent: text, selected: value === filter });
+  }
+
+  function update() {
+    const words = answers.classes(), { labelled, unsure, todo, each } = answers.counts();
+    if (filter.startsWith("=") && !each.has(filter.slice(1))) filter = "all";
+    assignKeys(words);
+    const active = document.activeElement, at = [...$("classes").children].indexOf(active);
+    $("classes").replaceChildren(...words.map(classButton));
+    if (at >= 0) $("classes").children[at]?.focus();
+    $("known").replaceChildren(...words.map((word) => option(word, word)));
+    $("filter").replaceChildren(
+      option("all", `all (${images.length})`), option("todo", `without answer (${todo})`), option("unsure", `unsure (${unsure})`),
+      ...words.filter((word) => each.has(word)).map((word) => option(`=${word}`, `${word} (${each.get(word)})`)),
+    );
+    $("bar").value = labelled + unsure;
+    const doubt = unsure ? `, ${unsure} unsure` : "", left = answers.timeLeft(todo);
+    $("told").textContent = `${labelled} of ${images.length} labelled${doubt}${left ? `, ${left}` : ""}`;
+    const none = !shown().length;
+    $("empty").hidden = !none;
+    $("place").textContent = position();
+    single.show(single.at());
+    if (view === "sheet") sheet.update();
+    if (!answers.isStored()) notice("This browser keeps nothing for this page: save annotate.csv before you close it.");
+  }
+
+  function save() {
+    const rows = images.map((image, i) => [image.file, answers.label(i)]);
+    const address = URL.createObjectURL(new Blob([table.write([["file", "label"], ...rows])], { type: "text/csv" }));
+    Object.assign(document.createElement("a"), { href: address, download: "annotate.csv" }).click();
+    setTimeout(() => URL.revokeObjectURL(address), 60_000);
+    answers.saved();
+    say(`annotate.csv saved with ${answers.counts().labelled} labels: put it beside this page`);
+  }
+
+  async function open(file) {
+    const rows = table.read(table.decode(await file.arrayBuffer()), answers.places);
+    const pairs = rows.filter((row) => answers.places.has(row[0]) && row[1]?.trim());
+    const unknown = rows.filter((row, at) => at && !answers.places.has(row[0])).length; // the first row may be a header
+    answers.put(pairs.map(([name, label]) => [answers.places.get(name), { label: label.trim() }]), false);
+    const strange = unknown ? ` ${unknown} rows are of images that are not on this page.` : "";
+    notice(`${file.name}: ${pairs.length} labels taken.${strange}`);
+    update();
+  }
+
+  function editClasses() {
+    $("class-words").value = answers.classes().join("\n");
+    $("class-list").showModal();
+  }
+
+  const ACTIONS = {
+    u: () => give({ unsure: true }, "unsure"),
+    x: () => give(null, "no label"),
+    z: undo,
+    v: () => setView(view === "sheet" ? "single" : "sheet"),
+    "/": () => $("other").focus(),
+    "?": () => $("help").showModal(),
+  };
+  const IN_SHEET = {
+    " ": () => sheet.toggle(sheet.at()),
+    r: () => sheet.pickRow(sheet.at()),
+    Escape: () => sheet.pickNone(),
+  };
+
+  function onKey(event) {
+    const { key, target } = event, control = event.ctrlKey || event.metaKey;
+    if (event.altKey || document.querySelector("dialog[open]") || target.closest("input, textarea, select")) return;
+    if (target.closest("button") && (key === "Enter" || key === " ")) return;
+    let action = null;
+    if (control) {
+      if (key === "z") action = undo;
+      else if (key === "a" && view === "sheet") action = sheet.pickAll;
+      else if (key === "s") action = save;
+    } else if (key.startsWith("Arrow")) {
+      if (view === "sheet") action = () => sheet.move(key, event.shiftKey);
+      else if (key === "ArrowLeft" || key === "ArrowRight") action = () => step(key === "ArrowLeft" ? -1 : 1);
+    } else if (key === "Enter") action = confirm;
+    else if (view === "sheet" && IN_SHEET[key]) action = IN_SHEET[key];
+    else if (ACTIONS[key.toLowerCase()]) action = ACTIONS[key.toLowerCase()];
+    else if (keys.has(key.toLowerCase())) action = () => giveClass(keys.get(key.toLowerCase()));
+    if (!action) return;
+    event.preventDefault();
+    if (!event.repeat || key.startsWith("Arrow")) action(); // a key that is held down answers once
+  }
+
+  function start() {
+    answers.load();
+    answers.onChange(update);
+    const press = (id, action) => $(id)?.addEventListener("click", action);
+    press("to-single", () => setView("single"));
+    press("to-sheet", () => setView("sheet"));
+    press("edit-classes", editClasses);
+    press("open-help", ACTIONS["?"]);
+    press("import", () => $("file").click());
+    press("export", save);
+    press("back", () => (view === "sheet" ? sheet.move("ArrowLeft", false) : step(-1)));
+    press("skip", () => (view === "sheet" ? sheet.move("ArrowRight", false) : step(1)));
+    press("unsure", ACTIONS.u);
+    press("clear", ACTIONS.x);
+    press("undo", undo);
+    press("confirm", confirm);
+    $("file").addEventListener("change", async () => {
+      for (const file of $("file").files) await open(file);
+      $("file").value = "";
+    });
+    $("filter").addEventListener("change", () => {
+      filter = $("filter").value;
+      const list = shown();
+      if (list.length && !list.includes(single.at())) single.show(list[0]);
+      update();
+    });
+    $("other").addEventListener("keydown", (event) => {
+      if (event.key !== "Enter" && event.key !== "Escape") return;
+      const word = event.key === "Enter" ? $("other").value : "";
+      $("other").value = "";
+      $("other").blur();
+      giveClass(word);
+      event.stopPropagation();
+    });
+    $("class-list").addEventListener("submit", (event) => {
+      if (event.submitter?.value === "ok") answers.setClasses($("class-words").value.split("\n"));
+    });
+    document.addEventListener("keydown", onKey);
+    window.addEventListener("beforeunload", (event) => {
+      if (!answers.isStored() && answers.isUnsaved()) event.preventDefault();
+    });
+    const first = shown().find((i) => !answers.done(i)) ?? 0;
+    single.show(first);
+    update();
+    if (!answers.classes().length) editClasses();
+  }
+
+  return { go, say, notice, isShown, shown, start };
+})();
+
+app.start();

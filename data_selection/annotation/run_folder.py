@@ -1,0 +1,66 @@
+"""The folder that choosing images leaves: what is where in it, and what was asked for."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from data_selection.common.errors import UserError
+from data_selection.common.feature_table import sidecar
+from data_selection.common.files import read_json
+
+VERSION = 1
+RECORD, SUBSET, ANSWERS, LABELLED = "run.json", "subset.json", "annotate.csv", "labelled.csv"
+BELIEFS, PAGE, FEATURES, IMAGES = "beliefs.json", "annotate.html", "features", "images"
+OWN = (RECORD, SUBSET, ANSWERS, LABELLED, BELIEFS, PAGE, IMAGES)
+
+
+def read_run(folder: Path | str) -> dict[str, Any]:
+    """The record of a run folder: `version`, `source`, `features` (below the folder), `request`, `versions`, `command`.
+
+    Raises UserError where the folder is none.
+    """
+    path = Path(folder) / RECORD
+    if not path.exists():
+        raise UserError(f"{folder} is no folder of scripts/choose_images.py: it has no {RECORD}")
+    record = read_json(path)
+    if not isinstance(record, dict) or record.get("version") != VERSION:
+        raise UserError(f"{path} is no record of version {VERSION}: choose again, into another folder")
+    return record
+
+
+def is_run(path: Path) -> bool:
+    return (path / RECORD).is_file()
+
+
+def is_chosen(folder: Path, request: Mapping[str, object]) -> bool:
+    """Whether a folder holds the choice that is asked for already.
+
+    Raises UserError where it holds another one, or somebody's own files of these names: neither is replaced.
+    """
+    if not is_run(folder):
+        strange = [name for name in OWN if (folder / name).exists() or (folder / name).is_symlink()]
+        if strange:
+            raise UserError(f"{folder} holds {strange[0]}, which is not from this command: choose another --out")
+        return False
+    before = read_run(folder)["request"]
+    if not (folder / SUBSET).exists():
+        return False
+    keys = [key for key in before | dict(request) if before.get(key) != request.get(key)]
+    if keys:
+        told = "; ".join(f"{key} was {before.get(key)}, now {request.get(key)}" for key in keys)
+        raise UserError(f"{folder} holds a choice that was asked for otherwise ({told}): choose another --out")
+    return True
+
+
+def chosen_names(folder: Path) -> list[str]:
+    """The names of the chosen images, in the order of the subset file."""
+    beside = sidecar(folder / SUBSET, "provenance")
+    names = (read_json(beside).get("images") or {}).get("name")
+    if not names:
+        raise UserError(f"{beside} does not name the chosen images: choose again, into another --out")
+    return list(names)
+
+
+def label_files(folder: Path) -> list[Path]:
+    """The tables that hold a run's labels: of the rounds before it, and its own."""
+    return [folder / name for name in (LABELLED, ANSWERS) if (folder / name).exists()]

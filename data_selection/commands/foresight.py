@@ -1,0 +1,156 @@
+"""What choosing images will take, told before the work: from a trial on a few images of the pool."""
+
+import contextlib
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from data_selection.annotation.originals import show_one
+from data_selection.commands.run_extract import Ready
+from data_selection.common.errors import UserError
+from data_selection.common.feature_table import load_features
+from data_selection.common.files import told_size
+from data_selection.embedding.extraction import images_at_once
+from data_selection.embedding.image_batches import View, to_input
+from data_selection.images.pools import Pool
+from data_selection.images.record import known_files, load_record
+
+TRIED = 8  # images
+BATCH = 128  # images that extraction embeds at a time, at most
+SMALL, LARGE = 500, 1_500  # rows of the made-up pools on which the choice is tried
+PAGE_BYTES = 8_000  # of an image's thumbnail and words in the page, at most on average
+
+
+@dataclass(frozen=True)
+class Foresight:
+    """What is to come. seconds: to embed, to choose, to write the page. memory, disk: bytes. new: images to embed."""
+
+    new: int
+    width: int
+    embed: float
+    choose: float
+    page: float
+    memory: float
+    disk: float
+
+    def told(self, images: int, budget: int, method: str) -> str:
+        known = images - self.new
+        words = f"{self.new} images to embed{f' ({known} known)' if known else ''}: {told_time(self.embed)}"
+        return (
+            f"{words}; {budget} of {images} chosen by {method}: {told_time(self.choose)}; the page: "
+            f"{told_time(self.page)}; about {told_size(self.memory)} of memory and {told_size(self.disk)} of disk"
+        )
+
+
+def told_time(seconds: float) -> str:
+    """A time ahead in words."""
+    if seconds < 1.5:
+        return "about a second" if seconds > 0.1 else "no time"
+    if seconds < 90:
+        return f"about {seconds:.0f} s"
+    return f"about {seconds / 60:.0f} min" if seconds < 5400 else f"about {seconds / 3600:.1f} h"
+
+
+def foresee(ready: Ready, budget: int, select: Callable[..., torch.Tensor], images: str, embed: bool) -> Foresight:
+    """Try a few images and a small choice. select: a method, as choose_images calls it; images, embed: its flags."""
+    pool, count = ready.pool, len(ready.pool)
+    places = np.unique(np.linspace(0, count - 1, TRIED).astype(int)).tolist()
+    decoding, forward, width = try_images(ready, places)
+    page, size = try_page(pool, places)
+    new = not_known(pool, ready.path)
+    workers = max(1, ready.workers)
+    embedding = new * (max(decoding / workers, forward) if ready.workers else decoding + forward)
+    choosing = try_choice(select, count, budget, width)
+    table = 4.0 * count * (width + 1)
+    disk = table + budget * (PAGE_BYTES + (size if images == "copy" else 0) + (4 / 3 * size if embed else 0))
+    memory = peak_memory() + 2 * table + budget * PAGE_BYTES * 3
+    return Foresight(new, width, embedding, choosing, budget * page, memory, disk)
+
+
+def check_disk(out: Path, needed: float) -> None:
+    """Raise UserError where the disk of a folder to be made is too full."""
+    there = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists())
+    free = shutil.disk_usage(there).free
+    if free < needed:
+        raise UserError(
+            f"{out} needs {told_size(needed)}, {told_size(free)} are free there: choose another --out, or make room"
+        )
+
+
+def try_images(ready: Ready, places: Sequence[int]) -> tuple[float, float, int]:
+    """(seconds to decode an image, seconds to embed one, dimensions of its features)."""
+    view, decoded, times, began = View(ready.preprocess), [], [], time.monotonic()
+    for place in places:
+        with contextlib.suppress(UserError):  # told when its turn comes
+            decoded.append(view(ready.pool.image(place)))
+    decoding = (time.monotonic() - began) / max(1, len(places))
+    device = ready.world.device
+    batch = torch.stack(decoded or [torch.zeros(3, ready.preprocess.size, ready.preprocess.size, dtype=torch.uint8)])
+    count = images_at_once(BATCH, ready.preprocess.size, device)
+    batch = batch.repeat(-(-count // len(batch)), 1, 1, 1)[:count]
+    model = ready.model.eval().to(device)
+    with torch.inference_mode(), torch.autocast(device.type, ready.amp, enabled=ready.amp is not None):
+        for _ in range(3):  # the first one also loads libraries
+            began = time.monotonic()
+            width = ready.embed(model, to_input(batch, ready.preprocess, device)).cpu().shape[1]
+            times.append(time.monotonic() - began)
+    return decoding, min(times) / count, width
+
+
+def try_page(pool: Pool, places: Sequence[int]) -> tuple[float, float]:
+    """(seconds for the thumbnail of an image, bytes of one)."""
+    sizes, began = [], time.monotonic()
+    for place in places:
+        with contextlib.suppress(UserError, OSError):
+            show_one(pool.paths[place], "", embed=False)
+            sizes.append(Path(pool.paths[place]).stat().st_size)
+    return (time.monotonic() - began) / len(places), float(np.mean(sizes)) if sizes else 0.0
+
+
+def try_choice(select: Callable[..., torch.Tensor], count: int, budget: int, width: int) -> float:
+    """Seconds of a method on (count, width) features: two small pools, and work that grows with images x budget."""
+    draw = torch.Generator().manual_seed(0)
+    times, works = [], []
+    for rows in (32, min(SMALL, count // 8), min(LARGE, count // 4)):  # the first one loads libraries
+        rows = max(1, min(rows, count))
+        some = max(1, budget * rows // count)
+        began = time.monotonic()
+        with contextlib.suppress(UserError):  # a budget that is too small for the method
+            select(torch.randn(rows, width, generator=draw), some)
+        times.append(time.monotonic() - began)
+        works.append(float(rows * some))
+    if works[2] <= works[1]:
+        return times[2]
+    each = max(0.0, (times[2] - times[1]) / (works[2] - works[1]))
+    return times[2] + each * (count * float(budget) - works[2])
+
+
+def not_known(pool: Pool, path: Path) -> int:
+    """How many images no finished or unfinished feature file has yet; by name, size and time, without reading them."""
+    if not path.exists():
+        done = path.with_suffix(".partial") / "done"
+        return len(pool) - (int(np.count_nonzero(np.fromfile(done, dtype=np.uint8))) if done.exists() else 0)
+    try:
+        known = known_files(load_record(path, len(load_features(path))))
+    except UserError:  # damaged: made anew
+        return len(pool)
+    new = 0
+    for name, file in zip(pool.names or (), pool.paths, strict=True):
+        with contextlib.suppress(OSError):
+            found = Path(file).stat()
+            new += (name, found.st_size, found.st_mtime_ns) not in known
+    return new
+
+
+def peak_memory() -> float:
+    """Bytes of memory that this process has used at most; 0 where the system does not say."""
+    try:
+        import resource
+    except ImportError:
+        return 0.0
+    return 1024.0 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -1,0 +1,108 @@
+"""From a choice to what people and their tools label it with: links, lists, task files, the page."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from data_selection.annotation.arrangement import Beliefs, arrange, why
+from data_selection.annotation.formats import write_cvat, write_label_studio
+from data_selection.annotation.originals import file_address, places, put, relative_address, show
+from data_selection.annotation.pages import annotation_page
+from data_selection.annotation.run_folder import ANSWERS, BELIEFS, IMAGES, PAGE, SUBSET, chosen_names, read_run
+from data_selection.commands.shared import bar_factory
+from data_selection.common.distributed import World
+from data_selection.common.errors import UserError
+from data_selection.common.feature_table import FeatureTable, load_features
+from data_selection.common.files import atomic_write, read_json
+from data_selection.common.listed_names import quoted
+from data_selection.images.answers import read_answers, write_labels
+from data_selection.images.pools import Pool
+
+
+@dataclass(frozen=True)
+class Order:
+    """How the chosen images are handed out. images: `link`, `copy` or `none`; embed: into the page."""
+
+    out: Path
+    source: Path
+    classes: list[str]
+    images: str
+    embed: bool
+
+    def files(self) -> list[str]:
+        return chosen_names(self.out)
+
+
+def hand_out(order: Order, pool: Pool, labels: dict[str, str], world: World) -> None:
+    """Write all that stands beside the list, and say so. What is there is made anew, but for annotate.csv.
+
+    labels: of earlier rounds. Raises UserError where a chosen image is gone.
+    """
+    out, names = order.out, order.files()
+    found = dict(zip(pool.names or (), pool.paths, strict=True))
+    gone = [name for name in names if name not in found]
+    if gone:
+        raise UserError(
+            f"{len(gone)} of the chosen images are not in {order.source} any longer, first {gone[0]!r}: give them back"
+        )
+    paths, where, linked = [found[name] for name in names], places(names), order.images != "none"
+    if linked:
+        put(out / IMAGES, names, paths, order.images)
+    addresses = [relative_address(IMAGES, at) for at in where] if linked else [file_address(path) for path in paths]
+    shown = show(paths, addresses, embed=order.embed, progress=bar_factory(world))
+    answers = out / ANSWERS
+    if not answers.exists():
+        with atomic_write(answers, "w") as handle:
+            handle.write(write_labels(dict.fromkeys(names, "")))
+    given = read_answers([answers], names).labels
+    table, ids = load_features(out / read_run(out)["features"]), read_json(out / SUBSET)
+    beliefs = believe(out / BELIEFS, table, labels, ids, world) if labels else None
+    likeliest = beliefs.likeliest() if beliefs else None
+    classes = list(dict.fromkeys([*order.classes, *sorted(set(given.values()))]))
+    local = [f"{IMAGES}/{at}" for at in where] if linked else [str(Path(path).absolute())[1:] for path in paths]
+    write_label_studio(out, names, local, classes, likeliest)
+    write_cvat(out / "cvat_manifest.jsonl", where if linked else names, paths, shown)
+    files = [quoted(name) for name in names]  # as tables have them, so that any name comes back
+    known = {quoted(name): label for name, label in given.items()}
+    page = annotation_page(
+        hashlib.sha256("\n".join(names).encode("utf-8", "surrogateescape")).hexdigest()[:16],
+        f"{out.resolve().name}: {len(names)} of {len(table)} images", files, shown,
+        arrange(np.asarray(table.features[ids]), beliefs), classes=classes, labels=known, beliefs=likeliest,
+        why=why(beliefs) if beliefs else "",
+    )  # fmt: skip
+    with atomic_write(out / PAGE, "w") as handle:
+        handle.write(page)
+    if beliefs:
+        print(why(beliefs))
+    left = f", {len(given)} of them labelled" if given else ""
+    print(
+        f"wrote {out / PAGE}: open it with a double click to label {len(names)} images{left}; {ANSWERS}, "
+        f"{f'{IMAGES}/, ' if linked else ''}label_studio_tasks.json, label_studio_config.xml and cvat_manifest.jsonl "
+        "are beside it"
+    )
+
+
+def believe(path: Path, table: FeatureTable, labels: dict[str, str], ids: list[int], world: World) -> Beliefs:
+    """What a model of the labels so far, {name: class}, believes of the images `ids`.
+
+    The model is fit_smoothed; the file keeps its word, and an earlier start's is taken as it is.
+    """
+    if not path.exists():
+        from data_selection.judging.smoothed import fit_smoothed
+
+        rows = {name: row for row, name in enumerate(table.names or ())}
+        known = {rows[name]: label for name, label in labels.items() if name in rows}
+        classes = sorted(set(known.values()))
+        numbers = [classes.index(label) for label in known.values()]
+        fitted = fit_smoothed(
+            table.features, numbers, list(known), classes=len(classes), correct=False, world=world,
+            progress=bar_factory(world),
+        )  # fmt: skip
+        found = fitted.pool[ids].cpu().double().numpy().round(4).tolist()
+        with atomic_write(path, "w") as handle:
+            json.dump({"classes": classes, "probabilities": found}, handle)
+    content = read_json(path)
+    return Beliefs(np.array(content["probabilities"]), content["classes"])

@@ -1,0 +1,281 @@
+"""The work of choose_images.py: look ahead, embed, choose, and leave what people and their tools need to label."""
+
+import argparse
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from data_selection.annotation.originals import HOW
+from data_selection.annotation.run_folder import (
+    FEATURES,
+    LABELLED,
+    RECORD,
+    SUBSET,
+    VERSION,
+    is_chosen,
+    is_run,
+    label_files,
+    read_run,
+)
+from data_selection.commands.extract import build_parser
+from data_selection.commands.foresight import check_disk, foresee
+from data_selection.commands.handing_out import Order, hand_out
+from data_selection.commands.run_extract import Ready, extract_pool, output_folder, source_of
+from data_selection.commands.selection import Plan, choose
+from data_selection.common.distributed import World, on_main, start
+from data_selection.common.errors import UserError
+from data_selection.common.feature_table import sidecar
+from data_selection.common.files import atomic_write, read_json
+from data_selection.common.subset_files import budget_from_percent, versions
+from data_selection.images.answers import read_answers, write_labels
+from data_selection.images.list_files import decoded
+from data_selection.images.pools import POOLS, Pool, open_pool
+from data_selection.methods.table import METHODS
+
+if TYPE_CHECKING:
+    from data_selection.common.feature_table import FeatureTable
+
+
+@dataclasses.dataclass(frozen=True)
+class Chosen:
+    """What choose_images left. folder: of everything; ids: rows of the pool, ascending; files: their names."""
+
+    folder: Path
+    ids: list[int]
+    files: list[str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Known:
+    """What earlier rounds say. labels: {name: class}; waiting: names of images that were handed out and have none."""
+
+    labels: dict[str, str]
+    waiting: list[str]
+
+
+def choose_images(
+    source: Path | str,
+    budget: int | str,
+    out: Path | str,
+    *,
+    method: str = "activeft",
+    model: str = "vit_small",
+    weights: str = "",
+    allow_http: bool = False,
+    labelled: Sequence[Path | str] = (),
+    classes: Sequence[str] | str = (),
+    images: str = "link",
+    embed: bool = False,
+    dry_run: bool = False,
+    num_workers: int = 16,
+    seed: int = 0,
+    device: str = "auto",
+) -> Chosen | None:
+    """Choose `budget` images (a number, or percent: "2%") of a folder or list, and make the folder `out` to label them.
+
+    method: a row of METHODS. labelled: folders of earlier rounds, or label files of any tool; these images are not
+    chosen again. classes: names for the page, or the `a,b,c` or file of the command. images: `link`, `copy` or `none`.
+    The same call again goes on where it was stopped, and never writes over labels. dry_run: only say what it would
+    do, and return None. Raises UserError for the user's mistakes, before any work.
+    """
+    source, out = Path(source), Path(out)
+    if images not in HOW or method not in METHODS:
+        raise UserError(f"images {images!r} and method {method!r}: {', '.join(HOW)} and {', '.join(METHODS)} are known")
+    words = class_words(classes)
+    pool = open_images(source, out)
+    count = number(budget, len(pool))
+    known = read_labelled(labelled, pool)
+    request = {
+        "budget": count, "method": method, "seed": seed, "model": model, "weights": weights and Path(weights).name,
+        "labelled": digest(known) if labelled else None,
+    }  # fmt: skip
+    order = Order(out, source, [*dict.fromkeys([*words, *sorted(set(known.labels.values()))])], images, embed)
+    if not is_chosen(out, request):
+        free = len(pool) - len(known.labels) - len(known.waiting)
+        if not 1 <= count <= free:
+            raise UserError(f"--budget {count} is outside 1..{free}, the images without a label: choose another")
+        embedding = extraction(source, out, model, weights, num_workers, device, allow_http)
+        plan = Planned(out, count, method, seed, request, known, order)
+        with contextlib.nullcontext() if dry_run else output_folder(embedding.output_dir):
+            if not plan.embed(embedding, labelled, dry_run):
+                return None
+            plan.choose(device)
+    elif dry_run:
+        print(f"{out} holds this choice already: its page and lists would be made anew, labels kept")
+        return None
+    with start(device) as world:
+        if world.is_main:
+            hand_out(order, pool, known.labels, world)
+    return Chosen(out, read_json(out / SUBSET), order.files())
+
+
+@dataclasses.dataclass(frozen=True)
+class Planned:
+    """A choice that is still to be made."""
+
+    out: Path
+    budget: int
+    method: str
+    seed: int
+    request: dict[str, object]
+    known: Known
+    order: Order
+
+    def embed(self, args: argparse.Namespace, labelled: Sequence[Path | str], dry_run: bool) -> bool:
+        """Say what is to come, then extract. Returns whether to go on to the choice."""
+        config = METHODS[self.method].config()
+
+        def select(features: torch.Tensor, budget: int) -> torch.Tensor:
+            return METHODS[self.method].select(features, budget, config=config, seed=self.seed, device=args.device_used)
+
+        def look(ready: Ready) -> bool:
+            args.device_used, args.path = ready.world.device, ready.path
+            ahead = foresee(ready, self.budget, select, self.order.images, self.order.embed)
+            ready.world.say(ahead.told(len(ready.pool), self.budget, self.method))
+            check_disk(self.out, ahead.disk)
+            return not dry_run
+
+        with start(args.device) as world:
+            if not dry_run:
+                on_main(world, lambda: borrow(args, labelled))
+            extract_pool(args, world, world.say, look)
+            if not dry_run:
+                on_main(world, lambda: self.note(args))  # the others read it next
+        return not dry_run
+
+    def note(self, args: argparse.Namespace) -> None:
+        """Write run.json and labelled.csv, which come before the choice."""
+        record = {
+            "version": VERSION, "source": source_of(args.dataset, None), "request": self.request,
+            "features": args.path.relative_to(self.out).as_posix(), "versions": versions(),
+            "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        }  # fmt: skip
+        if self.known.labels:
+            with atomic_write(self.out / LABELLED, "w") as handle:
+                handle.write(write_labels(self.known.labels))
+        with atomic_write(self.out / RECORD, "w") as handle:
+            json.dump(record, handle, indent=1)
+
+    def choose(self, device: str) -> None:
+        """Choose from the features, and write the list with its record."""
+        features = self.out / read_run(self.out)["features"]
+        config = METHODS[self.method].config()
+
+        args = argparse.Namespace(
+            device=device,
+            seed=self.seed,
+            no_label_column=False,
+            filename=SUBSET,
+            overwrite=False,
+            keep_duplicates=False,
+        )
+
+        def plan(_world: World, table: "FeatureTable") -> Plan:
+            rows = {name: row for row, name in enumerate(table.names or ())}
+            taken, waiting = (
+                [rows[name] for name in some if name in rows] for some in (self.known.labels, self.known.waiting)
+            )
+
+            def select(features: torch.Tensor, budget: int, **how: object) -> torch.Tensor:
+                return METHODS[self.method].select(features, budget, config=config, seed=self.seed, **how)
+
+            settings = dataclasses.asdict(config)
+            known = {"labelled": taken, "excluded": waiting}
+            return Plan(self.out, SUBSET, self.budget, select, self.method, settings, self.method, taken=known)
+
+        choose(args, features, plan)
+
+
+def open_images(source: Path, out: Path) -> Pool:
+    """The pool of a folder or list; every image has a file and a name."""
+    if str(source) in POOLS:
+        raise UserError(f"{source} is a data set, and a folder of images or a list is needed: write ./{source} for one")
+    pool = open_pool(str(source))
+    if source.is_dir() and Path(os.path.realpath(out)).is_relative_to(os.path.realpath(source)):
+        raise UserError(f"--out {out} lies in the folder of images {source}, which is left as it is: choose another")
+    return pool
+
+
+def number(budget: int | str, images: int) -> int:
+    """A budget in images: a whole number, or percent with the sign."""
+    text = str(budget).strip()
+    if text.endswith("%"):
+        return budget_from_percent(images, text[:-1].strip())
+    try:
+        return int(text)
+    except ValueError:
+        raise UserError(f"--budget {text!r} is no number of images, as 200, and no percent, as 2%") from None
+
+
+def class_words(classes: Sequence[str] | str) -> list[str]:
+    """Class names from a list, from words apart by comma, or from a text file of one a line."""
+    if isinstance(classes, str):
+        path = Path(classes)
+        try:
+            classes = decoded(path.read_bytes()).splitlines() if classes and path.is_file() else classes.split(",")
+        except UnicodeDecodeError as error:
+            raise UserError(f"--classes {path} is no text ({error}): one class name a line is needed") from None
+    return list(dict.fromkeys(word.strip() for word in classes if word.strip()))
+
+
+def read_labelled(sources: Sequence[Path | str], pool: Pool) -> Known:
+    """The labels of earlier rounds, what was understood told. Raises UserError with all that is wrong in them."""
+    runs = [Path(source) for source in sources if is_run(Path(source))]
+    files = [file for source in map(Path, sources) for file in (label_files(source) if source in runs else [source])]
+    if not files:
+        return Known({}, [])
+    names = pool.names or ()
+    answers = read_answers(files, names)
+    for line in answers.understood:
+        print(line)
+    if answers.faults:
+        raise UserError("the labels cannot be used: " + "; ".join(answers.faults))
+    handed = [name for run in runs for name in read_json(sidecar(run / SUBSET, "provenance"))["images"]["name"]]
+    here = set(names)
+    waiting = [name for name in dict.fromkeys(handed) if name in here and name not in answers.labels]
+    rest = f"; {len(waiting)} that were handed out have none, and are not chosen again" if waiting else ""
+    print(f"{len(answers.labels)} images have labels of {len(set(answers.labels.values()))} classes{rest}")
+    return Known(answers.labels, waiting)
+
+
+def digest(known: Known) -> str:
+    text = json.dumps([sorted(known.labels.items()), sorted(known.waiting)])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def extraction(
+    source: Path, out: Path, model: str, weights: str, workers: int, device: str, allow_http: bool
+) -> argparse.Namespace:
+    """The flags of extract_feature.py that embed the pool into out/features."""
+    words = ["--dataset", str(source), "--arch", model, "--pretrained_weights", weights, "--output_dir",
+             str(out / FEATURES), "--num_workers", str(workers), "--device", device, "--on_error", "skip"]  # fmt: skip
+    return build_parser().parse_args([*words, *(["--allow-http"] if allow_http else [])])
+
+
+def borrow(args: argparse.Namespace, labelled: Sequence[Path | str]) -> None:
+    """Begin with the features of an earlier round of the same images: what it has embedded is not embedded again."""
+    if any(args.output_dir.glob("*.npy")) or any(args.output_dir.glob("*.partial")):
+        return
+    for run in map(Path, labelled):
+        if not is_run(run) or read_run(run)["source"] != source_of(args.dataset, None):
+            continue
+        features = run / read_run(run)["features"]
+        if not features.exists():
+            continue
+        for file in sorted(features.parent.glob(f"{features.stem}.*"), key=lambda file: file.suffix == ".npy"):
+            if file.is_file():
+                target = args.output_dir / file.name
+                try:
+                    target.hardlink_to(file)  # files of features are replaced, never changed
+                except OSError:
+                    shutil.copyfile(file, target)
+        return

@@ -1,0 +1,94 @@
+"""A folder searched through for images: their names, what is left out and why, and folders of several splits."""
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from data_selection.common.errors import UserError
+from data_selection.images.image_files import IMAGE_LIKE, readable
+
+SPLITS = ("train", "test", "val")  # test and val both mean the held-out part
+# What folders of a split are called, in any case
+SPLIT_NAMES = (*SPLITS, "training", "testing", "valid", "validation", "eval", "evaluation", "dev", "holdout")
+UNREAD = "not read by the installed Pillow"
+JUNK = ("@eaDir", "__MACOSX", ".ipynb_checkpoints")  # copies and thumbnails that other programs leave
+
+
+def image_names(folder: Path) -> tuple[list[str], Counter[str]]:
+    """(names of the images below a folder, {why files are left out: how many}).
+
+    The names are relative paths with slashes, sorted folder by folder: those of class folders with nothing but images
+    come in torchvision's ImageFolder order. Raises UserError where folders of two splits lie beside each other.
+    """
+    names: list[str] = []
+    left_out: Counter[str] = Counter()
+    endings = readable()
+    seen: set[str] = set()
+    for parent, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(parent)
+        if real in seen:  # a link that leads back up
+            folders.clear()
+            continue
+        seen.add(real)
+        for entry in [entry for entry in folders if entry in JUNK or entry.startswith(".")]:
+            folders.remove(entry)
+            left_out[f"in folders {entry}" if entry in JUNK else "hidden"] += count_images(Path(parent, entry))
+        folders.sort()
+        if len(splits := splits_among(folders)) > 1:  # deeper down, too: images/train and images/val
+            refuse_splits(parent, splits)
+        for entry in files:
+            why = reason(entry, endings)
+            if why:
+                left_out[why] += 1
+            else:
+                names.append(Path(parent, entry).relative_to(folder).as_posix())
+    names.sort(key=lambda name: name.split("/"))  # as text, "a-b/x" would come before "a/x"
+    return names, +left_out
+
+
+def reason(entry: str, endings: tuple[str, ...]) -> str:
+    """Why a file of this name is left out, "" where it is not; endings: of what can be read, in lower case."""
+    ending = os.path.splitext(entry)[1].lower()  # noqa: PTH122 - pathlib takes six times as long
+    if entry.startswith("."):
+        return "hidden"
+    if ending in endings:
+        return ""
+    return f"{ending}, {UNREAD}" if ending in IMAGE_LIKE else "no images by their endings"
+
+
+def count_images(folder: Path) -> int:
+    """The files below a folder that are called like images."""
+    return sum(file.lower().endswith(IMAGE_LIKE) for _, _, files in os.walk(folder) for file in files)
+
+
+def check_one_split(folder: Path) -> None:
+    """Raise UserError for a folder of train/, val/, test/: a pool of all of them would mix in the evaluation images.
+
+    Their other names count, too (SPLIT_NAMES, in any case). A single one among other subfolders is let through: it may
+    be a class (`train` among vehicles).
+    """
+    inside = sorted(
+        entry.name for entry in folder.iterdir()
+        if entry.is_dir() and not entry.name.startswith(".") and entry.name not in JUNK
+    )  # fmt: skip
+    splits = splits_among(inside)
+    if len(splits) > 1 or inside == splits != []:
+        refuse_splits(folder, splits)
+
+
+def splits_among(folders: Iterable[str]) -> list[str]:
+    """The names that mean a split, those of the training part first."""
+    splits = (name for name in folders if name.lower() in SPLIT_NAMES)
+    return sorted(splits, key=lambda name: not name.lower().startswith("train"))
+
+
+def refuse_splits(folder: Path | str, splits: Sequence[str]) -> None:
+    """Raise UserError for a folder that holds these splits."""
+    held = " and ".join(f"{split}/" for split in splits)
+    raise UserError(f"folder {folder} holds {held}, not one pool: give {Path(folder, splits[0])}")
+
+
+def in_words(left_out: Counter[str]) -> str:
+    """What image_names left out, for a message: `3 hidden, 2 no images by their endings`; "" where nothing was."""
+    return ", ".join(f"{count} {why}" for why, count in sorted(left_out.items()))

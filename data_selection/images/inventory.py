@@ -1,0 +1,68 @@
+"""What a pool turned out to hold: images read and left out, exact copies, unusual ones."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from data_selection.common.files import atomic_write
+from data_selection.common.listed_names import quoted
+from data_selection.images.folders import in_words
+from data_selection.images.pools import Pool
+from data_selection.images.record import PoolRecord, copies
+
+TINY, LONG = 16, 10  # unusual: fewer pixels on a side, a longer side of more than so many shorter ones
+
+
+def duplicates_file(path: Path) -> Path:
+    """X.duplicates.txt of a feature file X.npy."""
+    return path.with_name(f"{path.stem}.duplicates.txt")
+
+
+def save_duplicates(path: Path, record: PoolRecord, names: Sequence[str] | None) -> list[list[int]]:
+    """Write X.duplicates.txt beside a feature file: names (else rows) of equal images, an empty line between groups.
+
+    record: of the file's rows. Without copies a stale file is removed. Returns the groups of rows.
+    """
+    groups, file = copies(record.hashes), duplicates_file(path)
+    if not groups:
+        file.unlink(missing_ok=True)
+        return groups
+    with atomic_write(file, "w") as handle:
+        for at, group in enumerate(groups):
+            handle.write("\n" if at else "")
+            handle.writelines(f"{row if names is None else quoted(names[row])}\n" for row in group)
+    return groups
+
+
+def inventory(pool: Pool, rows: int, reused: int, groups: Sequence[Sequence[int]], record: PoolRecord | None) -> str:
+    """One line: images read and reused, what was left out and why, exact copies, unusual images with the first's name.
+
+    rows: of the feature file; reused: of them, from earlier work. groups: rows of equal images. record: of the rows.
+    """
+    left_out = pool.left_out.copy()
+    left_out["cannot be read"] += len(pool) - rows
+    words = [f"{rows - reused} images read, {reused} reused"]
+    words.append(f"left out: {in_words(+left_out) or 'none'}")
+    spare = sum(map(len, groups)) - len(groups)
+    words.append(f"exact copies: {f'{spare} in {len(groups)} groups' if spare else 'none'}")
+    return f"inventory: {'; '.join(words + unusual(pool, record))}"
+
+
+def unusual(pool: Pool, record: PoolRecord | None) -> list[str]:
+    """How many images are tiny, and how many far longer than wide (or wider than long), in words; [] without any."""
+    if pool.arrays is not None:
+        height, width = (np.full(len(pool), side) for side in pool.arrays.shape[1:3])
+    elif record is None or record.widths is None or record.heights is None:
+        return []
+    else:
+        height, width = np.array(record.heights), np.array(record.widths)
+    small, large = np.minimum(height, width), np.maximum(height, width)
+    found = {f"under {TINY} pixels a side": small < TINY, f"over {LONG} times as long as wide": large > LONG * small}
+    words = []
+    for what, rows in found.items():
+        rows = np.flatnonzero(rows & (small > 0))  # 0: could not be measured
+        if len(rows):
+            name = record.names[rows[0]] if record is not None and record.names is not None else rows[0]
+            words.append(f"{what}: {len(rows)}, first {name!r}" if isinstance(name, str) else f"{what}: {len(rows)}")
+    return words

@@ -1,0 +1,233 @@
+"""The cells of an experiment's plan: which list of which pool, judged how, and the digest that tells equal ones."""
+
+import dataclasses
+import functools
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from data_selection.common.checks import check_finite
+from data_selection.common.errors import UserError
+from data_selection.common.feature_table import FeatureTable, labels_like, load_features
+from data_selection.common.files import atomic_write, read_json, sha256
+from data_selection.common.subset_files import budget_from_percent, describe
+from data_selection.images.dataset_files import imbalanced_rows
+from data_selection.judging.experiments.plan import Plan, PoolSpec, Row, method_of, near, settings_of
+from data_selection.methods.configs import Config
+from data_selection.methods.table import Method
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A way to judge a list.
+
+    scores: the names of its results, the first one is reported where the config does not say. frozen: it needs the
+    features and labels of pool and test images. check: (settings, pool, where errors say it is) -> settings, complete;
+    UserError for what is not understood. key: of these, what the result depends on besides list, test file and seed.
+    run: (Task) -> {score: percent}, and what else is worth a record.
+    """
+
+    scores: tuple[str, ...]
+    frozen: bool
+    check: Callable[[dict[str, Any], PoolSpec, str], dict[str, Any]]
+    run: "Callable[[Task], dict[str, Any]]"
+    key: Callable[[dict[str, Any]], dict[str, Any]] = dict
+
+
+class LoadedPool:
+    """A pool's feature files, opened. Rows are counted in the cut where the pool has one; lists hold the file's."""
+
+    def __init__(self, spec: PoolSpec, hashes: "Hashes") -> None:
+        self.spec = spec
+        self.train = load_features(spec.train)
+        self.test: FeatureTable | None = load_features(spec.test) if spec.test else None
+        self.train_hash = hashes.of(spec.train)
+        self.test_hash = hashes.of(spec.test) if spec.test else None
+
+    @functools.cached_property
+    def rows(self) -> np.ndarray:
+        """The file's rows that are in the pool, ascending (M,)."""
+        if self.spec.imbalance is None:
+            return np.arange(len(self.train))
+        labels = self.known_labels()
+        sizes = np.bincount(labels[labels >= 0])
+        return np.sort(imbalanced_rows(labels.tolist(), self.spec.imbalance, len(sizes), int(sizes.max())))
+
+    @functools.cached_property
+    def features(self) -> np.ndarray:
+        """(M, D): the memory map itself where there is no cut."""
+        return self.train.features if self.spec.imbalance is None else self.train.features[self.rows]
+
+    @functools.cached_property
+    def tensors(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """(features (M, D), labels (M,), test features (Q, D), test labels (Q,)): float32 and int64, in memory.
+
+        Raises UserError for a value that is not finite, and for missing labels.
+        """
+        assert self.test is not None
+        labels = torch.from_numpy(self.known_labels()[self.rows])
+        test_labels = torch.from_numpy(labels_like(self.test, self.train))
+        features = torch.from_numpy(np.array(self.features, dtype=np.float32))
+        test = self.test.tensor()
+        check_finite(features, ids=torch.from_numpy(self.rows))
+        check_finite(test)
+        return features, labels, test, test_labels
+
+    @property
+    def classes(self) -> int:
+        """Their number, in pool and test images together."""
+        _, labels, _, test_labels = self.tensors
+        return int(max(labels.max(), test_labels.max())) + 1
+
+    def known_labels(self) -> np.ndarray:
+        """Labels of all of the file's rows (N,). Raises UserError where it has none."""
+        if self.train.labels is None:
+            raise UserError(f"feature file {self.spec.train} has no labels: accuracy can't be judged without them")
+        return self.train.labels
+
+    @functools.cached_property
+    def provenance(self) -> dict[str, Any]:
+        """What the record of each of its lists begins with."""
+        return describe(self.train, method="", config={}, seed=0, budget=0)
+
+
+class Hashes:
+    """SHA-256 of feature files, kept in a folder with their sizes and times so that a second start is quick."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "hashes.json"
+        self.kept: dict[str, list[Any]] = read_json(self.path) if self.path.exists() else {}
+
+    def of(self, path: Path) -> str:
+        """Hex SHA-256 of a file's bytes."""
+        found = path.stat()
+        told = [found.st_size, found.st_mtime_ns]
+        name = str(path.resolve())
+        if self.kept.get(name, [])[:2] != told:
+            self.kept[name] = [*told, sha256(path)]
+            with atomic_write(self.path, "w") as handle:
+                json.dump(self.kept, handle)
+        return str(self.kept[name][2])
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One number to find. pool, method, evaluation: names in the config; asked: the budget as it says it.
+
+    chosen: what the list depends on, judged: what the evaluation adds. score: which of its results is the number.
+    settings: what the evaluation is given.
+    """
+
+    pool: str
+    method: str
+    evaluation: str
+    budget: int
+    asked: str
+    seed: int
+    score: str
+    chosen: Mapping[str, Any] = dataclasses.field(repr=False)
+    judged: Mapping[str, Any] = dataclasses.field(repr=False)
+    settings: Mapping[str, Any] = dataclasses.field(repr=False)
+    select: Method = dataclasses.field(repr=False)
+    config: Config = dataclasses.field(repr=False)
+
+    @functools.cached_property
+    def list_digest(self) -> str:
+        """Of the list: equal for all evaluations of it."""
+        return digest_of(self.chosen)
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """Of all that the result depends on; names and the score do not count."""
+        return digest_of([self.chosen, self.judged])
+
+
+@dataclass(frozen=True)
+class Task:
+    """What an evaluation is given. ids: (n,) int64 rows of the pool, ascending; file: the list, in the file's rows.
+
+    settings: what `check` returned. folder: of the run alone, kept when it is killed.
+    """
+
+    pool: LoadedPool
+    ids: torch.Tensor
+    file: Path
+    seed: int
+    settings: Mapping[str, Any]
+    folder: Path
+
+
+def digest_of(value: Any) -> str:
+    """Hex SHA-256 of a value as JSON with sorted keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def make_cells(plan: Plan, pools: Mapping[str, LoadedPool], kinds: Mapping[str, Kind]) -> list[Cell]:
+    """The cells of a plan, in the order in which they are computed: pool, seed, budget, method, evaluation.
+
+    Raises UserError for a budget beyond a pool, and for settings of an evaluation that are not understood.
+    """
+    cells = []
+    for pool in plan.pools:
+        loaded = pools[pool.name]
+        for seed in plan.seeds:
+            for asked in pool.budgets or plan.budgets:
+                budget = budget_in(loaded, asked)
+                judges = [
+                    (row.name, *judge_of(row, loaded, asked, kinds, plan.path))
+                    for row in plan.evaluations
+                    if row.pools is None or pool.name in row.pools
+                ]
+                for row in plan.methods:
+                    if row.pools is None or pool.name in row.pools:
+                        method, config = method_of(row, pool.name, asked, plan.path)
+                        chosen = chosen_by(row, method, config, loaded, budget, seed)
+                        cells += [
+                            Cell(pool.name, row.name, name, budget, str(asked), seed, score, chosen, judged, settings,
+                                 method, config)
+                            for name, score, judged, settings in judges
+                        ]  # fmt: skip
+    return cells
+
+
+def budget_in(pool: LoadedPool, asked: int | str) -> int:
+    """The number of images that a budget of the config means in a pool."""
+    size = len(pool.rows)
+    budget = asked if isinstance(asked, int) else budget_from_percent(size, asked.rstrip("% "))
+    if budget > size:
+        raise UserError(f"budget {asked} exceeds the {size} images of pool {pool.spec.name}: choose a smaller one")
+    return budget
+
+
+def chosen_by(row: Row, method: Method, config: Config, pool: LoadedPool, budget: int, seed: int) -> dict[str, Any]:
+    """What a list depends on, for its record and digest."""
+    settings = dataclasses.asdict(config) | ({"cores": method.cores} if method.cores else {})
+    return {
+        "features": pool.train_hash, "imbalance": pool.spec.imbalance, "method": row.kind, "config": settings,
+        "budget": budget, "seed": seed,
+    }  # fmt: skip
+
+
+def judge_of(
+    row: Row, pool: LoadedPool, asked: int | str, kinds: Mapping[str, Kind], path: Path
+) -> tuple[str, dict[str, Any], dict[str, Any]]:
+    """(score, what the result depends on besides list and seed, settings) of an evaluation; UserError for mistakes."""
+    where = f"{path}: evaluation {row.name!r}"
+    if row.kind not in kinds:
+        raise UserError(f"{where}: kind {row.kind!r} is none of {', '.join(kinds)}{near(row.kind, kinds)}")
+    kind = kinds[row.kind]
+    settings = settings_of(row, pool.spec.name, asked)
+    score = settings.pop("score", kind.scores[0])
+    if score not in kind.scores:
+        raise UserError(f"{where}: score {score!r} is none of {', '.join(kind.scores)}{near(str(score), kind.scores)}")
+    if kind.frozen and pool.test_hash is None:
+        raise UserError(f"{where}: pool {pool.spec.name!r} needs test: a feature file of images to evaluate on")
+    test = {"test": pool.test_hash} if kind.frozen else {}
+    complete = kind.check(settings, pool.spec, where)
+    return score, {"kind": row.kind, **kind.key(complete), **test}, complete

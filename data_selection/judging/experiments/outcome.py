@@ -1,0 +1,82 @@
+"""Write an experiment's outcome: tables, curves, a page; again only where something has changed."""
+
+import base64
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from data_selection.common.files import atomic_write, read_json
+from data_selection.judging.experiments.cells import Cell, digest_of
+from data_selection.judging.experiments.plan import Plan
+from data_selection.judging.experiments.summary import Key, summarise
+from data_selection.judging.experiments.tables import Table, as_csv, as_latex, as_markdown, make_tables
+
+FILES = ("table.md", "table.csv", "table.tex", "curves.png", "curves.svg", "page.html")
+TEMPLATE = Path(__file__).with_name("page.html")
+SOURCES = [TEMPLATE.with_name(name) for name in ("page.html", "curves.py", "summary.py", "tables.py")]  # of the outcome
+
+
+def values_of(
+    plan: Plan, cells: Sequence[Cell], records: Mapping[str, Mapping[str, Any]]
+) -> dict[Key, dict[int, float]]:
+    """{(pool, evaluation, method, budget): {seed: percent}} of the cells that have records, in the config's order."""
+    values: dict[Key, dict[int, float]] = {}
+    for cell in sorted(cells, key=_order(plan)):
+        some = values.setdefault((cell.pool, cell.evaluation, cell.method, cell.budget), {})
+        found = records.get(cell.digest, {}).get("scores", {}).get(cell.score)
+        if found is not None:
+            some[cell.seed] = found
+    return values
+
+
+def _order(plan: Plan) -> Callable[[Cell], tuple[int, int, int, int]]:
+    pools = [pool.name for pool in plan.pools]
+    evaluations, methods = ([row.name for row in rows] for rows in (plan.evaluations, plan.methods))
+    return lambda cell: (
+        pools.index(cell.pool), evaluations.index(cell.evaluation), methods.index(cell.method), cell.budget,
+    )  # fmt: skip
+
+
+def write_outcome(plan: Plan, cells: Sequence[Cell], records: Mapping[str, Mapping[str, Any]], folder: Path) -> str:
+    """Write FILES to a folder and return the Markdown tables.
+
+    Where the same numbers under the same config were written before, they are left as they are, which takes no time.
+    """
+    values = values_of(plan, cells, records)
+    sources = [path.read_text(encoding="utf-8") for path in (plan.path, *SOURCES)]
+    stamp = digest_of([sources, len(cells), [[*key, scores] for key, scores in values.items()]])
+    beside = folder / "outcome.json"
+    if beside.exists() and read_json(beside).get("stamp") == stamp and all((folder / name).exists() for name in FILES):
+        return (folder / "table.md").read_text(encoding="utf-8")
+    from data_selection.judging.experiments.curves import draw_curves  # a second to import
+
+    entries = summarise(values, plan.baseline, {(cell.pool, cell.budget): cell.asked for cell in cells})
+    tables = make_tables(entries, plan.baseline)
+    pictures = draw_curves(entries, plan.baseline) if entries else {"png": b"", "svg": b""}
+    done = sum(cell.digest in records for cell in cells)
+    page = render(plan, tables, pictures["svg"], f"{done} of {len(cells)} cells are computed.", records, cells)
+    contents = {
+        "table.md": as_markdown(tables).encode(), "table.csv": as_csv(entries).encode(),
+        "table.tex": as_latex(tables).encode(), "curves.png": pictures["png"], "curves.svg": pictures["svg"],
+        "page.html": page.encode(), "outcome.json": json.dumps({"stamp": stamp}).encode(),
+    }  # fmt: skip
+    for name, content in contents.items():
+        with atomic_write(folder / name) as handle:
+            handle.write(content)
+    return contents["table.md"].decode()
+
+
+def render(
+    plan: Plan, tables: Sequence[Table], svg: bytes, told: str, records: Mapping[str, Mapping[str, Any]],
+    cells: Sequence[Cell],
+) -> str:  # fmt: skip
+    """The page: one file that loads nothing, names and numbers escaped."""
+    import jinja2
+
+    used = [records[cell.digest]["versions"] for cell in cells if cell.digest in records]
+    versions = sorted({json.dumps(one, sort_keys=True) for one in used})
+    return jinja2.Template(TEMPLATE.read_text(encoding="utf-8"), autoescape=True).render(
+        title=f"Experiment {plan.path.stem}", told=told, picture=base64.b64encode(svg).decode(), tables=tables,
+        config=plan.path.read_text(encoding="utf-8"), versions="; ".join(versions),
+    )  # fmt: skip

@@ -1,0 +1,218 @@
+"""Read an experiment's config and check every word of it. Imports nothing slow: mistakes are told at once."""
+
+import dataclasses
+import difflib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from data_selection.common.errors import UserError
+from data_selection.common.paths import ROOT
+from data_selection.methods.configs import BILAF_PRESETS, Config
+from data_selection.methods.table import METHODS, Method
+
+TOP = ("pools", "methods", "budgets", "seeds", "evaluations", "baseline", "published")
+POOL = ("train", "test", "imbalance", "budgets", "trainer")
+OTHER = "other"  # of a setting by pools: those that are not named
+
+
+@dataclass(frozen=True)
+class PoolSpec:
+    """Feature files of a pool and its test images; imbalance: of a long-tailed cut; trainer: flags of its images."""
+
+    name: str
+    train: Path
+    test: Path | None = None
+    imbalance: float | None = None
+    budgets: tuple[int | str, ...] = ()
+    trainer: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A method or an evaluation of the config, as written: the settings may differ by pool."""
+
+    name: str
+    kind: str
+    settings: Mapping[str, Any]
+    pools: tuple[str, ...] | None = None  # None: all
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A config. baseline: the method that the others are compared with; published: numbers of a paper, by row."""
+
+    path: Path
+    pools: tuple[PoolSpec, ...]
+    methods: tuple[Row, ...]
+    budgets: tuple[int | str, ...]
+    seeds: tuple[int, ...]
+    evaluations: tuple[Row, ...]
+    baseline: str
+    published: Mapping[str, Any]
+
+
+def read_plan(path: Path | str) -> Plan:
+    """The Plan of a YAML file. Raises UserError where it cannot be read, or a key or value of it is not understood."""
+    path = Path(path)
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist: name a config, such as configs/grid_frozen.yaml") from None
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"{path} is no YAML ({' '.join(str(error).split())})") from None
+    known(content, TOP, f"{path}")
+    for name in ("pools", "methods", "budgets", "evaluations"):
+        if not content.get(name):
+            raise UserError(f"{path}: {name} are missing: configs/README.md has an example")
+    pools = tuple(_pool(name, spec, path) for name, spec in _mapping(content, "pools", path).items())
+    names = [pool.name for pool in pools]
+    methods = tuple(
+        _row(name, spec, "method", METHODS, names, path) for name, spec in _mapping(content, "methods", path).items()
+    )
+    evaluations = tuple(
+        _row(name, spec, "kind", None, names, path) for name, spec in _mapping(content, "evaluations", path).items()
+    )
+    baseline = content.get("baseline", "random")
+    if baseline not in [row.name for row in methods] and "baseline" in content:
+        raise UserError(f"{path}: baseline {baseline!r} is none of the methods" + near(baseline, content["methods"]))
+    plan = Plan(
+        path, pools, methods, _budgets(content["budgets"], path), _seeds(content.get("seeds", 5), path),
+        evaluations, baseline, content.get("published") or {},
+    )  # fmt: skip
+    for row in methods:  # a mistake in any pool's settings ends the command here
+        for pool in pools:
+            for budget in pool.budgets or plan.budgets:
+                method_of(row, pool.name, budget, path)
+    return plan
+
+
+def known(values: Any, allowed: Iterable[str], where: str) -> None:
+    """Raise UserError where `values` is no mapping, or a key of it is none of the allowed ones."""
+    if not isinstance(values, dict):
+        raise UserError(f"{where} must hold lines `key: value`, with any of {', '.join(allowed)}")
+    for key in values:
+        if key not in allowed:
+            raise UserError(
+                f"{where}: unknown key {key!r}{near(str(key), allowed)}; allowed: {', '.join(sorted(allowed))}"
+            )
+
+
+def near(word: str, allowed: Iterable[str]) -> str:
+    """The allowed word that is meant, as the tail of an error; "" where none is close."""
+    close = difflib.get_close_matches(word, list(allowed), 1)
+    return f" (did you mean {close[0]}?)" if close else ""
+
+
+def resolve(word: str) -> Path:
+    """A path of a config: from where the user stands; one that is not there, from the repository."""
+    path = Path(word).expanduser()
+    return path if path.exists() or path.is_absolute() else ROOT / path if (ROOT / path).exists() else path
+
+
+def setting(value: Any, pool: str, budget: int | str) -> Any:
+    """A setting's value for a pool and budget: itself, or of a mapping the entry `POOL BUDGET`, `POOL` or `other`.
+
+    None where a mapping has none of them: the default holds.
+    """
+    if not isinstance(value, dict):
+        return value
+    return next((value[key] for key in (f"{pool} {budget}", pool, OTHER) if key in value), None)
+
+
+def settings_of(row: Row, pool: str, budget: int | str) -> dict[str, Any]:
+    """A row's settings for a pool and budget, without those that keep their default there."""
+    found = {name: setting(value, pool, budget) for name, value in row.settings.items()}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def method_of(row: Row, pool: str, budget: int | str, path: Path) -> tuple[Method, Config]:
+    """A row's method and its config for a pool and budget. Raises UserError where a setting is not understood.
+
+    Besides the config's fields, `variant` is of bilaf's presets, and `cores` the method that chooses a method's cores.
+    """
+    method, where = METHODS[row.kind], f"{path}: method {row.name!r}"
+    given = settings_of(row, pool, budget)
+    config: Config = method.config()
+    fields = [field.name for field in dataclasses.fields(config)]
+    extra = ["cores"] * bool(method.cores) + ["variant"] * (row.kind == "bilaf")
+    known(given, ["method", "pools", *fields, *extra], where)
+    if "variant" in given:
+        if given["variant"] not in BILAF_PRESETS:
+            raise UserError(f"{where}: variant {given['variant']!r} is none of {', '.join(BILAF_PRESETS)}")
+        config = BILAF_PRESETS[given.pop("variant")]
+    if "cores" in given:
+        cores = given.pop("cores")
+        if cores not in METHODS or METHODS[cores].cores:
+            usable = [name for name, other in METHODS.items() if not other.cores]
+            raise UserError(f"{where}: cores {cores!r} must be one of {', '.join(usable)}{near(str(cores), usable)}")
+        method = dataclasses.replace(method, cores=METHODS[cores].home)
+    try:
+        return method, dataclasses.replace(config, **given)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
+    except TypeError:
+        raise UserError(f"{where}: a value of {given} is of the wrong type") from None
+
+
+def _mapping(content: Mapping[str, Any], name: str, path: Path) -> dict[str, Any]:
+    value = content[name]
+    if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+        raise UserError(f"{path}: {name} must hold lines `name: {{settings}}`, not {value!r}")
+    return value
+
+
+def _pool(name: str, spec: Any, path: Path) -> PoolSpec:
+    where = f"{path}: pool {name!r}"
+    known(spec, POOL, where)
+    if not isinstance(spec.get("train"), str):
+        raise UserError(f"{where} needs train: the feature file to choose from")
+    imbalance = spec.get("imbalance")
+    if imbalance is not None and not (isinstance(imbalance, int | float) and imbalance > 1):
+        raise UserError(f"{where}: imbalance {imbalance!r} must be a number above 1, largest class by smallest")
+    trainer = spec.get("trainer") or {}
+    if not isinstance(trainer, dict):
+        raise UserError(f"{where}: trainer must hold lines `flag: value`, not {trainer!r}")
+    return PoolSpec(
+        name, resolve(spec["train"]), resolve(spec["test"]) if "test" in spec else None, imbalance,
+        _budgets(spec["budgets"], path) if "budgets" in spec else (), trainer,
+    )  # fmt: skip
+
+
+def _row(name: str, spec: Any, key: str, table: Iterable[str] | None, pools: list[str], path: Path) -> Row:
+    """A method's or evaluation's Row; its kind is the value of `key`, or without one its name."""
+    spec = {} if spec is None else spec
+    where = f"{path}: {key} {name!r}"
+    if not isinstance(spec, dict):
+        raise UserError(f"{where} must hold lines `setting: value`, not {spec!r}")
+    kind = str(spec.get(key, name))
+    if table is not None and kind not in table:
+        raise UserError(f"{where}: {kind!r} is unknown{near(kind, table)}; use one of {', '.join(table)}")
+    for setting_name, value in spec.items():
+        for chosen in value if isinstance(value, dict) else ():
+            if chosen != OTHER and not any(chosen == pool or str(chosen).startswith(f"{pool} ") for pool in pools):
+                raise UserError(f"{where}: {setting_name} is set for {chosen!r}, no pool{near(str(chosen), pools)}")
+    wanted = spec.get("pools")
+    if wanted is not None and not (isinstance(wanted, list) and set(wanted) <= set(pools)):
+        raise UserError(f"{where}: pools {wanted!r} must be a list of some of {', '.join(pools)}")
+    settings = {word: value for word, value in spec.items() if word not in (key, "pools")}
+    return Row(name, kind, settings, None if wanted is None else tuple(wanted))
+
+
+def _budgets(value: Any, path: Path) -> tuple[int | str, ...]:
+    values = value if isinstance(value, list) else [value]
+    for one in values:
+        whole = isinstance(one, int) and not isinstance(one, bool) and one > 0
+        if not whole and not (isinstance(one, str) and one.endswith("%")):
+            raise UserError(f"{path}: budget {one!r} must be a number of images, or a share of the pool such as 0.5%")
+    return tuple(values)
+
+
+def _seeds(value: Any, path: Path) -> tuple[int, ...]:
+    values = list(range(value)) if isinstance(value, int) else value
+    if not isinstance(values, list) or not values or not all(type(one) is int and 0 <= one < 2**32 for one in values):
+        raise UserError(f"{path}: seeds {value!r} must be their number, or a list of whole numbers from 0")
+    return tuple(values)

@@ -1,0 +1,145 @@
+"""What a list of labels and held-out predictions of them say: accuracy, confusions, mistakes, what more would bring."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from data_selection.judging.probe import folds
+
+Z = 1.959964  # standard deviations on either side of the mean that hold 95 % of a normal distribution
+SHARES = (0.25, 0.5, 0.75, 1.0)  # of a fold's training labels
+REPEATS = 4
+RATES = np.linspace(0.15, 1.0, 18)  # exponents of the fall of the error
+DRAWS = 400
+
+
+class Share(NamedTuple):
+    """A share in percent with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+def interval(right: int, count: int) -> Share:
+    """The Share that `right` of `count` trials show, with Wilson's interval; count 0: 0 to 100."""
+    if count == 0:
+        return Share(float("nan"), 0.0, 100.0)
+    share, spread = right / count, Z * Z / count
+    middle = (share + spread / 2) / (1 + spread)
+    half = Z * (share * (1 - share) / count + spread / (4 * count)) ** 0.5 / (1 + spread)
+    return Share(100 * share, 100 * max(0.0, middle - half), 100 * min(1.0, middle + half))
+
+
+def confusion(labels: torch.Tensor, predicted: torch.Tensor, classes: int) -> torch.Tensor:
+    """(classes, classes) int64: in row i, column j the images labelled i that were predicted j."""
+    return torch.bincount(labels * classes + predicted, minlength=classes * classes).view(classes, classes)
+
+
+def suspects(labels: torch.Tensor, probabilities: torch.Tensor, most: int = 50) -> torch.Tensor:
+    """Rows whose label is likeliest a mistake, most suspect first, at most `most`, int64.
+
+    labels: (n,) int64. probabilities: (n, C), of each row by a model that did not learn from its label. Suspect is a
+    row that is predicted another class, by how much that class is likelier than the label (the margin of confident
+    learning, Northcutt et al., 2021).
+    """
+    best, predicted = probabilities.max(1)
+    margin = best - probabilities.gather(1, labels[:, None])[:, 0]
+    order = margin.argsort(descending=True, stable=True)
+    return order[predicted[order] != labels[order]][:most]
+
+
+class Point(NamedTuple):
+    """Accuracy in percent at a number of labels, with a 95 % interval; seen: measured, or else extrapolated."""
+
+    labels: int
+    accuracy: float
+    low: float
+    high: float
+    seen: bool
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A learning curve. points: by number of labels, the measured ones first. gain: per cent at twice the labels."""
+
+    points: tuple[Point, ...]
+
+    @property
+    def gain(self) -> float | None:
+        """What the first extrapolated number of labels brings over the last measured one; None where none is."""
+        seen = [point for point in self.points if point.seen]
+        more = [point for point in self.points if not point.seen]
+        return more[-1].accuracy - seen[-1].accuracy if seen and more else None
+
+
+def learning_curve(
+    labels: torch.Tensor,
+    answer: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    *,
+    more: Sequence[int] = (),
+    seed: int = 0,
+    shares: Sequence[float] = SHARES,
+    repeats: int = REPEATS,
+) -> Curve:
+    """How accuracy on held-out labels grows with the number of labels, and where it goes with `more` of them.
+
+    labels: (n,) int64. answer(train, left): the classes (int64) that a model trained on rows `train` gives rows `left`.
+    The labels are left out a fifth at a time; of the others growing parts, nested and drawn by the seed, are trained
+    on. error = a + b n^-c, a, b >= 0, is fitted to the means by least squares, and again to 400 draws of the folds
+    (bootstrap), whose middle 95 % are the interval. more: numbers of labels to extrapolate to.
+    """
+    fold, generator = folds(labels), torch.Generator().manual_seed(seed)
+    count = int((fold != 0).sum())
+    sizes = sorted({max(2, round(share * count)) for share in shares})
+    rows = []  # one for each repeat and fold: accuracy at each size
+    for _ in range(repeats):
+        order = torch.randperm(len(labels), generator=generator)
+        for part in fold.unique().tolist():
+            rest = order[fold[order] != part]
+            left = (fold == part).nonzero()[:, 0]
+            found = [answer(rest[: min(size, len(rest))], left) for size in sizes]
+            rows.append([100 * (guess == labels[left]).double().mean().item() for guess in found])
+    table = np.array(rows)
+    draw = np.random.default_rng(seed)
+    # folds are drawn whole: the repeats of one share its left-out images
+    shape = table.reshape(repeats, -1, len(sizes))
+    means = [shape[:, draw.integers(0, shape.shape[1], shape.shape[1])].mean((0, 1)) for _ in range(DRAWS)]
+    points = [
+        Point(size, float(table[:, i].mean()), *spread([mean[i] for mean in means]), True)
+        for i, size in enumerate(sizes)
+    ]
+    wanted = sorted({size for size in more if size > sizes[-1]})
+    if wanted and len(sizes) > 1:
+        middle = extrapolate(sizes, table.mean(0), wanted)
+        ahead = np.array([extrapolate(sizes, mean, wanted) for mean in means])
+        points += [
+            Point(size, float(middle[i]), *spread(ahead[:, i]), False) for i, size in enumerate(wanted)
+        ]  # fmt: skip
+    return Curve(tuple(points))
+
+
+def spread(values: Sequence[float] | np.ndarray) -> tuple[float, float]:
+    """The middle 95 % of some values."""
+    low, high = np.percentile(values, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def extrapolate(sizes: Sequence[int], accuracy: np.ndarray, wanted: Sequence[int]) -> np.ndarray:
+    """Accuracies (percent) at `wanted` numbers of labels by the power law that fits those at `sizes` best."""
+    error, n = 100 - np.asarray(accuracy, float), np.asarray(sizes, float)
+    best, result = np.inf, np.full(len(wanted), float(accuracy[-1]))
+    for rate in RATES:
+        fall = n**-rate
+        centred = fall - fall.mean()
+        b = max(0.0, float(centred @ error / (centred @ centred)))
+        a = error.mean() - b * fall.mean()
+        if a < 0:  # no model is better than perfect
+            a, b = 0.0, max(0.0, float(fall @ error / (fall @ fall)))
+        loss = float(((a + b * fall - error) ** 2).sum())
+        if loss < best - 1e-9:
+            best, result = loss, 100 - (a + b * np.asarray(wanted, float) ** -rate)
+    return np.clip(result, 0, 100)

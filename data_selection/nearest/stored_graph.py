@@ -1,0 +1,297 @@
+"""A pool's nearest neighbours kept beside its feature file: looked up once, mended where images came or went.
+
+X.neighbours.npz holds, for each row of X.npy, its neighbours and similarities, the point that all rows are seen from,
+and a hash of the row; X.neighbours.json says how many there are of what. Unfinished work lies in X.neighbours.partial.
+"""
+
+import hashlib
+import json
+import shutil
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from data_selection.common.distributed import World, on_main
+from data_selection.common.feature_table import FeatureTable
+from data_selection.common.files import atomic_write, check_writable
+from data_selection.common.progress import open_bar
+from data_selection.nearest.graph import Finder, nearest_neighbours
+from data_selection.nearest.pool_reader import pool_device, unit_mean, working_memory
+from data_selection.nearest.similarity import exact_dot
+
+FORMAT = 1
+DRIFT = 0.02  # of the mean of the unit rows: nearer ones keep the point that a stored graph was seen from
+WORTH = 0.7  # of a fresh graph's products: mending one must need fewer
+BLOCK_PRODUCTS = 2.5e11  # of two numbers: what is lost by a kill, some seconds' work
+FEWEST_BLOCKS, LEAST_ROWS = 16, 1024  # so that several processes have work, and each of them enough to be worth it
+HASH_BYTES = 16
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """A pool's neighbours: index (N, k) int64, similarity (N, k) float32, as graph.nearest_neighbours gives them.
+
+    centre: (D,) float32, which was taken off the unit rows. hashes: (N, 16) uint8, of the rows that they are of.
+    """
+
+    index: torch.Tensor
+    similarity: torch.Tensor
+    centre: torch.Tensor
+    hashes: np.ndarray
+
+    def first(self, k: int) -> "Neighbours":
+        """The k nearest of them."""
+        return Neighbours(self.index[:, :k], self.similarity[:, :k], self.centre, self.hashes)
+
+
+def row_hashes(features: np.ndarray | torch.Tensor) -> np.ndarray:
+    """(N, 16) uint8: a hash of each row's bytes as float32."""
+    result = np.empty((len(features), HASH_BYTES), dtype=np.uint8)
+    for start in range(0, len(features), 4096):
+        part = features[start : start + 4096]
+        rows = np.ascontiguousarray(part.cpu() if torch.is_tensor(part) else part, dtype=np.float32)
+        for place, row in enumerate(rows, start):
+            result[place] = np.frombuffer(hashlib.blake2b(row, digest_size=HASH_BYTES).digest(), dtype=np.uint8)
+    return result
+
+
+def pool_graph(
+    table: FeatureTable,
+    k: int,
+    *,
+    world: World | None = None,
+    max_bytes: int | None = None,
+    progress: Callable[..., Any] | None = None,
+) -> Neighbours:
+    """The k nearest neighbours of every row of a feature table, kept beside its file and found there the next time.
+
+    Rows are compared at unit length about the mean of the unit rows. Where rows came, went or changed since, only what
+    that touches is looked up again (while the mean stays within DRIFT, and the rest has kept its order): the result is
+    that of a fresh search about the stored mean. Ranks share the work, and all get the result; a killed search goes on
+    with the blocks that it lacks. A table without a file, or in a folder that cannot be written, is searched and not
+    kept. max_bytes, progress, errors: as for graph.nearest_neighbours.
+    """
+    world = world or World(0, 1, pool_device(table.features, None))
+    hashes = row_hashes(table.features)
+    stored = None if table.path is None else read_neighbours(neighbours_file(table.path))
+    if stored is not None and np.array_equal(stored.hashes, hashes) and _serves(stored, k):
+        return stored.first(k)
+    centre = unit_mean(table.features, world.device).cpu()
+    plan = _plan(stored, hashes, centre, k)
+    path = on_main(world, lambda: _place(table.path, world))
+    if path is None:
+        found = nearest_neighbours(
+            table.features, k, world=world, max_bytes=max_bytes, centre=plan.centre, progress=progress
+        )
+        return Neighbours(found[0].cpu(), found[1].cpu(), plan.centre, hashes)
+    if plan.old is not None:
+        world.say(f"{path.name}: {plan.told()}")
+    width = k if plan.old is None else plan.old.index.shape[1]  # as many as there were: the next one may want them
+    work = _Work(table.features, hashes, plan, width, path, world, max_bytes)
+    on_main(world, work.prepare)
+    work.run(progress)
+    world.barrier()
+    on_main(world, work.finish)
+    done = read_neighbours(path)
+    assert done is not None
+    return done.first(k)
+
+
+def neighbours_file(features: Path | str) -> Path:
+    """X.neighbours.npz of a feature file X.npy."""
+    path = Path(features)
+    return path.with_name(f"{path.stem}.neighbours.npz")
+
+
+def read_neighbours(path: Path) -> Neighbours | None:
+    """What is kept in X.neighbours.npz; None where it is not there, or cannot be read and is made anew."""
+    try:
+        with np.load(path, allow_pickle=False) as kept:
+            if int(kept["format"]) != FORMAT:
+                return None
+            index, similarity = (torch.from_numpy(kept[name]) for name in ("index", "similarity"))
+            return Neighbours(index.long(), similarity, torch.from_numpy(kept["centre"]), kept["hashes"])
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None
+
+
+def _serves(stored: Neighbours, k: int) -> bool:
+    return stored.index.shape[1] >= min(k, len(stored.index) - 1)
+
+
+def _place(features: Path | None, world: World) -> Path | None:
+    """Where the neighbours go; None, with a line, where the folder cannot be written."""
+    if features is None:
+        return None
+    path = neighbours_file(features)
+    try:
+        return check_writable(path)
+    except PermissionError as error:
+        world.say(f"the neighbours of {features} are not kept beside it ({error}): they are looked up again next time")
+        return None
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What is to be looked up: `whole` rows among all; `intact` ones among the `added` alone, beside their old ones.
+
+    place: (M,) int64, what a stored row is called today, -1 where it is gone. All empty without an old graph.
+    """
+
+    old: Neighbours | None
+    centre: torch.Tensor
+    whole: torch.Tensor
+    intact: torch.Tensor
+    added: torch.Tensor
+    place: torch.Tensor
+
+    def told(self) -> str:
+        gone = int((self.place < 0).sum())
+        return f"{len(self.added)} rows are new and {gone} gone: {len(self.whole)} of all are looked up anew"
+
+
+def _plan(stored: Neighbours | None, hashes: np.ndarray, mean: torch.Tensor, k: int) -> _Plan:
+    """A plan that mends the stored neighbours, or, where that does not pay or would not be the same, one without."""
+    none, every = torch.zeros(0, dtype=torch.int64), torch.arange(len(hashes))
+    fresh = _Plan(None, mean, every, none, none, none)
+    if stored is None or stored.centre.shape != mean.shape or stored.index.shape[1] < k:
+        return fresh
+    if (stored.centre - mean).norm() > DRIFT:
+        return fresh
+    place = _places(stored.hashes, hashes)
+    kept = place[place >= 0]
+    if len(kept) == 0 or bool((kept.diff() < 0).any()):
+        return fresh
+    whole = torch.zeros(len(hashes), dtype=torch.bool)
+    lost = (place[stored.index] < 0).any(1)  # a neighbour is gone: who follows the last is not known
+    whole[place[lost & (place >= 0)]] = True
+    fresh_row = torch.ones(len(hashes), dtype=torch.bool)
+    fresh_row[kept] = False
+    added = fresh_row.nonzero()[:, 0]
+    whole |= fresh_row
+    intact = (~whole).nonzero()[:, 0]
+    if int(whole.sum()) * len(hashes) + len(intact) * len(added) > WORTH * len(hashes) ** 2:
+        return fresh
+    return _Plan(stored, stored.centre, whole.nonzero()[:, 0], intact, added, place)
+
+
+def _places(before: np.ndarray, after: np.ndarray) -> torch.Tensor:
+    """What each row of a pool is called today, (M,) int64, -1 where it is gone; of equal rows the n-th is the n-th."""
+    found: dict[bytes, list[int]] = {}
+    for place in range(len(after) - 1, -1, -1):
+        found.setdefault(after[place].tobytes(), []).append(place)
+    result = torch.full((len(before),), -1)
+    for number, row in enumerate(before):
+        if same := found.get(row.tobytes()):
+            result[number] = same.pop()
+    return result
+
+
+class _Work:
+    """The blocks of a plan, each a file in X.neighbours.partial, made by any process."""
+
+    def __init__(
+        self, features: Any, hashes: np.ndarray, plan: _Plan, k: int, path: Path, world: World, max_bytes: int | None
+    ) -> None:
+        self.features, self.hashes, self.plan, self.k, self.path, self.world = features, hashes, plan, k, path, world
+        self.limit = working_memory(None, world.device) if max_bytes is None else max_bytes
+        self.folder = path.with_suffix(".partial")
+        count, dimensions = features.shape
+        rows = min(int(BLOCK_PRODUCTS / (count * dimensions)), -(-count // FEWEST_BLOCKS))
+        rows = max(LEAST_ROWS, rows)
+        parts = [("whole", ids) for ids in plan.whole.split(rows) if len(ids)]
+        parts += [("intact", ids) for ids in plan.intact.split(rows) if len(ids) and len(plan.added)]
+        self.blocks = [(f"{number:06}.npz", kind, ids) for number, (kind, ids) in enumerate(parts)]
+        digest = hashlib.sha256(hashes.tobytes() + plan.centre.numpy().tobytes())
+        if plan.old is not None:
+            digest.update(plan.old.hashes.tobytes())
+        self.request = {"format": FORMAT, "k": k, "rows": count, "block": rows, "digest": digest.hexdigest()}
+
+    def prepare(self) -> None:
+        """Make the folder; leave in it what a killed run of the same request has done."""
+        told = self.folder / "request.json"
+        try:
+            same = json.loads(told.read_text(encoding="utf-8")) == self.request
+        except (OSError, ValueError):
+            same = False
+        if not same and self.folder.exists():
+            shutil.rmtree(self.folder)
+        with atomic_write(told, "w") as handle:
+            json.dump(self.request, handle)
+        done = sum((self.folder / name).exists() for name, _, _ in self.blocks)
+        if done:
+            self.world.say(f"{self.path.name}: going on with {done} of {len(self.blocks)} blocks done")
+
+    def run(self, progress: Callable[..., Any] | None) -> None:
+        """Make those of the missing blocks that are this process's."""
+        waiting = [block for block in self.blocks if not (self.folder / block[0]).exists()]
+        self.world.barrier()  # all have looked before the first one writes
+        mine = waiting[self.world.rank :: self.world.size]
+        finders: dict[str, Finder] = {}
+        with open_bar(progress, sum(len(ids) for _, _, ids in mine), "neighbours", "row") as bar:
+            for name, kind, ids in mine:
+                if kind not in finders:
+                    finders[kind] = self.finder(kind)
+                finder, found = finders[kind], []
+                for some in ids.split(finder.step):
+                    both = self.mended(finder, some) if kind == "intact" else finder.find(some)
+                    found.append([part.cpu() for part in both])
+                    bar.update(len(some))
+                index, similarity = (torch.cat(part).numpy() for part in zip(*found, strict=True))
+                with atomic_write(self.folder / name) as handle:
+                    np.savez(handle, index=index, similarity=similarity)
+
+    def finder(self, kind: str) -> Finder:
+        """Looks among all rows, or for intact ones among those that were added."""
+        device, centre = self.world.device, self.plan.centre
+        if kind == "whole":
+            return Finder(self.features, self.k, device, self.limit, centre=centre)
+        added = self.features[self.plan.added.numpy()]
+        return Finder(added, self.k, device, self.limit, self.features, centre)
+
+    def mended(self, finder: Finder, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(index, similarity), (B, k) each, of rows ids (B,) among their neighbours, all there, and the added."""
+        index, similarity = self.kept(ids)
+        place, new = (part.cpu() for part in finder.find(ids))
+        near = (new[:, 0] >= similarity[:, -1]).nonzero()[:, 0]
+        if len(near):
+            rivals = torch.cat([index[near], self.plan.added[place[near]]], 1)  # (b, k + k')
+            asking = finder.asking.take(ids[near]).repeat_interleave(rivals.shape[1], 0)
+            value = exact_dot(asking, finder.asking.take(rivals.flatten())).view(rivals.shape).cpu()
+            order = rivals.argsort(1)
+            order = order.gather(1, value.gather(1, order).argsort(dim=1, descending=True, stable=True))[:, : self.k]
+            index[near], similarity[near] = rivals.gather(1, order), value.gather(1, order).float()
+        return index, similarity
+
+    def kept(self, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(index, similarity), (B, k) each, as they were, by today's names, of rows ids (B,)."""
+        plan = self.plan
+        assert plan.old is not None
+        before = torch.full((len(self.hashes),), -1)
+        stayed = (plan.place >= 0).nonzero()[:, 0]
+        before[plan.place[stayed]] = stayed
+        return plan.place[plan.old.index[before[ids]]], plan.old.similarity[before[ids]]
+
+    def finish(self) -> None:
+        """Put the blocks together, in a file that has its name when it is whole."""
+        count, k = len(self.hashes), min(self.k, len(self.hashes) - 1)
+        index = np.zeros((count, k), dtype=np.int32 if count < 2**31 else np.int64)
+        similarity = np.zeros((count, k), dtype=np.float32)
+        if len(self.plan.intact):
+            index[self.plan.intact.numpy()], similarity[self.plan.intact.numpy()] = self.kept(self.plan.intact)
+        for name, _, ids in self.blocks:
+            with np.load(self.folder / name, allow_pickle=False) as block:
+                index[ids.numpy()], similarity[ids.numpy()] = block["index"], block["similarity"]
+        with atomic_write(self.path) as handle:
+            np.savez(
+                handle, format=FORMAT, index=index, similarity=similarity, centre=self.plan.centre.numpy(),
+                hashes=self.hashes,
+            )  # fmt: skip
+        with atomic_write(self.path.with_suffix(".json"), "w") as handle:
+            json.dump(self.request, handle, indent=1)
+        shutil.rmtree(self.folder)

@@ -1,0 +1,99 @@
+"""The folder of a choice once its labels are back: what embedded the pool, which labels there are, where to train."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data_selection.annotation.run_folder import chosen_names, label_files, read_run
+from data_selection.common.errors import UserError
+from data_selection.common.feature_table import FeatureTable, load_features
+from data_selection.common.kinds import Log
+from data_selection.common.subset_files import pool_provenance
+from data_selection.embedding.backbones import DEMO_WEIGHTS, DINO_WEIGHTS
+from data_selection.images.answers import Answers, alone, read_answers, some
+
+MODEL, LABELS, TRAINING = "model.pth", "labels.csv", "training"
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """A run folder with its labels. source: where the pool's images are; table: their features."""
+
+    folder: Path
+    source: Path
+    table: FeatureTable
+    answers: Answers
+    record: dict[str, Any]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        assert self.table.names is not None  # open_run has looked
+        return self.table.names
+
+
+def open_run(
+    folder: Path | str, labels: Sequence[Path | str], source: Path | str | None, *, partial: bool, log: Log
+) -> Labelled:
+    """The Labelled of a run folder. labels: files in place of the folder's own annotate.csv; source: images that moved.
+
+    Says what was understood of each file. Raises UserError with everything that is wrong with the labels at once;
+    partial: images without a label are no fault.
+    """
+    folder = Path(folder)
+    record = read_run(folder)
+    where = Path(source or record["source"])
+    if not where.exists():
+        raise UserError(f"the images are not in {where} any longer: say with --source where they are")
+    features = folder / record["features"]
+    table = load_features(features)
+    if table.names is None:
+        raise UserError(f"{features} has no names of images beside it: choose again with scripts/choose_images.py")
+    own = label_files(folder)
+    files = [*own[:-1], *labels] if labels else own  # labels of earlier rounds stay
+    answers = read_answers(files, table.names, chosen_names(folder), record.get("classes") or ())
+    for line in answers.understood:
+        log(line)
+    faults = [fault for fault in answers.faults if not (partial and "have no label" in fault)]
+    if faults:
+        hint = "" if partial or not answers.unlabelled else "; --partial goes on with what is labelled"
+        raise UserError(f"the labels are not ready: {'; '.join(faults)}{hint}")
+    if single := alone(answers):
+        log(f"warning: {len(single)} classes with one labelled image, which nothing can be judged by: {some(single)}")
+    counts = len(answers.labels), len(set(answers.labels.values()))
+    log(f"{counts[0]} labelled images of {counts[1]} classes" + (
+        f", {len(answers.unlabelled)} handed out without a label" if answers.unlabelled else ""))  # fmt: skip
+    return Labelled(folder, where, table, answers, record)
+
+
+def backbone_flags(run: Labelled, weights: str) -> list[str]:
+    """The trainer's flags for the backbone and the pixels of the run's features.
+
+    weights: a file or address in place of that which embedded the pool. Raises UserError where the trainer cannot
+    build it.
+    """
+    made = pool_provenance(run.table)
+    backbone, pixels = made.get("backbone") or {}, made.get("preprocess") or {}
+    arch = backbone.get("arch")
+    if not arch or not pixels:
+        raise UserError(f"{run.table.path} does not say what embedded it: choose again with scripts/choose_images.py")
+    patch = backbone.get("patch_size")
+    if arch.startswith("vit_") and patch not in (None, 16):
+        raise UserError(
+            f"the features are of {arch} with patches of {patch} pixels, and the trainer has 16: choose again"
+        )
+    start = weights or run.record.get("weights") or ""
+    if not start and arch == "demo_vit":
+        start = str(DEMO_WEIGHTS)
+    if not start and not arch.startswith("timm:"):
+        start = DINO_WEIGHTS.get((arch, 16), "")
+    flags = ["--model", arch, "--pixels", "model", "--input-size", str(pixels["size"])]
+    return [*flags, "--finetune", start] if start else flags
+
+
+def training_folder(run: Labelled, settings: object) -> Path:
+    """Where labels with these settings are trained: the same ones again find what they left."""
+    content = json.dumps([sorted(run.answers.labels.items()), settings], default=str)
+    return run.folder / TRAINING / hashlib.sha256(content.encode("utf-8", "surrogateescape")).hexdigest()[:12]

@@ -1,0 +1,139 @@
+"""train_on_labels: from the labels of a run folder to a model and a report, and predict_images with that model."""
+
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data_selection.annotation.run_folder import read_run
+from data_selection.common.errors import UserError
+from data_selection.common.files import atomic_write, read_json
+from data_selection.common.kinds import Log
+from data_selection.common.progress import OpenBar
+from data_selection.images.answers import write_labels
+from deit.labelled.reporting import report
+from deit.labelled.runs import LABELS, MODEL, Labelled, backbone_flags, open_run, training_folder
+from deit.options import parse
+from deit.predicting import Predictions, predict, write_predictions
+from deit.runs.saving import NEWEST
+from deit.trainer import train
+
+MODE = "lp-ft"  # keeps the probe where cross-validation on the labels says that finetuning loses
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What train_on_labels left. accuracy: percent, by cross-validation on the labels; test: on test images, if any."""
+
+    model: Path
+    report: Path
+    accuracy: float
+    test: float | None
+
+
+def train_on_labels(
+    run: Path | str,
+    labels: Sequence[Path | str] = (),
+    *,
+    partial: bool = False,
+    test: Path | str | None = None,
+    test_labels: Path | str | None = None,
+    mode: str = MODE,
+    minutes: float | None = None,
+    weights: str = "",
+    source: Path | str | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    num_workers: int | None = None,
+    log: Log = print,
+    progress: OpenBar | None = None,
+) -> Trained:
+    """Train on the labels of a folder of choose_images, and leave model.pth, report.html and report.json there.
+
+    labels: files as annotators and their tools give them back (by default the folder's annotate.csv). partial: go on
+    without the labels that are missing. test: a folder of test images, in class folders or with test_labels, a CSV;
+    they decide nothing. mode, minutes, seed, device, num_workers: as for deit/main.py. weights, source: where the
+    backbone's weights and the pool's images are now. The same call again goes on where it was stopped. Raises UserError
+    for what is wrong with the labels, all of it at once, before any work.
+    """
+    if test_labels and not test:
+        raise UserError(f"--test-labels {test_labels} are of the images in --test, which is missing")
+    given = open_run(run, labels, source, partial=partial, log=log)
+    words = [*backbone_flags(given, weights), "--mode", mode, "--seed", str(seed), "--device", device]
+    words += ["--minutes", str(minutes)] if minutes else []
+    words += ["--val-path", str(test)] if test else ["--val-path", "none"]
+    words += ["--val-labels", str(test_labels)] if test_labels else []
+    folder = training_folder(given, words)
+    table = given.folder / LABELS
+    with atomic_write(table, "w") as handle:
+        handle.write(write_labels(given.answers.labels))
+    words += ["--num_workers", str(num_workers)] if num_workers is not None else []
+    result = trained(given, words, table, folder)
+    place(folder / NEWEST, given.folder / MODEL)
+    page, values = report(given, folder, result, seed=seed, log=log, progress=progress)
+    accuracy = values["accuracy"]
+    log(
+        f"accuracy {accuracy['value']:.1f} % ({accuracy['low']:.1f} to {accuracy['high']:.1f}) by cross-validation on "
+        f"{accuracy['labels']} labels; wrote {MODEL}, {page.name}, {page.with_suffix('.json').name} and {LABELS} in "
+        f"{given.folder}"
+    )
+    return Trained(given.folder / MODEL, page, accuracy["value"], (result.get("last") or {}).get("acc1"))
+
+
+def trained(given: Labelled, words: Sequence[str], table: Path, folder: Path) -> dict[str, Any]:
+    """Run the trainer, or go on with what it left. Returns the values of its result.json."""
+    data = ["--data-set", "FOLDERSUBSET", "--train-path", str(given.source), "--labels", str(table)]
+    data += ["--subset_ids", str(table), "--output_dir", str(folder), "--auto-resume"]
+    train(parse([*data, *words]))
+    done = folder / "result.json"
+    if not done.exists():
+        raise UserError(f"training was stopped: the same command goes on from {folder}")
+    result: dict[str, Any] = read_json(done)
+    return result
+
+
+def place(checkpoint: Path, target: Path) -> None:
+    """Put a checkpoint under another name, without a second copy where the disk can."""
+    half = target.with_name(f".{target.name}.partial")
+    half.unlink(missing_ok=True)
+    try:
+        half.hardlink_to(checkpoint)  # checkpoints are replaced, never changed
+    except OSError:
+        shutil.copyfile(checkpoint, half)
+    os.replace(half, target)  # noqa: PTH105 - a rename over what is there
+
+
+def predict_images(
+    run: Path | str,
+    images: Path | str,
+    out: Path | str | None = None,
+    *,
+    device: str = "auto",
+    log: Log = print,
+    progress: OpenBar | None = None,
+) -> Predictions:
+    """Predictions of a trained run folder for the images of a folder or list, written as a CSV (run/predictions.csv).
+
+    Raises UserError where the folder has no model yet, or `out` is something else than a CSV of predictions.
+    """
+    folder = Path(run)
+    model = folder if folder.is_file() else folder / MODEL
+    if not model.is_file():
+        read_run(folder)  # says so where it is no run
+        raise UserError(f"{folder} has no {MODEL} yet: train it with scripts/train_on_labels.py {folder}")
+    target = Path(out) if out else (model.parent / "predictions.csv")
+    if target.suffix.lower() != ".csv":
+        raise UserError(f"--out {target} must end in .csv")
+    predictions = predict(model, images, device=device, log=log, progress=progress)
+    write_predictions(target, predictions)
+    log(f"wrote {target}: {len(predictions.names)} images, of {len(predictions.classes)} classes")
+    return predictions
+
+
+def values_of(report_file: Path) -> dict[str, Any]:
+    """The numbers of a report."""
+    values: dict[str, Any] = json.loads(report_file.with_suffix(".json").read_text(encoding="utf-8"))
+    return values

@@ -1,0 +1,102 @@
+"""What a trained model says of images, new ones too: the classes of any folder, from a checkpoint and nothing else."""
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from data_selection.common import distributed
+from data_selection.common.errors import UserError
+from data_selection.common.files import atomic_write
+from data_selection.common.kinds import Log
+from data_selection.common.listed_names import quoted
+from data_selection.common.progress import OpenBar, open_bar
+from data_selection.embedding.backbones import load_weights
+from data_selection.images import pools
+from deit.datasets import close_workers, prepare
+from deit.engine import autocast
+from deit.learner.building import autocast_type, build, make_pipeline, resolve
+from deit.memory import recall
+from deit.options import parse
+from deit.runs.meters import RunLog
+from deit.runs.stopping import workers_named
+from deit.smoothing import with_pool
+
+BATCH = 256
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """names: of N images, as below their folder. probabilities: (N, C) float32. classes: the C words."""
+
+    names: tuple[str, ...]
+    probabilities: torch.Tensor
+    classes: tuple[str, ...]
+
+    def table(self) -> str:
+        """A CSV of file, label, confidence, second label and its confidence, in the order of the images."""
+        text = io.StringIO()
+        rows = csv.writer(text, lineterminator="\n")
+        rows.writerow(["file", "label", "confidence", "second", "second_confidence"])
+        best = self.probabilities.topk(min(2, len(self.classes)), dim=1)
+        for name, places, values in zip(self.names, best.indices.tolist(), best.values.tolist(), strict=True):
+            cells: list[str] = [quoted(name)]
+            for place, value in zip(places, values, strict=True):
+                cells += [quoted(self.classes[place]), f"{value:.4f}"]
+            rows.writerow(cells)
+        return text.getvalue()
+
+
+def predict(
+    checkpoint: Path | str,
+    images: Path | str,
+    *,
+    temperature: float | None = None,
+    device: str = "auto",
+    ids: Sequence[int] | None = None,
+    log: Log = print,
+    progress: OpenBar | None = None,
+) -> Predictions:
+    """The Predictions of a checkpoint of deit/main.py for the images of a folder or a list of paths.
+
+    Model, pixels and class names are the checkpoint's own. temperature: the logits are divided by it;
+    by default by what the run's held-out labels said. ids: places of
+    the images that are asked, by default all. Raises UserError for weights alone, which don't say what they are, and
+    for images that cannot be read.
+    """
+    if not Path(checkpoint).is_file():
+        raise UserError(f"checkpoint {checkpoint} does not exist: give the checkpoint.pth of a run of deit/main.py")
+    args = parse(["--data-set", "FOLDER", "--eval", "--resume", str(checkpoint), "--device", device])
+    saved = recall(args, lambda _: None)
+    classes = saved.get("class_names")
+    if not classes:
+        raise UserError(f"{checkpoint} does not say what its classes are called: train on a folder with deit/main.py")
+    cool = temperature or saved.get("temperature") or 1.0
+    pool = pools.open_pool(str(images))
+    pool.background = args.background
+    places = range(len(pool)) if ids is None else list(ids)
+    with distributed.start(device) as world:
+        _, defaults = resolve(args)
+        model = build(args, len(classes), RunLog("", False, quiet=True))
+        load_weights(model, checkpoint, log=log)
+        model = with_pool(model, checkpoint, saved).to(world.device).eval()
+        dtype = autocast_type(args.amp, world.device)
+        found = []
+        with workers_named(close_workers), open_bar(progress, len(places), "predicting", "image") as bar:
+            data = prepare(pool, places, make_pipeline(args, defaults), world.device, train=False)
+            for some, _ in data.plain(range(len(places)), BATCH):
+                with torch.inference_mode(), autocast(world.device, dtype):
+                    logits = model(some)
+                found.append((logits.double() / cool).softmax(1).float().cpu())
+                bar.update(len(some))
+    names = pool.names or tuple(pool.paths)
+    return Predictions(tuple(names[i] for i in places), torch.cat(found), tuple(classes))
+
+
+def write_predictions(path: Path, predictions: Predictions) -> None:
+    """Write the table of Predictions to a file, whole or not at all."""
+    with atomic_write(path, "w") as handle:
+        handle.write(predictions.table())

@@ -1,0 +1,1 @@
+"""What an experiment needs of the trainer, and the commands around it."""

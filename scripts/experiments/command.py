@@ -1,0 +1,191 @@
+"""The command line of scripts/run_experiment.py: read, check, compute side by side, tell."""
+
+import argparse
+import contextlib
+import dataclasses
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+from data_selection.commands.shared import add_device, make_parser
+from data_selection.common.errors import UserError, run
+from data_selection.judging.experiments.plan import PoolSpec, near, read_plan, resolve
+from scripts.experiments.trainer import die_with_us
+
+DESCRIPTION = """Compare methods: pools x methods x budgets x seeds x evaluations, as a config says. Killed and started
+again, it goes on; started twice, both share the work."""
+
+
+def build_parser():
+    parser = make_parser(DESCRIPTION)
+    parser.add_argument("config", type=Path, help="YAML file, such as configs/grid_frozen.yaml")
+    parser.add_argument(
+        "--output_dir", type=Path, help="results.jsonl, lists and outcome go here (default: outputs/<config's name>)"
+    )
+    parser.add_argument(
+        "--pool", nargs=3, action="append", metavar=("NAME", "TRAIN", "TEST"),
+        help="a name and two feature files in place of the config's pools; may come several times",
+    )  # fmt: skip
+    parser.add_argument("--only", nargs="+", metavar="POOL", help="only these of the config's pools")
+    parser.add_argument("--jobs", type=int, default=1, help="processes side by side, each with one thread")
+    parser.add_argument(
+        "--shard", type=shard, metavar="I/N", help="only part I (from 0) of N; for jobs that share --output_dir"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="list the cells and the time that they may take")
+    add_device(parser)
+    return parser
+
+
+def shard(text):
+    """(i, n) of `i/n`, 0 <= i < n."""
+    part, _, count = text.partition("/")
+    if not (part.isdigit() and count.isdigit() and int(part) < int(count)):
+        raise argparse.ArgumentTypeError(f"{text!r} is no part: 0/4 to 3/4 are the four of four")
+    return int(part), int(count)
+
+
+def load(args):
+    """(plan, store, pools, kinds, cells) of a command's flags. Raises UserError before any work."""
+    plan = plan_of(args)
+    from data_selection.judging.experiments.cells import Hashes, LoadedPool, make_cells
+    from data_selection.judging.experiments.evaluations import FROZEN
+    from data_selection.judging.experiments.store import Store
+    from scripts.experiments.trainer import TRAINER
+
+    kinds = FROZEN | {"trainer": TRAINER}
+    store = Store(folder_of(args))
+    hashes = Hashes(store.folder)
+    pools = {pool.name: LoadedPool(pool, hashes) for pool in plan.pools}
+    return plan, store, pools, kinds, make_cells(plan, pools, kinds)
+
+
+def plan_of(args):
+    """The config's plan, with the pools of --pool, or those of --only. Raises UserError for its mistakes."""
+    plan = read_plan(args.config)
+    if args.pool:
+        named = tuple(PoolSpec(name, resolve(train), resolve(test)) for name, train, test in args.pool)
+        plan = dataclasses.replace(plan, pools=named)
+    names = [pool.name for pool in plan.pools]
+    for name in args.only or ():
+        if name not in names:
+            raise UserError(f"--only {name}: the pools are {', '.join(names)}{near(name, names)}")
+    return dataclasses.replace(plan, pools=tuple(pool for pool in plan.pools if pool.name in (args.only or names)))
+
+
+def folder_of(args):
+    return args.output_dir or Path("outputs") / args.config.stem
+
+
+def part_of(cells, part):
+    """The cells of a shard: every n-th list, with all that is asked of it."""
+    if part is None:
+        return cells
+    place = {digest: i for i, digest in enumerate(dict.fromkeys(cell.list_digest for cell in cells))}
+    return [cell for cell in cells if place[cell.list_digest] % part[1] == part[0]]
+
+
+def compute_all(args, store, pools, kinds, cells):
+    """Compute the missing ones of some cells, in this process or in --jobs of its own, with a bar at a terminal."""
+    import torch
+
+    from data_selection.commands.shared import bar_factory
+    from data_selection.common.distributed import World, pick_device
+    from data_selection.common.progress import open_bar
+    from data_selection.judging.experiments.work import compute, missing
+
+    device = pick_device(args.device)
+    total = at = len(missing(cells, store))
+    with open_bar(bar_factory(World(0, 1, torch.device("cpu"))), total, "cells", "cell") as bar:
+
+        def each(left):
+            nonlocal at
+            bar.update(at - left)
+            at = left
+
+        if args.jobs == 1:
+            with one_thread():
+                compute(cells, store, pools, kinds, device, each)
+        else:
+            watch_jobs(args, lambda: each(len(missing(cells, store))))
+
+
+@contextlib.contextmanager
+def one_thread():
+    """Every library counts with one thread, so that no sum is rounded in another order on another machine."""
+    import torch
+    from threadpoolctl import threadpool_limits  # scikit-learn's own
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with threadpool_limits(1):
+            yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def watch_jobs(args, each):
+    """Start --jobs processes and wait for them; when one fails, the others end, too. each: called twice a second."""
+    context = multiprocessing.get_context("spawn")
+    jobs = [context.Process(target=job, args=(args,)) for _ in range(args.jobs)]
+    for one in jobs:
+        one.start()
+    try:
+        while any(one.is_alive() for one in jobs):
+            if failed := [one.exitcode for one in jobs if one.exitcode]:
+                raise UserError(f"a job ended with status {failed[0]}, as told above: finished cells are kept")
+            time.sleep(0.5)
+            each()
+        if any(one.exitcode for one in jobs):
+            raise UserError("a job failed, as told above: finished cells are kept")
+    finally:
+        for one in jobs:
+            one.terminate()
+            one.join()
+
+
+def job(args):
+    """One of --jobs. Its trainer runs share the cores with the others'; it ends when the command is killed."""
+    if last_breath := die_with_us(signal.SIGKILL):
+        last_breath()
+    os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // args.jobs))
+
+    def work(_):
+        _, store, pools, kinds, cells = load(args)
+        from data_selection.common.distributed import pick_device
+        from data_selection.judging.experiments.work import compute
+
+        with one_thread():
+            compute(part_of(cells, args.shard), store, pools, kinds, pick_device(args.device))
+
+    sys.exit(run(work))
+
+
+def main(argv=None):
+    """Compute a config's cells and print the tables. Raises UserError for the user's mistakes, before any work."""
+    args = build_parser().parse_args(argv)
+    if args.jobs < 1:
+        raise UserError(f"--jobs {args.jobs} must be at least 1")
+    plan = plan_of(args)
+    counts = f"{len(plan.pools)} pools, {len(plan.methods)} methods, {len(plan.evaluations)} evaluations"
+    print(f"{args.config}: {counts}, {len(plan.seeds)} seeds, into {folder_of(args)}", flush=True)
+    plan, store, pools, kinds, cells = load(args)
+    from data_selection.judging.experiments.outcome import write_outcome
+    from data_selection.judging.experiments.work import missing
+    from scripts.experiments.forecast import forecast
+
+    mine = part_of(cells, args.shard)
+    left = missing(mine, store)
+    print(f"{len(mine)} cells, {len(left)} of them to compute", flush=True)
+    if args.dry_run:
+        return print(forecast(mine, store.known(), args.jobs))
+    if left:
+        compute_all(args, store, pools, kinds, mine)
+    records = store.known()
+    if args.shard and missing(cells, store):
+        return print(f"{store.path}: this part is done; the last part to end writes the tables")
+    print(write_outcome(plan, cells, records, store.folder))
+    print(f"page, curves, tables (Markdown, CSV, LaTeX) in {store.folder}, the cells in {store.path}")

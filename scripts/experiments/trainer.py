@@ -1,0 +1,99 @@
+"""Runs of deit/main.py, each in a process of its own: as an evaluation of experiments, and for the benchmarks."""
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from data_selection.common.errors import UserError
+from data_selection.common.files import read_json, sha256
+from data_selection.common.paths import ROOT
+from data_selection.judging.experiments.cells import Kind
+from data_selection.judging.experiments.plan import resolve
+from deit.options import build_parser
+from deit.recipes import flag_tokens, recipe_file
+
+OURS = ("subset_ids", "output_dir", "resume", "auto_resume", "seed", "config", "eval", "start_epoch", "missing")
+FILES = ("finetune", "labels", "val_labels", "teacher_path")  # what is in them counts, not where they are
+PLACES = ("data_path", "device", "num_workers", "pin_mem", "verbose", "tensorboard", "save_interval")  # change nothing
+SCORES = ("last", "best", "ema", "graph")  # the last epoch's, the best one's, the average's, the pool's graph's
+DEATH = 1  # prctl's PR_SET_PDEATHSIG
+
+
+def check(settings, pool, where):
+    """{flags: by name, those of the pool among them; processes: of torchrun}. UserError for what is no flag."""
+    flags = {str(key).replace("-", "_"): value for key, value in (dict(pool.trainer) | settings).items()}
+    processes = flags.pop("processes", 1)
+    if type(processes) is not int or processes < 1:
+        raise UserError(f"{where}: processes {processes!r} must be a whole number from 1")
+    flag_tokens(flags, build_parser(), where, OURS)
+    if "data_set" not in flags:
+        raise UserError(f"{where}: pool {pool.name!r} needs trainer: {{data-set: ...SUBSET, data-path: ...}}")
+    if pool.imbalance and flags.get("mode") == "self-train":
+        raise UserError(f"{where}: self-train learns from all images of {pool.name!r}, not from its cut: leave it out")
+    for name in (*FILES, "data_path"):
+        path = resolve(str(flags.get(name) or "none"))
+        flags |= {name: str(path.absolute())} if path.exists() else {}
+    recipe_file(flags.get("recipe", "auto"), flags["data_set"])
+    return {"flags": flags, "processes": processes}
+
+
+def key(settings):
+    """What a run depends on: its flags, for files and the recipe what is in them, and the number of processes."""
+    flags = {name: value for name, value in settings["flags"].items() if name not in PLACES}
+    for name in FILES:
+        if (path := Path(flags.get(name, ""))).is_file():
+            flags[name] = sha256(path)
+    flags["recipe"] = sha256(recipe_file(flags.get("recipe", "auto"), flags["data_set"]))
+    return {"flags": flags, "processes": settings["processes"]}
+
+
+def run(task):
+    """An evaluation by the trainer: accuracies, and what the run took. A killed one goes on where it stopped."""
+    flags = flag_tokens(task.settings["flags"], build_parser(), "trainer")
+    words = [*flags, "--subset_ids", task.file, "--seed", task.seed, "--auto-resume"]
+    return train(words, task.folder, task.settings["processes"])
+
+
+TRAINER = Kind(SCORES, False, check, run, key)
+
+
+def train(words, folder, processes=1):
+    """Run deit/main.py with these words; it writes to `folder`. Returns its SCORES, verdict, minutes and GiB.
+
+    Its output goes to FOLDER.log, which stays where it fails; then UserError with the last line.
+    """
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"] * (processes > 1)
+    command = [*launcher, ROOT / "deit" / "main.py", *words, "--output_dir", folder]
+    folder.mkdir(parents=True, exist_ok=True)
+    began = time.perf_counter()
+    with (folder.parent / f"{folder.name}.log").open("ab") as log:
+        child = subprocess.Popen(
+            [sys.executable, *map(str, command)], stdout=log, stderr=log,
+            preexec_fn=die_with_us(signal.SIGTERM if processes > 1 else signal.SIGKILL),
+        )  # fmt: skip
+        _, status, usage = os.wait4(child.pid, 0)
+    if status:
+        said = Path(log.name).read_text(errors="replace").strip().splitlines()[-1:]
+        raise UserError(
+            f"the trainer ended with {os.waitstatus_to_exitcode(status)}, {''.join(said)} ({log.name}): "
+            f"{' '.join(map(str, command))}"
+        )
+    Path(log.name).unlink()
+    result = read_json(folder / "result.json")
+    return {name: result[name] and result[name]["acc1"] for name in SCORES} | {
+        "kept": result["verdict"] and result["verdict"]["kept"],
+        "minutes": (time.perf_counter() - began) / 60,
+        "gib": usage.ru_maxrss / 2**20,
+    }
+
+
+def die_with_us(number):
+    """What a child calls first, so that a killed parent leaves no training behind; Linux alone knows how."""
+    if not sys.platform.startswith("linux"):
+        return None
+    libc = ctypes.CDLL(None)
+    return lambda: libc.prctl(DEATH, number)

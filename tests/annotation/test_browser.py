@@ -1,0 +1,221 @@
+"""The page for labelling, in a real browser: by keys, by mouse, kept over a reload, out as CSV and in again."""
+
+import csv
+import time
+
+import numpy as np
+import pytest
+
+from data_selection.annotation.arrangement import Beliefs
+from tests.support.pages import HOSTILE, PHONE, make_page, opened_browser
+
+NAMES = [f"{'ab'[i % 2]}/{i:02}.png" for i in range(24)]
+CLASSES = ["cat", "dog", "fox"]
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with opened_browser() as found:
+        yield found
+
+
+@pytest.fixture
+def visit(browser):
+    """Opens a file in a fresh profile; fails where the page asks for anything outside, or raises."""
+    contexts, faults = [], []
+
+    def go(path, **settings):
+        context = browser.new_context(**settings)
+        contexts.append(context)
+        page = context.new_page()
+        page.on("pageerror", lambda error: faults.append(str(error)))
+        page.on(
+            "request", lambda request: request.url.startswith(("file:", "data:", "blob:")) or faults.append(request.url)
+        )
+        page.goto(path.as_uri())
+        return page
+
+    yield go
+    for context in contexts:
+        context.close()
+    assert not faults
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    return make_page(tmp_path_factory.mktemp("plain"), NAMES, classes=CLASSES)
+
+
+def press(page, keys):
+    for key in keys.split():
+        page.keyboard.press(key)
+
+
+def given(page):
+    """{file: answer} as the page holds it."""
+    return page.evaluate("Object.fromEntries(images.map((x, i) => [x.file, answers.given[i]]).filter(([, a]) => a))")
+
+
+def exported(page, where):
+    with page.expect_download() as download:
+        page.click("#export")
+    download.value.save_as(where)
+    with where.open(newline="", encoding="utf-8") as handle:
+        return list(csv.reader(handle))
+
+
+def test_ten_labels_by_keys_are_there_after_a_reload_and_go_out_and_in(visit, plain, tmp_path):
+    page = visit(plain)
+    press(page, "1 2 3 c d f 1 1 2 2")
+    assert page.inner_text("#told").startswith("10 of 24 labelled")
+    first = given(page)
+    assert [answer["label"] for answer in first.values()] == [
+        "cat", "dog", "fox", "cat", "dog", "fox", "cat", "cat", "dog", "dog",
+    ]  # fmt: skip
+    page.reload()
+    assert given(page) == first
+    assert page.inner_text("#place") == "11 of 24"  # goes on where it was left
+    rows = exported(page, tmp_path / "out.csv")
+    assert rows[0] == ["file", "label"]
+    assert sorted(file for file, _ in rows[1:]) == sorted(NAMES)
+    assert {file: label for file, label in rows[1:] if label} == {file: one["label"] for file, one in first.items()}
+    other = visit(plain)
+    assert given(other) == {}
+    other.set_input_files("#file", tmp_path / "out.csv")
+    other.wait_for_selector("#notice:has-text('10 labels taken')")
+    assert given(other) == first
+
+
+def test_a_table_of_a_spreadsheet_is_taken_and_strange_rows_are_told(visit, plain, tmp_path):
+    page = visit(plain)
+    (tmp_path / "x.csv").write_bytes("file;label\r\na/00.png;Käse\r\nb/01.png;dog\r\nnone.png;dog\r\n".encode("cp1252"))
+    page.set_input_files("#file", tmp_path / "x.csv")
+    page.wait_for_selector("#notice:has-text('2 labels taken. 1 rows')")
+    assert given(page) == {"a/00.png": {"label": "Käse"}, "b/01.png": {"label": "dog"}}
+    assert "Käse" in page.inner_text("#classes")
+
+
+def test_back_skip_unsure_undo_and_filter(visit, plain):
+    page = visit(plain)
+    press(page, "1 u ArrowRight 2")
+    assert list(given(page).values()) == [{"label": "cat"}, {"unsure": True}, {"label": "dog"}]
+    assert page.inner_text("#told").startswith("2 of 24 labelled, 1 unsure")
+    press(page, "z")
+    assert len(given(page)) == 2
+    assert page.inner_text("#place") == "4 of 24"
+    press(page, "ArrowLeft ArrowLeft x")  # takes the doubt back
+    assert list(given(page).values()) == [{"label": "cat"}]
+    press(page, "ArrowLeft 3 z")
+    assert list(given(page).values()) == [{"label": "cat"}]  # the label before, not none
+    page.select_option("#filter", "=cat")
+    assert page.inner_text("#place") == "1 of 1"
+    page.select_option("#filter", "todo")
+    assert page.inner_text("#place") == "1 of 23"
+    assert "image" in page.inner_text("#live") or page.inner_text("#live")
+
+
+def test_a_new_class_is_typed_once_and_has_keys(visit, tmp_path):
+    page = visit(make_page(tmp_path, NAMES))
+    page.fill("#class-words", "red\nblue\n\nred\n")  # the page asks for names where it knows none
+    page.click("text=Use these")
+    press(page, "1 b")  # red's r means something else
+    press(page, "/")
+    page.keyboard.type("green")
+    press(page, "Enter g")
+    assert [answer["label"] for answer in given(page).values()] == ["red", "blue", "green", "green"]
+
+
+def test_many_at_once_by_range_row_frame_and_keyboard(visit, plain):
+    page = visit(plain)
+    press(page, "v")
+    cells = page.locator(".cell")
+    cells.nth(2).click()
+    cells.nth(5).click(modifiers=["Shift"])
+    press(page, "2")
+    assert len(given(page)) == 4
+    row = page.locator(".row").nth(2)
+    members = row.locator(".cell").count()
+    row.locator("button").click()
+    page.keyboard.press("3")
+    assert list(one["label"] for one in given(page).values()).count("fox") == members
+    press(page, "Control+z Control+z")
+    assert given(page) == {}
+    one, other = (cells.nth(i).bounding_box() for i in (0, 2))
+    page.mouse.move(one["x"] - 4, one["y"] + 4)
+    page.mouse.down()
+    page.mouse.move(other["x"] + 20, other["y"] + 30, steps=4)
+    page.mouse.up()
+    assert page.locator("[aria-selected=true]").count() == 3
+    press(page, "Escape")
+    cells.nth(0).focus()
+    page.evaluate("sheet.focus(0)")
+    press(page, "Shift+ArrowRight Shift+ArrowRight 1")
+    assert list(given(page).values()) == [{"label": "cat"}] * 3
+    press(page, "Control+a 2")
+    assert list(given(page).values()) == [{"label": "dog"}] * 24
+    assert page.inner_text("#told").startswith("24 of 24 labelled")
+
+
+def test_a_belief_is_confirmed_by_one_key_alone_or_for_a_row(visit, tmp_path):
+    rows = np.array([[0.7, 0.3, 0.0]] * 12 + [[0.0, 0.4, 0.6]] * 12)
+    page = visit(make_page(tmp_path, NAMES, beliefs=Beliefs(rows, CLASSES), classes=CLASSES, why="Because."))
+    assert page.inner_text("#why") == "Because."
+    assert "model: cat, 70 %" in page.inner_text("figcaption")
+    press(page, "Enter 2")
+    assert list(given(page).values()) == [{"label": "cat"}, {"label": "dog"}]
+    press(page, "v")
+    assert [one.split(" (")[0] for one in page.locator(".row > div:first-child > span").all_inner_texts()] == [
+        "The model believes: cat", "The model believes: fox",
+    ]  # fmt: skip
+    page.locator(".row button").nth(1).click()
+    page.evaluate("document.activeElement.blur()")
+    press(page, "Enter")
+    assert list(given(page).values()).count({"label": "fox"}) == 12
+
+
+def test_hostile_names_do_no_harm_and_come_back_as_they_were(visit, tmp_path):
+    page = visit(make_page(tmp_path, HOSTILE, classes=["</script><script>window.hacked=1</script>", "ok"]))
+    press(page, "v v " + "2 " * len(HOSTILE))
+    assert page.evaluate("window.hacked") is None
+    assert page.title() == "A <b>title</b>"
+    rows = exported(page, tmp_path / "out.csv")[1:]
+    assert sorted(rows) == sorted([name, "ok"] for name in HOSTILE)
+    other = visit(tmp_path / "annotate.html")
+    other.set_input_files("#file", tmp_path / "out.csv")
+    other.wait_for_selector(f"#notice:has-text('{len(HOSTILE)} labels taken')")
+
+
+def test_nothing_is_asked_for_outside(visit, plain):
+    page = visit(plain)
+    assert page.evaluate("fetch('https://example.com').then(() => 'reached', () => 'refused')") == "refused"
+    assert page.evaluate("document.querySelector('#picture').naturalWidth") == 32  # the original, not the thumbnail
+
+
+def test_everything_has_a_name_and_phones_need_no_sideways_scrolling(visit, plain):
+    page = visit(plain, viewport=PHONE, has_touch=True)
+    for view in ("single", "sheet"):
+        page.click(f"#to-{view}")
+        assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+        named = "[...document.querySelectorAll('button, input, select, [role=option], [role=group], [role=listbox]')]"
+        bare = f"{named}.filter(e => e.checkVisibility() && !(e.ariaLabel || e.innerText || e.labels?.length)).length"
+        assert page.evaluate(bare) == 0
+    page.locator(".cell").nth(1).tap()
+    page.locator(".cell").nth(3).tap()
+    page.locator("#classes button").nth(0).tap()
+    assert len(given(page)) == 2
+    assert "2 images: cat" in page.inner_text("#live")
+
+
+def test_two_thousand_images_open_in_seconds(visit, tmp_path):
+    path = make_page(tmp_path, [f"{i}.png" for i in range(2000)], classes=CLASSES, thumbnail=True)
+    text = path.read_text().replace(
+        '"thumb": "data:image/webp;base64,', '"thumb": "data:image/webp;base64,' + "A" * 6000
+    )
+    path.write_text(text)  # as large as thumbnails of photographs make it
+    began = time.monotonic()
+    page = visit(path)
+    press(page, "1 2 v")
+    assert page.locator(".cell").count() == 2000
+    press(page, "Control+a 3")
+    assert page.inner_text("#told").startswith("2000 of 2000")
+    assert time.monotonic() - began < 15  # alone on a machine it takes about one

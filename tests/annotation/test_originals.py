@@ -1,0 +1,78 @@
+"""Chosen images as links and copies, and what a page shows of them; the pool is never changed."""
+
+import base64
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data_selection.annotation.originals import LARGE, THUMBNAIL, places, put, relative_address, show
+
+
+@pytest.fixture
+def pool(tmp_path):
+    """Paths of three images, one in a folder of its own."""
+    files = [tmp_path / "pool" / name for name in ("a.png", "b/a.png", "c.jpg")]
+    for i, file in enumerate(files):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((20, 30, 3), 40 * i, dtype=np.uint8)).save(file)
+        file.chmod(0o444)
+    return [str(file) for file in files]
+
+
+NAMES = ["a.png", "b/a.png", "c.jpg"]
+
+
+def test_no_place_leads_out_or_hides_another():
+    names = ["x/y.png", "/etc/passwd", "../../up.png", "x/../../up.png", "X/Y.png", "x", "2_up.png", "ok.png"]
+    found = places(names)
+    assert found[0] == "x/y.png"
+    assert found[-1] == "ok.png"
+    assert len({place.lower() for place in found}) == len(names)
+    assert all(".." not in place.split("/") and not place.startswith("/") for place in found)
+    assert "x" not in found  # it is a folder
+
+
+@pytest.mark.parametrize(("first", "then"), [("link", "copy"), ("copy", "link"), ("copy", "copy"), ("link", "link")])
+def test_links_and_copies_replace_each_other_and_leave_the_pool_alone(pool, tmp_path, first, then):
+    before = [open(path, "rb").read() for path in pool]  # noqa: PTH123, SIM115
+    out = tmp_path / "out"
+    for how in (first, then):
+        put(out, NAMES, pool, how)
+        for name, path, content in zip(NAMES, pool, before, strict=True):
+            assert (out / name).is_symlink() == (how == "link")
+            assert (out / name).read_bytes() == content
+            assert open(path, "rb").read() == content  # noqa: PTH123, SIM115
+    if then == "copy":
+        (out / "a.png").write_bytes(b"mine")  # a copy can be written to, though the original cannot
+        put(out, NAMES, pool, "copy")
+        assert (out / "a.png").read_bytes() == before[0]  # half a copy is made whole
+    assert sorted(path.name for path in out.rglob("*") if path.is_file()) == ["a.png", "a.png", "c.jpg"]
+
+
+def decoded(uri):
+    return Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2])))
+
+
+def test_a_page_shows_thumbnails_and_the_images_where_asked(pool, tmp_path):
+    large = np.random.default_rng(0).integers(0, 255, (200, 2000, 3), dtype=np.uint8)
+    for name in ("wide.png", "wide.tif"):
+        Image.fromarray(large).save(tmp_path / name)
+    paths = [*pool, str(tmp_path / "wide.png"), str(tmp_path / "wide.tif")]
+    addresses = [relative_address("images", f"{i}") for i in range(5)]
+    shown = show(paths, addresses)
+    assert [(one.width, one.height) for one in shown] == [(30, 20)] * 3 + [(2000, 200)] * 2
+    assert np.array_equal(
+        np.asarray(decoded(shown[1].thumbnail).convert("RGB")), np.full((20, 30, 3), 40)
+    )  # to the bit
+    assert max(decoded(shown[3].thumbnail).size) == THUMBNAIL
+    assert [one.address for one in shown[:4]] == addresses[:4]
+    assert max(decoded(shown[4].address).size) == LARGE  # a browser shows no TIFF
+    embedded = show(paths[:1], addresses[:1], embed=True)[0]
+    assert np.array_equal(np.asarray(decoded(embedded.address)), np.asarray(Image.open(paths[0])))
+
+
+def test_an_address_holds_any_name():
+    assert relative_address("images", 'a b/"c"#?%.png') == "images/a%20b/%22c%22%23%3F%25.png"
+    assert relative_address("images", "\udcff.png") == "images/%FF.png"

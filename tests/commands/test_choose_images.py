@@ -1,0 +1,255 @@
+"""From a folder and a budget to everything that it takes to label: once, again, after a stop, moved, and in rounds."""
+
+import csv
+import json
+import os
+import shutil
+
+import pytest
+
+import data_selection
+from data_selection.commands import choose_images as command
+from data_selection.commands import handing_out, run_choose
+from data_selection.commands.choose_images import build_parser, main_choose
+from data_selection.common.errors import UserError
+from data_selection.images.answers import read_answers
+from tests.support.extraction_cases import COUNT
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+FILES = {
+    "annotate.csv", "annotate.html", "cvat_manifest.jsonl", "features", "images", "label_studio_config.xml",
+    "label_studio_tasks.json", "run.json", "subset.json", "subset.provenance.json", "subset.txt",
+}  # fmt: skip
+
+
+@pytest.fixture
+def choose(folder, weights):
+    """The command on the shoes, 12 images at random; flags as keywords."""
+
+    def run(out, source=folder, **flags):
+        base = {"budget": 12, "out": out, "method": "random", "model": "demo_vit", "weights": weights, "device": "cpu",
+                "num_workers": 0}  # fmt: skip
+        words = [str(source)]
+        for name, value in (base | flags).items():
+            values = [] if value is True else value if isinstance(value, list) else [value]
+            words += [f"--{name}" if name == "num_workers" else f"--{name.replace('_', '-')}", *map(str, values)]
+        main_choose(words)
+        return out
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def done(folder, weights, tmp_path_factory):
+    """A finished run that no test changes."""
+    out = tmp_path_factory.mktemp("done") / "run"
+    found = data_selection.choose_images(
+        folder, 12, out, method="random", model="demo_vit", weights=weights, device="cpu", num_workers=0
+    )
+    return found
+
+
+def rows(out):
+    with (out / "annotate.csv").open(newline="") as handle:
+        return list(csv.reader(handle))
+
+
+def label(out, count, word=lambda name: "odd" if int(name[:3]) % 2 else "even"):
+    """Fill the first rows of annotate.csv."""
+    header, *body = rows(out)
+    with (out / "annotate.csv").open("w", newline="") as handle:
+        csv.writer(handle).writerows(
+            [header, *([name, word(name) if i < count else ""] for i, (name, _) in enumerate(body))]
+        )
+
+
+def test_everything_is_there(done, folder):
+    out = done.folder
+    assert {path.name for path in out.iterdir()} == FILES
+    assert rows(out) == [["file", "label"], *([name, ""] for name in done.files)]
+    assert json.loads((out / "subset.json").read_text()) == done.ids
+    assert sorted(done.files) == sorted(path.name for path in (out / "images").iterdir())
+    assert all((out / "images" / name).resolve() == (folder / name).resolve() for name in done.files)
+    assert all(name in (out / "annotate.html").read_text() for name in done.files)
+    assert len(json.loads((out / "label_studio_tasks.json").read_text())) == 12
+    assert len((out / "cvat_manifest.jsonl").read_text().splitlines()) == 14
+    assert len(list(folder.iterdir())) == COUNT
+
+
+def test_the_function_and_the_command_choose_the_same(done, choose, tmp_path):
+    out = choose(tmp_path / "run")
+    for name in ("subset.json", "annotate.csv", "annotate.html", "label_studio_tasks.json", "cvat_manifest.jsonl"):
+        assert (out / name).read_text() == (done.folder / name).read_text(), name
+
+
+def test_the_same_again_keeps_labels_and_anything_else_is_refused(choose, tmp_path, capsys, monkeypatch):
+    out = choose(tmp_path / "run")
+    label(out, 5)
+    before = (out / "annotate.csv").read_bytes()
+    monkeypatch.setattr(run_choose, "extract_pool", None)  # nothing is embedded again
+    shutil.rmtree(out / "images")
+    choose(out, classes="even,odd,none")
+    assert (out / "annotate.csv").read_bytes() == before
+    assert len(list((out / "images").iterdir())) == 12
+    assert "5 of them labelled" in capsys.readouterr().out
+    page = (out / "annotate.html").read_text()
+    assert '"classes": ["even", "odd", "none"]' in page
+    assert page.count('"label": ') == 5
+    with pytest.raises(UserError, match=r"budget was 12, now 20\).*another --out"):
+        choose(out, budget=20)
+    with pytest.raises(UserError, match="seed was 0, now 3"):
+        choose(out, seed=3)
+    assert (out / "annotate.csv").read_bytes() == before
+
+
+def test_a_stop_at_any_step_loses_nothing(done, choose, tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    for module, name in ((run_choose, "choose"), (handing_out, "show"), (handing_out, "annotation_page")):
+        with monkeypatch.context() as patch:
+
+            def stop(*_, **__):
+                raise KeyboardInterrupt
+
+            patch.setattr(module, name, stop)
+            with pytest.raises(KeyboardInterrupt):
+                choose(out)
+    monkeypatch.setattr(run_choose, "extract_pool", lambda *_: pytest.fail("chosen already"))
+    choose(out)
+    assert {path.name for path in out.iterdir()} == FILES
+    assert (out / "subset.json").read_text() == (done.folder / "subset.json").read_text()
+
+
+def test_a_dry_run_says_what_would_be_and_writes_nothing(choose, tmp_path, capsys):
+    choose(tmp_path / "made" / "run", dry_run=True, budget="10%")
+    said = capsys.readouterr().out
+    assert f"{COUNT} images to embed: " in said
+    assert f"7 of {COUNT} chosen by random" in said
+    assert "of memory and" in said
+    assert not (tmp_path / "made").exists()
+
+
+def test_a_run_can_be_moved_and_its_pool_be_read_only(choose, folder, tmp_path):
+    pool = shutil.copytree(folder, tmp_path / "pool")
+    pool.chmod(0o555)
+    out = choose(tmp_path / "run", source=pool).rename(tmp_path / "moved")
+    choose(out, source=pool)
+    assert all(path.is_file() for path in (out / "images").iterdir())
+    pool.chmod(0o755)
+    shutil.rmtree(pool)
+    with pytest.raises(UserError, match="pool"):
+        choose(out, source=pool)
+
+
+@pytest.mark.parametrize("how", ["copy", "none"])
+def test_images_are_copied_or_left_where_they_are(choose, folder, tmp_path, how):
+    out = choose(tmp_path / "run", images=how)
+    assert (out / "images").exists() == (how == "copy")
+    page = (out / "annotate.html").read_text()
+    assert (folder.as_uri() in page) == (how == "none")
+    if how == "copy":
+        assert all(path.is_file() and not path.is_symlink() for path in (out / "images").iterdir())
+    assert "data:image/png" not in page
+    choose(out, images=how, embed=True)
+    assert (out / "annotate.html").read_text().count("data:image/png") == 12
+
+
+def test_a_round_takes_labels_in_and_embeds_nothing_again(choose, tmp_path, capsys):
+    one = choose(tmp_path / "one")
+    label(one, 9)
+    said = capsys.readouterr().out
+    two = choose(tmp_path / "two", labelled=[one], budget=20)
+    said = capsys.readouterr().out
+    assert "9 images have labels of 2 classes; 3 that were handed out have none" in said
+    assert f"0 images to embed ({COUNT} known)" in said
+    assert "20 images: " in said
+    chosen = {name for name, _ in rows(two)[1:]}
+    assert not chosen & {name for name, _ in rows(one)[1:]}
+    assert "The model believes" in (two / "annotate.html").read_text()
+    assert '"belief": "odd"' in (two / "annotate.html").read_text()
+    assert '"predictions"' in (two / "label_studio_tasks.json").read_text()
+    label(two, 20)
+    three = choose(tmp_path / "three", labelled=[two], budget=5)  # the second run holds the first one's labels, too
+    assert "29 images have labels" in capsys.readouterr().out
+    assert not {name for name, _ in rows(three)[1:]} & chosen
+    label(one, 10)
+    with pytest.raises(UserError, match="labelled was"):
+        choose(two, labelled=[one], budget=20)
+
+
+def test_labels_that_contradict_each_other_are_told_together(choose, tmp_path):
+    (tmp_path / "a.csv").write_text("file,label\n000.png,cat\n001.png,dog\nnone.png,dog\n")
+    (tmp_path / "b.csv").write_text("file,label\n000.png,dog\n")
+    with pytest.raises(UserError, match=r"1 rows are of no image.*; 1 images have two labels"):
+        choose(tmp_path / "run", labelled=[tmp_path / "a.csv", tmp_path / "b.csv"])
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        ({"source": "DEMO"}, "data set"),
+        ({"source": "nowhere"}, "nowhere"),
+        ({"budget": "many"}, "no number of images"),
+        ({"budget": COUNT + 1}, rf"outside 1\.\.{COUNT}"),
+        ({"budget": "0.1%"}, "budget of 0"),
+        ({"labelled": ["nowhere"]}, "nowhere"),
+    ],
+)
+def test_mistakes_end_before_the_work(choose, tmp_path, flags, says):
+    with pytest.raises(UserError, match=says):
+        choose(tmp_path / "run", **flags)
+    assert not (tmp_path / "run").exists()
+
+
+def test_somebodys_own_files_and_the_pool_itself_are_left_alone(choose, folder, tmp_path):
+    (tmp_path / "annotate.csv").write_text("mine")
+    with pytest.raises(UserError, match=r"annotate\.csv, which is not from this command"):
+        choose(tmp_path)
+    with pytest.raises(UserError, match="lies in the folder of images"):
+        choose(folder / "run")
+    assert len(list(folder.iterdir())) == COUNT
+
+
+def test_an_image_that_cannot_be_read_is_left_out_and_never_chosen(choose, folder, tmp_path, capsys):
+    pool = shutil.copytree(folder, tmp_path / "pool")
+    (pool / "000.png").write_bytes(b"no image")
+    out = choose(tmp_path / "run", source=pool, budget=COUNT - 1)
+    assert "000.png" in capsys.readouterr().out
+    assert len(rows(out)) == COUNT
+    assert "000.png" not in {name for name, _ in rows(out)}
+
+
+def test_any_file_name_comes_through_and_copies_are_not_chosen_twice(choose, folder, tmp_path):
+    pool = tmp_path / "pool"
+    pool.mkdir()
+    names = [b"bytes\xff.png", b"two\nlines.png", b" spaces .png", b'"quotes".png', b"plain.png"]
+    for i, name in enumerate(names):
+        shutil.copyfile(folder / f"{i:03}.png", os.fsencode(pool) + b"/" + name)
+    shutil.copyfile(folder / "000.png", pool / "zz.png")
+    out = choose(tmp_path / "run", source=pool, budget=5)
+    known = read_answers([out / "annotate.csv"], [os.fsdecode(name) for name in names])
+    assert not known.faults
+    label(out, 5, lambda name: "seen")
+    with pytest.raises(UserError, match=r"all 5 labels are 'seen'"):  # each is found again
+        choose(tmp_path / "next", source=pool, budget=1, labelled=[out])
+    assert len(list((out / "images").iterdir())) == 5
+
+
+def test_every_flag_arrives(choose, folder, tmp_path, monkeypatch):
+    asked = {}
+    monkeypatch.setattr(run_choose, "choose_images", lambda *places, **words: asked.update(words, places=places))
+    assert command.build_parser is build_parser
+    other = {"budget": "3%", "method": "fps", "model": "vit_tiny", "weights": "w.pth", "allow_http": True,
+             "labelled": ["a", "b"], "classes": "x,y", "images": "copy", "embed": True, "dry_run": True,
+             "num_workers": 3, "seed": 5, "device": "cpu"}  # fmt: skip
+    choose(tmp_path, **other)
+    assert asked.pop("places") == (str(folder), "3%", tmp_path)
+    assert asked == {name: value for name, value in other.items() if name != "budget"}
+    assert {action.dest for action in build_parser()._actions} - {"help", "local_rank"} == {*other, "source", "out"}
+
+
+def test_class_names_come_from_words_or_a_file(tmp_path):
+    (tmp_path / "names.txt").write_text("b\na, c\n\nb\n")
+    assert run_choose.class_words(str(tmp_path / "names.txt")) == ["b", "a, c"]
+    assert run_choose.class_words("b, a,,b") == ["b", "a"]
+    assert run_choose.class_words(["x", " "]) == ["x"]

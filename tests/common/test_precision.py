@@ -1,0 +1,89 @@
+"""What must be float32 is computed in float32, whatever the process is set to, and the setting comes back."""
+
+import argparse
+
+import pytest
+import torch
+from torch.overrides import TorchFunctionMode
+
+from data_selection.common.distributed import World
+from data_selection.common.precision import full_float32
+from data_selection.embedding.extraction import extract
+from data_selection.images.pools import open_pool
+from data_selection.judging.evaluation import knn_accuracy
+from data_selection.methods.table import METHODS
+from data_selection.nearest.graph import nearest_neighbours
+from deit import trainer
+
+PRODUCTS = {torch.Tensor.matmul, torch.Tensor.__matmul__, torch.mm, torch.addmm, torch.nn.functional.conv2d}
+
+
+def setting():
+    return torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+
+
+class Products(TorchFunctionMode):
+    """Notes the setting at every product."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = set()
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function in PRODUCTS:
+            self.seen.add(setting())
+        return function(*args, **kwargs or {})
+
+
+@pytest.fixture(autouse=True)
+def _coarse():
+    """A process whose products may be coarse, as NVIDIA's containers set it."""
+    before = setting()
+    torch.set_float32_matmul_precision("high")
+    torch.backends.cudnn.allow_tf32 = True
+    yield
+    assert setting() == ("high", True)
+    torch.set_float32_matmul_precision(before[0])
+    torch.backends.cudnn.allow_tf32 = before[1]
+
+
+def test_full_within_and_as_it_was_after_an_error():
+    with pytest.raises(AssertionError), full_float32():
+        assert setting() != ("highest", False)
+
+
+def embed(tmp_path):
+    pool = open_pool("DEMO", "test")
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 2, 28), torch.nn.Flatten())
+    pool.arrays, pool.labels = pool.arrays[:2], pool.labels[:2]
+    world = World(0, 1, torch.device("cpu"))
+    extract(pool, model, tmp_path / "x.npy", world=world, embed=lambda net, x: net(x), log=lambda _: None)
+
+
+def select(name):
+    features = torch.randn(60, 5, generator=torch.Generator().manual_seed(0))
+    return lambda _: METHODS[name].select(features, 6)
+
+
+some = torch.eye(4)
+CASES = {name: select(name) for name in METHODS if name not in ("random", "kmeans")} | {
+    "neighbours": lambda _: nearest_neighbours(some, 2),
+    "knn": lambda _: knn_accuracy(some, torch.arange(4), some, torch.arange(4), k=1),
+    "extraction": embed,
+}
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_products(case, tmp_path):
+    with Products() as products:
+        case(tmp_path)
+    assert products.seen == {("highest", False)}
+
+
+def test_the_trainer(monkeypatch):
+    def start(_device):
+        raise KeyError(setting())
+
+    monkeypatch.setattr(trainer.distributed, "start", start)
+    with pytest.raises(KeyError, match="'highest', False"):
+        trainer.train(argparse.Namespace(device="cpu"))

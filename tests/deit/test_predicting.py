@@ -1,0 +1,64 @@
+"""A checkpoint says what it was taught, of any folder of images."""
+
+import csv
+import io
+
+import pytest
+import torch
+
+from data_selection.common.errors import UserError
+from deit.main import main
+from deit.predicting import Predictions, predict
+from tests.support.flag_runs import words
+from tests.support.trainer_runs import make_images
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """(images, output folder) of a small run."""
+    folder = tmp_path_factory.mktemp("predict")
+    images = make_images(folder / "images")
+    flags = {
+        "data_set": "FOLDER", "data_path": images, "mode": "linear", "finetune": "none", "model": "test_vit",
+        "input_size": 32, "output_dir": folder / "run", "device": "cpu", "seed": 3,
+    }  # fmt: skip
+    main(words(flags))
+    return images, folder / "run"
+
+
+def test_predictions_are_the_evaluations(run, capsys):
+    images, folder = run
+    checkpoint = folder / "checkpoint.pth"
+    found = predict(checkpoint, images / "val", device="cpu", log=lambda _: None)
+    assert found.classes == ("class0", "class1")
+    labels = torch.tensor([found.classes.index(name.split("/")[0]) for name in found.names])
+    right = 100 * (found.probabilities.argmax(1) == labels).double().mean().item()
+    capsys.readouterr()
+    main(words({"data_set": "FOLDER", "data_path": images, "eval": True, "resume": checkpoint, "device": "cpu"}))
+    assert f"* Acc@1 {right:.3f}" in capsys.readouterr().out
+    assert found.probabilities.sum(1) == pytest.approx(torch.ones(len(labels)))
+    some = predict(checkpoint, images / "val", device="cpu", ids=[3, 1], log=lambda _: None)
+    assert some.names == (found.names[3], found.names[1])
+    torch.testing.assert_close(some.probabilities, found.probabilities[[3, 1]])
+    cool = predict(checkpoint, images / "val", device="cpu", temperature=0.5, log=lambda _: None)
+    sharp = found.probabilities**2
+    torch.testing.assert_close(cool.probabilities, sharp / sharp.sum(1, keepdim=True))
+
+
+def test_the_table_keeps_names_and_order():
+    table = Predictions(('a,"b".png', "é.png"), torch.tensor([[0.25, 0.75, 0.0], [0.5, 0.1, 0.4]]), ("x", "y", "z"))
+    rows = list(csv.reader(io.StringIO(table.table())))
+    assert rows[0] == ["file", "label", "confidence", "second", "second_confidence"]
+    assert rows[1:] == [['a,"b".png', "y", "0.7500", "x", "0.2500"], ["é.png", "x", "0.5000", "z", "0.4000"]]
+
+
+def test_weights_alone_are_refused(run, tmp_path):
+    images, folder = run
+    state = torch.load(folder / "checkpoint.pth", weights_only=True)
+    torch.save(state["model"], tmp_path / "weights.pth")
+    with pytest.raises(UserError, match="does not say what its classes are called"):
+        predict(tmp_path / "weights.pth", images / "val", device="cpu")
+    with pytest.raises(UserError, match=r"none\.pth does not exist"):
+        predict(tmp_path / "none.pth", images / "val", device="cpu")

@@ -1,0 +1,81 @@
+"""What is found in a folder, and what is left out and counted."""
+
+import sys
+import types
+
+import pytest
+from PIL import Image
+
+from data_selection.common.errors import UserError
+from data_selection.images import image_files
+from data_selection.images.image_files import readable, reads_heif
+from data_selection.images.pools import open_pool
+
+
+@pytest.fixture
+def heif(monkeypatch):
+    """A function that installs the package for HEIF, or none."""
+
+    def install(there):
+        package = types.SimpleNamespace(register_heif_opener=lambda: None) if there else None
+        monkeypatch.setitem(sys.modules, "pillow_heif", package)  # None: importing it fails
+        reads_heif.cache_clear()
+
+    yield install
+    reads_heif.cache_clear()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    files = (
+        "a.jpg", "b.JFIF", "c.avif", "d.heic", "e.jp2", "notes.txt", "raw.dng", ".hidden.jpg", "cats/f.png",
+        "@eaDir/a.jpg", "cats/@eaDir/f.png/SYNO.jpg", "__MACOSX/._a.jpg", "__MACOSX/info", ".ipynb_checkpoints/a.jpg",
+        ".thumbs/a.jpg",
+    )  # fmt: skip
+    for name in files:
+        path = tmp_path / "images" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"")
+    return tmp_path / "images"
+
+
+def test_junk_is_left_out_and_counted(folder, heif, monkeypatch):
+    heif(False)
+    monkeypatch.setattr(image_files.features, "get_supported", lambda: ["jpg", "avif"])
+    pool = open_pool(str(folder))
+    assert pool.names == ("a.jpg", "b.JFIF", "c.avif", "cats/f.png")
+    assert pool.left_out == {
+        ".heic, not read by the installed Pillow": 1, ".jp2, not read by the installed Pillow": 1, "hidden": 2,
+        "in folders @eaDir": 2, "in folders __MACOSX": 1, "in folders .ipynb_checkpoints": 1,
+        "no images by their endings": 2,
+    }  # fmt: skip
+
+
+def test_what_is_installed_is_read(folder, heif, monkeypatch):
+    heif(True)
+    monkeypatch.setattr(image_files.features, "get_supported", lambda: ["jpg", "avif", "jpg_2000"])
+    assert open_pool(str(folder)).names == ("a.jpg", "b.JFIF", "c.avif", "cats/f.png", "d.heic", "e.jp2")
+    assert not [why for why in open_pool(str(folder)).left_out if "not read" in why]
+
+
+def test_the_installed_pillow_reads_what_it_says(tmp_path):
+    for ending in readable():
+        if ending not in (*image_files.HEIF, ".pgm"):
+            Image.new("RGB", (20, 20), (200, 10, 10)).save(tmp_path / f"x{ending}")
+            red = image_files.read_image(tmp_path / f"x{ending}").getpixel((9, 9))
+            assert red[0] > 150 > red[1], ending
+
+
+def test_a_folder_of_unread_images_says_so(tmp_path, heif):
+    heif(False)
+    (tmp_path / "x.heic").write_bytes(b"")
+    with pytest.raises(UserError, match=r"holds no images .*left out: 1 \.heic, not read by the installed Pillow"):
+        open_pool(str(tmp_path))
+
+
+def test_junk_beside_a_split_is_no_class(tmp_path):
+    for name in ("train/a/x.png", "@eaDir/x.png"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_bytes(b"")
+    with pytest.raises(UserError, match="holds train/, not one pool"):
+        open_pool(str(tmp_path))

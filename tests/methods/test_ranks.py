@@ -1,0 +1,49 @@
+"""Three processes with unlike free memory choose what one does, by every method."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from data_selection.common import distributed
+from data_selection.methods.configs import ActiveFTConfig, BiLAFConfig
+from data_selection.methods.table import METHODS
+from data_selection.nearest import pool_reader
+from tests.support.ranks import as_ranks
+
+TABLE = Path(__file__).parents[1] / "data" / "FM3000_train.npy"
+CASES = {name: (name, {}) for name in METHODS} | {
+    "activeft": ("activeft", {"config": ActiveFTConfig(max_iter=3)}),
+    "minibatch": ("activeft", {"config": ActiveFTConfig(max_iter=3, batch_size=1200)}),
+    "bilaf": ("bilaf", {"cores": range(0, 1500, 100)}),
+    "bilaf_little": ("bilaf", {"cores": range(0, 1500, 100), "config": BiLAFConfig(max_memory=0.01)}),
+}
+
+
+def choose(rank, out):
+    features = np.load(TABLE)[:1500, :-1]
+    if rank is None:
+        return {case: METHODS[name].select(features, 60, **options) for case, (name, options) in CASES.items()}
+    pool_reader.available_memory = lambda: (1 << 26) * 4**rank  # before LOCAL_WORLD_SIZE
+    with distributed.start("cpu"):
+        torch.save(choose(None, None), out / f"{rank}.pt")
+    return None
+
+
+@pytest.fixture(scope="module")
+def lists(tmp_path_factory):
+    out = tmp_path_factory.mktemp("ranks")
+    as_ranks(3, choose, out)
+    return [torch.load(out / f"{rank}.pt", weights_only=True) for rank in range(3)]
+
+
+@pytest.fixture(scope="module")
+def alone():
+    return choose(None, None)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_lists_of_one(lists, alone, case):
+    for some in lists:
+        assert some[case].equal(alone[case])

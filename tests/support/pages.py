@@ -1,0 +1,60 @@
+"""What the tests of pages share: a browser, where one is installed, and pages of made-up images."""
+
+import contextlib
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data_selection.annotation.arrangement import arrange
+from data_selection.annotation.originals import places, put, relative_address, show
+from data_selection.annotation.pages import annotation_page
+
+PHONE = {"width": 390, "height": 800}
+HOSTILE = [
+    "<script>window.hacked = 1</script>.png", "</script><img src=x onerror='window.hacked=1'>.png",
+    "\"double\" and 'single'.png", "ünïcødé 图像 🐈.png", "comma, semicolon; tab\t.png", "two\nlines.png",
+    f"{'x' * 300}.png", "a & b &amp; {{ 7 * 7 }}.png", "=1+1.png", " spaces at both ends .png",
+]  # fmt: skip
+
+
+@contextlib.contextmanager
+def opened_browser():
+    """A headless Chromium; the test is skipped where Playwright or a browser is not installed."""
+    playwright = pytest.importorskip(
+        "playwright.sync_api", reason="Playwright is not installed: requirements-pages.txt"
+    )
+    with playwright.sync_playwright() as engine:
+        own = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+        try:
+            browser = engine.chromium.launch(executable_path=own, args=["--no-sandbox"])  # root has no sandbox
+        except playwright.Error as error:
+            pytest.skip(f"no Chromium is installed: {str(error).splitlines()[0]}")
+        yield browser
+        browser.close()
+
+
+def make_page(folder, names, *, beliefs=None, thumbnail=None, **settings):
+    """annotate.html in a folder, of images of the names given (which need not be possible as files); its path."""
+    (folder / "pool").mkdir(parents=True)
+    draw = np.random.default_rng(0)
+    files = []
+    for i in range(len(names) if thumbnail is None else 1):
+        files.append(str(folder / "pool" / f"{i}.png"))
+        Image.fromarray(draw.integers(0, 255, (24, 32, 3), dtype=np.uint8)).save(files[-1])
+    files = files if thumbnail is None else files * len(names)
+    stems = [f"{i}.png" for i in range(len(names))]
+    if thumbnail is None:
+        put(folder / "images", stems, files, "link")
+    addresses = [relative_address("images", place) for place in places(stems)]
+    shown = show(files[:1], addresses[:1]) * len(names) if thumbnail else show(files, addresses)
+    features = np.repeat(np.eye(4), -(-len(names) // 4), axis=0)[: len(names)] + 0.1 * draw.normal(size=(len(names), 4))
+    arranged = arrange(features, beliefs)
+    likeliest = beliefs and beliefs.likeliest()
+    page = folder / "annotate.html"
+    page.write_text(
+        annotation_page("test", "A <b>title</b>", names, shown, arranged, beliefs=likeliest, **settings),
+        encoding="utf-8",
+    )
+    return page
