@@ -84,3 +84,5 @@ METHODS = {
     "herding-uncertainty": Method(UncertaintyHerdingConfig, "design.doubt.select_uncertainty_herding", rounds=True),
     "half": Method(HalfConfig, "design.doubt.select_half", rounds=True, smoothed=True),
 }
+
+LABEL_FREE = {name: method for name, method in METHODS.items() if not method.rounds}  # which need no model
