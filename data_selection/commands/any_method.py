@@ -12,7 +12,7 @@ from data_selection.commands.shared import add_device, add_label_column, add_see
 from data_selection.common.errors import UserError
 from data_selection.common.subset_names import default_folder, method_name
 from data_selection.methods.configs import BILAF_PRESETS, Config
-from data_selection.methods.table import METHODS
+from data_selection.methods.table import LABEL_FREE, METHODS
 
 if TYPE_CHECKING:
     from data_selection.commands.selection import Plan
@@ -23,13 +23,15 @@ AUTO = "auto"
 FLAGS = {"core_number": ("--cores", "--core_number")}
 NAMED = {"core_number": "cores"}  # in file names
 # methods whose order in the file means something; the others are written ascending
-NEEDS_ORDER = ("bilaf", "fps", "herding", "probcover", "typiclust", "zcore")
+NEEDS_ORDER = (
+    "bilaf", "facility", "fps", "herding", "maxherding", "probcover", "typiclust", "voptimal", "zcore"
+)  # fmt: skip
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = make_parser("Choose which images to annotate: any method of the table, on any feature file.")
     parser.add_argument("--features", type=Path, required=True, help="feature file written by extract_feature.py")
-    parser.add_argument("--method", choices=[*sorted(METHODS), AUTO], default="activeft", help="selection method; "
+    parser.add_argument("--method", choices=[*sorted(LABEL_FREE), AUTO], default="activeft", help="selection method; "
                         f"{AUTO}: the one that suits pool and budget, and why")  # fmt: skip
     size = parser.add_mutually_exclusive_group(required=True)
     size.add_argument("--budget", type=int, help="images to choose")
@@ -49,7 +51,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def defaults() -> dict[str, Config]:
     """{method: its default config}."""
-    return {name: method.config() for name, method in METHODS.items()}
+    return {name: method.config() for name, method in LABEL_FREE.items()}
 
 
 def make_config(method: str, args: argparse.Namespace) -> Config:
