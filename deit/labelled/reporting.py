@@ -10,13 +10,14 @@ import torch
 from data_selection.annotation.label_report import Facts, write_report
 from data_selection.annotation.originals import file_address, show
 from data_selection.annotation.run_folder import read_run
-from data_selection.common.kinds import Log
+from data_selection.common.kinds import Features, Log
 from data_selection.common.listed_names import quoted
 from data_selection.common.progress import OpenBar
 from data_selection.common.subset_files import pool_provenance, versions
 from data_selection.images.pools import open_pool
 from data_selection.judging.findings import Curve, interval, learning_curve
 from data_selection.judging.probe import fit_probe as fit_plain
+from data_selection.judging.quality import quality
 from data_selection.judging.smoothed import SmoothedProbe
 from data_selection.nearest.graph import smooth
 from data_selection.nearest.stored_graph import pool_graph
@@ -59,6 +60,7 @@ def report(
         pool=probe.pool_probabilities(),
         curve=curve_of(known, labels, len(classes), probe, seed),
         judged_by=judged.by,
+        quality=covered(run.table.features, ids),
         notes=notes(run),
         record=record_of(run, result),
         rounds=[*run.record.get("rounds", []), own],
@@ -87,6 +89,16 @@ def curve_of(known: torch.Tensor, labels: torch.Tensor, classes: int, probe: Smo
 
     more = [round(times * len(labels)) for times in AHEAD]
     return learning_curve(labels, answer, more=more, seed=seed) if len(labels) >= 10 else Curve(())
+
+
+def covered(features: Features, ids: torch.Tensor) -> dict[str, float]:
+    """How the labelled rows `ids` cover the pool of features (N, D), by words."""
+    found = quality(features, ids)
+    return {
+        "distance of an image to the nearest labelled one, on average": found.radius_mean,
+        "of 95 % of the images at most": found.radius_95,
+        "labels that would cover as much in equal shares": found.effective,
+    }
 
 
 def notes(run: Labelled) -> list[str]:

@@ -65,3 +65,18 @@ def write_answers(path, labels):
     """A table {file: label} as the page saves it."""
     with path.open("w", newline="", encoding="utf-8") as handle:
         csv.writer(handle).writerows([("file", "label"), *labels.items()])
+
+
+def press(page, keys):
+    """Press keys, apart by spaces, one after the other."""
+    for key in keys.split():
+        page.keyboard.press(key)
+
+
+def exported(page, where):
+    """The rows of the table that the page saves, which is kept as a file."""
+    with page.expect_download() as download:
+        page.click("#export")
+    download.value.save_as(where)
+    with where.open(newline="", encoding="utf-8") as handle:
+        return list(csv.reader(handle))
