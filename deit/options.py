@@ -105,7 +105,7 @@ def _add_model(flags: Flags) -> None:
         type=float,
         default=0.0,
         metavar="RATE",
-        help="dropout before the classifier and in the blocks, where the model has it",
+        help="dropout on what the classifier sees",
     )
     add("--drop-path", type=float, default=0.1, metavar="RATE", help="stochastic depth, where the model knows it")
     switch("--model-ema", True, "keep a moving average of the weights, evaluated after the last epoch")

@@ -7,10 +7,11 @@ neighbours' where the labels say that this helps. Every choice is made on the la
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from scipy import sparse
 
 from data_selection.common.checks import check_ids
 from data_selection.common.distributed import World, on_main
@@ -55,43 +56,39 @@ from data_selection.nearest.similarity import about, normalise, read_rows
 from data_selection.nearest.stored_graph import Neighbours, row_hashes
 
 __all__ = [
-    "GRID", "SMOOTH_C", "TEMPERATURES", "Probe", "SmoothedProbe", "at_temperature", "calibration_error", "choose_c",
-    "fit_probe", "fit_smoothed", "folds", "held_out", "log_loss", "spread_labels", "temperature",
+    "GRID", "SMOOTH_C", "TEMPERATURES", "Probe", "SmoothedProbe", "Smoothing", "at_temperature",
+    "calibration_error", "choose_c", "fit_probe", "fit_smoothed", "folds", "held_out", "log_loss", "smoothing_of",
+    "spread_labels", "temperature",
 ]  # fmt: skip
 
 
-@dataclass(frozen=True)
-class SmoothedProbe:
-    """What fit_smoothed learned. pool: (N, C) float32 probabilities of the pool; corrected: the same after spreading.
+class Outside(NamedTuple):
+    """Rows from outside the pool. smoothed: (Q, D); average: (Q, N), over the pool's labels; alone: (Q,), who has none.
 
-    Neither is calibrated: temperature and corrected_temperature (of what is half corrected) make predictions mean what
-    they say; 1 where there were too few labels to ask. choice: whether predictions are corrected, and why. probe, c:
-    the classifier of smoothed features and its strength. held: of the labelled rows, by probes that did not see them,
-    in the order of ids; None where nobody was asked. mean: (D,) of the pool's unit rows; features: (N, D) these about
-    it, at unit length; levels: of `smooth`. graph, spread: of k neighbours, and of those for spreading.
+    The last two are None where the pool has no graph for spreading.
     """
 
-    pool: torch.Tensor
-    corrected: torch.Tensor | None
-    probe: Probe
-    c: float
+    smoothed: torch.Tensor
+    average: sparse.csr_array | None
+    alone: np.ndarray | None
+
+
+@dataclass(frozen=True)
+class Smoothing:
+    """A pool, smoothed: what needs no labels, made once for all lists of them.
+
+    mean: (D,) of the pool's unit rows. features: (N, D) the rows about it, at unit length; smoothed: (N, D); levels: of
+    `smooth`. graph, spread: of k neighbours, and of those for spreading labels, None where that is not asked for.
+    """
+
     k: int
     mean: torch.Tensor
     features: torch.Tensor
+    smoothed: torch.Tensor
     levels: list[torch.Tensor]
     graph: Graph
     spread: Graph | None
     world: World
-    choice: Choice
-    temperature: float = 1.0
-    corrected_temperature: float = 1.0
-    held: HeldOut | None = None
-
-    def pool_probabilities(self) -> torch.Tensor:
-        """The pool's probabilities (N, C) as chosen, calibrated."""
-        if self.choice.corrected and self.corrected is not None:
-            return at_temperature(self.corrected, self.corrected_temperature)
-        return at_temperature(self.pool, self.temperature)
 
     @property
     def wide(self) -> int:
@@ -111,35 +108,104 @@ class SmoothedProbe:
         found = [self.finder.find_rows(some) for some in normalise(rows).split(self.finder.step)]
         return torch.cat([index for index, _ in found]), torch.cat([similarity for _, similarity in found])
 
-    def predict(
-        self, queries: torch.Tensor | np.ndarray, corrected: bool | None = None, calibrated: bool = True
-    ) -> torch.Tensor:
-        """Probabilities (Q, C) float32 of raw features (Q, D) from outside the pool.
+    def outside(self, queries: torch.Tensor | np.ndarray) -> Outside:
+        """Raw features (Q, D) from outside the pool, smoothed by it; with a World of several ranks all must call it.
 
-        corrected: half the probe's, half the mean of the neighbours' corrected ones; None: as chosen. calibrated: at
-        the temperature that the labels gave. With a World of several ranks all must call it. Raises UserError where
-        correct=False was fitted, a value is not finite or the dimensions differ.
+        Raises UserError where a value is not finite or the dimensions differ.
         """
-        corrected = self.choice.corrected if corrected is None else corrected
-        spread, known = self.spread, self.corrected
-        if corrected and spread is None:
-            raise UserError("corrected predictions need a probe that was fitted with correct=True")
         if queries.ndim != 2 or queries.shape[1] != len(self.mean):
             raise UserError(f"queries of shape {tuple(queries.shape)}: the pool's {len(self.mean)} columns are needed")
         rows = about(read_rows(queries, 0, len(queries), self.features.device), self.mean)
         index, similarity = self.neighbours(rows)
         smoothed = smooth_outside(rows, self.levels, index[:, : self.k], similarity[:, : self.k], self.graph)
-        result = self.probe.predict(smoothed)
-        if not corrected or spread is None or known is None:
+        if self.spread is None:
+            return Outside(smoothed, None, None)
+        part = slice(None), slice(SPREAD_NEIGHBOURS)
+        return Outside(smoothed, *outside_average(index[part], similarity[part], self.spread))
+
+
+def smoothing_of(
+    features: torch.Tensor | np.ndarray,
+    *,
+    k: int = 10,
+    steps: int = 2,
+    spread: bool = True,
+    graph: Neighbours | None = None,
+    world: World | None = None,
+    progress: Callable[..., Any] | None = None,
+) -> Smoothing:
+    """The Smoothing of a pool's raw features (N, D); spread: with the graph that labels are spread over.
+
+    Others as for fit_smoothed. Raises UserError where the graph does not fit the pool.
+    """
+    if k < 1 or steps < 0:
+        raise UserError(f"k {k} and steps {steps}: at least 1 neighbour and 0 steps are needed")
+    world = world or World(0, 1, pool_device(features, None))
+    wide = max(k, SPREAD_NEIGHBOURS) if spread else k
+    if graph is None:
+        mean = unit_mean(features, world.device)
+    else:
+        check_graph(graph, features, wide)
+        mean = graph.centre.to(world.device)
+    rows = about(read_rows(features, 0, len(features), world.device), mean)
+    if graph is None:
+        index, similarity = nearest_neighbours(features, wide, world=world, centre=mean, progress=progress)
+    else:
+        index, similarity = graph.index.to(world.device), graph.similarity.to(world.device)
+    near = build_graph(index[:, :k], similarity[:, :k])
+    smoothed, levels = smooth(rows, near, steps)
+    far = build_graph(index[:, :SPREAD_NEIGHBOURS], similarity[:, :SPREAD_NEIGHBOURS]) if spread else None
+    return Smoothing(k, mean, rows, smoothed, levels, near, far, world)
+
+
+@dataclass(frozen=True)
+class SmoothedProbe:
+    """What fit_smoothed learned. pool: (N, C) float32 probabilities of the pool; corrected: the same after spreading.
+
+    Neither is calibrated: temperature and corrected_temperature (of what is half corrected) make predictions mean what
+    they say; 1 where there were too few labels to ask. choice: whether predictions are corrected, and why. probe, c:
+    the classifier of smoothed features and its strength. held: of the labelled rows, by probes that did not see them,
+    in the order of ids; None where nobody was asked. base: the pool's Smoothing.
+    """
+
+    pool: torch.Tensor
+    corrected: torch.Tensor | None
+    probe: Probe
+    c: float
+    base: Smoothing
+    choice: Choice
+    temperature: float = 1.0
+    corrected_temperature: float = 1.0
+    held: HeldOut | None = None
+
+    def pool_probabilities(self) -> torch.Tensor:
+        """The pool's probabilities (N, C) as chosen, calibrated."""
+        if self.choice.corrected and self.corrected is not None:
+            return at_temperature(self.corrected, self.corrected_temperature)
+        return at_temperature(self.pool, self.temperature)
+
+    def predict(
+        self, queries: torch.Tensor | np.ndarray | Outside, corrected: bool | None = None, calibrated: bool = True
+    ) -> torch.Tensor:
+        """Probabilities (Q, C) float32 of raw features (Q, D) from outside the pool, or of what base.outside made.
+
+        corrected: half the probe's, half the mean of the neighbours' corrected ones; None: as chosen. calibrated: at
+        the temperature that the labels gave. Raises UserError where correct=False was fitted; others as base.outside.
+        """
+        corrected = self.choice.corrected if corrected is None else corrected
+        if corrected and self.corrected is None:
+            raise UserError("corrected predictions need a probe that was fitted with correct=True")
+        rows = queries if isinstance(queries, Outside) else self.base.outside(queries)
+        result = self.probe.predict(rows.smoothed)
+        if not corrected or self.corrected is None or rows.average is None:
             return at_temperature(result, self.temperature) if calibrated else result
-        average, alone = outside_average(index[:, :SPREAD_NEIGHBOURS], similarity[:, :SPREAD_NEIGHBOURS], spread)
-        mixed = (result + times(average, known)) / 2
-        mixed = torch.where(torch.from_numpy(alone).to(mixed.device)[:, None], result, mixed)
+        mixed = (result + times(rows.average, self.corrected)) / 2
+        mixed = torch.where(torch.from_numpy(rows.alone).to(mixed.device)[:, None], result, mixed)
         return at_temperature(mixed, self.corrected_temperature) if calibrated else mixed
 
 
 def fit_smoothed(
-    features: torch.Tensor | np.ndarray,
+    features: torch.Tensor | np.ndarray | Smoothing,
     labels: torch.Tensor | np.ndarray | Sequence[int],
     ids: torch.Tensor | np.ndarray | Sequence[int],
     *,
@@ -155,39 +221,26 @@ def fit_smoothed(
 ) -> SmoothedProbe:
     """A probe on the pool's smoothed features, from the labels of some of its rows.
 
-    features: (N, D) raw floats of the whole pool. ids: (n,) pool indices; labels: (n,) int64, their classes, below
-    `classes` (default: one more than the highest). c: inverse strength of the L2 penalty, None: choose_c. k neighbours
-    and `steps` steps of smoothing; correct: also spread labels over the neighbours, None: do so, and let the labels
-    decide whether predictions use it (`choice`; True and False leave them uncorrected unless asked for). calibrate:
-    find temperatures on held-out labels. graph: the pool's neighbours as stored_graph.pool_graph gives them; None: they
-    are looked up. world: its ranks share the search for neighbours, and all get the same. Raises UserError where ids
-    and labels, or the graph, do not fit the pool or each other.
+    features: (N, D) raw floats of the whole pool, or its Smoothing, which then says k, steps, graph and world. ids:
+    (n,) pool indices; labels: (n,) int64, their classes, below `classes` (default: one more than the highest). c:
+    inverse strength of the L2 penalty, None: choose_c. k neighbours and `steps` steps of smoothing; correct: also
+    spread labels over the neighbours, None: do so, and let the labels decide whether predictions use it (`choice`; True
+    and False leave them uncorrected unless asked for). calibrate: find temperatures on held-out labels. graph: the
+    pool's neighbours as stored_graph.pool_graph gives them; None: they are looked up. world: its ranks share the search
+    for neighbours, and all get the same. Raises UserError where ids and labels, or the graph, do not fit the pool or
+    each other.
     """
-    world = world or World(0, 1, pool_device(features, None))
-    rows_known = check_ids(ids, len(features), "labelled")
+    count = len(features.features if isinstance(features, Smoothing) else features)
+    rows_known = check_ids(ids, count, "labelled")
     targets = torch.as_tensor(labels).cpu().long()
     if len(targets) != len(rows_known) or len(targets) == 0:
         raise UserError(f"{len(targets)} labels for {len(rows_known)} ids: as many are needed, at least 1")
     order = rows_known.argsort()  # the result does not depend on theirs
     rows_known, targets = rows_known[order], targets[order]
-    if k < 1 or steps < 0:
-        raise UserError(f"k {k} and steps {steps}: at least 1 neighbour and 0 steps are needed")
-    wide = max(k, SPREAD_NEIGHBOURS) if correct is not False else k
-    if graph is None:
-        mean = unit_mean(features, world.device)
-    else:
-        check_graph(graph, features, wide)
-        mean = graph.centre.to(world.device)
-    rows = about(read_rows(features, 0, len(features), world.device), mean)
-    if graph is None:
-        index, similarity = nearest_neighbours(features, wide, world=world, centre=mean, progress=progress)
-    else:
-        index, similarity = graph.index.to(world.device), graph.similarity.to(world.device)
-    near = build_graph(index[:, :k], similarity[:, :k])
-    smoothed, levels = smooth(rows, near, steps)
-    spread = None
-    if correct is not False:
-        spread = build_graph(index[:, :SPREAD_NEIGHBOURS], similarity[:, :SPREAD_NEIGHBOURS])
+    base = features if isinstance(features, Smoothing) else smoothing_of(
+        features, k=k, steps=steps, spread=correct is not False, graph=graph, world=world, progress=progress
+    )  # fmt: skip
+    smoothed, spread = base.smoothed, None if correct is False else base.spread
     count = int(targets.max()) + 1 if classes is None else classes
 
     def fit() -> tuple[float, Probe, HeldOut | None]:
@@ -202,16 +255,14 @@ def fit_smoothed(
                 held = held_out_corrected(smoothed.cpu(), targets, rows_known, count, strength, spread)
         return strength, probe, held
 
-    strength, probe, held = on_main(world, fit)
+    strength, probe, held = on_main(base.world, fit)
     choice = Choice(False, "not corrected by the neighbours: not asked for")
     if correct is None:
         choice = choose_correction(targets, held)
     heats = [temperature(part.cpu(), targets) for part in held] if held is not None and calibrate else [1.0, 1.0]
     pool = probe.predict(smoothed)
     corrected = None if spread is None else spread_labels(pool, targets, rows_known, spread)
-    return SmoothedProbe(
-        pool, corrected, probe, strength, k, mean, rows, levels, near, spread, world, choice, heats[0], heats[1], held
-    )
+    return SmoothedProbe(pool, corrected, probe, strength, base, choice, heats[0], heats[1], held)
 
 
 def check_graph(graph: Neighbours, features: torch.Tensor | np.ndarray, k: int) -> None:

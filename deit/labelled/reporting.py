@@ -19,7 +19,6 @@ from data_selection.judging.findings import Curve, interval, learning_curve
 from data_selection.judging.probe import fit_probe as fit_plain
 from data_selection.judging.quality import quality
 from data_selection.judging.smoothed import SmoothedProbe
-from data_selection.nearest.graph import smooth
 from data_selection.nearest.stored_graph import pool_graph
 from deit.labelled.judging import judge
 from deit.labelled.runs import Labelled
@@ -44,7 +43,7 @@ def report(
     features = torch.from_numpy(np.array(run.table.features, dtype=np.float32))
     graph = pool_graph(run.table, NEIGHBOURS, world=ALONE, progress=progress)
     probe = fit_probe(features, labels, ids.tolist(), len(classes), graph)
-    known = smooth(probe.features, probe.graph)[0][ids]
+    known = probe.base.smoothed[ids]
     judged = judge(training, result, files, classes, features[ids], labels, probe)
     share = interval(int((judged.answers == labels).sum()), len(labels))
     own = {"labels": len(labels), "accuracy": share.value, "low": share.low, "high": share.high}

@@ -25,6 +25,8 @@ ENTRIES = [
     "scripts/choose_images.py",
     "scripts/train_on_labels.py",
     "scripts/predict.py",
+    "scripts/run_experiment.py",
+    "scripts/compare_with_paper.py",
     "scripts/quickstart.py",
     "scripts/demo/make_demo_data.py",
     "scripts/demo/make_demo_backbone.py",

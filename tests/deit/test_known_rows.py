@@ -178,7 +178,7 @@ def copied(made, folder, change):
         (lambda told: told["backbone"].update(n_last_blocks=4), {}, "of several blocks"),
         (lambda told: told["backbone"].update(avgpool_patchtokens=True), {}, "of several blocks, or of patch tokens"),
         (lambda told: None, {"pixels": "data-set"}, r"of other pixels \(.*mean .* there, .* here"),
-        (lambda told: told["preprocess"].update(background="white"), {}, "background white there, None here"),
+        (lambda told: told["preprocess"].update(background="black"), {}, "background black there, .* here"),
         (lambda told: told.clear(), {}, "by other weights"),
     ],
 )

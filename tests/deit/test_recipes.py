@@ -10,7 +10,7 @@ from data_selection.common.errors import UserError
 from deit import options, recipes
 from deit.job import auto_epochs, open_job
 from deit.option_checks import DATA_SETS
-from deit.options import build_parser, parse
+from deit.options import MODES, build_parser, parse
 from tests.support.trainer_runs import command, make_images
 
 PAPERS = ("CIFAR10", "CIFAR100", "IMNET", "INAT", "INAT19", "CUB2011")
@@ -153,7 +153,7 @@ def test_an_unknown_recipe_is_named_with_its_neighbour(word, hint):
     ("lr: true", "lr must be a value"), ("lr: fast", "lr must be a number, not 'fast'"),
     ("batch-size: 2.5", "batch-size must be a whole number, not 2.5"),
     ("epochs: soon", "epochs must be whole or auto, not 'soon'"),
-    ("mode: lp", "mode must be one of full, linear, lp-ft, self-train, not 'lp'"),
+    ("mode: lp", f"mode must be one of {', '.join(MODES)}, not 'lp'"),
     ("lr: [1, 2]", r"lr must be a value, not \[1, 2\]"), ("lr: {a: 1}", "lr must be a value, not {'a': 1}"),
     ("cutmix-minmax: [0.1]", r"cutmix-minmax must be 2 values, not \[0\.1\]"),
     ("- lr", "must hold lines `flag: value`"), ("lr: [", "cannot be read"),

@@ -37,7 +37,7 @@ def fitted():
 def test_held_out_predictions_match_the_dense_version():
     pool, labels, _, _ = digits()
     known, held = labels[LABELLED], fitted().held
-    z, centred = fitted().features, oracle.centred(pool, pool)
+    z, centred = fitted().base.features, oracle.centred(pool, pool)
     np.testing.assert_allclose(z, centred, atol=1e-5)
     smoothed = oracle.unit(oracle.smoothed(centred, 10, 2)[-1])
     matrix, _ = oracle.average(centred, 15)
@@ -78,7 +78,7 @@ def test_uncorrected_probes_are_calibrated_too():
 def held_out_of(found, known):
     from data_selection.nearest.graph import smooth
 
-    return held_out(smooth(found.features, found.graph)[0][LABELLED], known, 10, found.c)
+    return held_out(smooth(found.base.features, found.base.graph)[0][LABELLED], known, 10, found.c)
 
 
 @pytest.mark.parametrize("sizes", [[10] * 8, [7, 13, 9, 11], [1] * 30, [3]])

@@ -88,7 +88,7 @@ def test_copies_and_an_all_zero_row():
 def test_a_pool_of_equal_rows_knows_only_its_labels():
     pool = torch.full((30, 4), 0.3)
     found = fit_smoothed(pool, [0, 1, 1], [0, 1, 2])
-    assert not found.features.any()  # about their mean nothing is left, nobody has a neighbour
+    assert not found.base.features.any()  # about their mean nothing is left, nobody has a neighbour
     prior = fit_probe(torch.zeros(3, 4), torch.tensor([0, 1, 1]), 2, 30.0).predict(torch.zeros(1, 4))[0]
     for rows in (found.pool, found.corrected[3:], *(found.predict(pool[:2], corrected=way) for way in (False, True))):
         np.testing.assert_allclose(rows, prior.expand(len(rows), -1), atol=1e-6)
@@ -164,7 +164,7 @@ def test_a_chosen_c_is_used():
     pool, labels, _, _ = digits()
     ids = torch.arange(0, POOL, 2)
     found = fit_smoothed(pool, labels[ids], ids, c=None)
-    z = module.smooth(found.features, found.graph)[0][ids]
+    z = module.smooth(found.base.features, found.base.graph)[0][ids]
     assert found.c == choose_c(z, labels[ids]) != module.SMOOTH_C
     assert found.pool.equal(fit_smoothed(pool, labels[ids], ids, c=found.c).pool)
 

@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -21,6 +21,9 @@ from data_selection.images.dataset_files import imbalanced_rows
 from data_selection.judging.experiments.plan import Plan, PoolSpec, Row, method_of, near, settings_of
 from data_selection.methods.configs import Config
 from data_selection.methods.table import Method
+
+if TYPE_CHECKING:
+    from data_selection.judging.smoothed import Outside, Smoothing
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,7 @@ class LoadedPool:
         self.test: FeatureTable | None = load_features(spec.test) if spec.test else None
         self.train_hash = hashes.of(spec.train)
         self.test_hash = hashes.of(spec.test) if spec.test else None
+        self.smoothings: dict[tuple[int, int], tuple[Smoothing, Outside]] = {}
 
     @functools.cached_property
     def rows(self) -> np.ndarray:
@@ -78,6 +82,21 @@ class LoadedPool:
         check_finite(features, ids=torch.from_numpy(self.rows))
         check_finite(test)
         return features, labels, test, test_labels
+
+    def smoothed(self, k: int, steps: int) -> "tuple[Smoothing, Outside]":
+        """The pool and the test features smoothed by it, which needs no labels: made once for all lists.
+
+        The neighbours are those kept beside the feature file, where the pool is not a cut of it.
+        """
+        from data_selection.judging.smoothed import SPREAD_NEIGHBOURS, smoothing_of
+        from data_selection.nearest.stored_graph import pool_graph
+
+        if (k, steps) not in self.smoothings:
+            features, _, test, _ = self.tensors
+            graph = None if self.spec.imbalance is not None else pool_graph(self.train, max(k, SPREAD_NEIGHBOURS))
+            pool = smoothing_of(features if graph is None else self.train.features, k=k, steps=steps, graph=graph)
+            self.smoothings[k, steps] = pool, pool.outside(test)
+        return self.smoothings[k, steps]
 
     @property
     def classes(self) -> int:

@@ -36,12 +36,10 @@ def smoothed(task: Task) -> dict[str, Any]:
     """Accuracy of the smoothed probe: lrZ, and csZ with the labels spread over the neighbours."""
     from data_selection.judging.smoothed import fit_smoothed
 
-    features, labels, test, test_labels = task.pool.tensors
+    _, labels, _, test_labels = task.pool.tensors
     c = None if task.settings["c"] == AUTO else task.settings["c"]
-    found = fit_smoothed(
-        features, labels[task.ids], task.ids, classes=task.pool.classes, c=c, k=task.settings["k"],
-        steps=task.settings["steps"],
-    )  # fmt: skip
+    pool, test = task.pool.smoothed(task.settings["k"], task.settings["steps"])
+    found = fit_smoothed(pool, labels[task.ids], task.ids, classes=task.pool.classes, c=c, calibrate=False)
     return {
         "csZ": accuracy(found.predict(test, corrected=True), test_labels),
         "lrZ": accuracy(found.predict(test), test_labels),
