@@ -12,6 +12,7 @@ from sklearn.linear_model import LogisticRegression
 from data_selection.commands.run_choose import choose_images
 from data_selection.common.errors import UserError
 from data_selection.common.feature_table import load_features
+from data_selection.common.listed_names import quoted, unquoted
 from data_selection.images.pools import load_demo
 from data_selection.judging.smoothed import fit_smoothed
 from deit import epochs
@@ -268,13 +269,33 @@ def test_weights_and_rounds_are_remembered(folder, weights, tmp_path):
     assert "<h3>The rounds so far</h3>" not in (one / "report.html").read_text()
 
 
-def test_several_processes_are_refused_in_one_line(run, folder, tmp_path, monkeypatch):
+def test_several_processes_are_refused(run, monkeypatch):
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match=r"train_on_labels\.py works in one process, and a launcher started 2"):
         train(run)
-    with pytest.raises(UserError, match=r"choose_images\.py works in one process"):
-        choose_images(folder, 3, tmp_path / "other")
-    monkeypatch.setenv("RANK", "1")
-    with pytest.raises(SystemExit):
-        train(run)
+
+
+def test_any_name_and_any_class_word_come_through(folder, tmp_path, monkeypatch):
+    pool, names = tmp_path / "pool", ["bytes\udcff.png", "two\nlines.png", '"<script>alert(1)<.png', " spaces .png"]
+    names += [f"{i}.png" for i in range(16)]
+    pool.mkdir()
+    for i, name in enumerate(names):
+        shutil.copyfile(folder / f"{i:03}.png", pool / name)
+    words = ['<script>window.hacked = 1</script> "quoted", a', "two\nlines", "y" * 300]
+    monkeypatch.setattr("deit.job.MOST", 1)
+    monkeypatch.setattr("deit.job.FEWEST", 1)
+    monkeypatch.setattr("deit.crossval.compare", finetuning_wins)
+    run = tmp_path / "run"
+    done = choose_images(pool, 20, run, method="random", model="demo_vit", device="cpu", num_workers=0)
+    write_answers(run / "annotate.csv", {quoted(name): words[i % 3] for i, name in enumerate(sorted(done.files))})
+    train(run, mode="lp-ft")
+    assert values(run)["judged_by"].startswith("by the finetuned model")
+    assert values(run)["accuracy"]["right"] == 19
+    assert {part["class"] for part in values(run)["classes"]} == {*map(quoted, words)}
+    page = (run / "report.html").read_text()
+    assert "<script>window" not in page
+    assert "<script>alert" not in page
+    found = predict_images(run, pool, device="cpu", log=lambda _: None)
+    assert {*found.names} == {*names}
+    assert {unquoted(row[1]) for row in rows(run / "predictions.csv")} <= {*words}
