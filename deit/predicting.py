@@ -23,7 +23,7 @@ from deit.memory import recall
 from deit.options import parse
 from deit.runs.meters import RunLog
 from deit.runs.stopping import workers_named
-from deit.smoothing import with_pool
+from deit.smoothing import WithPool, with_pool
 
 BATCH = 256
 
@@ -62,9 +62,9 @@ def predict(
 ) -> Predictions:
     """The Predictions of a checkpoint of deit/main.py for the images of a folder or a list of paths.
 
-    Model, pixels and class names are the checkpoint's own. temperature: the logits are divided by it;
-    by default by what the run's held-out labels said. ids: places of
-    the images that are asked, by default all. Raises UserError for weights alone, which don't say what they are, and
+    Model, pixels and class names are the checkpoint's own. temperature: the logits are divided by it; by default by
+    what the run's held-out labels said, and by 1 where the pool's graph answers, which has its own. ids: places of the
+    images that are asked, by default all. Raises UserError for weights alone, which don't say what they are, and
     for images that cannot be read.
     """
     if not Path(checkpoint).is_file():
@@ -74,7 +74,6 @@ def predict(
     classes = saved.get("class_names")
     if not classes:
         raise UserError(f"{checkpoint} does not say what its classes are called: train on a folder with deit/main.py")
-    cool = temperature or saved.get("temperature") or 1.0
     pool = pools.open_pool(str(images))
     pool.background = args.background
     places = range(len(pool)) if ids is None else list(ids)
@@ -83,6 +82,8 @@ def predict(
         model = build(args, len(classes), RunLog("", False, quiet=True))
         load_weights(model, checkpoint, log=log)
         model = with_pool(model, checkpoint, saved).to(world.device).eval()
+        of_run = None if isinstance(model, WithPool) else saved.get("temperature")
+        cool = temperature or of_run or 1.0
         dtype = autocast_type(args.amp, world.device)
         found = []
         with workers_named(close_workers), open_bar(progress, len(places), "predicting", "image") as bar:

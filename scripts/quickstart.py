@@ -19,6 +19,7 @@ import torch
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from data_selection.annotation.run_folder import PAGE
 from data_selection.commands.extract import main_extract
 from data_selection.commands.shared import add_device, bar_factory, make_parser
 from data_selection.common.distributed import pick_device, start
@@ -27,11 +28,11 @@ from data_selection.common.feature_table import load_features
 from data_selection.common.files import atomic_write, read_json
 from data_selection.common.progress import open_bar
 from data_selection.common.subset_files import ROOT, describe, save_subset, versions
-from data_selection.embedding.backbones import DINO_WEIGHTS
 from data_selection.images.pools import load_demo
 from data_selection.judging.evaluation import judge_subset, mean_sd
 from data_selection.judging.report import draw_selections, markdown_table
 from data_selection.methods.table import METHODS
+from scripts.demo.demo_run import make_run
 
 CORES = 50  # of BiLAF
 PROCESSES = 2  # of the finetuning run
@@ -206,13 +207,16 @@ def main(argv=None):
         handle.write(f"{summary}\n{told}\n\n{json.dumps(versions())}\n")
     print(f"\n{summary}\n{told}\n")
     print(f"pictures in {folder / 'chosen.png'}, lists and table beside it; {time.monotonic() - began:.0f} s")
+    run_folder = make_run(folder / "mine", device=args.device)
+    shown = run_folder.relative_to(ROOT) if run_folder.is_relative_to(ROOT) else run_folder
     print(
-        f"\nThe same on your own images, from {ROOT} (class folders in /data/pets/train and /data/pets/val):\n"
-        f"  {PYTHON} data_selection/extract_feature.py --dataset /data/pets/train\n"
-        f"  {PYTHON} scripts/select_subset.py --features data_selection/features/pets_train.npy --budget 100\n"
-        f"  {PYTHON} deit/main.py --data-set FOLDERSUBSET --data-path /data/pets --output_dir outputs/pets \\\n"
-        "      --subset_ids subsets/pets/pets_train_activeft_sampleNum_100.json \\\n"
-        f"      --finetune {DINO_WEIGHTS['vit_small', 16]}"
+        f"\nThe same on images of your own is three commands. The first has just been run on a part of the demo pool "
+        f"as PNG files, from {ROOT}:\n"
+        f"  {PYTHON} scripts/choose_images.py {shown.parent}/images --budget 100 --out {shown} --model demo_vit\n"
+        f"Label them in {run_folder / PAGE} (or take {shown.parent}/labels.csv, which is filled in), then:\n"
+        f"  {PYTHON} scripts/train_on_labels.py {shown} --labels {shown.parent}/labels.csv\n"
+        f"  {PYTHON} scripts/predict.py {shown} {shown.parent}/images\n"
+        f"The second leaves {shown}/report.html, the third {shown}/predictions.csv."
     )
 
 

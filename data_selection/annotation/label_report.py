@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from data_selection.annotation.pages import render
+from data_selection.annotation.run_folder import REPORT
 from data_selection.common.files import atomic_write
 from data_selection.judging.findings import Curve, Share, confusion, interval
 from data_selection.judging.report import project_2d
@@ -21,6 +22,7 @@ SHEET = 12  # images of a region, a confusion or a row
 CONFUSIONS = 8  # pairs of classes that are shown with their images
 MISTAKES, DOUBTFUL = 24, 24
 REGIONS, REGION_ROWS = 12, 20_000  # parts of the pool, and the rows that they are found on
+PAYS = 0.5  # points of accuracy, below which a round of labels does not
 Values = dict[str, Any]
 
 
@@ -32,7 +34,7 @@ class Facts:
     predicted, sure: (n,) what the model said of each and with what probability, not having learned from its label.
     pool: (N, C) probabilities of the pool. curve: of learning. judged_by: which model and how, in words. quality:
     numbers on the choice. notes: lines on duplicates and unusual images. record: what, when, with which versions.
-    rounds: of earlier rounds, {labels, accuracy, low, high}. test: on images of the user, {accuracy, count} or None.
+    rounds: up to this one, {labels, accuracy, low, high}. test: on images of the user, {accuracy, count} or None.
     """
 
     title: str
@@ -72,6 +74,7 @@ def report_values(facts: Facts) -> Values:
         "curve": [point._asdict() for point in facts.curve.points],
         "outlook": outlook(facts.curve),
         "rounds": [dict(one) for one in facts.rounds],
+        "last_round": last_round(facts.rounds),
         "regions": regions(facts),
         "quality": dict(facts.quality),
         "notes": list(facts.notes),
@@ -153,10 +156,29 @@ def outlook(curve: Curve) -> str:
         return "Too few labels to say what more would bring."
     last = more[-1]
     gain, low, high = (value - seen[-1].accuracy for value in (last.accuracy, last.low, last.high))
-    verdict = "another round pays" if low > 0.5 else "another round may pay" if gain > 0.5 else "more labels add little"
+    verdict = (
+        "another round pays" if low > PAYS else "another round may pay" if gain > PAYS else "more labels add little"
+    )
     return (
         f"With {last.labels} labels the accuracy is expected to change by {gain:+.1f} points ({low:+.1f} to "
         f"{high:+.1f}) from that with {seen[-1].labels}: {verdict}."
+    )
+
+
+def last_round(rounds: Sequence[Mapping[str, float]]) -> str:
+    """What the last round brought, in a sentence; "" where it is the first."""
+    if len(rounds) < 2:
+        return ""
+    before, now = rounds[-2:]
+    gain = now["accuracy"] - before["accuracy"]
+    spread = math.hypot(*((one["high"] - one["low"]) / 2 for one in (before, now)))
+    low, high = gain - spread, gain + spread
+    verdict = (
+        "it paid" if low > PAYS else "it brought little" if high < PAYS or gain <= PAYS else "it seems to have paid"
+    )
+    return (
+        f"The last round, from {before['labels']} to {now['labels']} labels, moved the accuracy by {gain:+.1f} points "
+        f"({low:+.1f} to {high:+.1f}): {verdict}."
     )
 
 
@@ -221,9 +243,10 @@ def write_report(
     values = report_values(facts)
     page = render(
         "report.html", ("report.css",), ("report.js",), report=values, map=places(facts),
-        pictures=pictures(shown_files(values)), axes=axes(values["curve"]), names=list(facts.classes),
+        pictures=pictures(shown_files(values)), axes=axes(values["curve"]), past=axes(values["rounds"]),
+        names=list(facts.classes),
     )  # fmt: skip
-    paths = (folder / "report.html", folder / "report.json")
+    paths = (folder / "report.html", folder / REPORT)
     for path, text in zip(paths, (page, json.dumps(values, indent=1, allow_nan=False)), strict=True):
         with atomic_write(path, "w") as handle:
             handle.write(text)

@@ -17,7 +17,7 @@ from PIL import Image
 
 from data_selection.common.errors import UserError
 from data_selection.common.progress import OpenBar, open_bar
-from data_selection.images.image_files import read_image
+from data_selection.images.image_files import read_small
 
 HOW = ("link", "copy", "none")
 SHOWN_BY_BROWSERS = {
@@ -118,15 +118,15 @@ def show(
 
 
 def show_one(path: str, address: str, embed: bool) -> Shown:
-    image = read_image(path)
     kind = SHOWN_BY_BROWSERS.get(Path(path).suffix.lower())
+    image, size = read_small(path, 2 * THUMBNAIL if kind else None)
     if kind is None:
         address = data_uri(smaller(image, LARGE), "JPEG", quality=90)
     elif embed:
         address = f"data:image/{kind};base64,{base64.b64encode(Path(path).read_bytes()).decode()}"
     small = smaller(image, THUMBNAIL)
-    tiny = max(image.size) <= TINY
-    return Shown(*image.size, data_uri(small, "WEBP", quality=80, lossless=tiny, method=2), address)
+    tiny = max(size) <= TINY
+    return Shown(*size, data_uri(small, "WEBP", quality=80, lossless=tiny, method=2), address)
 
 
 def smaller(image: Image.Image, side: int) -> Image.Image:

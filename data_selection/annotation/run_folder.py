@@ -1,6 +1,6 @@
 """The folder that choosing images leaves: what is where in it, and what was asked for."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +11,15 @@ from data_selection.common.files import read_json
 VERSION = 1
 RECORD, SUBSET, ANSWERS, LABELLED = "run.json", "subset.json", "annotate.csv", "labelled.csv"
 BELIEFS, PAGE, FEATURES, IMAGES = "beliefs.json", "annotate.html", "features", "images"
+REPORT = "report.json"
 OWN = (RECORD, SUBSET, ANSWERS, LABELLED, BELIEFS, PAGE, IMAGES)
 
 
 def read_run(folder: Path | str) -> dict[str, Any]:
     """The record of a run folder: `version`, `source`, `features` (below the folder), `request`, `versions`, `command`.
 
-    Raises UserError where the folder is none.
+    And `weights`, the file or address as it was given, and `rounds`: see rounds_of. Raises UserError where the
+    folder is none.
     """
     path = Path(folder) / RECORD
     if not path.exists():
@@ -59,6 +61,14 @@ def chosen_names(folder: Path) -> list[str]:
     if not names:
         raise UserError(f"{beside} does not name the chosen images: choose again, into another --out")
     return list(names)
+
+
+def rounds_of(folders: Iterable[Path]) -> list[dict[str, float]]:
+    """{labels, accuracy, low, high} of the rounds that trained run folders tell of in their reports, by labels."""
+    reports = [read_json(folder / REPORT) for folder in folders if (folder / REPORT).exists()]
+    return sorted(
+        {one["labels"]: one for report in reports for one in report["rounds"]}.values(), key=lambda one: one["labels"]
+    )
 
 
 def label_files(folder: Path) -> list[Path]:

@@ -25,13 +25,14 @@ from data_selection.annotation.run_folder import (
     is_run,
     label_files,
     read_run,
+    rounds_of,
 )
 from data_selection.commands.extract import build_parser
 from data_selection.commands.foresight import check_disk, foresee
 from data_selection.commands.handing_out import Order, hand_out
 from data_selection.commands.run_extract import Ready, extract_pool, output_folder, source_of
 from data_selection.commands.selection import Plan, choose
-from data_selection.common.distributed import World, on_main, start
+from data_selection.common.distributed import World, on_main, one_process, start
 from data_selection.common.errors import UserError
 from data_selection.common.feature_table import sidecar
 from data_selection.common.files import atomic_write, read_json
@@ -56,10 +57,14 @@ class Chosen:
 
 @dataclasses.dataclass(frozen=True)
 class Known:
-    """What earlier rounds say. labels: {name: class}; waiting: names of images that were handed out and have none."""
+    """What earlier rounds say. labels: {name: class}; waiting: names of images that were handed out and have none.
+
+    rounds: as run_folder.rounds_of gives them.
+    """
 
     labels: dict[str, str]
     waiting: list[str]
+    rounds: list[dict[str, float]] = dataclasses.field(default_factory=list)
 
 
 def choose_images(
@@ -87,6 +92,9 @@ def choose_images(
     The same call again goes on where it was stopped, and never writes over labels. dry_run: only say what it would
     do, and return None. Raises UserError for the user's mistakes, before any work.
     """
+    one_process(
+        "choose_images.py", "; features can be made by several first: extract_feature.py --output_dir OUT/features"
+    )
     source, out = Path(source), Path(out)
     if images not in HOW or method not in METHODS:
         raise UserError(f"images {images!r} and method {method!r}: {', '.join(HOW)} and {', '.join(METHODS)} are known")
@@ -104,7 +112,8 @@ def choose_images(
         if not 1 <= count <= free:
             raise UserError(f"--budget {count} is outside 1..{free}, the images without a label: choose another")
         embedding = extraction(source, out, model, weights, num_workers, device, allow_http)
-        plan = Planned(out, count, method, seed, request, known, order)
+        whole = os.path.abspath(weights) if Path(weights).is_file() else weights  # noqa: PTH100 - a link stays one
+        plan = Planned(out, count, method, seed, request, whole, known, order)
         with contextlib.nullcontext() if dry_run else output_folder(embedding.output_dir):
             if not plan.embed(embedding, labelled, dry_run):
                 return None
@@ -127,6 +136,7 @@ class Planned:
     method: str
     seed: int
     request: dict[str, object]
+    weights: str
     known: Known
     order: Order
 
@@ -156,7 +166,8 @@ class Planned:
         """Write run.json and labelled.csv, which come before the choice."""
         record = {
             "version": VERSION, "source": source_of(args.dataset, None), "request": self.request,
-            "features": args.path.relative_to(self.out).as_posix(), "versions": versions(),
+            "features": args.path.relative_to(self.out).as_posix(), "weights": self.weights,
+            "rounds": self.known.rounds, "versions": versions(),
             "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         }  # fmt: skip
         if self.known.labels:
@@ -244,7 +255,7 @@ def read_labelled(sources: Sequence[Path | str], pool: Pool) -> Known:
     waiting = [name for name in dict.fromkeys(handed) if name in here and name not in answers.labels]
     rest = f"; {len(waiting)} that were handed out have none, and are not chosen again" if waiting else ""
     print(f"{len(answers.labels)} images have labels of {len(set(answers.labels.values()))} classes{rest}")
-    return Known(answers.labels, waiting)
+    return Known(answers.labels, waiting, rounds_of(runs))
 
 
 def digest(known: Known) -> str:

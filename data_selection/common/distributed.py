@@ -111,6 +111,18 @@ def taken(device: torch.device) -> torch.device:
     return device
 
 
+def one_process(command: str, hint: str = "") -> None:
+    """Raise UserError where a launcher has started several processes of a command that works in one.
+
+    The first one raises, the others leave quietly.
+    """
+    if "RANK" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1":
+        if os.environ["RANK"] != "0":
+            raise SystemExit(2)
+        count = os.environ["WORLD_SIZE"]
+        raise UserError(f"{command} works in one process, and a launcher started {count}: start it alone{hint}")
+
+
 def current_world(device: torch.device) -> World:
     """The place of this process among the ranks: those of torch.distributed where it runs, else alone."""
     if dist.is_available() and dist.is_initialized():

@@ -20,6 +20,7 @@ TURNS = {
     5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }  # fmt: skip
+SIDEWAYS = tuple(TURNS[number] for number in (5, 6, 7, 8))
 
 
 def read_image(path: Path | str, background: str = WHITE) -> Image.Image:
@@ -28,14 +29,27 @@ def read_image(path: Path | str, background: str = WHITE) -> Image.Image:
     Of an animation the first frame; deep grey scaled (see shades). background: a colour as #rrggbb. Raises UserError,
     naming the file, where it is missing or cannot be decoded.
     """
+    return read_small(path, None, background)[0]
+
+
+def read_small(path: Path | str, least: int | None, background: str = WHITE) -> tuple[Image.Image, tuple[int, int]]:
+    """(an image as read_image gives it, the width and height of the whole one).
+
+    least: a JPEG may be decoded at half, quarter or an eighth of its size, several times faster, as long as both sides
+    keep so many pixels; None: whole.
+    """
     if str(path).lower().endswith(HEIF):
         reads_heif()
     try:
         with Image.open(path) as image:
+            whole = image.size
+            reduced = least is not None and image.draft(None, (least, least)) is not None
             image.load()  # first: only then does a TIFF file know whether it still has to be turned
             turn = orientation(image)
             seen = flat(image, background)
-            return seen if turn is None else seen.transpose(turn)
+            turned = seen if turn is None else seen.transpose(turn)
+            width, height = whole if reduced else image.size
+            return turned, (height, width) if turn in SIDEWAYS else (width, height)
     except MemoryError:
         raise
     except Exception as error:  # noqa: BLE001 - decoders of damaged files raise whatever they come upon

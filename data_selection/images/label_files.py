@@ -23,7 +23,7 @@ def open_folders(
 
     labels, val_labels: CSV files with the labels of either part, else they are its class folders. Both parts must have
     the same class folders; a CSV may leave classes of the other part out, but not add any. train_path, val_path: other
-    folders for either part; val_path `none`: the second pool is empty.
+    folders, or lists of paths, for either part; val_path `none`: the second pool is empty.
     """
     train = labelled_folder(Path(train_path or root / "train"), labels, "--labels", "--train-path")
     if val_path == NONE:
@@ -46,14 +46,20 @@ def open_folders(
 def labelled_folder(
     folder: Path, labels: Path | str | None, flag: str = "--labels", place: str = "--train-path"
 ) -> pools.Pool:
-    """The images below a folder with the labels of a CSV (-1: not in it), or of the class folders they lie in."""
-    if not folder.is_dir():
+    """The images of a folder, or list of paths, with the labels of a CSV (-1: not in it).
+
+    Without one those of the class folders that they lie in.
+    """
+    if not folder.exists():
         raise UserError(
             f"folder {folder} does not exist: --data-path must hold train/<class>/ and val/<class>/, or images in any "
-            f"folders of train/ and val/ with their labels in a CSV ({flag} FILE); {place} names another folder"
+            f"folders of train/ and val/ with their labels in a CSV ({flag} FILE); {place} names another folder, "
+            "or a list of paths"
         )
-    pool = pools.folder_pool(folder)
+    pool = pools.folder_pool(folder) if folder.is_dir() else pools.list_pool(folder, folder.parent)
     names = pool.names or ()
+    if labels is None and not folder.is_dir():
+        raise UserError(f"{folder} is a list, and its labels are read from a CSV: give {flag} FILE")
     if labels is None:
         stray = next((name for name in names if "/" not in name), None)
         if stray:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from data_selection.common.parsing import Parser
+from deit.options import MODES
 
 if TYPE_CHECKING:
     from data_selection.common.progress import OpenBar
@@ -25,9 +26,10 @@ def main_train(argv: Sequence[str] | None = None) -> None:
     add("--partial", action="store_true", help="go on with what is labelled, where labels are missing")
     add("--test", metavar="DIR", help="test images, in class folders or with --test-labels; they decide nothing")
     add("--test-labels", metavar="FILE", help="CSV `file,label` of the images in --test")
-    add("--mode", default="lp-ft", help="how to train: the modes of deit/main.py; lp-ft keeps the probe where "
-        "cross-validation on the labels says that finetuning loses")  # fmt: skip
-    add("--minutes", type=float, metavar="M", help="fewer epochs where training would take longer")
+    add("--mode", choices=MODES, default="auto", help="how to train: the modes of deit/main.py; auto: the one that "
+        "cross-validation on the labels says is best, within --minutes")  # fmt: skip
+    add("--minutes", type=float, metavar="M", help="less training where it would take longer; --mode auto: 30 where "
+        "nothing else is said")  # fmt: skip
     add(
         "--weights", default="", metavar="FILE", help="the backbone's weights, where they are not those of the features"
     )

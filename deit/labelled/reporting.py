@@ -1,24 +1,28 @@
 """What a trained run is reported by: held-out answers, the graph's view of the pool, the learning curve, pictures."""
 
-import csv
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from data_selection.annotation.label_report import Facts, write_report
 from data_selection.annotation.originals import file_address, show
 from data_selection.annotation.run_folder import read_run
-from data_selection.common.kinds import Log
+from data_selection.common.kinds import Features, Log
+from data_selection.common.listed_names import quoted
 from data_selection.common.progress import OpenBar
 from data_selection.common.subset_files import pool_provenance, versions
 from data_selection.images.pools import open_pool
-from data_selection.judging.findings import Curve, learning_curve
-from data_selection.judging.probe import SMOOTH_C, fit_probe, held_out
-from data_selection.judging.smoothed import SmoothedProbe, fit_smoothed
+from data_selection.judging.findings import Curve, interval, learning_curve
+from data_selection.judging.probe import fit_probe as fit_plain
+from data_selection.judging.quality import quality
+from data_selection.judging.smoothed import SmoothedProbe
+from data_selection.nearest.stored_graph import pool_graph
+from deit.labelled.judging import judge
 from deit.labelled.runs import Labelled
-from deit.runs.folders import ASKED
+from deit.smoothing import ALONE, NEIGHBOURS, fit_probe
 
 AHEAD = (1.5, 2, 3)  # times the labels, to which the learning curve is extrapolated
 
@@ -36,19 +40,36 @@ def report(
     ids = torch.tensor([row[file] for file in files])
     labels = torch.tensor([classes.index(run.answers.labels[file]) for file in files])
     log(f"report: the graph of {len(run.names)} images, and what more labels would bring")
-    probe = fit_smoothed(run.table.features, labels, ids, classes=len(classes), progress=progress)
-    known, plain = probe.base.smoothed[ids], probe.base.features[ids]
-    predicted, sure, judged_by = held_out_answers(training, result, files, classes, plain, labels)
+    features = torch.from_numpy(np.array(run.table.features, dtype=np.float32))
+    graph = pool_graph(run.table, NEIGHBOURS, world=ALONE, progress=progress)
+    probe = fit_probe(features, labels, ids.tolist(), len(classes), graph)
+    known = probe.base.smoothed[ids]
+    judged = judge(training, result, files, classes, features[ids], labels, probe)
+    share = interval(int((judged.answers == labels).sum()), len(labels))
+    own = {"labels": len(labels), "accuracy": share.value, "low": share.low, "high": share.high}
     facts = Facts(
         title=f"{run.folder.resolve().name}: {len(files)} labels, {len(run.names)} images",
-        classes=classes, names=run.names, features=run.table.features, ids=ids, labels=labels, predicted=predicted,
-        sure=sure, pool=probe.pool_probabilities(), curve=curve_of(known, labels, len(classes), probe, seed),
-        judged_by=judged_by, notes=notes(run), record=record_of(run, result), test=test_of(result), seed=seed,
-    )  # fmt: skip
+        classes=[quoted(word) for word in classes],
+        names=[quoted(name) for name in run.names],
+        features=run.table.features,
+        ids=ids,
+        labels=labels,
+        predicted=judged.answers,
+        sure=judged.sure,
+        pool=probe.pool_probabilities(),
+        curve=curve_of(known, labels, len(classes), probe, seed),
+        judged_by=judged.by,
+        quality=covered(run.table.features, ids),
+        notes=notes(run),
+        record=record_of(run, result),
+        rounds=[*run.record.get("rounds", []), own],
+        test=test_of(result),
+        seed=seed,
+    )
 
     def pictures(names: list[str]) -> Mapping[str, Mapping[str, str]]:
         pool = open_pool(str(run.source))
-        paths = dict(zip(pool.names or pool.paths, pool.paths, strict=True))
+        paths = dict(zip(map(quoted, pool.names or pool.paths), pool.paths, strict=True))
         here = [name for name in names if name in paths]
         shown = show([paths[name] for name in here], [file_address(paths[name]) for name in here], progress=progress)
         return {
@@ -59,35 +80,24 @@ def report(
     return page, values
 
 
-def held_out_answers(
-    training: Path, result: dict[str, Any], files: list[str], classes: list[str], known: torch.Tensor,
-    labels: torch.Tensor,
-) -> tuple[torch.Tensor, torch.Tensor, str]:  # fmt: skip
-    """(answers (n,), how sure (n,), by which model in words) for labels that the model had not seen.
-
-    Of a finetuned model by the trainer's own cross-validation; else by a linear classifier on `known`, (n, D).
-    """
-    asked, verdict = training / ASKED, result.get("verdict")
-    if verdict and verdict["kept"] == "finetuned" and asked.exists():
-        with asked.open(encoding="utf-8", newline="", errors="surrogateescape") as handle:
-            found = {line["file"]: line for line in csv.DictReader(handle)}
-        if set(found) >= set(files):
-            answers = [classes.index(found[file]["finetuned"]) for file in files]
-            sure = [float(found[file]["finetuned_confidence"]) for file in files]
-            words = "the finetuned model, each label judged by a training without it and its part of the labels"
-            return torch.tensor(answers), torch.tensor(sure), words
-    best = held_out(known, labels, len(classes), SMOOTH_C).max(1)
-    return best.indices, best.values, "a linear classifier on the frozen features, each label judged by a fit on 80 %"
-
-
 def curve_of(known: torch.Tensor, labels: torch.Tensor, classes: int, probe: SmoothedProbe, seed: int) -> Curve:
     """The learning curve of the smoothed probe: features (n, D) of the labelled images and their labels."""
 
     def answer(train: torch.Tensor, left: torch.Tensor) -> torch.Tensor:
-        return fit_probe(known[train], labels[train], classes, probe.c).predict(known[left]).argmax(1)
+        return fit_plain(known[train], labels[train], classes, probe.c).predict(known[left]).argmax(1)
 
     more = [round(times * len(labels)) for times in AHEAD]
     return learning_curve(labels, answer, more=more, seed=seed) if len(labels) >= 10 else Curve(())
+
+
+def covered(features: Features, ids: torch.Tensor) -> dict[str, float]:
+    """How the labelled rows `ids` cover the pool of features (N, D), by words."""
+    found = quality(features, ids)
+    return {
+        "distance of an image to the nearest labelled one, on average": found.radius_mean,
+        "of 95 % of the images at most": found.radius_95,
+        "labels that would cover as much in equal shares": found.effective,
+    }
 
 
 def notes(run: Labelled) -> list[str]:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,21 +13,26 @@ from data_selection.common.errors import UserError
 from data_selection.common.feature_table import FeatureTable, load_features
 from data_selection.common.kinds import Log
 from data_selection.common.subset_files import pool_provenance
-from data_selection.embedding.backbones import DEMO_WEIGHTS, DINO_WEIGHTS
+from data_selection.embedding.backbones import DEMO_WEIGHTS, DINO_WEIGHTS, local_file
 from data_selection.images.answers import Answers, alone, read_answers, some
+from data_selection.images.pools import open_pool
 
 MODEL, LABELS, TRAINING = "model.pth", "labels.csv", "training"
 
 
 @dataclass(frozen=True)
 class Labelled:
-    """A run folder with its labels. source: where the pool's images are; table: their features."""
+    """A run folder with its labels. source: where the pool's images are; table: their features.
+
+    whole: whether the source has just the images of the features, no more and no fewer.
+    """
 
     folder: Path
     source: Path
     table: FeatureTable
     answers: Answers
     record: dict[str, Any]
+    whole: bool = True
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -44,7 +50,7 @@ def open_run(
     """
     folder = Path(folder)
     record = read_run(folder)
-    where = Path(source or record["source"])
+    where = Path(os.path.abspath(source or record["source"]))  # noqa: PTH100 - so that no data set is called like it
     if not where.exists():
         raise UserError(f"the images are not in {where} any longer: say with --source where they are")
     features = folder / record["features"]
@@ -65,7 +71,14 @@ def open_run(
     counts = len(answers.labels), len(set(answers.labels.values()))
     log(f"{counts[0]} labelled images of {counts[1]} classes" + (
         f", {len(answers.unlabelled)} handed out without a label" if answers.unlabelled else ""))  # fmt: skip
-    return Labelled(folder, where, table, answers, record)
+    here = set(open_pool(str(where)).names or ())
+    gone = [name for name in answers.labels if name not in here]
+    if gone:
+        raise UserError(
+            f"{len(gone)} of the {len(answers.labels)} labelled images are not in {where} any longer: {some(gone)}; "
+            "say with --source where they are"
+        )
+    return Labelled(folder, where, table, answers, record, here == set(table.names))
 
 
 def backbone_flags(run: Labelled, weights: str) -> list[str]:
@@ -89,7 +102,14 @@ def backbone_flags(run: Labelled, weights: str) -> list[str]:
         start = str(DEMO_WEIGHTS)
     if not start and not arch.startswith("timm:"):
         start = DINO_WEIGHTS.get((arch, 16), "")
+    if start:
+        try:
+            local_file(start)
+        except UserError as error:
+            raise UserError(f"{error}; --weights says where the backbone's weights are now") from None
     flags = ["--model", arch, "--pixels", "model", "--input-size", str(pixels["size"])]
+    if start.startswith("http://"):  # choosing has taken them from there, asked to
+        flags.append("--allow-http")
     return [*flags, "--finetune", start] if start else flags
 
 

@@ -1,7 +1,5 @@
 """train_on_labels: from the labels of a run folder to a model and a report, and predict_images with that model."""
 
-import json
-import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from data_selection.annotation.run_folder import read_run
+from data_selection.common.distributed import one_process
 from data_selection.common.errors import UserError
 from data_selection.common.files import atomic_write, read_json
 from data_selection.common.kinds import Log
@@ -19,9 +18,12 @@ from deit.labelled.runs import LABELS, MODEL, Labelled, backbone_flags, open_run
 from deit.options import parse
 from deit.predicting import Predictions, predict, write_predictions
 from deit.runs.saving import NEWEST
+from deit.smoothing import POOL
 from deit.trainer import train
 
-MODE = "lp-ft"  # keeps the probe where cross-validation on the labels says that finetuning loses
+MODE = "auto"  # of the modes the one that cross-validation on the labels says is best
+MINUTES = 30.0  # of it, where nothing else is said: the pool as a teacher would take days on a large one
+BY_FEATURES = ("linear", "smoothed", "auto")  # modes that use the features of the images, where they are known
 
 
 @dataclass(frozen=True)
@@ -55,15 +57,18 @@ def train_on_labels(
 
     labels: files as annotators and their tools give them back (by default the folder's annotate.csv). partial: go on
     without the labels that are missing. test: a folder of test images, in class folders or with test_labels, a CSV;
-    they decide nothing. mode, minutes, seed, device, num_workers: as for deit/main.py. weights, source: where the
+    they decide nothing. mode, minutes, seed, device, num_workers: as for deit/main.py, but
+    that `auto` without minutes has MINUTES. weights, source: where the
     backbone's weights and the pool's images are now. The same call again goes on where it was stopped. Raises UserError
     for what is wrong with the labels, all of it at once, before any work.
     """
+    one_process("train_on_labels.py", f"; deit/main.py --labels {Path(run) / LABELS} trains with several")
     if test_labels and not test:
         raise UserError(f"--test-labels {test_labels} are of the images in --test, which is missing")
     given = open_run(run, labels, source, partial=partial, log=log)
+    minutes = MINUTES if mode == "auto" and minutes is None else minutes
     words = [*backbone_flags(given, weights), "--mode", mode, "--seed", str(seed), "--device", device]
-    words += ["--minutes", str(minutes)] if minutes else []
+    words += ["--minutes", str(minutes)] if minutes is not None else []
     words += ["--val-path", str(test)] if test else ["--val-path", "none"]
     words += ["--val-labels", str(test_labels)] if test_labels else []
     folder = training_folder(given, words)
@@ -71,8 +76,9 @@ def train_on_labels(
     with atomic_write(table, "w") as handle:
         handle.write(write_labels(given.answers.labels))
     words += ["--num_workers", str(num_workers)] if num_workers is not None else []
+    words += features_flag(given, mode, weights, log)
     result = trained(given, words, table, folder)
-    place(folder / NEWEST, given.folder / MODEL)
+    place(folder, given.folder)
     page, values = report(given, folder, result, seed=seed, log=log, progress=progress)
     accuracy = values["accuracy"]
     log(
@@ -95,15 +101,29 @@ def trained(given: Labelled, words: Sequence[str], table: Path, folder: Path) ->
     return result
 
 
-def place(checkpoint: Path, target: Path) -> None:
-    """Put a checkpoint under another name, without a second copy where the disk can."""
-    half = target.with_name(f".{target.name}.partial")
-    half.unlink(missing_ok=True)
-    try:
-        half.hardlink_to(checkpoint)  # checkpoints are replaced, never changed
-    except OSError:
-        shutil.copyfile(checkpoint, half)
-    os.replace(half, target)  # noqa: PTH105 - a rename over what is there
+def features_flag(given: Labelled, mode: str, weights: str, log: Log) -> list[str]:
+    """The trainer's flag for the features of the pool, where it has a use for them and they are of this pool."""
+    if mode not in BY_FEATURES or (weights and mode != "smoothed"):
+        return []
+    if not given.whole and mode == "auto":
+        log(f"{given.source} has other images than those that were embedded: the pool's graph is not asked")
+        return []
+    return ["--features", str(given.table.path)]
+
+
+def place(training: Path, run: Path) -> None:
+    """Put a trained model into the run's folder, with what it needs beside it, without a second copy if possible."""
+    for name, target in ((POOL, run / POOL), (NEWEST, run / MODEL)):  # the model last: it is read with the other
+        half = target.with_name(f".{target.name}.partial")
+        half.unlink(missing_ok=True)
+        if not (training / name).exists():
+            target.unlink(missing_ok=True)
+            continue
+        try:
+            half.hardlink_to(training / name)  # these files are replaced, never changed
+        except OSError:
+            shutil.copyfile(training / name, half)
+        half.replace(target)
 
 
 def predict_images(
@@ -131,9 +151,3 @@ def predict_images(
     write_predictions(target, predictions)
     log(f"wrote {target}: {len(predictions.names)} images, of {len(predictions.classes)} classes")
     return predictions
-
-
-def values_of(report_file: Path) -> dict[str, Any]:
-    """The numbers of a report."""
-    values: dict[str, Any] = json.loads(report_file.with_suffix(".json").read_text(encoding="utf-8"))
-    return values

@@ -1,44 +1,15 @@
 """The page for labelling, in a real browser: by keys, by mouse, kept over a reload, out as CSV and in again."""
 
-import csv
 import time
 
 import numpy as np
 import pytest
 
 from data_selection.annotation.arrangement import Beliefs
-from tests.support.pages import HOSTILE, PHONE, make_page, opened_browser
+from tests.support.pages import HOSTILE, PHONE, exported, make_page, press
 
 NAMES = [f"{'ab'[i % 2]}/{i:02}.png" for i in range(24)]
 CLASSES = ["cat", "dog", "fox"]
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with opened_browser() as found:
-        yield found
-
-
-@pytest.fixture
-def visit(browser):
-    """Opens a file in a fresh profile; fails where the page asks for anything outside, or raises."""
-    contexts, faults = [], []
-
-    def go(path, **settings):
-        context = browser.new_context(**settings)
-        contexts.append(context)
-        page = context.new_page()
-        page.on("pageerror", lambda error: faults.append(str(error)))
-        page.on(
-            "request", lambda request: request.url.startswith(("file:", "data:", "blob:")) or faults.append(request.url)
-        )
-        page.goto(path.as_uri())
-        return page
-
-    yield go
-    for context in contexts:
-        context.close()
-    assert not faults
 
 
 @pytest.fixture(scope="module")
@@ -46,22 +17,9 @@ def plain(tmp_path_factory):
     return make_page(tmp_path_factory.mktemp("plain"), NAMES, classes=CLASSES)
 
 
-def press(page, keys):
-    for key in keys.split():
-        page.keyboard.press(key)
-
-
 def given(page):
     """{file: answer} as the page holds it."""
     return page.evaluate("Object.fromEntries(images.map((x, i) => [x.file, answers.given[i]]).filter(([, a]) => a))")
-
-
-def exported(page, where):
-    with page.expect_download() as download:
-        page.click("#export")
-    download.value.save_as(where)
-    with where.open(newline="", encoding="utf-8") as handle:
-        return list(csv.reader(handle))
 
 
 def test_ten_labels_by_keys_are_there_after_a_reload_and_go_out_and_in(visit, plain, tmp_path):

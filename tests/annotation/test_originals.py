@@ -5,7 +5,7 @@ import io
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 from data_selection.annotation.originals import LARGE, THUMBNAIL, places, put, relative_address, show
 
@@ -71,6 +71,25 @@ def test_a_page_shows_thumbnails_and_the_images_where_asked(pool, tmp_path):
     assert max(decoded(shown[4].address).size) == LARGE  # a browser shows no TIFF
     embedded = show(paths[:1], addresses[:1], embed=True)[0]
     assert np.array_equal(np.asarray(decoded(embedded.address)), np.asarray(Image.open(paths[0])))
+
+
+@pytest.mark.parametrize("turn", [1, 6])
+def test_a_large_jpeg_is_decoded_small_and_its_size_is_told(tmp_path, monkeypatch, turn):
+    across, down = np.meshgrid(np.linspace(0, 255, 3000), np.linspace(0, 255, 2000))
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = turn
+    image = Image.fromarray(np.stack([across, down, 255 - across], 2).astype(np.uint8))
+    image.save(tmp_path / "large.jpg", quality=95, exif=exif)
+    decoded_sizes, real = [], Image.Image.thumbnail
+    monkeypatch.setattr(
+        Image.Image, "thumbnail", lambda self, *_, **__: (decoded_sizes.append(max(self.size)), real(self, *_, **__))
+    )
+    (shown,) = show([str(tmp_path / "large.jpg")], ["a"])
+    assert (shown.width, shown.height) == ((2000, 3000) if turn == 6 else (3000, 2000))
+    assert decoded_sizes == [750]  # a quarter: an eighth has too few pixels
+    small = decoded(shown.thumbnail).convert("RGB")
+    whole = (image if turn == 1 else image.transpose(Image.Transpose.ROTATE_270)).resize(small.size)
+    assert np.abs(np.asarray(small).astype(int) - np.asarray(whole)).mean() < 4
 
 
 def test_an_address_holds_any_name():

@@ -253,3 +253,11 @@ def test_class_names_come_from_words_or_a_file(tmp_path):
     assert run_choose.class_words(str(tmp_path / "names.txt")) == ["b", "a, c"]
     assert run_choose.class_words("b, a,,b") == ["b", "a"]
     assert run_choose.class_words(["x", " "]) == ["x"]
+
+
+def test_several_processes_are_refused(choose, tmp_path, monkeypatch):
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match=r"choose_images\.py works in one process.*features can be made by several"):
+        choose(tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -30,6 +30,7 @@ ENTRIES = [
     "scripts/quickstart.py",
     "scripts/demo/make_demo_data.py",
     "scripts/demo/make_demo_backbone.py",
+    "scripts/demo/make_pictures.py",
     "scripts/benchmark.py",
 ]
 

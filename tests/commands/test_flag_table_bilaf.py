@@ -11,7 +11,7 @@ from data_selection.methods.bilaf import selection as bilaf_method
 from data_selection.methods.bilaf.selection import select_bilaf
 from data_selection.methods.configs import BILAF_PRESETS
 from data_selection.methods.random_choice import select_random
-from data_selection.methods.table import LABEL_FREE
+from data_selection.methods.table import METHODS
 from tests.support.selection_commands import COUNT, WIDTH, Command, asked_of, ids_file, make_table, words
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -142,7 +142,7 @@ def test_select_subset_does_as_its_methods(pick, table, tmp_path, monkeypatch):
 SELECT_ROWS = {"features", "method", "budget", "percent", "cores", "variant", "labelled", "excluded", "output_dir",
                "filename", "no_label_column", "seed", "device", "missing", "overwrite", "keep_duplicates"}  # fmt: skip
 SELECT_ROWS = (SELECT_ROWS - {"cores"}) | {  # test_settings.py has a test for each of the latter
-    field.name for method in LABEL_FREE.values() for field in dataclasses.fields(method.config)
+    field.name for method in METHODS.values() for field in dataclasses.fields(method.config)
 }
 
 

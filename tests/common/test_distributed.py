@@ -78,3 +78,17 @@ def test_a_group_of_one_ends_with_the_block(monkeypatch):
         assert world.size == 1
         assert torch.distributed.is_initialized()
     assert not torch.distributed.is_initialized()
+
+
+def test_a_command_of_one_process_says_so_once(monkeypatch):
+    distributed.one_process("x.py")
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    monkeypatch.setenv("RANK", "0")
+    distributed.one_process("x.py")
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with pytest.raises(UserError, match=r"^x\.py works in one process, and a launcher started 3: start it alone; so$"):
+        distributed.one_process("x.py", "; so")
+    monkeypatch.setenv("RANK", "2")
+    with pytest.raises(SystemExit) as end:
+        distributed.one_process("x.py")
+    assert end.value.code == 2

@@ -44,6 +44,15 @@ def test_a_csv_labels_images_by_name(folder, header):
     assert (train.labels, test.labels, train.class_names) == ([-1, -1, -1, 1], [0, 1], ("a zebra", "dog"))
 
 
+def test_a_list_of_paths_is_a_part(folder):
+    (folder / "list.txt").write_text("val/dog/1.png\ntrain/c.png\n")
+    labels = write(folder / "l.csv", "train/c.png,cat\n")
+    train, _ = open_folders(folder, labels, train_path=folder / "list.txt")
+    assert (train.names, train.labels) == (("val/dog/1.png", "train/c.png"), [-1, 0])
+    with pytest.raises(UserError, match=r"list\.txt is a list, and its labels are read from a CSV: give --labels FILE"):
+        open_folders(folder, train_path=folder / "list.txt")
+
+
 def test_a_part_that_lacks_a_class_counts_as_the_other_one(tmp_path):
     """Class folders a, b, c to train on; the CSV of the evaluation images knows b and c alone, which stay 1 and 2."""
     write_images(tmp_path, ["train/a/1.png", "train/b/1.png", "train/c/1.png", "val/x.png", "val/y.png"])

@@ -1,6 +1,7 @@
 """What the tests of pages share: a browser, where one is installed, and pages of made-up images."""
 
 import contextlib
+import csv
 import shutil
 
 import numpy as np
@@ -58,3 +59,24 @@ def make_page(folder, names, *, beliefs=None, thumbnail=None, **settings):
         encoding="utf-8",
     )
     return page
+
+
+def write_answers(path, labels):
+    """A table {file: label} as the page saves it."""
+    with path.open("w", newline="", encoding="utf-8") as handle:
+        csv.writer(handle).writerows([("file", "label"), *labels.items()])
+
+
+def press(page, keys):
+    """Press keys, apart by spaces, one after the other."""
+    for key in keys.split():
+        page.keyboard.press(key)
+
+
+def exported(page, where):
+    """The rows of the table that the page saves, which is kept as a file."""
+    with page.expect_download() as download:
+        page.click("#export")
+    download.value.save_as(where)
+    with where.open(newline="", encoding="utf-8") as handle:
+        return list(csv.reader(handle))

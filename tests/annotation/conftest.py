@@ -1,0 +1,33 @@
+"""A browser for the tests of pages."""
+
+import pytest
+
+from tests.support.pages import opened_browser
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with opened_browser() as found:
+        yield found
+
+
+@pytest.fixture
+def visit(browser):
+    """Opens a file in a fresh profile; fails where the page asks for anything outside, or raises."""
+    contexts, faults = [], []
+
+    def go(path, **settings):
+        context = browser.new_context(**settings)
+        contexts.append(context)
+        page = context.new_page()
+        page.on("pageerror", lambda error: faults.append(str(error)))
+        page.on(
+            "request", lambda request: request.url.startswith(("file:", "data:", "blob:")) or faults.append(request.url)
+        )
+        page.goto(path.as_uri())
+        return page
+
+    yield go
+    for context in contexts:
+        context.close()
+    assert not faults

@@ -1,0 +1,100 @@
+"""The report's numbers against those worked out by hand, and its page."""
+
+import json
+
+import pytest
+import torch
+
+from data_selection.annotation.label_report import axes, last_round, outlook, places, report_values
+from data_selection.judging.findings import Curve, Point
+from tests.support.reports import CURVE, facts, hostile, make_report
+
+ROUND = {"labels": 100, "accuracy": 60.0, "low": 58.0, "high": 62.0}
+
+
+def test_accuracy_and_classes_are_those_of_the_hand():
+    values = report_values(facts())
+    assert values["accuracy"]["right"] == 4
+    assert values["accuracy"]["value"] == pytest.approx(100 * 4 / 6)
+    assert values["accuracy"]["low"] == pytest.approx(30.0, abs=0.05)  # Wilson's interval, as in its tables
+    assert values["accuracy"]["high"] == pytest.approx(90.3, abs=0.05)
+    assert values["confusion"] == [[2, 1, 0], [1, 1, 0], [0, 0, 1]]
+    cat, dog, fox = values["classes"]
+    assert (cat["labels"], dog["labels"], fox["labels"]) == (3, 2, 1)
+    assert [part["recall"]["value"] for part in (cat, dog, fox)] == pytest.approx([200 / 3, 50, 100])
+    assert [part["precision"]["value"] for part in (cat, dog, fox)] == pytest.approx([200 / 3, 50, 100])
+    assert cat["taken_for"] == [{"class": "dog", "count": 1}]
+    assert fox["taken_for"] == []
+
+
+def test_a_class_that_is_never_said_has_no_precision(tmp_path):
+    path, values = make_report(tmp_path, predicted=torch.zeros(6, dtype=torch.int64))
+    assert values["classes"][2]["precision"] == {"value": None, "low": 0.0, "high": 100.0}
+    assert json.loads(path.with_suffix(".json").read_text()) == values
+
+
+def test_confusions_mistakes_and_doubts_name_their_images():
+    values = report_values(facts())
+    assert [(part["label"], part["predicted"], part["count"]) for part in values["confused"]] == [
+        ("cat", "dog", 1), ("dog", "cat", 1),
+    ]  # fmt: skip
+    assert [part["images"][0]["file"] for part in values["confused"]] == ["2.png", "4.png"]
+    assert [(one["file"], one["label"], one["predicted"]) for one in values["mistakes"]] == [
+        ("4.png", "dog", "cat"), ("2.png", "cat", "dog"),
+    ]  # fmt: skip
+    # no labelled image; equals in the pool's order, then the smaller margin first
+    assert [one["file"] for one in values["doubtful"]] == ["8.png", "9.png", "6.png", "7.png"]
+    assert values["doubtful"][2] == {"file": "6.png", "between": ["cat", "dog"], "confidence": [0.5, 0.45]}
+
+
+def test_regions_and_map_hold_every_image_once():
+    given = facts()
+    parts = report_values(given)["regions"]
+    assert sum(part["share"] for part in parts) == pytest.approx(1)
+    assert sorted(card["file"] for part in parts for card in part["images"]) == [f"{i}.png" for i in range(6)]
+    where = places(given)
+    assert (len(where["pool"]), len(where["known"])) == (4, 6)
+    assert [point["class"] for point in sorted(where["known"], key=lambda one: one["row"])] == given.labels.tolist()
+
+
+@pytest.mark.parametrize(
+    ("ahead", "says"),
+    [((71, 62, 80), "another round pays"), ((61, 55, 65), "another round may pay"), ((60.2, 59, 62), "add little")],
+)
+def test_the_outlook_says_whether_another_round_pays(ahead, says):
+    points = (*CURVE.points[:2], Point(20, *ahead, False))
+    told = outlook(Curve(points))
+    assert says in told
+    assert told.startswith(f"With 20 labels the accuracy is expected to change by {ahead[0] - 60:+.1f} points")
+    assert outlook(Curve(())).startswith("Too few labels")
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "says"),
+    [(70, "it paid"), (62, "it seems to have paid"), (60.2, "brought little"), (50, "brought little")],
+)
+def test_the_last_round_is_told(accuracy, says):
+    now = {"labels": 200, "accuracy": accuracy, "low": accuracy - 2, "high": accuracy + 2}
+    told = last_round([ROUND, now])
+    assert told.startswith(f"The last round, from 100 to 200 labels, moved the accuracy by {accuracy - 60:+.1f} points")
+    assert says in told
+    assert last_round([ROUND]) == ""
+
+
+def test_a_point_lies_where_the_axes_say():
+    drawn = axes([{"labels": 50, "accuracy": 60, "low": 40, "high": 80}, {"labels": 100, "accuracy": 70, "low": 70,
+                   "high": 70}])  # fmt: skip
+    assert [mark["text"] for mark in drawn["marks"]] == ["40 %", "50 %", "60 %", "70 %", "80 %"]
+    assert drawn["points"][0] == {"at": (50, 50), "low": (50, 100), "high": (50, 0)}
+    assert axes([]) == {}
+
+
+def test_the_page_holds_the_words_and_escapes_them(tmp_path):
+    page = make_report(tmp_path)[0].read_text()
+    assert "A &lt;b&gt;title&lt;/b&gt;" in page
+    assert "2 groups &lt;i&gt;of&lt;/i&gt; copies" in page
+    assert "4 of 6 labels, by hand." in page
+    assert page.count("<img ") == 4 + 6 + 3  # confusions and mistakes, regions, doubts without 9.png
+    assert '<span class="gone">9.png</span>' in page
+    assert "The rounds so far" not in page
+    assert "<script>window" not in hostile(tmp_path).read_text()

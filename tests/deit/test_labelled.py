@@ -1,0 +1,301 @@
+"""From a choice's labels to a model, a report and predictions: once, again, after a stop, moved, in rounds."""
+
+import csv
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+
+from data_selection.commands.run_choose import choose_images
+from data_selection.common.errors import UserError
+from data_selection.common.feature_table import load_features
+from data_selection.common.listed_names import quoted, unquoted
+from data_selection.images.pools import load_demo
+from data_selection.judging.smoothed import fit_smoothed
+from deit import epochs
+from deit.crossval import Asked
+from deit.labelled import reporting, training
+from deit.labelled.training import predict_images, train_on_labels
+from tests.support.extraction_cases import COUNT
+from tests.support.pages import write_answers
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+LABELLED = 30
+DEMO_LABELS = load_demo()["train_labels"][:COUNT].tolist()
+KINDS = {0: "top", 2: "top", 4: "top", 6: "top", 5: "shoe", 7: "shoe", 9: "shoe"}
+
+
+def word(name):
+    """What a person would say of an image: its row of the demo pool is its name."""
+    return KINDS.get(DEMO_LABELS[int(name[:3])], "else")
+
+
+@pytest.fixture(scope="module")
+def chosen(folder, tmp_path_factory):
+    """A run with labels, that no test changes."""
+    out = tmp_path_factory.mktemp("labelled") / "run"
+    done = choose_images(folder, LABELLED, out, method="random", model="demo_vit", device="cpu", num_workers=0)
+    write_answers(out / "annotate.csv", {name: word(name) for name in done.files})
+    return out
+
+
+@pytest.fixture
+def run(chosen, tmp_path):
+    return shutil.copytree(chosen, tmp_path / "run", symlinks=True)
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    """A learning curve of one repeat."""
+    real = reporting.learning_curve
+    monkeypatch.setattr(reporting, "learning_curve", lambda *parts, **words: real(*parts, **words, repeats=1))
+
+
+def train(run, **words):
+    """(what it returns, what it said), the head alone where nothing else is asked for."""
+    said = []
+    done = train_on_labels(run, **{"mode": "linear", "device": "cpu", "num_workers": 0, "log": said.append} | words)
+    return done, "\n".join(said)
+
+
+def values(run):
+    return json.loads((run / "report.json").read_text())
+
+
+def test_labels_become_a_model_a_report_and_predictions(run, folder, monkeypatch, capsys):
+    done, said = train(run)
+    assert done.model == run / "model.pth"
+    assert f"{LABELLED} labelled images of 3 classes" in said
+    assert f"by cross-validation on {LABELLED} labels; wrote model.pth, report.html, report.json" in said
+    told, names = values(run), [name for name, _ in rows(run / "labels.csv")]
+    table = torch.tensor(told["confusion"])
+    words = [part["class"] for part in told["classes"]]
+    assert words == ["else", "shoe", "top"]
+    assert table.sum(1).tolist() == [sum(word(name) == one for name in names) for one in words]
+    assert told["accuracy"]["right"] == int(table.diagonal().sum())
+    assert done.accuracy == pytest.approx(100 * told["accuracy"]["right"] / LABELLED)
+    assert sum(part["count"] for part in told["confused"]) == LABELLED - told["accuracy"]["right"]
+    assert told["judged_by"] == (
+        "by a head on the frozen backbone, each label judged by a training on 80 % of the labels, without it"
+    )
+    found = predict_images(run, folder, device="cpu", log=said.splitlines().append)
+    assert [row[0] for row in rows(run / "predictions.csv")] == list(found.names)
+    assert sum(row[1] == word(row[0]) for row in rows(run / "predictions.csv")) > 0.7 * len(found.names)
+    before = (run / "report.json").read_text(), (run / "model.pth").stat().st_ino
+    monkeypatch.setattr("deit.trainer.run_epochs", lambda *_: pytest.fail("trained already"))
+    capsys.readouterr()
+    moved = run.rename(run.parent / "renamed")
+    train(moved)
+    assert "the run is finished" in capsys.readouterr().out
+    assert json.loads(before[0]) == values(moved) | {"title": json.loads(before[0])["title"]}
+
+
+def rows(path):
+    with path.open(newline="") as handle:
+        return list(csv.reader(handle))[1:]
+
+
+def test_the_reports_accuracy_is_that_of_the_head_without_each_fifth(run):
+    train(run)
+    table = load_features(run / values_of(run)["features"])
+    labels = dict(rows(run / "labels.csv"))
+    ids = [row for row, name in enumerate(table.names) if name in labels]
+    x = np.array(table.features[ids], dtype=np.float64)
+    y = np.array([labels[table.names[row]] for row in ids])
+    words, right, fifth = np.unique(y), 0, np.empty(len(y), int)
+    fifth[np.argsort(y, kind="stable")] = np.arange(len(y)) % 5
+    for part in range(5):
+        known = x[fifth != part]
+        centre = known.mean(0)
+        scale = np.linalg.norm(known - centre, axis=1).mean()
+        smoothed = [np.where(y[fifth != part] == one, 0.9, 0) + 0.1 / 3 for one in words]  # labels, a tenth elsewhere
+        model = LogisticRegression(C=30, tol=1e-8, max_iter=10_000).fit(
+            np.tile((known - centre) / scale, (3, 1)), np.repeat(words, len(known)), np.concatenate(smoothed)
+        )
+        right += (model.predict((x[fifth == part] - centre) / scale) == y[fifth == part]).sum()
+    assert values(run)["accuracy"]["right"] == right
+
+
+def values_of(run):
+    return json.loads((run / "run.json").read_text())
+
+
+def test_the_graph_answers_by_what_lies_beside_the_model(run, folder, tmp_path):
+    _, said = train(run, mode="smoothed")
+    assert "by the pool's graph, each label judged by a training on 80 % of the labels" in values(run)["judged_by"]
+    moved = run.rename(tmp_path / "elsewhere")
+    found = predict_images(moved, folder, device="cpu", log=said.splitlines().append)
+    table, labels = load_features(moved / values_of(moved)["features"]), dict(rows(moved / "labels.csv"))
+    ids = [row for row, name in enumerate(table.names) if name in labels]
+    numbers = torch.tensor([found.classes.index(labels[table.names[row]]) for row in ids])
+    features = torch.from_numpy(np.array(table.features))
+    probe = fit_smoothed(features, numbers, ids, classes=3, c=None, correct=None)
+    off = (found.probabilities - probe.predict(features)).abs()  # the same images embedded in other batches
+    assert off.mean() < 2e-3
+    assert off.max() < 0.1
+    state = torch.load(moved / "model.pth", weights_only=True)
+    state["args"]["temperature"] = 9.0  # of another model, as an older run may have left it
+    torch.save(state, moved / "model.pth")
+    again = predict_images(moved, folder, device="cpu", log=said.splitlines().append)
+    assert torch.equal(again.probabilities, found.probabilities)
+    train(moved)
+    assert not (moved / "smoothed_pool.npz").exists()  # the head needs no pool
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_auto_asks_the_graph_where_the_features_are_of_this_pool(run, folder, tmp_path, monkeypatch, capsys, whole):
+    monkeypatch.setattr("deit.job.MOST", 1)
+    monkeypatch.setattr("deit.choosing.smoothed_right", lambda *_: LABELLED + 1)
+    pool = shutil.copytree(folder, tmp_path / "pool")
+    if not whole:
+        shutil.copyfile(pool / "000.png", pool / "new.png")
+    _, said = train(run, mode="auto", source=pool, minutes=5)
+    assert ("the pool's graph is not asked" in said) != whole
+    mode = json.loads(next(run.glob("training/*/result.json")).read_text())["mode"]
+    assert (mode == "smoothed") == whole
+    assert ("--mode auto takes smoothed" in capsys.readouterr().out) == whole
+    assert (run / "smoothed_pool.npz").exists() == whole
+
+
+def test_ctrl_c_loses_nothing(run, monkeypatch, capsys):
+    monkeypatch.setattr("deit.job.MOST", 2)
+    monkeypatch.setattr("deit.job.FEWEST", 2)
+    real = epochs.train_epoch
+
+    def stop(job, learner, data, epoch, tally):
+        if epoch == 2:
+            raise KeyboardInterrupt
+        return real(job, learner, data, epoch, tally)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(epochs, "train_epoch", stop)
+        patch.setattr("deit.crossval.compare", finetuning_wins)
+        with pytest.raises(KeyboardInterrupt):
+            train(run, mode="lp-ft")
+    assert not (run / "model.pth").exists()
+    monkeypatch.setattr("deit.crossval.compare", lambda *_: pytest.fail("asked already"))
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "report", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        capsys.readouterr()
+        with pytest.raises(KeyboardInterrupt):
+            train(run, mode="lp-ft")
+    assert "checkpoint.pth after epoch 0" in capsys.readouterr().out
+    train(run, mode="lp-ft")
+    assert "its result is in" in capsys.readouterr().out
+    assert values(run)["judged_by"].startswith("by the finetuned model, each label judged by a training on 50 %")
+    assert values(run)["accuracy"]["right"] == LABELLED - 1
+
+
+def finetuning_wins(job, _source):
+    """A verdict: the finetuned model has all right but one."""
+    labels = torch.tensor([job.train_pool.label(i) for i in job.ids])
+    found = torch.nn.functional.one_hot(labels, 3).float()
+    finetuned = found.clone()
+    finetuned[0] = finetuned[0].roll(1)
+    verdict = {"labels": LABELLED, "probe_right": 0, "finetuned_right": LABELLED - 1, "only_probe": 0,
+               "only_finetuned": LABELLED - 1, "kept": "finetuned"}  # fmt: skip
+    return verdict, Asked(job.ids, found.roll(1, 1), finetuned)
+
+
+def test_what_is_wrong_is_told_together_before_work(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "trained", lambda *_: pytest.fail("it has begun"))
+    labels = dict(rows(run / "annotate.csv"))
+    first, second, *_ = labels
+    write_answers(run / "annotate.csv", labels | {first: "", second: "topp", "none.png": "top"})
+    with pytest.raises(UserError, match=r"1 rows are of no image.*'topp' .*did you mean 'top'.*1 of 30 .*no label"):
+        train(run)
+    write_answers(run / "annotate.csv", labels | {first: ""})
+    with pytest.raises(UserError, match=r"1 of 30 images have no label: .*; --partial goes on"):
+        train(run)
+    with pytest.raises(UserError, match="of the images in --test, which is missing"):
+        train(run, test_labels=tmp_path / "test.csv")
+    with pytest.raises(UserError, match=r"does not exist: .*--weights says where"):
+        train(run, partial=True, weights=str(tmp_path / "none.pth"))
+    with pytest.raises(UserError, match=r"has no model\.pth yet"):
+        predict_images(run, tmp_path)
+    with pytest.raises(UserError, match=r"is no folder of scripts/choose_images\.py"):
+        train(tmp_path)
+    monkeypatch.undo()
+    assert len(rows(train(run, partial=True)[0].model.with_name("labels.csv"))) == LABELLED - 1
+    with pytest.raises(UserError, match=r"must end in \.csv"):
+        predict_images(run, tmp_path, tmp_path / "x.txt")
+
+
+def test_moved_images_are_found_again_and_those_gone_are_named(run, folder, tmp_path):
+    pool = shutil.copytree(folder, tmp_path / "pool")
+    record = values_of(run) | {"source": str(pool)}
+    (run / "run.json").write_text(json.dumps(record))
+    pool = pool.rename(tmp_path / "moved")
+    with pytest.raises(UserError, match=r"images are not in .*pool any longer: say with --source"):
+        train(run)
+    pool.chmod(0o555)
+    train(run, source=pool)
+    pool.chmod(0o755)
+    lost = rows(run / "labels.csv")[0][0]
+    (pool / lost).unlink()
+    with pytest.raises(UserError, match=f"1 of the 30 labelled images are not in .*moved any longer: {lost}"):
+        train(run, source=pool)
+
+
+def test_a_list_of_paths_is_a_source(folder, tmp_path, capsys):
+    names = [str(folder / f"{i:03}.png") if i % 2 else f"near/{i:03}.png" for i in range(40)]
+    shutil.copytree(folder, tmp_path / "near")
+    (tmp_path / "list.txt").write_text("".join(f"{name}\n" for name in names))
+    done = choose_images(tmp_path / "list.txt", 20, tmp_path / "run", method="random", model="demo_vit", device="cpu",
+                         num_workers=0)  # fmt: skip
+    write_answers(tmp_path / "run" / "annotate.csv", {name: word(name[-7:]) for name in done.files})
+    _, said = train(tmp_path / "run")
+    assert "by cross-validation on 20 labels" in said
+    assert "none of the images is decoded" in capsys.readouterr().out  # the choice's features serve
+
+
+def test_weights_and_rounds_are_remembered(folder, weights, tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    words = {"method": "random", "model": "demo_vit", "weights": weights, "device": "cpu", "num_workers": 0}
+    for out, labelled in ((one, ()), (two, (one,))):
+        done = choose_images(folder, LABELLED, out, labelled=labelled, **words)
+        write_answers(out / "annotate.csv", {name: word(name) for name in done.files})
+        train(out)
+    assert values_of(one)["weights"] == weights
+    first, second = (values(out) for out in (one, two))
+    assert [part["labels"] for part in second["rounds"]] == [LABELLED, 2 * LABELLED]
+    assert second["rounds"][0] == first["rounds"][0]
+    assert second["rounds"][1]["accuracy"] == second["accuracy"]["value"]
+    assert (first["last_round"], second["last_round"][:39]) == ("", "The last round, from 30 to 60 labels, m")
+    assert "<h3>The rounds so far</h3>" in (two / "report.html").read_text()
+    assert "<h3>The rounds so far</h3>" not in (one / "report.html").read_text()
+
+
+def test_several_processes_are_refused(run, monkeypatch):
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match=r"train_on_labels\.py works in one process, and a launcher started 2"):
+        train(run)
+
+
+def test_any_name_and_any_class_word_come_through(folder, tmp_path, monkeypatch):
+    pool, names = tmp_path / "pool", ["bytes\udcff.png", "two\nlines.png", '"<script>alert(1)<.png', " spaces .png"]
+    names += [f"{i}.png" for i in range(16)]
+    pool.mkdir()
+    for i, name in enumerate(names):
+        shutil.copyfile(folder / f"{i:03}.png", pool / name)
+    words = ['<script>window.hacked = 1</script> "quoted", a', "two\nlines", "y" * 300]
+    monkeypatch.setattr("deit.job.MOST", 1)
+    monkeypatch.setattr("deit.job.FEWEST", 1)
+    monkeypatch.setattr("deit.crossval.compare", finetuning_wins)
+    run = tmp_path / "run"
+    done = choose_images(pool, 20, run, method="random", model="demo_vit", device="cpu", num_workers=0)
+    write_answers(run / "annotate.csv", {quoted(name): words[i % 3] for i, name in enumerate(sorted(done.files))})
+    train(run, mode="lp-ft")
+    assert values(run)["judged_by"].startswith("by the finetuned model")
+    assert values(run)["accuracy"]["right"] == 19
+    assert {part["class"] for part in values(run)["classes"]} == {*map(quoted, words)}
+    page = (run / "report.html").read_text()
+    assert "<script>window" not in page
+    assert "<script>alert" not in page
+    found = predict_images(run, pool, device="cpu", log=lambda _: None)
+    assert {*found.names} == {*names}
+    assert {unquoted(row[1]) for row in rows(run / "predictions.csv")} <= {*words}
