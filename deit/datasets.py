@@ -196,7 +196,7 @@ class PilImages:
     def _load(self) -> Iterator[Batch]:
         try:
             for images, labels in self.loader:
-                batch = received(images, self.pin), torch.from_numpy(labels)
+                batch = received(images, self.pin), received(labels, self.pin)
                 yield batch[0].to(self.device, non_blocking=True), batch[1].to(self.device, non_blocking=True)
         except UserError as error:  # a worker's comes with its traceback, of which the last line is the message
             raise UserError(str(error).strip().splitlines()[-1].partition("UserError: ")[2] or str(error)) from None

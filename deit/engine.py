@@ -228,7 +228,7 @@ def evaluate(
         logits = logits.float()  # (B, C)
         loss = nn.functional.cross_entropy(logits, labels, reduction="sum")
         best = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]  # (B, up to 5)
-        totals += torch.stack([loss, best[:, 0].sum(), best.sum(), torch.tensor(len(labels), device=loss.device)])
+        totals += torch.stack([loss, best[:, 0].sum(), best.sum(), loss.new_full((), len(labels))])
     if sharded:
         world.sum_(totals)
     loss, first, fifth, count = totals.tolist()

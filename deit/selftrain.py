@@ -19,6 +19,7 @@ from data_selection.common.distributed import on_main
 from data_selection.common.errors import UserError
 from data_selection.common.files import atomic_write
 from data_selection.common.listed_names import quoted
+from data_selection.common.sending import sent
 from data_selection.images.pools import Pool
 from deit.engine import Learner, train_one_epoch
 from deit.job import Images, Job, Tally, needed
@@ -122,7 +123,7 @@ class SoftImages:
     def augmented(self, parts: Sequence[Part], epoch: int) -> Iterator[Batch]:
         """Yield (images (R, 3, size, size), targets (R, C)) for each Part."""
         for part, (images, _) in zip(parts, self.data.augmented(parts, epoch), strict=True):
-            yield images, self.targets[part.indices].to(images.device, non_blocking=True)
+            yield images, *sent(images.device, self.targets[part.indices])
 
 
 def smoothed_probe(job: Job, features: torch.Tensor, classes: int) -> "tuple[SmoothedProbe, torch.Tensor]":

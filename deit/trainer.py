@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from data_selection.common import distributed
+from data_selection.common import distributed, watching
 from data_selection.common.distributed import on_main
 from data_selection.common.errors import UserError
 from data_selection.common.files import atomic_write
@@ -24,6 +24,7 @@ from deit.learner.known_rows import known_rows
 from deit.learner.linear import Rows
 from deit.memory import match_classes, recall
 from deit.runs import checkpoints
+from deit.runs.agreement import check_start_agrees, check_weights_agree
 from deit.runs.classes import check_classes, say_of_classes
 from deit.runs.folders import ASKED, best_so_far, claimed, make_room
 from deit.runs.kinds import Numbers, State
@@ -40,7 +41,7 @@ from deit.timing import settle, take_over
 @full_float32()
 def train(args: argparse.Namespace) -> dict[str, Any] | None:
     """Run the trainer with the Namespace of options.parse. Returns result.json's values (None on ranks above 0)."""
-    with distributed.start(args.device) as world:
+    with distributed.start(args.device, watching.SILENCE) as world:
         if args.eval:
             return evaluate_only(args, world)
         with claimed(args.output_dir, world):
@@ -58,6 +59,7 @@ def finetune(args: argparse.Namespace, world: distributed.World) -> dict[str, An
     job = open_job(args, world)
     job.pool_epochs = pool_epochs(job)
     source, state = starting_point(args, job.settings, job.defaults.pretrained, job.log)
+    check_start_agrees(world, job.settings, state["epoch"] if state is not None else 0)
     if state is not None:
         saved = checkpoints.saved_args(state)
         take_over(job, saved)
@@ -81,6 +83,7 @@ def finetune(args: argparse.Namespace, world: distributed.World) -> dict[str, An
         elif timed and args.folds:
             asked_labels = ask(job, source)
         learner, done = bring_up(job, source, state)
+        check_weights_agree(world, learner.model)
         rows = take_rows(job, learner, source) if state is None and args.mode == "linear" else None
         pool_rows = pool_rows if args.mode == "smoothed" else None
         frozen = state is None and rows is None and pool_rows is None and (job.head_only or args.mode != "full")

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 
 from data_selection.common.errors import UserError
-from data_selection.common.watching import broken_by_others, watched
+from data_selection.common.watching import PATIENT, broken_by_others, watched
 
 T = TypeVar("T")
 
@@ -131,10 +131,11 @@ def current_world(device: torch.device) -> World:
 
 
 @contextlib.contextmanager
-def start(device: str = "auto") -> Iterator[World]:
+def start(device: str = "auto", silence: float = PATIENT) -> Iterator[World]:
     """The World of this process; the process group (nccl on CUDA, gloo on CPU) ends with the block, together.
 
-    Within it a process that is gone, hangs or has failed ends the others (see watching.py).
+    Within it a process that is gone, has failed or gives no sign of life for `silence` seconds ends the others (see
+    watching.py).
 
     A launcher's environment (RANK, WORLD_SIZE, LOCAL_RANK) makes a group, also of one process; without it there is
     none. A SLURM variable alone changes nothing (the released trainer took any srun shell for a launcher).
@@ -158,7 +159,7 @@ def start(device: str = "auto") -> Iterator[World]:
     # nccl guesses the card by the rank where it is not told, and connects at the first operation
     dist.init_process_group(backend, rank=rank, world_size=size, timeout=TIMEOUT, device_id=card)
     try:
-        with watched(rank, size):
+        with watched(rank, size, silence):
             yield World(rank, size, own)
     finally:
         if backend == "gloo":

@@ -12,7 +12,11 @@ import torch.distributed as dist
 
 from data_selection.common.errors import UserError
 
-BEAT, SILENCE = 3, 30  # seconds between signs of life of a rank, and without one until it counts as gone
+# Seconds between signs of life of a rank, and without one until it counts as gone. The beat is a thread, which only
+# runs where nothing holds Python's lock. Sorts, products and fits of NumPy, SciPy, scikit-learn and PyTorch let it go,
+# and so do files; sorted(), set() and json of whole lists do not, nor does loading a library: seconds in the trainer
+# (a list of 4 million numbers is sorted in 2), longer where pools are of any size.
+BEAT, SILENCE, PATIENT = 3, 30, 300
 PATIENCE = datetime.timedelta(seconds=10)  # with the launcher's store, which may have ended with its process
 # What gloo says, as a plain RuntimeError, where it is the other side that is to blame; nccl raises dist.DistError
 BROKEN = ("Connection closed", "Connection reset", "Connection refused", "Broken pipe", "Timed out", "pair closure")
@@ -78,19 +82,19 @@ def first_error() -> str:
 
 
 @contextlib.contextmanager
-def watched(rank: int, size: int) -> Iterator[None]:
+def watched(rank: int, size: int, silence: float) -> Iterator[None]:
     """Within the block, end this process (status 1, one line on stderr) where another one is gone or stands still.
 
     For what the process group does not notice: nccl waits for a rank that was killed, and gloo for one that hangs.
     Every rank counts up a number in the launcher's store every few seconds, in a thread, however long its work takes;
-    each looks at its neighbour's, and for an error that one has left. The block ends together on all ranks, unless it
-    fails.
+    each looks at its neighbour's, which may stand still for `silence` seconds, and for an error that one has left. The
+    block ends together on all ranks, unless it fails.
     """
     if size == 1:
         yield
         return
     over = threading.Event()
-    watcher = threading.Thread(target=watch, args=(rank, size, over), daemon=True)
+    watcher = threading.Thread(target=watch, args=(rank, size, silence, over), daemon=True)
     watcher.start()
     try:
         with own_error_told(rank):
@@ -102,7 +106,7 @@ def watched(rank: int, size: int) -> Iterator[None]:
         watcher.join(BEAT)
 
 
-def watch(rank: int, size: int, over: threading.Event) -> None:
+def watch(rank: int, size: int, silence: float, over: threading.Event) -> None:
     """Beat and look until `over` is set."""
     other = (rank + 1) % size
     seen: int | None = None
@@ -115,7 +119,7 @@ def watch(rank: int, size: int, over: threading.Event) -> None:
             count = store.add(key(str(other)), 0)
             if count != seen:
                 seen, since = count, time.monotonic()
-            if time.monotonic() - since > SILENCE:
+            if time.monotonic() - since > silence:
                 store.add(key("gone"), other + 1)  # so that all know at once
             gone = store.add(key("gone"), 0)
             if not gone and store.check([key("error")]) and not over.wait(BEAT):  # time to leave by itself

@@ -13,6 +13,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset, default_collate, get_worker_info
 
 from data_selection.common.errors import UserError
+from data_selection.common.sending import sent
 from data_selection.embedding.preprocessing import Preprocess
 from data_selection.images.pools import Pool
 
@@ -36,7 +37,8 @@ def to_input(images: torch.Tensor, preprocess: Preprocess, device: torch.device)
         images = resize(images[:, None] if images.ndim == 3 else images.permute(0, 3, 1, 2), preprocess.short)
         edge = round((preprocess.short - preprocess.size) / 2)
         images = images[..., edge : edge + preprocess.size, edge : edge + preprocess.size]
-    mean, std = (torch.tensor(v, device=device).view(1, 3, 1, 1) for v in (preprocess.mean, preprocess.std))
+    statistics = torch.tensor(preprocess.mean), torch.tensor(preprocess.std)
+    mean, std = (values.view(1, 3, 1, 1) for values in sent(device, *statistics))
     return images.float().mul(1 / (255 * std)).sub_(mean / std)  # mul makes three channels of one
 
 

@@ -14,6 +14,7 @@ from timm.layers import DropPath
 from torch import nn
 
 from data_selection.common.errors import UserError
+from data_selection.common.sending import sent
 
 ORDER, AUGMENT, DROP, MIX, INIT, FOLDS, POOL = range(7)  # the purposes; each has its own stream
 
@@ -73,7 +74,7 @@ class DropDraws:
     def begin(self, epoch: int, step: int, rows: torch.Tensor, device: torch.device) -> None:
         """epoch, step: whole numbers. rows (R,): int64, the places of this batch's images in the global batch."""
         calls = torch.arange(self.calls)[:, None]
-        self.table = hashed(self.seed, DROP, epoch, step, calls, rows[None]).to(device, non_blocking=True)  # (calls, R)
+        (self.table,) = sent(device, hashed(self.seed, DROP, epoch, step, calls, rows[None]))  # (calls, R)
         self.next = 0
 
     def take(self, x: torch.Tensor) -> torch.Tensor:

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch.nn.functional import one_hot
 
+from data_selection.common.sending import sent
 from deit.samples.batches import Batch
 from deit.samples.draws import MIX, seed_of
 
@@ -48,7 +49,7 @@ def mix(
     """
     height, width = images.shape[2:]
     drawn = draw(size, height, width, mixing, seed_of(seed, MIX, epoch, step))
-    share, cut, boxes = (torch.from_numpy(values[rows.numpy()]).to(images.device) for values in drawn)
+    share, cut, boxes = sent(images.device, *(torch.from_numpy(values[rows.numpy()]) for values in drawn))
     share = share.to(images.dtype)  # (R,) how much of the image itself stays; cut: (R,) bool
     inside = inside_boxes(boxes, height, width)  # (R, 1, H, W)
     weight = torch.where(cut[:, None, None, None], 1 - inside.to(images.dtype), share[:, None, None, None])

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from torch.nn.functional import pad
 
+from data_selection.common.sending import sent
 from deit.samples import resizing
 from deit.samples.batches import Batch, Part
 from deit.samples.draws import AUGMENT, uniform
@@ -45,7 +46,7 @@ class TensorImages(ABC):
     def plain(self, indices: range, batch: int) -> Iterator[Batch]:
         """Yield (images, labels) on the device of the images `indices`, without augmentation."""
         for start in range(0, len(indices), batch):
-            index = torch.tensor(indices[start : start + batch], device=self.device)
+            (index,) = sent(self.device, torch.tensor(indices[start : start + batch]))
             yield self.normalise(self.central(self.images[index])), self.labels[index]
 
 
@@ -68,7 +69,7 @@ class PaddedImages(TensorImages):
         for part in parts:
             draws = shift_draws(self.seed, epoch, part)
             places = shifted_places(draws, self.pipeline.size, self.margin)
-            index, rows, columns = (x.to(self.device) for x in (part.indices, *places))
+            index, rows, columns = sent(self.device, part.indices, *places)
             crops = self.padded[index[:, None, None], rows[:, :, None], columns[:, None]]  # (R, size, size, 3)
             yield self.normalise(crops.permute(0, 3, 1, 2)), self.labels[index]
 
@@ -114,9 +115,7 @@ class ResizedImages(TensorImages):
         for part in parts:
             draws = uniform(self.seed, AUGMENT, epoch, part.places[:, None], torch.arange(resizing.DRAWS))
             boxes = resizing.random_boxes(draws[:, :-1], self.height, self.width)
-            flipped, index, top, left, tall, wide = (
-                x.to(self.device) for x in (draws[:, -1] < 0.5, part.indices, *boxes)
-            )
+            flipped, index, top, left, tall, wide = sent(self.device, draws[:, -1] < 0.5, part.indices, *boxes)
             rows = resizing.resampling(top, tall, size, self.height, kind)  # (R, size, H)
             columns = resizing.resampling(left, wide, size, self.width, kind)  # (R, size, W)
             columns = torch.where(flipped[:, None, None], columns.flip(1), columns)

@@ -27,6 +27,13 @@ class ThreadWorld(World):
         self.barrier()
         return result
 
+    def gather(self, value):
+        self.box[self.rank] = value
+        self.barrier()
+        values = [self.box[rank] for rank in range(self.size)]
+        self.barrier()
+        return values
+
     def sum_(self, tensor):
         self.box[self.rank] = tensor.clone()
         self.barrier()

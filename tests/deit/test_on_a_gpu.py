@@ -1,0 +1,94 @@
+"""The trainer on a pretended GPU: nothing that CUDA refuses, the CPU's weights, and few waits in a step."""
+
+from collections import Counter
+
+import pytest
+
+from deit import epochs
+from deit.options import parse
+from deit.trainer import train
+from tests.support.pretend_cuda import pretended
+from tests.support.trainer_runs import checkpoint, command, log_lines, make_images
+
+CASES = {  # flags
+    "padded": {},
+    "device_cache": {"cache": "device"},
+    "resized": {"input_size": 42},
+    "pillow": {"cache": "none", "aa": "rand-m9-mstd0.5-inc1", "reprob": 0.25},
+    "mixed": {"mixup": 0.8, "cutmix": 1.0, "mixup_prob": 1.0, "mixup_mode": "elem", "clip_grad": 1.0},
+    "dropped": {"drop": 0.1, "drop_path": 0.2, "opt": "adamw", "lr": 0.001, "layer_decay": 0.7},
+    "linear": {"mode": "linear", "no_repeated_aug": None, "lr": None, "warmup_epochs": None, "epochs": None},
+    "head_first": {"mode": "lp-ft"},
+    "skipping": {"skip_nonfinite": True},
+    "averaged": {"model_ema_force_cpu": True},
+}
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    return make_images(tmp_path_factory.mktemp("images"))
+
+
+def once(images, folder, device, **flags):
+    small = {"amp": "off", "num_workers": 0, "no_repeated_aug": True, "batch_size": 10, "device": device}
+    return train(parse(command(images, folder, **small | flags)))
+
+
+def differences(one, other):
+    """The largest difference of weights, and of their moving averages."""
+    one, other = checkpoint(one), checkpoint(other)
+    return [
+        max((one[key][name].float() - other[key][name].float()).abs().max().item() for name in one[key])
+        for key in ("model", "model_ema")
+        if one[key]
+    ]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_weights_of_the_cpu(case, images, tmp_path):
+    flags = {"epochs": 1} | CASES[case]
+    once(images, tmp_path / "cpu", "cpu", **flags)
+    with pretended() as card:
+        once(images, tmp_path / "gpu", "cuda", **flags)
+    assert card.faults == []
+    assert max(differences(tmp_path / "cpu", tmp_path / "gpu")) < 1e-4
+    cpu, gpu = log_lines(tmp_path / "cpu")[-1], log_lines(tmp_path / "gpu")[-1]
+    assert gpu["train_loss"] == pytest.approx(cpu["train_loss"], abs=1e-4)
+    assert gpu["test_loss"] == pytest.approx(cpu["test_loss"], abs=1e-3)
+
+
+def test_resumed_as_if_unbroken(images, tmp_path, monkeypatch):
+    amp = "fp16"  # its scaler is a state, too
+    with pretended() as card:
+        once(images, tmp_path / "whole", "cuda", amp=amp, epochs=2)
+        with monkeypatch.context() as patch:
+            patch.setattr(epochs, "asked_to_stop", lambda asked, world: True)
+            once(images, tmp_path / "half", "cuda", amp=amp, epochs=2)
+        assert len(log_lines(tmp_path / "half")) == 1
+        once(images, tmp_path / "half", "cuda", amp=amp, epochs=2, auto_resume=True)
+    assert card.faults == []
+    assert max(differences(tmp_path / "whole", tmp_path / "half")) == 0
+    once(images, None, "cpu", eval=True, finetune=tmp_path / "half" / "checkpoint.pth")  # and without a GPU
+
+
+# flags, and the most waits and launches in a step
+STEPS = {
+    "bf16": ({"amp": "bf16"}, 0, 560),
+    "fp16": ({"amp": "fp16"}, 1, 570),
+    "mixed": ({"mixup": 0.8, "cutmix": 1.0, "mixup_prob": 1.0, "clip_grad": 1.0}, 0, 430),
+    "resized": ({"input_size": 42}, 0, 500),
+    "pillow": ({"cache": "none", "aa": "rand-m9-mstd0.5-inc1"}, 0, 400),
+}
+
+
+@pytest.mark.parametrize("case", STEPS)
+def test_a_step_waits_for_nobody(case, images):
+    flags, most_waits, most_launches = STEPS[case]
+    counted = []
+    for last in (1, 2):  # of two steps each
+        with pretended() as card:
+            once(images, None, "cuda", **{"epochs": last, "eval_interval": 9, "save_interval": 9} | flags)
+        counted.append((Counter(card.waits), sum(card.launches.values())))
+    waits = counted[1][0] - counted[0][0]
+    assert sum(waits.values()) <= 2 * most_waits + 3, waits  # 3 at the end of an epoch
+    assert (counted[1][1] - counted[0][1]) / 2 <= most_launches
