@@ -123,7 +123,7 @@ class SoftImages:
     def augmented(self, parts: Sequence[Part], epoch: int) -> Iterator[Batch]:
         """Yield (images (R, 3, size, size), targets (R, C)) for each Part."""
         for part, (images, _) in zip(parts, self.data.augmented(parts, epoch), strict=True):
-            yield images, *sent(images.device, self.targets[part.indices])
+            yield images, sent(images.device, self.targets[part.indices])[0]
 
 
 def smoothed_probe(job: Job, features: torch.Tensor, classes: int) -> "tuple[SmoothedProbe, torch.Tensor]":

@@ -18,7 +18,7 @@ from data_selection.methods.starts import farthest_point, plus_plus
 from data_selection.nearest.assignment import Blocks, distinct_nearest
 from data_selection.nearest.pool_reader import UnitPool, pool_device, working_memory
 from data_selection.nearest.screening import Search, make_search
-from data_selection.nearest.similarity import normalise
+from data_selection.nearest.similarity import chunk_rows, normalise
 
 FINAL_LR = 1e-6  # of the cosine schedule
 ASSIGN_BYTES = 48 << 20  # larger blocks of the assignment gain nothing
@@ -159,7 +159,8 @@ class Adam:
         first, second = self.betas
         self.steps += 1
         tables = (self.values, self.mean, self.square, gradient)
-        for values, mean, square, part in zip(*(table.split(TABLE_ROWS) for table in tables), strict=True):
+        step = chunk_rows(gradient, TABLE_ROWS)
+        for values, mean, square, part in zip(*(table.split(step) for table in tables), strict=True):
             mean.lerp_(part, 1 - first)
             square.mul_(second).addcmul_(part, part, value=1 - second)
             scale = square.sqrt().div_((1 - second**self.steps) ** 0.5).add_(self.epsilon)
@@ -190,7 +191,8 @@ def loss_and_gradient(
     """
     units = fixed.new_empty(memory.shape[1:])  # (L + K, D) float32
     units[: len(fixed)] = fixed
-    for part, values in zip(units[len(fixed) :].split(TABLE_ROWS), centroids.split(TABLE_ROWS), strict=True):
+    step = chunk_rows(centroids, TABLE_ROWS)
+    for part, values in zip(units[len(fixed) :].split(step), centroids.split(step), strict=True):
         part.copy_(normalise(values))
     terms = OBJECTIVES[config.objective](units, config, world, memory[0])
     spans, read = batch(pool, config, generator)

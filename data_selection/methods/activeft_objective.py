@@ -24,7 +24,7 @@ import torch.nn.functional as F
 
 from data_selection.common.distributed import World
 from data_selection.methods.configs import ActiveFTConfig
-from data_selection.nearest.similarity import row_blocks
+from data_selection.nearest.similarity import chunk_rows, row_blocks
 
 REPULSION_BYTES = 32 << 20  # fixed, as all sizes here, so that no rounding depends on the memory limit
 TABLE_ROWS = 256  # of float64 tables that are changed in place: what is made on the way stays small
@@ -151,7 +151,8 @@ def add_segment_sums(
     weights = weights[order]
     short = weights.to(rows.dtype)
     bags_at_once = len(sums) if rows.is_cuda else BAGS  # to cut the samples, the host must know where
-    ends = [0, *offsets[bags_at_once::bags_at_once].tolist(), len(rows)]
+    cuts = offsets[bags_at_once::bags_at_once]
+    ends = [0, *(cuts.tolist() if len(cuts) else ()), len(rows)]
     parts = zip(sums.split(bags_at_once), offsets.split(bags_at_once), pairwise(ends), strict=True)
     for some, bags, (first, last) in parts:
         part = slice(first, last)
@@ -161,7 +162,8 @@ def add_segment_sums(
 
 def through_normalisation(gradient: torch.Tensor, centroids: torch.Tensor) -> torch.Tensor:
     """dL/dc from dL/du, both (K, D), in place: the part along u drops out, the rest is divided by |c|."""
-    for part, values in zip(gradient.split(TABLE_ROWS), centroids.split(TABLE_ROWS), strict=True):
+    step = chunk_rows(gradient, TABLE_ROWS)
+    for part, values in zip(gradient.split(step), centroids.split(step), strict=True):
         norm = values.norm(dim=1, keepdim=True).clamp_(min=1e-12)
         units = values / norm
         part.sub_(units.mul_((part * units).sum(1, keepdim=True))).div_(norm)

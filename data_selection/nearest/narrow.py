@@ -17,7 +17,7 @@ from functools import cache
 
 import torch
 
-from data_selection.nearest.similarity import CHUNK_ROWS, exact_dot, product_error, recheck
+from data_selection.nearest.similarity import chunk_rows, exact_dot, product_error, recheck
 
 with warnings.catch_warnings():  # PyTorch says once that these tensors are new; own_dot asks nothing unusual of them
     warnings.simplefilter("ignore")
@@ -226,7 +226,8 @@ def floor_bits(values: torch.Tensor, error: torch.Tensor) -> torch.Tensor:
 def own_dot(rows: torch.Tensor, units: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
     """Similarity of each row to its unit `index`, (B,) float32; the same bits however rows are cut into blocks."""
     if rows.is_cuda:
-        parts = zip(rows.split(CHUNK_ROWS), index.split(CHUNK_ROWS), strict=True)
+        step = chunk_rows(rows)
+        parts = zip(rows.split(step), index.split(step), strict=True)
         return torch.cat([units.index_select(0, which).mul_(some).sum(1) for some, which in parts])
     wanted = torch.sparse_csr_tensor(
         torch.arange(len(rows) + 1), index, rows.new_zeros(len(rows)), (len(rows), len(units)), check_invariants=False
@@ -237,7 +238,7 @@ def own_dot(rows: torch.Tensor, units: torch.Tensor, index: torch.Tensor) -> tor
 def pair_dots(rows: torch.Tensor, units: torch.Tensor, row: torch.Tensor, unit: torch.Tensor) -> torch.Tensor:
     """rows[row] . units[unit] for pairs (P,), float32."""
     value = units.new_empty(len(row))  # filled in place: small results kept in between would scatter the large ones
-    tables = (table.split(CHUNK_ROWS) for table in (row, unit, value))
+    tables = (table.split(chunk_rows(rows)) for table in (row, unit, value))
     for some, which, part in zip(*tables, strict=True):
         part.copy_(own_dot(rows.index_select(0, some), units, which))
     return value

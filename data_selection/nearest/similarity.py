@@ -14,12 +14,18 @@ from data_selection.common.kinds import Device, Features
 
 BLOCK_BYTES = 32 << 20  # working memory of one block's product
 CHUNK_ROWS = 512  # rows whose products fit a core's cache
+GPU_CHUNK_BYTES = 256 << 20  # a GPU wants few and large operations instead
 FLOAT32_UNIT = 2.0**-24  # largest relative error of one float32 rounding
 
 
 def block_rows(width: float, max_bytes: float = BLOCK_BYTES) -> int:
     """Rows of a float32 block of `width` columns that fit max_bytes, at least 1."""
     return max(1, int(max_bytes // (4 * max(1, width))))
+
+
+def chunk_rows(table: torch.Tensor, rows: int = CHUNK_ROWS) -> int:
+    """Rows of a table (N, D) to work on at once: `rows` on a CPU, as many as GPU_CHUNK_BYTES of float64 on a GPU."""
+    return rows if table.device.type == "cpu" else max(rows, GPU_CHUNK_BYTES // (8 * max(1, table.shape[-1])))
 
 
 def row_blocks(n: int, width: float, max_bytes: float = BLOCK_BYTES) -> list[tuple[int, int]]:
@@ -55,7 +61,8 @@ def exact_dot(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     The products are exact and each row is added up in the same order whatever its place, so equal rows give equal
     values: ties can be told from near-ties.
     """
-    pairs = zip(a.split(CHUNK_ROWS), b.split(CHUNK_ROWS), strict=True)
+    step = chunk_rows(a)
+    pairs = zip(a.split(step), b.split(step), strict=True)
     return torch.cat([(some.double() * others).sum(-1) for some, others in pairs])
 
 

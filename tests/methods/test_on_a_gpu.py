@@ -1,13 +1,18 @@
 """Every method on a pretended GPU: nothing that CUDA refuses, the CPU's samples, and few waits."""
 
+from collections import Counter
+
 import pytest
 import torch
 
+from data_selection.methods.activeft import select_activeft
+from data_selection.methods.configs import ActiveFTConfig
 from data_selection.methods.table import METHODS
 from tests.support.beliefs import beliefs
 from tests.support.pretend_cuda import pretended
 
 SMALL = {"activeft": {"max_iter": 4}, "kmeans": {"max_iter": 5}, "zcore": {"draws": 500}}
+MOST_LAUNCHES = 420  # of an iteration over 6,000 rows and 700 centroids
 
 
 @pytest.fixture(scope="module")
@@ -27,3 +32,23 @@ def test_the_samples_of_the_cpu(name, features):
     assert card.faults == []
     assert found.device.type == "cpu"
     assert torch.equal(found, expected)
+
+
+def counted(function):
+    """What a further step of function(steps) waits for and launches."""
+    found = []
+    for steps in (2, 3):
+        with pretended() as card:
+            function(steps)
+        found.append((Counter(card.waits), sum(card.launches.values())))
+    return found[1][0] - found[0][0], found[1][1] - found[0][1]
+
+
+def test_an_iteration_of_activeft_is_few_large_operations():
+    """The size of a table shows in the launches only where it is cut for a CPU's cache."""
+    rows = torch.randn(6000, 8, generator=torch.Generator().manual_seed(0))
+    waits, launches = counted(
+        lambda steps: select_activeft(rows, 700, config=ActiveFTConfig(max_iter=steps), device="cuda")
+    )
+    assert sum(waits.values()) <= 2, waits
+    assert launches < MOST_LAUNCHES

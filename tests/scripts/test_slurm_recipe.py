@@ -8,7 +8,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 SRUN = """#!/bin/bash
-[ "$1" = --kill-on-bad-exit=1 ] && shift
+[ "$1" = --kill-on-bad-exit=1 ] && [ "$2" = --cpus-per-task=6 ] || exit 3
+shift 2
 for task in 0 1; do SLURM_PROCID=$task SLURM_LOCALID=$task SLURM_NTASKS=2 SLURM_NTASKS_PER_NODE=2 "$@" || exit; done
 """
 SCONTROL = """#!/bin/bash
@@ -27,7 +28,12 @@ def submit(tmp_path):
         (tmp_path / name).chmod(0o755)
 
     def call(*words, **environment):
-        slurm = {"SLURM_SUBMIT_DIR": str(ROOT), "SLURM_JOB_ID": "20007", "SLURM_JOB_NODELIST": "node[1-2]"}
+        slurm = {
+            "SLURM_SUBMIT_DIR": str(ROOT),
+            "SLURM_JOB_ID": "20007",
+            "SLURM_JOB_NODELIST": "node[1-2]",
+            "SLURM_CPUS_PER_TASK": "6",
+        }
         path = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SAID": str(tmp_path / "said"), "PYTHON": "python"}
         (tmp_path / "said").write_text("")
         recipe = ["bash", str(ROOT / "scripts" / "finetune.sbatch"), *map(str, words)]
