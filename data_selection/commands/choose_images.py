@@ -6,7 +6,7 @@ from pathlib import Path
 
 from data_selection.annotation.originals import HOW
 from data_selection.commands.shared import add_device, add_seed, make_parser
-from data_selection.methods.table import METHODS
+from data_selection.methods.table import LABEL_FREE
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -18,7 +18,12 @@ def build_parser() -> argparse.ArgumentParser:
     add("source", metavar="IMAGES", help="a folder of images, or a list of paths (text or CSV); never changed")
     add("--budget", required=True, help="images to choose: a number, or percent of the pool (2%%), rounded down")
     add("--out", type=Path, required=True, help="folder of everything that is written; it can be moved and renamed")
-    add("--method", choices=sorted(METHODS), default="activeft", help="how images are chosen without a model's beliefs")
+    add(
+        "--method",
+        choices=sorted(LABEL_FREE),
+        default="activeft",
+        help="how images are chosen without a model's beliefs",
+    )
     add("--model", "--arch", default="vit_small", help="what embeds the images: vit_small (DINO's), demo_vit, "
         "timm:NAME, ... as for extract_feature.py --arch")  # fmt: skip
     add("--weights", "--pretrained_weights", default="",

@@ -21,6 +21,16 @@ from data_selection.methods.configs_clusters import (
     TypiClustConfig,
     ZCoreConfig,
 )
+from data_selection.methods.configs_design import (
+    FacilityConfig,
+    HalfConfig,
+    MarginClustersConfig,
+    MarginConfig,
+    MaxHerdingConfig,
+    UncertaintyHerdingConfig,
+    VOptimalConfig,
+    WeightedConfig,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,12 +40,15 @@ if TYPE_CHECKING:
 class Method:
     """A row: the config's class, and where the functions are (`module.function` below data_selection.methods).
 
-    cores: of a method that builds on other samples, the function that chooses those.
+    cores: of a method that builds on other samples, the function that chooses those. rounds: whether it asks a model
+    that was fitted to labels (`probabilities=`, (N, C)). smoothed: whether it takes `smoothed=`, smoothed features.
     """
 
     config: type[Config]
     home: str
     cores: str | None = None
+    rounds: bool = False
+    smoothed: bool = False
 
     @property
     def select(self) -> "Callable[..., Tensor]":
@@ -62,4 +75,14 @@ METHODS = {
     "zcore": Method(ZCoreConfig, "zcore.select_zcore"),
     "activeft": Method(ActiveFTConfig, "activeft.select_activeft"),
     "bilaf": Method(BiLAFConfig, "bilaf.selection.select_bilaf", "activeft.select_activeft"),  # cores as in the paper
+    "facility": Method(FacilityConfig, "design.facility.select_facility"),
+    "maxherding": Method(MaxHerdingConfig, "design.facility.select_maxherding"),
+    "voptimal": Method(VOptimalConfig, "design.voptimal.select_voptimal", smoothed=True),
+    "wvoptimal": Method(WeightedConfig, "design.doubt.select_weighted_voptimal", rounds=True, smoothed=True),
+    "margin": Method(MarginConfig, "design.doubt.select_margin", rounds=True),
+    "margin-clusters": Method(MarginClustersConfig, "design.doubt.select_margin_clusters", rounds=True, smoothed=True),
+    "herding-uncertainty": Method(UncertaintyHerdingConfig, "design.doubt.select_uncertainty_herding", rounds=True),
+    "half": Method(HalfConfig, "design.doubt.select_half", rounds=True, smoothed=True),
 }
+
+LABEL_FREE = {name: method for name, method in METHODS.items() if not method.rounds}  # which need no model

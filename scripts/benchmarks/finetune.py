@@ -21,7 +21,7 @@ from data_selection.common.subset_files import load_subset, save_subset
 from data_selection.judging.evaluation import mean_sd
 from data_selection.judging.report import markdown_table
 from data_selection.judging.smoothed import choose_c, fit_probe, fit_smoothed
-from data_selection.methods.table import METHODS
+from data_selection.methods.table import LABEL_FREE, METHODS
 from data_selection.nearest.similarity import normalise
 from deit.samples.sources import open_images
 from scripts.experiments.trainer import train
@@ -67,7 +67,9 @@ def build_parser() -> argparse.ArgumentParser:
     add("--weights", type=Path, help="pretrained weights of --model")
     add("--input_size", type=int, help="side of the images in pixels")
     add("--output_dir", type=Path, required=True, help="lists and scores.jsonl; what is in it is not measured again")
-    add("--methods", nargs="+", default=["random", "activeft"], choices=sorted(METHODS), help="how images are chosen")
+    add(
+        "--methods", nargs="+", default=["random", "activeft"], choices=sorted(LABEL_FREE), help="how images are chosen"
+    )
     add("--budgets", type=int, nargs="+", default=[50, 100, 250, 1000], help="labels of a run")
     add("--seeds", type=int, nargs="+", default=range(5), help="of the selection and of the training")
     add("--ways", nargs="+", default=[*PROBES, *TRAINED], choices=[*PROBES, *WAYS], metavar="WAY",

@@ -17,7 +17,7 @@ from data_selection.embedding.backbones import DEMO_WEIGHTS
 from data_selection.images.pools import FASHION_MEAN, FASHION_STD, open_pool
 from data_selection.judging.evaluation import mean_sd
 from data_selection.judging.report import markdown_table
-from data_selection.methods.table import METHODS
+from data_selection.methods.table import LABEL_FREE, METHODS
 from deit.main import main as trainer
 from tests.support.oracles_finetune import finetune
 
@@ -34,7 +34,7 @@ def main(argv=None):
     parser.add_argument("--epochs", type=int, default=20, help="epochs of a run")
     parser.add_argument("--lp_lr", type=float, default=0.1, help="--lr of lp-ft, which starts from a fitted head")
     parser.add_argument(
-        "--methods", nargs="+", default=["random", "activeft"], choices=sorted(METHODS), help="how images are chosen"
+        "--methods", nargs="+", default=["random", "activeft"], choices=sorted(LABEL_FREE), help="how images are chosen"
     )
     parser.add_argument("--loops", nargs="+", default=LOOPS, choices=LOOPS, help="modes of the trainer")
     args = parser.parse_args(argv)

@@ -12,10 +12,10 @@ from data_selection.common.errors import UserError
 from data_selection.common.parsing import Parser
 from data_selection.methods.configs import BILAF_PRESETS, ActiveFTConfig, BiLAFConfig, KMeansConfig
 from data_selection.methods.configs_clusters import TypiClustConfig
-from data_selection.methods.table import METHODS
+from data_selection.methods.table import LABEL_FREE, METHODS
 from tests.support.selection_commands import Command, make_table, words
 
-FIELDS = [(name, field.name) for name in METHODS for field in dataclasses.fields(METHODS[name].config)]
+FIELDS = [(name, field.name) for name in LABEL_FREE for field in dataclasses.fields(METHODS[name].config)]
 WORDS = {  # of fields whose values are words: one that is not the default
     "distance": "cosine", "init": "fps", "scheduler": "cosine", "objective": "paper", "neighbours": "position",
     "ring_start": "nearest", "ring_end": "whole", "rounding": "kept", "opponent": "nearest", "intra": "class",

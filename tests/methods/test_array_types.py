@@ -7,6 +7,7 @@ from data_selection.common.checks import as_tensor
 from data_selection.common.feature_table import load_features
 from data_selection.judging.evaluation import judge_subset
 from data_selection.methods.table import METHODS
+from tests.support.beliefs import beliefs
 
 ROWS = np.random.default_rng(0).normal(size=(120, 6)).astype(np.float32)
 LABELS = np.arange(120)[:, None] % 3
@@ -20,7 +21,8 @@ def test_any_float_type(tmp_path, method, dtype):
     for name, kind in (("plain", np.float32), ("foreign", dtype)):
         np.save(tmp_path / f"{name}.npy", np.concatenate([rows, LABELS], axis=1).astype(kind))
         tables.append(load_features(tmp_path / f"{name}.npy"))
-    plain, foreign = (METHODS[method].select(table.features, 9, excluded=[3, 5]).tolist() for table in tables)
+    row = METHODS[method]
+    plain, foreign = (row.select(table.features, 9, excluded=[3, 5], **beliefs(row, ROWS)).tolist() for table in tables)
     assert plain == foreign
     assert judge_subset(plain, *[tables[0]] * 2) == judge_subset(plain, *[tables[1]] * 2)
 

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from data_selection.common.errors import UserError
 from data_selection.methods.table import METHODS
+from tests.support.beliefs import beliefs
 
 SMALL = {"activeft": {"max_iter": 4}, "kmeans": {"max_iter": 5}, "zcore": {"draws": 500}}
 DEVICES = ["cpu"] + ["cuda"] * torch.cuda.is_available()
@@ -18,7 +19,9 @@ def select(request):
     """The method with a quick configuration."""
     method = METHODS[request.param]
     config = method.config(**SMALL.get(request.param, {}))
-    return lambda features, budget, **options: method.select(features, budget, config=config, **options)
+    return lambda features, budget, **options: method.select(
+        features, budget, config=config, **beliefs(method, features), **options
+    )
 
 
 @pytest.fixture(scope="module")
@@ -84,9 +87,21 @@ def test_bad_requests(select, features):
         select(features.long(), 3)
 
 
-@pytest.mark.parametrize("name", sorted(set(METHODS) - {"random"}))  # random reads no features
+@pytest.mark.parametrize("name", sorted(set(METHODS) - {"random", "margin"}))  # these read no features
 def test_nan_is_refused(name, features):
     broken = features.clone()
     broken[77, 3] = torch.nan
     with pytest.raises(UserError, match="first in row 77"):
-        METHODS[name].select(broken, 5)
+        METHODS[name].select(broken, 5, **beliefs(METHODS[name], broken))
+
+
+@pytest.mark.parametrize("name", sorted(name for name, method in METHODS.items() if method.rounds))
+def test_methods_of_rounds_need_fitting_probabilities(name, features):
+    select, even = METHODS[name].select, torch.full((120, 4), 0.25)
+    with pytest.raises(UserError, match=r"no probabilities: give .* or begin without a model by voptimal"):
+        select(features, 5)
+    with pytest.raises(UserError, match=r"shape \(119, 4\): a row for each of the 120 images"):
+        select(features, 5, probabilities=even[1:])
+    for wrong in (even * 2, even - torch.tensor([0.5, -0.5, 0, 0]), even * torch.nan):
+        with pytest.raises(UserError, match="each row's sum 1"):
+            select(features, 5, probabilities=wrong)

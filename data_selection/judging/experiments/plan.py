@@ -12,7 +12,7 @@ import yaml
 from data_selection.common.errors import UserError
 from data_selection.common.paths import ROOT
 from data_selection.methods.configs import BILAF_PRESETS, Config
-from data_selection.methods.table import METHODS, Method
+from data_selection.methods.table import LABEL_FREE, METHODS, Method
 
 TOP = ("pools", "methods", "budgets", "seeds", "evaluations", "baseline", "published")
 POOL = ("train", "test", "imbalance", "budgets", "trainer")
@@ -71,7 +71,7 @@ def read_plan(path: Path | str) -> Plan:
     pools = tuple(_pool(name, spec, path) for name, spec in _mapping(content, "pools", path).items())
     names = [pool.name for pool in pools]
     methods = tuple(
-        _row(name, spec, "method", METHODS, names, path) for name, spec in _mapping(content, "methods", path).items()
+        _row(name, spec, "method", LABEL_FREE, names, path) for name, spec in _mapping(content, "methods", path).items()
     )
     evaluations = tuple(
         _row(name, spec, "kind", None, names, path) for name, spec in _mapping(content, "evaluations", path).items()

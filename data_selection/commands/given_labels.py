@@ -1,0 +1,51 @@
+"""The labels that the lists of --labelled hold, for methods that ask a model of them."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from data_selection.common.errors import UserError
+from data_selection.common.feature_table import FeatureTable
+from data_selection.common.files import read_json
+from data_selection.common.kinds import Log
+from data_selection.images.answers import read_answers
+
+
+class Labels(NamedTuple):
+    """ids: rows that have a label, ascending; labels: (n,) int64, their places among `classes`."""
+
+    ids: list[int]
+    labels: torch.Tensor
+    classes: list[str]
+
+
+def labels_of(sources: Sequence[Path | str], table: FeatureTable, log: Log) -> Labels | None:
+    """The Labels in tables, exports of annotation tools and class folders; None where no list holds any.
+
+    Subset files hold none. Raises UserError with all that is wrong with the labels.
+    """
+    files = [source for source in map(Path, sources) if not is_subset(source)]
+    if not files or table.names is None:
+        return None
+    answers = read_answers(files, table.names)
+    if not answers.labels:
+        return None
+    for line in answers.understood:
+        log(line)
+    if answers.faults:
+        raise UserError(f"the labels cannot be used: {'; '.join(answers.faults)}")
+    row = {name: place for place, name in enumerate(table.names)}
+    files_of = sorted(answers.labels, key=row.__getitem__)
+    classes = sorted(set(answers.labels.values()))
+    places = torch.tensor([classes.index(answers.labels[file]) for file in files_of])
+    return Labels([row[file] for file in files_of], places, classes)
+
+
+def is_subset(source: Path) -> bool:
+    """Whether a list is a subset file: a JSON list of numbers."""
+    if source.suffix.lower() != ".json" or not source.is_file():
+        return False
+    content = read_json(source)
+    return isinstance(content, list) and all(isinstance(one, int) for one in content)

@@ -1,0 +1,1 @@
+"""Covering the pool by kernels, design of experiments on random features, and choice by a model's doubt."""

@@ -1,0 +1,168 @@
+"""Facility location: the images that are most like the rest of the pool, each row counted by its nearest one."""
+
+import torch
+
+from data_selection.common.checks import check_request, check_selection
+from data_selection.common.kinds import Device, Features, Ids
+from data_selection.common.precision import full_float32
+from data_selection.common.progress import OpenBar, open_bar
+from data_selection.methods.configs_design import FacilityConfig, MaxHerdingConfig
+from data_selection.methods.design.kernels import Kernel, draw, sampled_distance
+from data_selection.nearest.pool_reader import UnitPool, pool_device, working_memory
+from data_selection.nearest.similarity import BLOCK_BYTES, block_rows
+
+REFRESHED = 64  # candidates whose gain is computed together
+CUT = 5  # candidates for one to choose, at least
+
+
+@full_float32()
+def select_facility(
+    features: Features,
+    budget: int,
+    *,
+    config: FacilityConfig = FacilityConfig(),
+    labelled: Ids = (),
+    excluded: Ids = (),
+    seed: int = 0,
+    device: Device | None = None,
+    progress: OpenBar | None = None,
+) -> torch.Tensor:
+    """Greedy maximum of sum_i max_j K(x_i, x_j) over clients i and chosen j; (budget,) int64, in order of choice.
+
+    K is the sum of Gaussian kernels of several widths between unit rows (Nemhauser et al. 1978 for the greedy; Minoux
+    1978 for its lazy form, which gives the same list). Clients and, in large pools, candidates are random rows; no
+    client is excluded, labelled rows count as chosen. Working memory is bounded; a memory map is read in blocks.
+    """
+    labelled, candidates = check_request(features, budget, labelled, excluded)
+    device = pool_device(features, device)
+    kept = torch.cat([labelled, candidates]).sort().values
+    pool = UnitPool(features, kept, device, working_memory(None, device))
+    known, free = (torch.searchsorted(kept, ids) for ids in (labelled, candidates))
+    chosen = kept[cover(pool, budget, known, free, config, seed, progress)]
+    return check_selection(chosen, budget, len(features), labelled, excluded)
+
+
+@full_float32()
+def select_maxherding(
+    features: Features,
+    budget: int,
+    *,
+    config: MaxHerdingConfig = MaxHerdingConfig(),
+    labelled: Ids = (),
+    excluded: Ids = (),
+    seed: int = 0,
+    device: Device | None = None,
+    progress: OpenBar | None = None,
+) -> torch.Tensor:
+    """MaxHerding (Bae et al. 2024, "Generalized Coverage for More Robust Low-Budget Active Learning"); as facility.
+
+    Facility location with one Gaussian kernel. Deviations: its width is the pool's median distance and not 1, and
+    clients are a random part of a large pool.
+    """
+    return select_facility(
+        features,
+        budget,
+        config=config,
+        labelled=labelled,
+        excluded=excluded,
+        seed=seed,
+        device=device,
+        progress=progress,
+    )
+
+
+def cover(
+    pool: UnitPool,
+    budget: int,
+    labelled: torch.Tensor,
+    candidates: torch.Tensor,
+    config: FacilityConfig,
+    seed: int,
+    progress: OpenBar | None,
+) -> torch.Tensor:
+    """Positions in the pool of select_facility's choice, (budget,); labelled, candidates: ascending positions."""
+    generator = torch.Generator().manual_seed(seed)
+    width = config.width * sampled_distance(pool, generator)
+    kernel = Kernel(tuple(width / 2**halved for halved in range(config.scales)))
+    clients = pool.take(draw(config.clients, pool.count, generator))
+    candidates = candidates[draw(max(config.candidates, CUT * budget), len(candidates), generator)]
+    weights = torch.ones(len(clients), device=pool.device)
+    return Cover(pool, candidates, clients, weights, kernel, labelled, progress).choose(budget, progress)
+
+
+class Cover:
+    """Greedy maximum of sum_i w_i max_j K(client_i, chosen_j), j a candidate, one by one.
+
+    candidates, labelled: ascending positions in the pool, the second count as chosen. clients: (C, D) unit rows;
+    weights: (C,), not negative. The candidates' kernels (n, C) are kept where half of the free memory's quarter holds
+    them, and computed again and again where not.
+    """
+
+    def __init__(
+        self,
+        pool: UnitPool,
+        candidates: torch.Tensor,
+        clients: torch.Tensor,
+        weights: torch.Tensor,
+        kernel: Kernel,
+        labelled: torch.Tensor,
+        progress: OpenBar | None = None,
+    ) -> None:
+        self.pool, self.candidates, self.clients, self.kernel = pool, candidates, clients, kernel
+        self.weights = weights.double()
+        self.best = torch.zeros(len(clients), device=pool.device)  # of each client, its kernel with the nearest chosen
+        step = block_rows(len(clients), BLOCK_BYTES if pool.device.type == "cpu" else 8 * BLOCK_BYTES)
+        for start in range(0, len(labelled), step):
+            known = kernel(pool.take(labelled[start : start + step]), clients)
+            self.best = torch.maximum(self.best, known.amax(0))
+        shape = (len(candidates), len(clients))
+        fits = 4 * shape[0] * shape[1] <= working_memory(None, pool.device) / 2
+        self.table = torch.empty(shape, device=pool.device) if fits else None
+        self.bound = torch.empty(len(candidates), dtype=torch.float64)  # of each one's gain
+        with open_bar(progress, len(candidates), "kernels", "image") as bar:
+            for start in range(0, len(candidates), step):
+                part = slice(start, start + step)
+                rows = kernel(pool.take(candidates[part]), clients)
+                if self.table is not None:
+                    self.table[part] = rows
+                self.bound[part] = self.gains(rows)
+                bar.update(len(rows))
+
+    def gains(self, rows: torch.Tensor) -> torch.Tensor:
+        """What candidates of these kernels (b, C) would add, (b,) float64 on the CPU."""
+        return ((rows - self.best).clamp_(min=0).double() @ self.weights).cpu()
+
+    def rows(self, numbers: torch.Tensor) -> torch.Tensor:
+        """Kernels (b, C) of candidates by their numbers (b,)."""
+        if self.table is not None:
+            return self.table[numbers.to(self.table.device)]
+        return self.kernel(self.pool.take(self.candidates[numbers]), self.clients)
+
+    def choose(self, budget: int, progress: OpenBar | None) -> torch.Tensor:
+        """The positions of `budget` candidates, in order of choice."""
+        chosen = []
+        with open_bar(progress, budget, "facility location", "image") as bar:
+            for _ in range(budget):
+                pick = self.largest()
+                chosen.append(pick)
+                self.bound[pick] = -torch.inf
+                self.best = torch.maximum(self.best, self.rows(torch.tensor([pick]))[0])
+                bar.update(1)
+        return self.candidates[torch.tensor(chosen)]
+
+    def largest(self) -> int:
+        """Number of the candidate that adds most, of equal ones the first.
+
+        Gains only shrink: one that is the largest of all bounds, computed for the present choice, is the largest gain.
+        """
+        fresh = torch.zeros(len(self.bound), dtype=torch.bool)
+        while True:
+            top = self.bound.max()
+            leaders = (self.bound == top).nonzero()[:, 0]
+            if top <= 0 or fresh[leaders].all():  # no gain is below 0
+                return int(leaders[0])
+            stale = self.bound.masked_fill(fresh, -torch.inf).topk(min(REFRESHED, len(self.bound))).indices
+            stale = stale[self.bound[stale] > -torch.inf]
+            stale = stale[~fresh[stale]].sort().values
+            self.bound[stale] = self.gains(self.rows(stale))
+            fresh[stale] = True

@@ -1,0 +1,79 @@
+"""select_subset.py with labels: rounds that ask a model of them."""
+
+import json
+import re
+
+import pytest
+import torch
+
+from data_selection.commands.any_method import main_select
+from data_selection.common.errors import UserError, run
+from data_selection.common.feature_table import save_features
+from data_selection.judging.rounds import choose_next
+from data_selection.methods.table import METHODS
+
+ROUNDS = [name for name, row in METHODS.items() if row.rounds]
+NAMES = [f"{'abc'[i % 3]}/{i:03d}.png" for i in range(90)]
+
+
+@pytest.fixture
+def select(tmp_path, capsys):
+    """A function of a method and lists: (rows chosen, what was said)."""
+    labels = torch.arange(90) % 3
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(90, 8, generator=generator) + 2.5 * torch.eye(8)[labels]
+    save_features(tmp_path / "x.npy", rows.numpy(), names=NAMES)
+    (tmp_path / "labels.csv").write_text("file;label\n" + "".join(f"{name};{name[0]}\n" for name in NAMES[:12]))
+    (tmp_path / "more.json").write_text("[20, 21]")
+
+    def selected(method, *lists, budget=6, **flags):
+        words = ["--features", tmp_path / "x.npy", "--method", method, "--budget", budget, "--device", "cpu",
+                 "--output_dir", tmp_path, "--filename", "out.json", "--overwrite"]  # fmt: skip
+        words += [word for name, value in flags.items() for word in (f"--{name}", value)]
+        words += ["--labelled", *(tmp_path / name for name in lists)] if lists else []
+        main_select([str(word) for word in words])
+        return json.loads((tmp_path / "out.json").read_text()), capsys.readouterr().out
+
+    selected.rows = rows
+    return selected
+
+
+@pytest.mark.parametrize("method", ROUNDS)
+def test_a_round_is_chosen_by_the_labels_of_the_list(select, method, tmp_path):
+    chosen, _ = select(method, "labels.csv", "more.json", seed=3)
+    known = torch.arange(12)
+    oracle = choose_next(select.rows, known % 3, known, 6, method=method, labelled=[20, 21], seed=3)
+    assert sorted(chosen) == sorted(oracle.ids.tolist())
+    record = json.loads((tmp_path / "out.provenance.json").read_text())
+    assert record["method"] == method
+    assert re.fullmatch(r"12_\w{8}", record["config"]["labels"])
+    assert (tmp_path / "x.neighbours.npz").exists()  # the next round finds the graph
+
+
+def test_auto_goes_by_the_labels_where_there_are_some(select):
+    assert "--method auto takes wvoptimal: 6 labels a class, at most 25" in select("auto", "labels.csv")[1]
+    assert "--method auto takes half: 30 labels a class, above 25" in select("auto", "labels.csv", budget=78)[1]
+    assert "--method auto takes facility: " in select("auto", "more.json")[1]
+
+
+def test_a_setting_reaches_the_method(select, monkeypatch):
+    seen = []
+    row = METHODS["margin-clusters"]
+    monkeypatch.setattr(
+        type(row), "select", property(lambda self: lambda *a, **how: seen.append(how) or torch.arange(30, 36))
+    )
+    select("margin-clusters", "labels.csv", pool=7)
+    assert seen[0]["config"].pool == 7
+
+
+def test_a_round_without_labels_says_what_to_begin_with(select, tmp_path, capsys):
+    for lists in ((), ("more.json",)):
+        with pytest.raises(
+            UserError, match=r"--method margin asks a model of the labels so far.*begin with --method auto"
+        ):
+            select("margin", *lists)
+    (tmp_path / "labels.csv").write_text(f"file,label\n{NAMES[0]},a\n{NAMES[1]},b\n{NAMES[1]},c\n")
+    with pytest.raises(UserError, match=r"the labels cannot be used: 1 images have two labels"):
+        select("margin", "labels.csv")
+    assert run(main_select, ["--method", "margin", "--features", str(tmp_path / "x.npy"), "--budget", "3"]) == 2
+    assert "asks a model" in capsys.readouterr().err

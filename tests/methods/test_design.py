@@ -1,0 +1,217 @@
+"""Facility location, V-optimal design and choice by doubt against full matrices."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn.cluster import MiniBatchKMeans
+
+from data_selection.common.errors import UserError
+from data_selection.methods.configs_design import (
+    FacilityConfig,
+    HalfConfig,
+    MarginClustersConfig,
+    MaxHerdingConfig,
+    UncertaintyHerdingConfig,
+    VOptimalConfig,
+    WeightedConfig,
+)
+from data_selection.methods.design import doubt, facility
+from data_selection.methods.design.doubt import (
+    margins,
+    select_half,
+    select_margin,
+    select_margin_clusters,
+    select_uncertainty_herding,
+    select_weighted_voptimal,
+)
+from data_selection.methods.design.facility import Cover, select_facility, select_maxherding
+from data_selection.methods.design.kernels import Kernel, RandomFeatures, median_distance
+from data_selection.methods.design.smoothing import smoothed_rows
+from data_selection.methods.design.voptimal import select_voptimal
+from data_selection.nearest.pool_reader import UnitPool
+from data_selection.nearest.similarity import normalise
+from tests.support import oracles_design as oracle
+from tests.support.oracles_graph import centred, smoothed, unit
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+PARTS = 20  # random features of each kind
+COUNT, LABELLED, EXCLUDED = 150, [3, 40, 77], [5, 6, 90]
+KEPT = [i for i in range(COUNT) if i not in EXCLUDED]
+
+
+@pytest.fixture(scope="module")
+def rows():
+    draw = torch.Generator().manual_seed(0)
+    centres = torch.randn(6, 8, generator=draw)
+    return centres.repeat(25, 1) + 0.5 * torch.randn(COUNT, 8, generator=draw)
+
+
+@pytest.fixture(scope="module")
+def probabilities():
+    return (2 * torch.randn(COUNT, 4, generator=torch.Generator().manual_seed(1))).softmax(1)
+
+
+def in_pool(places):
+    return [KEPT[place] for place in places]
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+@pytest.mark.parametrize(("select", "config", "halvings"), [
+    (select_facility, FacilityConfig(), 3), (select_facility, FacilityConfig(scales=2, width=0.5), 2),
+    (select_maxherding, MaxHerdingConfig(), 1),
+])  # fmt: skip
+def test_facility_location_is_the_plain_greedy_one(rows, monkeypatch, select, config, halvings, in_memory):
+    if not in_memory:
+        monkeypatch.setattr(facility, "working_memory", lambda *_: 1000)
+    units = normalise(rows)[KEPT]
+    width = config.width * median_distance(units)
+    kernel = oracle.gaussians(units, units, [width / 2**i for i in range(halvings)])
+    known = [KEPT.index(i) for i in LABELLED]
+    wanted = in_pool(oracle.facility(kernel, torch.ones(len(KEPT)), 12, known))
+    assert select(rows, 12, config=config, labelled=LABELLED, excluded=EXCLUDED).tolist() == wanted
+
+
+def test_gains_of_many_candidates_are_put_off(rows, monkeypatch):
+    monkeypatch.setattr(facility, "REFRESHED", 4)
+    pool = UnitPool(rows, None, torch.device("cpu"), 1e9)
+    units, weights = normalise(rows), torch.rand(COUNT, generator=torch.Generator().manual_seed(2))
+    seen, real = [], Cover.gains
+    monkeypatch.setattr(Cover, "gains", lambda self, some: seen.append(len(some)) or real(self, some))
+    plan = Cover(pool, torch.arange(COUNT), units, weights, Kernel((0.5,)), torch.empty(0, dtype=torch.int64))
+    wanted = oracle.facility(oracle.gaussians(units, units, [0.5]), weights, 20)
+    assert plan.choose(20, None).tolist() == wanted
+    assert sum(seen) < 20 * COUNT / 2
+
+
+def test_clients_and_candidates_of_a_large_pool_are_drawn(rows):
+    lists = [
+        select_facility(rows, 5, config=FacilityConfig(clients=40, candidates=30), seed=s).tolist() for s in (0, 1)
+    ]
+    assert lists[0] != lists[1]
+    assert select_facility(rows, 5, config=FacilityConfig(clients=40, candidates=30)).tolist() == lists[0]
+    assert select_facility(rows, 8).tolist()[:5] == select_facility(rows, 5, seed=1).tolist()  # nothing to draw
+
+
+def test_random_features_give_the_kernel_back(rows):
+    units = normalise(rows)
+    features = RandomFeatures.fit(units, COUNT)(units).double()
+    wanted = oracle.gaussians(units, units, [median_distance(units) / 2])
+    np.testing.assert_allclose(features @ features.T, wanted, atol=2e-3)
+    copies = RandomFeatures.fit(units[:5].repeat(4, 1), 50)
+    assert copies(units).shape == (COUNT, 5)  # copies add nothing
+
+
+def embedded(rows):
+    """(n, F) of the kept rows and the smoothed ones, float64, with all of them as landmarks."""
+    units = normalise(rows)[KEPT]
+    x = centred(rows, rows)
+    averaged = torch.from_numpy(unit(smoothed(x, 10, 2)[-1])).float()[KEPT]
+    parts = [RandomFeatures.fit(some, PARTS)(some) for some in (units, averaged)]
+    return torch.cat(parts, 1).double() / 2**0.5
+
+
+def test_smoothed_rows_are_the_probes(rows):
+    wanted = unit(smoothed(centred(rows, rows), 10, 2)[-1])
+    np.testing.assert_allclose(smoothed_rows(rows, None, torch.device("cpu"), None), wanted, atol=1e-5)
+    assert smoothed_rows(rows, 0, torch.device("cpu"), None) is None
+
+
+def test_voptimal_design_leaves_the_least_variance(rows):
+    config = VOptimalConfig(core=5, noise=0.3, components=PARTS)
+    chosen = select_voptimal(rows, 10, config=config, labelled=LABELLED, excluded=EXCLUDED).tolist()
+    core = select_facility(rows, 2, labelled=LABELLED, excluded=EXCLUDED).tolist()  # with the labelled: 5
+    known = [KEPT.index(i) for i in LABELLED + core]
+    assert chosen == core + in_pool(oracle.voptimal(embedded(rows), torch.ones(len(KEPT)), 8, known, 0.3))
+    assert select_voptimal(rows, 6, config=config, labelled=LABELLED, excluded=EXCLUDED).tolist() == chosen[:6]
+
+
+def test_a_weighted_design_asks_where_the_model_doubts(rows, probabilities):
+    asked = {"labelled": LABELLED, "excluded": EXCLUDED, "probabilities": probabilities}
+    config = WeightedConfig(components=PARTS)
+    chosen = select_weighted_voptimal(rows, 6, config=config, **asked).tolist()
+    weights = (1 - probabilities.double().square().sum(1)).clamp(min=0.001)[KEPT]
+    known = [KEPT.index(i) for i in LABELLED]
+    assert chosen == in_pool(oracle.voptimal(embedded(rows), weights, 6, known, 0.1))
+    known_rows = smoothed_rows(rows, 2, torch.device("cpu"), None)
+    assert select_weighted_voptimal(rows, 6, config=config, smoothed=known_rows, **asked).tolist() == chosen
+    assert (
+        select_weighted_voptimal(rows, 6, config=WeightedConfig(components=PARTS, steps=0), **asked).tolist() != chosen
+    )
+    sure = asked | {"probabilities": torch.eye(4).repeat(38, 1)[:COUNT]}  # all rows count alike: no core, no weights
+    core = VOptimalConfig(core=0, components=PARTS)
+    assert (
+        select_weighted_voptimal(rows, 6, config=config, **sure).tolist()
+        == select_voptimal(rows, 6, config=core, labelled=LABELLED, excluded=EXCLUDED).tolist()
+    )
+
+
+def plain_margins(probabilities):
+    return [sorted(row, reverse=True)[0] - sorted(row, reverse=True)[1] for row in probabilities.tolist()]
+
+
+def test_margin_takes_the_closest_two(rows, probabilities):
+    margin = plain_margins(probabilities)
+    free = [i for i in KEPT if i not in LABELLED]
+    wanted = sorted(free, key=margin.__getitem__)[:9]
+    taken = {"labelled": LABELLED, "excluded": EXCLUDED}
+    assert select_margin(rows, 9, probabilities=probabilities, **taken).tolist() == wanted
+    assert select_margin(rows, 9, probabilities=probabilities.numpy(), **taken).tolist() == wanted
+    assert select_margin(rows, 4, probabilities=torch.full((COUNT, 2), 0.5)).tolist() == [0, 1, 2, 3]
+    assert margins(torch.ones(3, 1)).tolist() == [1, 1, 1]
+
+
+def test_margin_over_clusters_takes_the_closest_of_each(rows, probabilities):
+    margin = plain_margins(probabilities)
+    doubtful = sorted((i for i in KEPT if i not in LABELLED), key=margin.__getitem__)[:40]
+    z = smoothed_rows(rows, 2, torch.device("cpu"), None)
+    clusters = MiniBatchKMeans(n_clusters=8, n_init=1, random_state=2).fit_predict(z[doubtful].numpy())
+    wanted = [next(i for i, c in zip(doubtful, clusters, strict=True) if c == one) for one in sorted(set(clusters))]
+    config = MarginClustersConfig(pool=5)
+    taken = {"labelled": LABELLED, "excluded": EXCLUDED, "probabilities": probabilities, "seed": 2}
+    chosen = select_margin_clusters(rows, 8, config=config, **taken).tolist()
+    assert len(wanted) == 8
+    assert chosen == sorted(wanted, key=margin.__getitem__)
+    assert select_margin_clusters(rows, 8, config=config, smoothed=z, **taken).tolist() == chosen
+    copies = rows[:1].repeat(COUNT, 1)  # one cluster only
+    closest = select_margin(copies, 8, probabilities=probabilities).tolist()
+    assert select_margin_clusters(copies, 8, probabilities=probabilities).tolist() == closest
+
+
+def test_uncertainty_herding_covers_what_is_in_doubt(rows, probabilities):
+    units = normalise(rows)[KEPT]
+    known = [KEPT.index(i) for i in LABELLED]
+    width = torch.pdist(units[known].double()).min().item()
+    weights = 1 - torch.tensor(plain_margins(probabilities), dtype=torch.float64)[KEPT]
+    taken = {"labelled": LABELLED, "excluded": EXCLUDED, "probabilities": probabilities}
+    for least in (0.05, 2 * width):
+        kernel = oracle.gaussians(units, units, [max(width, least)])
+        wanted = in_pool(oracle.facility(kernel, weights, 10, known))
+        config = UncertaintyHerdingConfig(least=least)
+        assert select_uncertainty_herding(rows, 10, config=config, **taken).tolist() == wanted
+    assert len(select_uncertainty_herding(rows, 10, probabilities=probabilities)) == 10  # no labelled rows
+
+
+def test_half_is_both_in_turn(rows, probabilities):
+    asked = {"excluded": EXCLUDED, "probabilities": probabilities, "seed": 3}
+    chosen = select_half(rows, 7, labelled=LABELLED, **asked).tolist()
+    first = select_weighted_voptimal(rows, 4, labelled=LABELLED, **asked).tolist()
+    assert chosen == first + select_margin_clusters(rows, 3, labelled=LABELLED + first, **asked).tolist()
+    whole = select_half(rows, 7, config=HalfConfig(share=1), labelled=LABELLED, **asked).tolist()
+    assert whole == select_weighted_voptimal(rows, 7, labelled=LABELLED, **asked).tolist()
+
+
+def test_smallest_distance_over_blocks(rows, monkeypatch):
+    monkeypatch.setattr(doubt, "CHUNK_ROWS", 32)
+    units = normalise(rows)
+    assert doubt.smallest_distance(units) == pytest.approx(torch.pdist(units.double()).min().item(), abs=1e-4)
+
+
+@pytest.mark.parametrize(("config", "field", "value"), [
+    (FacilityConfig, "scales", 0), (FacilityConfig, "scales", 9), (FacilityConfig, "width", float("nan")),
+    (VOptimalConfig, "noise", 0), (VOptimalConfig, "core", -1), (WeightedConfig, "steps", -1),
+    (WeightedConfig, "floor", 0), (MarginClustersConfig, "pool", 0), (UncertaintyHerdingConfig, "least", 0),
+    (HalfConfig, "share", 1.5),
+])  # fmt: skip
+def test_settings_outside_their_range(config, field, value):
+    with pytest.raises(UserError, match=rf"^{field} .* (at least|at most|above)"):
+        config(**{field: value})
