@@ -53,5 +53,6 @@ def main_choose(argv: Sequence[str] | None = None) -> None:
     choose_images(
         args.source, args.budget, args.out, method=args.method, strategy=args.strategy, model=args.model,
         weights=args.weights, allow_http=args.allow_http, labelled=args.labelled, classes=args.classes,
-        images=args.images, embed=args.embed, dry_run=args.dry_run, num_workers=args.num_workers, seed=args.seed, device=args.device,
+        images=args.images, embed=args.embed, dry_run=args.dry_run, num_workers=args.num_workers, seed=args.seed,
+        device=args.device,
     )  # fmt: skip
