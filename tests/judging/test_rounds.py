@@ -51,6 +51,10 @@ def test_a_method_is_given_the_calibrated_model_of_the_labels(method, monkeypatc
     )
     assert found.ids.tolist() == asked.tolist()
     assert not set(found.ids.tolist()) & {*ids.tolist(), 1, 2, 3}
+    known = choose_next(
+        features, labels[ids], ids, 6, method=method, excluded=[1, 2], labelled=[3], seed=4, base=model.base
+    )
+    assert known.ids.tolist() == found.ids.tolist()
     array = choose_next(features.numpy(), labels[ids].numpy(), ids.tolist(), 6, method=method, excluded=[1, 2],
                         labelled=[3], seed=4)  # fmt: skip
     assert array.ids.tolist() == found.ids.tolist()
@@ -98,3 +102,10 @@ def test_the_labels_of_the_others_are_not_looked_at(monkeypatch):
     choose_next(features, labels[:9], range(9), 5)
     assert np.array_equal(seen[0][0], labels[:9])
     assert seen[0][1].tolist() == list(range(9))
+
+
+def test_a_pool_that_is_smoothed_already_is_not_smoothed_again(monkeypatch):
+    features, labels = pool()
+    base = rounds.smoothing_of(features)
+    monkeypatch.setattr(rounds, "smoothing_of", None)
+    assert len(choose_next(features, labels[:12], range(12), 6, base=base).ids) == 6
