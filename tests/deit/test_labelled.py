@@ -13,13 +13,13 @@ from data_selection.common.errors import UserError
 from data_selection.common.feature_table import load_features
 from data_selection.judging.smoothed import fit_smoothed
 from deit import epochs
-from deit.labelled import reporting, training
+from deit.labelled import training
 from deit.labelled.training import predict_images
 from tests.support.extraction_cases import COUNT
 from tests.support.labelled_runs import finetuning_wins, rows, train, values, values_of, word
 from tests.support.pages import write_answers
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "quick_report")
 LABELLED = 30
 
 
@@ -35,13 +35,6 @@ def chosen(folder, tmp_path_factory):
 @pytest.fixture
 def run(chosen, tmp_path):
     return shutil.copytree(chosen, tmp_path / "run", symlinks=True)
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch):
-    """A learning curve of one repeat."""
-    real = reporting.learning_curve
-    monkeypatch.setattr(reporting, "learning_curve", lambda *parts, **words: real(*parts, **words, repeats=1))
 
 
 def test_labels_become_a_model_a_report_and_predictions(run, folder, monkeypatch, capsys):
