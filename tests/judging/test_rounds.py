@@ -74,15 +74,18 @@ def test_what_no_model_can_be_made_of_is_refused():
             choose_next(features, labels[:6], range(6), 5, method=method)
 
 
-def test_ranks_choose_what_one_chooses():
+@pytest.mark.parametrize("method", ROUNDS)
+def test_ranks_choose_what_one_chooses(method):
     features, labels = pool()
-    alone = choose_next(features, labels[:12], range(12), 6)
+    alone = choose_next(features, labels[:12], range(12), 6, method=method)
 
     def on(world: World):
-        return choose_next(features, labels[:12], range(12), 6, world=world)
+        return choose_next(features, labels[:12], range(12), 6, method=method, world=world)
 
-    for found in on_ranks(2, on):
-        assert found.ids.tolist() == alone.ids.tolist()
+    for size in (2, 3):
+        for found in on_ranks(size, on):
+            assert found.ids.tolist() == alone.ids.tolist()
+            assert torch.equal(found.probabilities, alone.probabilities)
 
 
 def test_the_labels_of_the_others_are_not_looked_at(monkeypatch):

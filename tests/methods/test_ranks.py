@@ -10,6 +10,7 @@ from data_selection.common import distributed
 from data_selection.methods.configs import ActiveFTConfig, BiLAFConfig
 from data_selection.methods.table import METHODS
 from data_selection.nearest import pool_reader
+from tests.support.beliefs import beliefs
 from tests.support.ranks import as_ranks
 
 TABLE = Path(__file__).parents[1] / "data" / "FM3000_train.npy"
@@ -24,7 +25,10 @@ CASES = {name: (name, {}) for name in METHODS} | {
 def choose(rank, out):
     features = np.load(TABLE)[:1500, :-1]
     if rank is None:
-        return {case: METHODS[name].select(features, 60, **options) for case, (name, options) in CASES.items()}
+        return {
+            case: METHODS[name].select(features, 60, **options, **beliefs(METHODS[name], features))
+            for case, (name, options) in CASES.items()
+        }
     pool_reader.available_memory = lambda: (1 << 26) * 4**rank  # before LOCAL_WORLD_SIZE
     with distributed.start("cpu"):
         torch.save(choose(None, None), out / f"{rank}.pt")
