@@ -139,6 +139,7 @@ def predict_images(
 
     Raises UserError where the folder has no model yet, or `out` is something else than a CSV of predictions.
     """
+    one_process("predict.py")
     folder = Path(run)
     model = folder if folder.is_file() else folder / MODEL
     if not model.is_file():

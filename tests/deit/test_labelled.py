@@ -13,12 +13,13 @@ from data_selection.common.errors import UserError
 from data_selection.common.feature_table import load_features
 from data_selection.judging.smoothed import fit_smoothed
 from deit import epochs
-from deit.labelled import reporting, training
+from deit.labelled import training
 from deit.labelled.training import predict_images
+from tests.support.extraction_cases import COUNT
 from tests.support.labelled_runs import finetuning_wins, rows, train, values, values_of, word
 from tests.support.pages import write_answers
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "quick_report")
 LABELLED = 30
 
 
@@ -34,13 +35,6 @@ def chosen(folder, tmp_path_factory):
 @pytest.fixture
 def run(chosen, tmp_path):
     return shutil.copytree(chosen, tmp_path / "run", symlinks=True)
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch):
-    """A learning curve of one repeat."""
-    real = reporting.learning_curve
-    monkeypatch.setattr(reporting, "learning_curve", lambda *parts, **words: real(*parts, **words, repeats=1))
 
 
 def test_labels_become_a_model_a_report_and_predictions(run, folder, monkeypatch, capsys):
@@ -185,6 +179,20 @@ def test_what_is_wrong_is_told_together_before_work(run, tmp_path, monkeypatch):
         predict_images(run, tmp_path, tmp_path / "x.txt")
 
 
+def test_test_images_are_told_and_decide_nothing(run, folder, tmp_path):
+    for i in range(50, COUNT):
+        target = tmp_path / "test" / word(f"{i:03}.png") / f"{i}.png"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(folder / f"{i:03}.png", target)
+    before, _ = train(run)
+    done, _ = train(run, test=tmp_path / "test")
+    found = predict_images(run, tmp_path / "test", device="cpu", log=lambda _: None)
+    right = sum(row[0].split("/")[0] == row[1] for row in rows(run / "predictions.csv"))
+    assert done.test == pytest.approx(100 * right / len(found.names))
+    assert values(run)["test"] == {"accuracy": done.test, "count": COUNT - 50}
+    assert (before.test, done.accuracy) == (None, before.accuracy)
+
+
 def test_moved_images_are_found_again_and_those_gone_are_named(run, folder, tmp_path):
     pool = shutil.copytree(folder, tmp_path / "pool")
     record = values_of(run) | {"source": str(pool)}
@@ -235,3 +243,5 @@ def test_several_processes_are_refused(run, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match=r"train_on_labels\.py works in one process, and a launcher started 2"):
         train(run)
+    with pytest.raises(UserError, match=r"predict\.py works in one process"):
+        predict_images(run, run)

@@ -10,7 +10,7 @@ from deit.labelled.training import predict_images
 from tests.support.labelled_runs import finetuning_wins, rows, train, values
 from tests.support.pages import write_answers
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "quick_report")
 
 
 def test_any_name_and_any_class_word_come_through(folder, tmp_path, monkeypatch):
