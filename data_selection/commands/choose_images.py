@@ -6,7 +6,7 @@ from pathlib import Path
 
 from data_selection.annotation.originals import HOW
 from data_selection.commands.shared import add_device, add_seed, make_parser
-from data_selection.methods.table import LABEL_FREE
+from data_selection.methods.table import LABEL_FREE, METHODS
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -22,8 +22,11 @@ def build_parser() -> argparse.ArgumentParser:
         "--method",
         choices=sorted(LABEL_FREE),
         default="activeft",
-        help="how images are chosen without a model's beliefs",
+        help="how images are chosen without labels",
     )
+    asking = ", ".join(name for name in METHODS if name not in LABEL_FREE)
+    add("--strategy", default="auto", help="with --labelled: auto, label-free (as --method says), or a method that "
+        f"asks a model of the labels: {asking}")  # fmt: skip
     add("--model", "--arch", default="vit_small", help="what embeds the images: vit_small (DINO's), demo_vit, "
         "timm:NAME, ... as for extract_feature.py --arch")  # fmt: skip
     add("--weights", "--pretrained_weights", default="",
@@ -48,7 +51,8 @@ def main_choose(argv: Sequence[str] | None = None) -> None:
     from data_selection.commands.run_choose import choose_images
 
     choose_images(
-        args.source, args.budget, args.out, method=args.method, model=args.model, weights=args.weights,
-        allow_http=args.allow_http, labelled=args.labelled, classes=args.classes, images=args.images, embed=args.embed,
-        dry_run=args.dry_run, num_workers=args.num_workers, seed=args.seed, device=args.device,
+        args.source, args.budget, args.out, method=args.method, strategy=args.strategy, model=args.model,
+        weights=args.weights, allow_http=args.allow_http, labelled=args.labelled, classes=args.classes,
+        images=args.images, embed=args.embed, dry_run=args.dry_run, num_workers=args.num_workers, seed=args.seed,
+        device=args.device,
     )  # fmt: skip

@@ -12,6 +12,7 @@ from data_selection.annotation.formats import write_cvat, write_label_studio
 from data_selection.annotation.originals import file_address, places, put, relative_address, show
 from data_selection.annotation.pages import annotation_page
 from data_selection.annotation.run_folder import ANSWERS, BELIEFS, IMAGES, PAGE, SUBSET, chosen_names, read_run
+from data_selection.commands.any_method import NEIGHBOURS
 from data_selection.commands.shared import bar_factory
 from data_selection.common.distributed import World
 from data_selection.common.errors import UserError
@@ -20,6 +21,7 @@ from data_selection.common.files import atomic_write, read_json
 from data_selection.common.listed_names import quoted
 from data_selection.images.answers import read_answers, write_labels
 from data_selection.images.pools import Pool
+from data_selection.nearest.stored_graph import pool_graph
 
 
 @dataclass(frozen=True)
@@ -97,11 +99,11 @@ def believe(path: Path, table: FeatureTable, labels: dict[str, str], ids: list[i
         known = {rows[name]: label for name, label in labels.items() if name in rows}
         classes = sorted(set(known.values()))
         numbers = [classes.index(label) for label in known.values()]
+        graph = pool_graph(table, NEIGHBOURS, world=world, progress=bar_factory(world))  # choosing has it made
         fitted = fit_smoothed(
-            table.features, numbers, list(known), classes=len(classes), correct=False, world=world,
-            progress=bar_factory(world),
+            table.features, numbers, list(known), classes=len(classes), correct=False, world=world, graph=graph,
         )  # fmt: skip
-        found = fitted.pool[ids].cpu().double().numpy().round(4).tolist()
+        found = fitted.pool_probabilities()[ids].cpu().double().numpy().round(4).tolist()
         with atomic_write(path, "w") as handle:
             json.dump({"classes": classes, "probabilities": found}, handle)
     content = read_json(path)

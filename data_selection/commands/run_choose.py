@@ -3,10 +3,9 @@
 import argparse
 import contextlib
 import dataclasses
-import hashlib
+import functools
 import json
 import os
-import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,11 +21,10 @@ from data_selection.annotation.run_folder import (
     SUBSET,
     VERSION,
     is_chosen,
-    is_run,
-    label_files,
     read_run,
-    rounds_of,
 )
+from data_selection.commands.any_method import next_round
+from data_selection.commands.earlier_rounds import AUTO, Known, borrow, digest, method_of, read_labelled
 from data_selection.commands.extract import build_parser
 from data_selection.commands.foresight import check_disk, foresee
 from data_selection.commands.handing_out import Order, hand_out
@@ -34,10 +32,9 @@ from data_selection.commands.run_extract import Ready, extract_pool, output_fold
 from data_selection.commands.selection import Plan, choose
 from data_selection.common.distributed import World, on_main, one_process, start
 from data_selection.common.errors import UserError
-from data_selection.common.feature_table import sidecar
 from data_selection.common.files import atomic_write, read_json
 from data_selection.common.subset_files import budget_from_percent, versions
-from data_selection.images.answers import read_answers, write_labels
+from data_selection.images.answers import write_labels
 from data_selection.images.list_files import decoded
 from data_selection.images.pools import POOLS, Pool, open_pool
 from data_selection.methods.table import METHODS
@@ -55,24 +52,13 @@ class Chosen:
     files: list[str]
 
 
-@dataclasses.dataclass(frozen=True)
-class Known:
-    """What earlier rounds say. labels: {name: class}; waiting: names of images that were handed out and have none.
-
-    rounds: as run_folder.rounds_of gives them.
-    """
-
-    labels: dict[str, str]
-    waiting: list[str]
-    rounds: list[dict[str, float]] = dataclasses.field(default_factory=list)
-
-
 def choose_images(
     source: Path | str,
     budget: int | str,
     out: Path | str,
     *,
     method: str = "activeft",
+    strategy: str = AUTO,
     model: str = "vit_small",
     weights: str = "",
     allow_http: bool = False,
@@ -87,24 +73,26 @@ def choose_images(
 ) -> Chosen | None:
     """Choose `budget` images (a number, or percent: "2%") of a folder or list, and make the folder `out` to label them.
 
-    method: a row of METHODS. labelled: folders of earlier rounds, or label files of any tool; these images are not
-    chosen again. classes: names for the page, or the `a,b,c` or file of the command. images: `link`, `copy` or `none`.
-    The same call again goes on where it was stopped, and never writes over labels. dry_run: only say what it would
-    do, and return None. Raises UserError for the user's mistakes, before any work.
+    method: a row of LABEL_FREE. labelled: folders of earlier rounds, or label files of any tool; these images are not
+    chosen again, and with labels of two classes a model of them chooses by a strategy, one of STRATEGIES (`auto`: as
+    judging.rounds advises). classes: names for the page, or the `a,b,c` or file of the command. images: `link`, `copy`
+    or `none`. The same call again goes on where it was stopped, and never writes over labels. dry_run: only say what it
+    would do, and return None. Raises UserError for the user's mistakes, before any work.
     """
     one_process(
         "choose_images.py", "; features can be made by several first: extract_feature.py --output_dir OUT/features"
     )
     source, out = Path(source), Path(out)
-    if images not in HOW or method not in METHODS:
-        raise UserError(f"images {images!r} and method {method!r}: {', '.join(HOW)} and {', '.join(METHODS)} are known")
+    if images not in HOW:
+        raise UserError(f"images {images!r}: {', '.join(HOW)} are known")
     words = class_words(classes)
     pool = open_images(source, out)
     count = number(budget, len(pool))
     known = read_labelled(labelled, pool)
+    by, reason = method_of(known, count, method, strategy)
     request = {
         "budget": count, "method": method, "seed": seed, "model": model, "weights": weights and Path(weights).name,
-        "labelled": digest(known) if labelled else None,
+        "labelled": digest(known) if labelled else None, "strategy": strategy if known.labels else None,
     }  # fmt: skip
     order = Order(out, source, [*dict.fromkeys([*words, *sorted(set(known.labels.values()))])], images, embed)
     if not is_chosen(out, request):
@@ -113,7 +101,9 @@ def choose_images(
             raise UserError(f"--budget {count} is outside 1..{free}, the images without a label: choose another")
         embedding = extraction(source, out, model, weights, num_workers, device, allow_http)
         whole = os.path.abspath(weights) if Path(weights).is_file() else weights  # noqa: PTH100 - a link stays one
-        plan = Planned(out, count, method, seed, request, whole, known, order)
+        plan = Planned(out, count, by, seed, request, whole, known, order)
+        if reason:
+            print(f"chosen by {by}, which asks a model of the labels so far: {reason}")
         with contextlib.nullcontext() if dry_run else output_folder(embedding.output_dir):
             if not plan.embed(embedding, labelled, dry_run):
                 return None
@@ -145,7 +135,9 @@ class Planned:
         config = METHODS[self.method].config()
 
         def select(features: torch.Tensor, budget: int) -> torch.Tensor:
-            return METHODS[self.method].select(features, budget, config=config, seed=self.seed, device=args.device_used)
+            return METHODS[self.method].select(
+                features, budget, config=config, seed=self.seed, device=args.device_used, **self.stand_in(features)
+            )
 
         def look(ready: Ready) -> bool:
             args.device_used, args.path = ready.world.device, ready.path
@@ -161,6 +153,14 @@ class Planned:
             if not dry_run:
                 on_main(world, lambda: self.note(args))  # the others read it next
         return not dry_run
+
+    def stand_in(self, features: torch.Tensor) -> dict[str, torch.Tensor]:
+        """What a method of rounds is tried with, in place of a model's answers."""
+        row = METHODS[self.method]
+        if not row.rounds:
+            return {}
+        said = features[:, : len(set(self.known.labels.values()))].softmax(1)
+        return {"probabilities": said} | ({"smoothed": features} if row.smoothed else {})
 
     def note(self, args: argparse.Namespace) -> None:
         """Write run.json and labelled.csv, which come before the choice."""
@@ -190,15 +190,17 @@ class Planned:
             keep_duplicates=False,
         )
 
-        def plan(_world: World, table: "FeatureTable") -> Plan:
+        def plan(world: World, table: "FeatureTable") -> Plan:
             rows = {name: row for row, name in enumerate(table.names or ())}
             taken, waiting = (
                 [rows[name] for name in some if name in rows] for some in (self.known.labels, self.known.waiting)
             )
 
-            def select(features: torch.Tensor, budget: int, **how: object) -> torch.Tensor:
-                return METHODS[self.method].select(features, budget, config=config, seed=self.seed, **how)
-
+            select = functools.partial(METHODS[self.method].select, config=config, seed=self.seed)
+            if METHODS[self.method].rounds:
+                select = functools.partial(
+                    next_round, table, self.known.numbered(table), world, self.method, config, self.seed
+                )
             settings = dataclasses.asdict(config)
             known = {"labelled": taken, "excluded": waiting}
             return Plan(self.out, SUBSET, self.budget, select, self.method, settings, self.method, taken=known)
@@ -238,31 +240,6 @@ def class_words(classes: Sequence[str] | str) -> list[str]:
     return list(dict.fromkeys(word.strip() for word in classes if word.strip()))
 
 
-def read_labelled(sources: Sequence[Path | str], pool: Pool) -> Known:
-    """The labels of earlier rounds, what was understood told. Raises UserError with all that is wrong in them."""
-    runs = [Path(source) for source in sources if is_run(Path(source))]
-    files = [file for source in map(Path, sources) for file in (label_files(source) if source in runs else [source])]
-    if not files:
-        return Known({}, [])
-    names = pool.names or ()
-    answers = read_answers(files, names)
-    for line in answers.understood:
-        print(line)
-    if answers.faults:
-        raise UserError("the labels cannot be used: " + "; ".join(answers.faults))
-    handed = [name for run in runs for name in read_json(sidecar(run / SUBSET, "provenance"))["images"]["name"]]
-    here = set(names)
-    waiting = [name for name in dict.fromkeys(handed) if name in here and name not in answers.labels]
-    rest = f"; {len(waiting)} that were handed out have none, and are not chosen again" if waiting else ""
-    print(f"{len(answers.labels)} images have labels of {len(set(answers.labels.values()))} classes{rest}")
-    return Known(answers.labels, waiting, rounds_of(runs))
-
-
-def digest(known: Known) -> str:
-    text = json.dumps([sorted(known.labels.items()), sorted(known.waiting)])
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
 def extraction(
     source: Path, out: Path, model: str, weights: str, workers: int, device: str, allow_http: bool
 ) -> argparse.Namespace:
@@ -270,23 +247,3 @@ def extraction(
     words = ["--dataset", str(source), "--arch", model, "--pretrained_weights", weights, "--output_dir",
              str(out / FEATURES), "--num_workers", str(workers), "--device", device, "--on_error", "skip"]  # fmt: skip
     return build_parser().parse_args([*words, *(["--allow-http"] if allow_http else [])])
-
-
-def borrow(args: argparse.Namespace, labelled: Sequence[Path | str]) -> None:
-    """Begin with the features of an earlier round of the same images: what it has embedded is not embedded again."""
-    if any(args.output_dir.glob("*.npy")) or any(args.output_dir.glob("*.partial")):
-        return
-    for run in map(Path, labelled):
-        if not is_run(run) or read_run(run)["source"] != source_of(args.dataset, None):
-            continue
-        features = run / read_run(run)["features"]
-        if not features.exists():
-            continue
-        for file in sorted(features.parent.glob(f"{features.stem}.*"), key=lambda file: file.suffix == ".npy"):
-            if file.is_file():
-                target = args.output_dir / file.name
-                try:
-                    target.hardlink_to(file)  # files of features are replaced, never changed
-                except OSError:
-                    shutil.copyfile(file, target)
-        return

@@ -11,7 +11,7 @@ from data_selection.common.distributed import World, on_main
 from data_selection.common.errors import UserError
 from data_selection.common.kinds import Ids
 from data_selection.judging.correction import UNEVEN, unevenness
-from data_selection.judging.smoothed import at_temperature, fit_smoothed, smoothing_of
+from data_selection.judging.smoothed import Smoothing, at_temperature, fit_smoothed, smoothing_of
 from data_selection.methods.configs import Config
 from data_selection.methods.table import METHODS
 from data_selection.nearest.pool_reader import pool_device
@@ -56,6 +56,7 @@ def choose_next(
     classes: int | None = None,
     seed: int = 0,
     graph: Neighbours | None = None,
+    base: Smoothing | None = None,
     world: World | None = None,
     progress: Callable[..., Any] | None = None,
 ) -> Next:
@@ -63,9 +64,10 @@ def choose_next(
 
     features: (N, D) raw floats. ids: (n,) pool indices; labels: (n,) int64, of two classes at least. method: a row of
     METHODS with rounds, or `auto`: advise_rounds. labelled: further images that are labelled, their classes unknown;
-    excluded: images that must not be chosen. The model is the smoothed probe (C = 30), calibrated on the labels. graph,
-    world, classes, progress: as for fit_smoothed; rank 0 chooses, and all ranks get the same. Raises UserError for
-    labels of one class, which no doubt can be told from.
+    excluded: images that must not be chosen. The model is the smoothed probe (C = 30), calibrated on the labels. base:
+    the pool's Smoothing, where it was made for other rounds, in place of graph and world. graph, world, classes,
+    progress: as for fit_smoothed; rank 0 chooses, and all ranks get the same. Raises UserError for labels of one class,
+    which no doubt can be told from.
     """
     known = check_ids(ids, len(features), "labelled")
     targets = torch.as_tensor(labels).cpu().long()
@@ -79,17 +81,18 @@ def choose_next(
     if row is None or not row.rounds:
         rounds = ", ".join(other for other, some in METHODS.items() if some.rounds)
         raise UserError(f"method {method!r} asks no model: use auto or one of {rounds}")
-    world = world or World(0, 1, pool_device(features, None))
-    pool = smoothing_of(features, spread=False, graph=graph, world=world, progress=progress)
-    probe = fit_smoothed(pool, targets, known, classes=classes, correct=False)
+    if base is None:
+        world = world or World(0, 1, pool_device(features, None))
+        base = smoothing_of(features, spread=False, graph=graph, world=world, progress=progress)
+    probe = fit_smoothed(base, targets, known, classes=classes, correct=False)
     said = at_temperature(probe.pool, probe.temperature)
-    more = {"smoothed": pool.smoothed} if row.smoothed else {}
+    more = {"smoothed": base.smoothed} if row.smoothed else {}
     taken = torch.cat([known, check_ids(labelled, len(features), "labelled")]).unique()
 
     def choose() -> torch.Tensor:
         return row.select(
             features, budget, config=config or row.config(), labelled=taken, excluded=excluded, seed=seed,
-            device=world.device, progress=progress, probabilities=said, **more,
+            device=base.world.device, progress=progress, probabilities=said, **more,
         ).cpu()  # fmt: skip
 
-    return Next(on_main(world, choose), name, said)
+    return Next(on_main(base.world, choose), name, said)

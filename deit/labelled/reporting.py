@@ -12,10 +12,11 @@ from data_selection.annotation.originals import file_address, show
 from data_selection.annotation.run_folder import read_run
 from data_selection.common.kinds import Features, Log
 from data_selection.common.listed_names import quoted
-from data_selection.common.progress import OpenBar
+from data_selection.common.progress import OpenBar, open_bar
 from data_selection.common.subset_files import pool_provenance, versions
 from data_selection.images.pools import open_pool
-from data_selection.judging.findings import Curve, interval, learning_curve
+from data_selection.judging.findings import REPEATS, SHARES, Curve, interval, learning_curve
+from data_selection.judging.probe import FOLDS
 from data_selection.judging.probe import fit_probe as fit_plain
 from data_selection.judging.quality import quality
 from data_selection.judging.smoothed import SmoothedProbe
@@ -24,6 +25,7 @@ from deit.labelled.judging import judge
 from deit.labelled.runs import Labelled
 from deit.smoothing import ALONE, NEIGHBOURS, fit_probe
 
+FEWEST = 10  # labels for a learning curve
 AHEAD = (1.5, 2, 3)  # times the labels, to which the learning curve is extrapolated
 
 
@@ -57,7 +59,7 @@ def report(
         predicted=judged.answers,
         sure=judged.sure,
         pool=probe.pool_probabilities(),
-        curve=curve_of(known, labels, len(classes), probe, seed),
+        curve=curve_of(known, labels, len(classes), probe, seed, progress),
         judged_by=judged.by,
         quality=covered(run.table.features, ids),
         notes=notes(run),
@@ -80,14 +82,20 @@ def report(
     return page, values
 
 
-def curve_of(known: torch.Tensor, labels: torch.Tensor, classes: int, probe: SmoothedProbe, seed: int) -> Curve:
+def curve_of(
+    known: torch.Tensor, labels: torch.Tensor, classes: int, probe: SmoothedProbe, seed: int, progress: OpenBar | None
+) -> Curve:
     """The learning curve of the smoothed probe: features (n, D) of the labelled images and their labels."""
 
     def answer(train: torch.Tensor, left: torch.Tensor) -> torch.Tensor:
+        bar.update(1)
         return fit_plain(known[train], labels[train], classes, probe.c).predict(known[left]).argmax(1)
 
     more = [round(times * len(labels)) for times in AHEAD]
-    return learning_curve(labels, answer, more=more, seed=seed) if len(labels) >= 10 else Curve(())
+    if len(labels) < FEWEST:
+        return Curve(())
+    with open_bar(progress, REPEATS * FOLDS * len(SHARES), "learning curve", "fit") as bar:
+        return learning_curve(labels, answer, more=more, seed=seed)
 
 
 def covered(features: Features, ids: torch.Tensor) -> dict[str, float]:

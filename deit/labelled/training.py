@@ -66,6 +66,9 @@ def train_on_labels(
     if test_labels and not test:
         raise UserError(f"--test-labels {test_labels} are of the images in --test, which is missing")
     given = open_run(run, labels, source, partial=partial, log=log)
+    if mode == "auto" and not given.whole:  # the pool cannot teach: some of its images may not even be readable
+        log(f"{given.source} has other images than those that were embedded: --mode lp-ft, by the labelled ones alone")
+        mode = "lp-ft"
     minutes = MINUTES if mode == "auto" and minutes is None else minutes
     words = [*backbone_flags(given, weights), "--mode", mode, "--seed", str(seed), "--device", device]
     words += ["--minutes", str(minutes)] if minutes is not None else []
@@ -76,7 +79,7 @@ def train_on_labels(
     with atomic_write(table, "w") as handle:
         handle.write(write_labels(given.answers.labels))
     words += ["--num_workers", str(num_workers)] if num_workers is not None else []
-    words += features_flag(given, mode, weights, log)
+    words += features_flag(given, mode, weights)
     result = trained(given, words, table, folder)
     place(folder, given.folder)
     page, values = report(given, folder, result, seed=seed, log=log, progress=progress)
@@ -101,12 +104,9 @@ def trained(given: Labelled, words: Sequence[str], table: Path, folder: Path) ->
     return result
 
 
-def features_flag(given: Labelled, mode: str, weights: str, log: Log) -> list[str]:
+def features_flag(given: Labelled, mode: str, weights: str) -> list[str]:
     """The trainer's flag for the features of the pool, where it has a use for them and they are of this pool."""
     if mode not in BY_FEATURES or (weights and mode != "smoothed"):
-        return []
-    if not given.whole and mode == "auto":
-        log(f"{given.source} has other images than those that were embedded: the pool's graph is not asked")
         return []
     return ["--features", str(given.table.path)]
 
@@ -139,6 +139,7 @@ def predict_images(
 
     Raises UserError where the folder has no model yet, or `out` is something else than a CSV of predictions.
     """
+    one_process("predict.py")
     folder = Path(run)
     model = folder if folder.is_file() else folder / MODEL
     if not model.is_file():

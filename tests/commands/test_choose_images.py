@@ -5,13 +5,17 @@ import json
 import os
 import shutil
 
+import numpy as np
 import pytest
+import torch
 
 import data_selection
 from data_selection.commands import choose_images as command
 from data_selection.commands import handing_out, run_choose
 from data_selection.commands.choose_images import build_parser, main_choose
+from data_selection.common.distributed import World
 from data_selection.common.errors import UserError
+from data_selection.common.feature_table import load_features
 from data_selection.images.answers import read_answers
 from tests.support.extraction_cases import COUNT
 
@@ -176,6 +180,30 @@ def test_a_round_takes_labels_in_and_embeds_nothing_again(choose, tmp_path, caps
         choose(two, labelled=[one], budget=20)
 
 
+def test_a_round_asks_a_model_of_the_labels_unless_told_not_to(choose, tmp_path, capsys):
+    one = choose(tmp_path / "one", budget=30)
+    with pytest.raises(UserError, match="--strategy half asks a model of labels of two classes"):
+        choose(tmp_path / "none", strategy="half")
+    with pytest.raises(UserError, match=r"'halv': .* auto, label-free, .*half"):
+        choose(tmp_path / "none", strategy="halv")
+    label(one, 30)
+    chosen = {}
+    for strategy in ("auto", "label-free", "margin"):
+        out = choose(tmp_path / strategy, labelled=[one], strategy=strategy, budget=8)
+        chosen[strategy] = json.loads((out / "subset.provenance.json").read_text())["method"]
+    assert chosen == {"auto": "wvoptimal", "label-free": "random", "margin": "margin"}
+    said = capsys.readouterr().out
+    assert "chosen by wvoptimal, which asks a model of the labels so far: 19 labels a class" in said
+    beliefs = json.loads((tmp_path / "margin" / "beliefs.json").read_text())["probabilities"]
+    everything = handing_out.believe(  # of the whole pool, by the same model
+        tmp_path / "all.json", load_features(one / "features" / "shoes_train.npy"),
+        dict(rows(one)[1:]), list(range(COUNT)), World(0, 1, torch.device("cpu")),
+    )  # fmt: skip
+    margins = abs(everything.probabilities[:, 0] - everything.probabilities[:, 1])
+    free = np.delete(margins, json.loads((one / "subset.json").read_text()))
+    assert sorted(abs(a - b) for a, b in beliefs) == pytest.approx(np.sort(free)[:8].tolist(), abs=1e-3)
+
+
 def test_labels_that_contradict_each_other_are_told_together(choose, tmp_path):
     (tmp_path / "a.csv").write_text("file,label\n000.png,cat\n001.png,dog\nnone.png,dog\n")
     (tmp_path / "b.csv").write_text("file,label\n000.png,dog\n")
@@ -239,9 +267,9 @@ def test_every_flag_arrives(choose, folder, tmp_path, monkeypatch):
     asked = {}
     monkeypatch.setattr(run_choose, "choose_images", lambda *places, **words: asked.update(words, places=places))
     assert command.build_parser is build_parser
-    other = {"budget": "3%", "method": "fps", "model": "vit_tiny", "weights": "w.pth", "allow_http": True,
-             "labelled": ["a", "b"], "classes": "x,y", "images": "copy", "embed": True, "dry_run": True,
-             "num_workers": 3, "seed": 5, "device": "cpu"}  # fmt: skip
+    other = {"budget": "3%", "method": "fps", "strategy": "half", "model": "vit_tiny", "weights": "w.pth",
+             "allow_http": True, "labelled": ["a", "b"], "classes": "x,y", "images": "copy", "embed": True,
+             "dry_run": True, "num_workers": 3, "seed": 5, "device": "cpu"}  # fmt: skip
     choose(tmp_path, **other)
     assert asked.pop("places") == (str(folder), "3%", tmp_path)
     assert asked == {name: value for name, value in other.items() if name != "budget"}

@@ -66,9 +66,9 @@ def select(name):
     return lambda _: METHODS[name].select(features, 6, **beliefs(METHODS[name], features))
 
 
-WITHOUT = ("random", "kmeans", "stratified", "zcore", "margin")  # take no products by PyTorch
 some = torch.eye(4)
-CASES = {name: select(name) for name in METHODS if name not in WITHOUT} | {
+NO_PRODUCT = ("random", "kmeans", "stratified", "zcore", "margin")  # of torch
+CASES = {name: select(name) for name in METHODS if name not in NO_PRODUCT} | {
     "neighbours": lambda _: nearest_neighbours(some, 2),
     "knn": lambda _: knn_accuracy(some, torch.arange(4), some, torch.arange(4), k=1),
     "extraction": embed,

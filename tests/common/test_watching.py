@@ -1,7 +1,9 @@
 """A process of several that fails is told of by the others, with its own error; whatever else fails tells itself."""
 
 import contextlib
+import ctypes
 import time
+from functools import partial
 
 import pytest
 import torch
@@ -41,6 +43,16 @@ def stuck_in_another_operation(rank):
         world.barrier()
 
 
+def holding_the_lock(rank, silence):
+    """No thread of rank 1 runs for four seconds."""
+    watching.BEAT = 0.2
+    with distributed.start("cpu", silence) as world:
+        world.barrier()
+        if rank == 1:
+            ctypes.PyDLL(None).sleep(4)
+        world.barrier()
+
+
 def test_the_first_error_is_told_by_all(tmp_path):
     said = errors_of(2, out_of_memory, tmp_path)
     assert said[1].startswith("OutOfMemoryError: CUDA out of memory")
@@ -68,3 +80,11 @@ def test_who_waits_for_one_that_has_failed_ends_too(tmp_path):
         errors_of(2, stuck_in_another_operation, tmp_path)
     assert "(rank 1: no space left): this one ends too" in (tmp_path / "said_0").read_text()
     assert time.monotonic() - began < 25
+
+
+@pytest.mark.parametrize("silence", [1, 20])
+def test_a_rank_may_be_silent_for_so_long(silence, tmp_path):
+    with contextlib.suppress(torch.multiprocessing.ProcessExitedException):
+        errors_of(2, partial(holding_the_lock, silence=silence), tmp_path)
+    said = (tmp_path / "said_0").read_text()
+    assert ("stands still (2): this one ends too" in said) == (silence == 1)

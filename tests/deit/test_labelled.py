@@ -1,6 +1,5 @@
 """From a choice's labels to a model, a report and predictions: once, again, after a stop, moved, in rounds."""
 
-import csv
 import json
 import shutil
 
@@ -12,25 +11,16 @@ from sklearn.linear_model import LogisticRegression
 from data_selection.commands.run_choose import choose_images
 from data_selection.common.errors import UserError
 from data_selection.common.feature_table import load_features
-from data_selection.common.listed_names import quoted, unquoted
-from data_selection.images.pools import load_demo
 from data_selection.judging.smoothed import fit_smoothed
 from deit import epochs
-from deit.crossval import Asked
-from deit.labelled import reporting, training
-from deit.labelled.training import predict_images, train_on_labels
+from deit.labelled import training
+from deit.labelled.training import predict_images
 from tests.support.extraction_cases import COUNT
+from tests.support.labelled_runs import finetuning_wins, rows, train, values, values_of, word
 from tests.support.pages import write_answers
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "quick_report")
 LABELLED = 30
-DEMO_LABELS = load_demo()["train_labels"][:COUNT].tolist()
-KINDS = {0: "top", 2: "top", 4: "top", 6: "top", 5: "shoe", 7: "shoe", 9: "shoe"}
-
-
-def word(name):
-    """What a person would say of an image: its row of the demo pool is its name."""
-    return KINDS.get(DEMO_LABELS[int(name[:3])], "else")
 
 
 @pytest.fixture(scope="module")
@@ -45,24 +35,6 @@ def chosen(folder, tmp_path_factory):
 @pytest.fixture
 def run(chosen, tmp_path):
     return shutil.copytree(chosen, tmp_path / "run", symlinks=True)
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch):
-    """A learning curve of one repeat."""
-    real = reporting.learning_curve
-    monkeypatch.setattr(reporting, "learning_curve", lambda *parts, **words: real(*parts, **words, repeats=1))
-
-
-def train(run, **words):
-    """(what it returns, what it said), the head alone where nothing else is asked for."""
-    said = []
-    done = train_on_labels(run, **{"mode": "linear", "device": "cpu", "num_workers": 0, "log": said.append} | words)
-    return done, "\n".join(said)
-
-
-def values(run):
-    return json.loads((run / "report.json").read_text())
 
 
 def test_labels_become_a_model_a_report_and_predictions(run, folder, monkeypatch, capsys):
@@ -93,11 +65,6 @@ def test_labels_become_a_model_a_report_and_predictions(run, folder, monkeypatch
     assert json.loads(before[0]) == values(moved) | {"title": json.loads(before[0])["title"]}
 
 
-def rows(path):
-    with path.open(newline="") as handle:
-        return list(csv.reader(handle))[1:]
-
-
 def test_the_reports_accuracy_is_that_of_the_head_without_each_fifth(run):
     train(run)
     table = load_features(run / values_of(run)["features"])
@@ -105,7 +72,7 @@ def test_the_reports_accuracy_is_that_of_the_head_without_each_fifth(run):
     ids = [row for row, name in enumerate(table.names) if name in labels]
     x = np.array(table.features[ids], dtype=np.float64)
     y = np.array([labels[table.names[row]] for row in ids])
-    words, right, fifth = np.unique(y), 0, np.empty(len(y), int)
+    words, right, sure, fifth = np.unique(y), 0, {}, np.empty(len(y), int)
     fifth[np.argsort(y, kind="stable")] = np.arange(len(y)) % 5
     for part in range(5):
         known = x[fifth != part]
@@ -115,12 +82,11 @@ def test_the_reports_accuracy_is_that_of_the_head_without_each_fifth(run):
         model = LogisticRegression(C=30, tol=1e-8, max_iter=10_000).fit(
             np.tile((known - centre) / scale, (3, 1)), np.repeat(words, len(known)), np.concatenate(smoothed)
         )
-        right += (model.predict((x[fifth == part] - centre) / scale) == y[fifth == part]).sum()
+        left = (x[fifth == part] - centre) / scale
+        right += (model.predict(left) == y[fifth == part]).sum()
+        sure |= dict(zip(np.array(table.names)[ids][fifth == part], model.predict_proba(left).max(1), strict=True))
     assert values(run)["accuracy"]["right"] == right
-
-
-def values_of(run):
-    return json.loads((run / "run.json").read_text())
+    assert all(one["confidence"] == pytest.approx(sure[one["file"]], abs=1e-4) for one in values(run)["mistakes"])
 
 
 def test_the_graph_answers_by_what_lies_beside_the_model(run, folder, tmp_path):
@@ -151,9 +117,9 @@ def test_auto_asks_the_graph_where_the_features_are_of_this_pool(run, folder, tm
     monkeypatch.setattr("deit.choosing.smoothed_right", lambda *_: LABELLED + 1)
     pool = shutil.copytree(folder, tmp_path / "pool")
     if not whole:
-        shutil.copyfile(pool / "000.png", pool / "new.png")
+        (pool / "new.png").write_bytes(b"no image")
     _, said = train(run, mode="auto", source=pool, minutes=5)
-    assert ("the pool's graph is not asked" in said) != whole
+    assert ("--mode lp-ft, by the labelled ones alone" in said) != whole
     mode = json.loads(next(run.glob("training/*/result.json")).read_text())["mode"]
     assert (mode == "smoothed") == whole
     assert ("--mode auto takes smoothed" in capsys.readouterr().out) == whole
@@ -189,17 +155,6 @@ def test_ctrl_c_loses_nothing(run, monkeypatch, capsys):
     assert values(run)["accuracy"]["right"] == LABELLED - 1
 
 
-def finetuning_wins(job, _source):
-    """A verdict: the finetuned model has all right but one."""
-    labels = torch.tensor([job.train_pool.label(i) for i in job.ids])
-    found = torch.nn.functional.one_hot(labels, 3).float()
-    finetuned = found.clone()
-    finetuned[0] = finetuned[0].roll(1)
-    verdict = {"labels": LABELLED, "probe_right": 0, "finetuned_right": LABELLED - 1, "only_probe": 0,
-               "only_finetuned": LABELLED - 1, "kept": "finetuned"}  # fmt: skip
-    return verdict, Asked(job.ids, found.roll(1, 1), finetuned)
-
-
 def test_what_is_wrong_is_told_together_before_work(run, tmp_path, monkeypatch):
     monkeypatch.setattr(training, "trained", lambda *_: pytest.fail("it has begun"))
     labels = dict(rows(run / "annotate.csv"))
@@ -222,6 +177,20 @@ def test_what_is_wrong_is_told_together_before_work(run, tmp_path, monkeypatch):
     assert len(rows(train(run, partial=True)[0].model.with_name("labels.csv"))) == LABELLED - 1
     with pytest.raises(UserError, match=r"must end in \.csv"):
         predict_images(run, tmp_path, tmp_path / "x.txt")
+
+
+def test_test_images_are_told_and_decide_nothing(run, folder, tmp_path):
+    for i in range(50, COUNT):
+        target = tmp_path / "test" / word(f"{i:03}.png") / f"{i}.png"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(folder / f"{i:03}.png", target)
+    before, _ = train(run)
+    done, _ = train(run, test=tmp_path / "test")
+    found = predict_images(run, tmp_path / "test", device="cpu", log=lambda _: None)
+    right = sum(row[0].split("/")[0] == row[1] for row in rows(run / "predictions.csv"))
+    assert done.test == pytest.approx(100 * right / len(found.names))
+    assert values(run)["test"] == {"accuracy": done.test, "count": COUNT - 50}
+    assert (before.test, done.accuracy) == (None, before.accuracy)
 
 
 def test_moved_images_are_found_again_and_those_gone_are_named(run, folder, tmp_path):
@@ -274,28 +243,5 @@ def test_several_processes_are_refused(run, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match=r"train_on_labels\.py works in one process, and a launcher started 2"):
         train(run)
-
-
-def test_any_name_and_any_class_word_come_through(folder, tmp_path, monkeypatch):
-    pool, names = tmp_path / "pool", ["bytes\udcff.png", "two\nlines.png", '"<script>alert(1)<.png', " spaces .png"]
-    names += [f"{i}.png" for i in range(16)]
-    pool.mkdir()
-    for i, name in enumerate(names):
-        shutil.copyfile(folder / f"{i:03}.png", pool / name)
-    words = ['<script>window.hacked = 1</script> "quoted", a', "two\nlines", "y" * 300]
-    monkeypatch.setattr("deit.job.MOST", 1)
-    monkeypatch.setattr("deit.job.FEWEST", 1)
-    monkeypatch.setattr("deit.crossval.compare", finetuning_wins)
-    run = tmp_path / "run"
-    done = choose_images(pool, 20, run, method="random", model="demo_vit", device="cpu", num_workers=0)
-    write_answers(run / "annotate.csv", {quoted(name): words[i % 3] for i, name in enumerate(sorted(done.files))})
-    train(run, mode="lp-ft")
-    assert values(run)["judged_by"].startswith("by the finetuned model")
-    assert values(run)["accuracy"]["right"] == 19
-    assert {part["class"] for part in values(run)["classes"]} == {*map(quoted, words)}
-    page = (run / "report.html").read_text()
-    assert "<script>window" not in page
-    assert "<script>alert" not in page
-    found = predict_images(run, pool, device="cpu", log=lambda _: None)
-    assert {*found.names} == {*names}
-    assert {unquoted(row[1]) for row in rows(run / "predictions.csv")} <= {*words}
+    with pytest.raises(UserError, match=r"predict\.py works in one process"):
+        predict_images(run, run)

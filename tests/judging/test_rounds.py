@@ -51,6 +51,10 @@ def test_a_method_is_given_the_calibrated_model_of_the_labels(method, monkeypatc
     )
     assert found.ids.tolist() == asked.tolist()
     assert not set(found.ids.tolist()) & {*ids.tolist(), 1, 2, 3}
+    known = choose_next(
+        features, labels[ids], ids, 6, method=method, excluded=[1, 2], labelled=[3], seed=4, base=model.base
+    )
+    assert known.ids.tolist() == found.ids.tolist()
     array = choose_next(features.numpy(), labels[ids].numpy(), ids.tolist(), 6, method=method, excluded=[1, 2],
                         labelled=[3], seed=4)  # fmt: skip
     assert array.ids.tolist() == found.ids.tolist()
@@ -74,15 +78,18 @@ def test_what_no_model_can_be_made_of_is_refused():
             choose_next(features, labels[:6], range(6), 5, method=method)
 
 
-def test_ranks_choose_what_one_chooses():
+@pytest.mark.parametrize("method", ROUNDS)
+def test_ranks_choose_what_one_chooses(method):
     features, labels = pool()
-    alone = choose_next(features, labels[:12], range(12), 6)
+    alone = choose_next(features, labels[:12], range(12), 6, method=method)
 
     def on(world: World):
-        return choose_next(features, labels[:12], range(12), 6, world=world)
+        return choose_next(features, labels[:12], range(12), 6, method=method, world=world)
 
-    for found in on_ranks(2, on):
-        assert found.ids.tolist() == alone.ids.tolist()
+    for size in (2, 3):
+        for found in on_ranks(size, on):
+            assert found.ids.tolist() == alone.ids.tolist()
+            assert torch.equal(found.probabilities, alone.probabilities)
 
 
 def test_the_labels_of_the_others_are_not_looked_at(monkeypatch):
@@ -95,3 +102,10 @@ def test_the_labels_of_the_others_are_not_looked_at(monkeypatch):
     choose_next(features, labels[:9], range(9), 5)
     assert np.array_equal(seen[0][0], labels[:9])
     assert seen[0][1].tolist() == list(range(9))
+
+
+def test_a_pool_that_is_smoothed_already_is_not_smoothed_again(monkeypatch):
+    features, labels = pool()
+    base = rounds.smoothing_of(features)
+    monkeypatch.setattr(rounds, "smoothing_of", None)
+    assert len(choose_next(features, labels[:12], range(12), 6, base=base).ids) == 6

@@ -26,7 +26,7 @@ def choose(rank, out):
     features = np.load(TABLE)[:1500, :-1]
     if rank is None:
         return {
-            case: METHODS[name].select(features, 60, **beliefs(METHODS[name], features), **options)
+            case: METHODS[name].select(features, 60, **options, **beliefs(METHODS[name], features))
             for case, (name, options) in CASES.items()
         }
     pool_reader.available_memory = lambda: (1 << 26) * 4**rank  # before LOCAL_WORLD_SIZE

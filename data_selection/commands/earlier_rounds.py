@@ -1,0 +1,112 @@
+"""What choose_images takes over from rounds before it: labels, features, and by which method the next one is chosen."""
+
+import argparse
+import hashlib
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from data_selection.annotation.run_folder import SUBSET, is_run, label_files, read_run, rounds_of
+from data_selection.commands.given_labels import Labels
+from data_selection.commands.run_extract import source_of
+from data_selection.common.errors import UserError
+from data_selection.common.feature_table import FeatureTable, sidecar
+from data_selection.common.files import read_json
+from data_selection.images.answers import read_answers
+from data_selection.images.pools import Pool
+from data_selection.methods.table import LABEL_FREE, METHODS
+
+AUTO, WITHOUT = "auto", "label-free"
+STRATEGIES = (AUTO, WITHOUT, *(name for name, method in METHODS.items() if method.rounds))
+
+
+@dataclass(frozen=True)
+class Known:
+    """What earlier rounds say. labels: {name: class}; waiting: names of images that were handed out and have none.
+
+    rounds: as run_folder.rounds_of gives them.
+    """
+
+    labels: dict[str, str]
+    waiting: list[str]
+    rounds: list[dict[str, float]] = field(default_factory=list)
+
+    def numbered(self, table: FeatureTable) -> Labels:
+        """The labels by the rows of a table."""
+        row = {name: place for place, name in enumerate(table.names or ())}
+        files = sorted((name for name in self.labels if name in row), key=row.__getitem__)
+        classes = sorted({self.labels[file] for file in files})
+        places = torch.tensor([classes.index(self.labels[file]) for file in files])
+        return Labels([row[file] for file in files], places, classes)
+
+
+def method_of(known: Known, budget: int, method: str, strategy: str) -> tuple[str, str]:
+    """(method, why) of a choice: by a model of the labels where there are some of two classes, unless not asked for.
+
+    method: for a choice without a model; strategy: one of STRATEGIES. Raises UserError where a model is asked for by
+    name and there are no labels for it.
+    """
+    from data_selection.judging.rounds import advise_rounds
+
+    if method not in LABEL_FREE or strategy not in STRATEGIES:
+        raise UserError(f"method {method!r} and strategy {strategy!r}: {', '.join(LABEL_FREE)} and "
+                        f"{', '.join(STRATEGIES)} are known")  # fmt: skip
+    classes = sorted(set(known.labels.values()))
+    if len(classes) < 2:
+        if strategy not in (AUTO, WITHOUT):
+            raise UserError(f"--strategy {strategy} asks a model of labels of two classes: give them with --labelled")
+        return method, ""
+    if strategy == WITHOUT:
+        return method, ""
+    if strategy != AUTO:
+        return strategy, "asked for"
+    return advise_rounds(torch.tensor([classes.index(word) for word in known.labels.values()]), budget)
+
+
+def read_labelled(sources: Sequence[Path | str], pool: Pool) -> Known:
+    """The labels of earlier rounds, what was understood told. Raises UserError with all that is wrong in them."""
+    runs = [Path(source) for source in sources if is_run(Path(source))]
+    files = [file for source in map(Path, sources) for file in (label_files(source) if source in runs else [source])]
+    if not files:
+        return Known({}, [])
+    names = pool.names or ()
+    answers = read_answers(files, names)
+    for line in answers.understood:
+        print(line)
+    if answers.faults:
+        raise UserError("the labels cannot be used: " + "; ".join(answers.faults))
+    handed = [name for run in runs for name in read_json(sidecar(run / SUBSET, "provenance"))["images"]["name"]]
+    here = set(names)
+    waiting = [name for name in dict.fromkeys(handed) if name in here and name not in answers.labels]
+    rest = f"; {len(waiting)} that were handed out have none, and are not chosen again" if waiting else ""
+    print(f"{len(answers.labels)} images have labels of {len(set(answers.labels.values()))} classes{rest}")
+    return Known(answers.labels, waiting, rounds_of(runs))
+
+
+def digest(known: Known) -> str:
+    text = json.dumps([sorted(known.labels.items()), sorted(known.waiting)])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def borrow(args: argparse.Namespace, labelled: Sequence[Path | str]) -> None:
+    """Begin with the features of an earlier round of the same images: what it has embedded is not embedded again."""
+    if any(args.output_dir.glob("*.npy")) or any(args.output_dir.glob("*.partial")):
+        return
+    for run in map(Path, labelled):
+        if not is_run(run) or read_run(run)["source"] != source_of(args.dataset, None):
+            continue
+        features = run / read_run(run)["features"]
+        if not features.exists():
+            continue
+        for file in sorted(features.parent.glob(f"{features.stem}.*"), key=lambda file: file.suffix == ".npy"):
+            if file.is_file():
+                target = args.output_dir / file.name
+                try:
+                    target.hardlink_to(file)  # files of features are replaced, never changed
+                except OSError:
+                    shutil.copyfile(file, target)
+        return
