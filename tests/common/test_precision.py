@@ -14,6 +14,7 @@ from data_selection.judging.evaluation import knn_accuracy
 from data_selection.methods.table import METHODS
 from data_selection.nearest.graph import nearest_neighbours
 from deit import trainer
+from tests.support.beliefs import beliefs
 
 PRODUCTS = {torch.Tensor.matmul, torch.Tensor.__matmul__, torch.mm, torch.addmm, torch.nn.functional.conv2d}
 
@@ -62,11 +63,12 @@ def embed(tmp_path):
 
 def select(name):
     features = torch.randn(60, 5, generator=torch.Generator().manual_seed(0))
-    return lambda _: METHODS[name].select(features, 6)
+    return lambda _: METHODS[name].select(features, 6, **beliefs(METHODS[name], features))
 
 
 some = torch.eye(4)
-CASES = {name: select(name) for name in METHODS if name not in ("random", "kmeans")} | {
+NO_PRODUCT = ("random", "kmeans", "stratified", "zcore", "margin")  # of torch
+CASES = {name: select(name) for name in METHODS if name not in NO_PRODUCT} | {
     "neighbours": lambda _: nearest_neighbours(some, 2),
     "knn": lambda _: knn_accuracy(some, torch.arange(4), some, torch.arange(4), k=1),
     "extraction": embed,
