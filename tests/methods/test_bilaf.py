@@ -242,7 +242,7 @@ def test_command_line(tmp_path, capsys):
     written = tmp_path / "Density_75_from_ActiveFT30_variant_released.json"
     assert json.loads(written.read_text()) == GOLDEN[0]["selected"]
     assert json.loads((tmp_path / f"{written.stem}.provenance.json").read_text())["config"]["variant"]
-    assert capsys.readouterr().out.startswith(f"wrote {written}: 75 of 3000 images")
+    assert capsys.readouterr().out.splitlines()[-1].startswith(f"wrote {written}: 75 of 3000 images")
     main_bilaf("density_cluster_imagenet", [*common, "--budget", "75", "--variant", "released", "--seed", "4"])
     assert (
         json.loads((tmp_path / "Density_75_from_ActiveFT30_variant_released_seed_4.json").read_text())
