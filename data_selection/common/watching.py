@@ -13,7 +13,7 @@ import torch.distributed as dist
 from data_selection.common.errors import UserError
 
 # Seconds between signs of life of a rank, and without one until it counts as gone. The beat is a thread, which only
-# runs where nothing holds Python's lock. Sorts, products and fits of NumPy, SciPy, scikit-learn and PyTorch let it go,
+# runs where nothing holds Python's lock. Sorts and products of NumPy, SciPy and PyTorch let it go,
 # and so do files; sorted(), set() and json of whole lists do not, nor does loading a library: seconds in the trainer
 # (a list of 4 million numbers is sorted in 2), longer where pools are of any size.
 BEAT, SILENCE, PATIENT = 3, 30, 300
