@@ -40,7 +40,7 @@ def test_the_gpu_asked_for_is_the_current_one_and_the_group_knows_it(monkeypatch
         assert current == [world.device] == [torch.device("cuda:1")]
     monkeypatch.setattr(torch.distributed, "init_process_group", lambda backend, **given: group.update(given))
     monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: None)
-    monkeypatch.setattr(distributed, "watched", lambda rank, size: contextlib.nullcontext())
+    monkeypatch.setattr(distributed, "watched", lambda *_: contextlib.nullcontext())
     for name, value in zip(LAUNCHER, ("2", "3", "2", "127.0.0.1", "0"), strict=True):
         monkeypatch.setenv(name, value)
     with start("cuda"):
