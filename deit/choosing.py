@@ -7,7 +7,7 @@ import torch
 from deit.crossval import Asked, compare, parts_of, temperature_of
 from deit.job import Job, Verdict
 from deit.selftrain import pool_epochs
-from deit.smoothing import fit_probe, neighbours_of
+from deit.smoothing import fit_graph_probe, neighbours_of
 from deit.timing import estimate, settle
 
 
@@ -74,6 +74,6 @@ def smoothed_right(job: Job, features: torch.Tensor) -> int:
     graph, right = neighbours_of(job, features), 0
     for train, left in parts_of(job):
         labels = torch.tensor([job.train_pool.label(i) for i in train])
-        said = fit_probe(features, labels, train, job.classes, graph).pool_probabilities()[left].argmax(1)
+        said = fit_graph_probe(features, labels, train, job.classes, graph).pool_probabilities()[left].argmax(1)
         right += int((said == torch.tensor([job.train_pool.label(i) for i in left])).sum())
     return right

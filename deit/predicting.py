@@ -1,18 +1,13 @@
 """What a trained model says of images, new ones too: the classes of any folder, from a checkpoint and nothing else."""
 
-import csv
-import io
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from data_selection.common import distributed
 from data_selection.common.errors import UserError
-from data_selection.common.files import atomic_write
 from data_selection.common.kinds import Log
-from data_selection.common.listed_names import quoted
 from data_selection.common.progress import OpenBar, open_bar
 from data_selection.embedding.backbones import load_weights
 from data_selection.images import pools
@@ -22,32 +17,11 @@ from deit.learner.building import autocast_type, build, make_pipeline, resolve
 from deit.memory import recall
 from deit.options import parse
 from deit.runs.meters import RunLog
+from deit.runs.predictions import Predictions
 from deit.runs.stopping import workers_named
 from deit.smoothing import WithPool, with_pool
 
 BATCH = 256
-
-
-@dataclass(frozen=True)
-class Predictions:
-    """names: of N images, as below their folder. probabilities: (N, C) float32. classes: the C words."""
-
-    names: tuple[str, ...]
-    probabilities: torch.Tensor
-    classes: tuple[str, ...]
-
-    def table(self) -> str:
-        """A CSV of file, label, confidence, second label and its confidence, in the order of the images."""
-        text = io.StringIO()
-        rows = csv.writer(text, lineterminator="\n")
-        rows.writerow(["file", "label", "confidence", "second", "second_confidence"])
-        best = self.probabilities.topk(min(2, len(self.classes)), dim=1)
-        for name, places, values in zip(self.names, best.indices.tolist(), best.values.tolist(), strict=True):
-            cells: list[str] = [quoted(name)]
-            for place, value in zip(places, values, strict=True):
-                cells += [quoted(self.classes[place]), f"{value:.4f}"]
-            rows.writerow(cells)
-        return text.getvalue()
 
 
 def predict(
@@ -95,9 +69,3 @@ def predict(
                 bar.update(len(some))
     names = pool.names or tuple(pool.paths)
     return Predictions(tuple(names[i] for i in places), torch.cat(found), tuple(classes))
-
-
-def write_predictions(path: Path, predictions: Predictions) -> None:
-    """Write the table of Predictions to a file, whole or not at all."""
-    with atomic_write(path, "w") as handle:
-        handle.write(predictions.table())

@@ -4,9 +4,7 @@ A round embeds the pool by the model as it is, fits the smoothed probe with "cor
 (judging/smoothed.py), and trains the model on the whole pool by what that says; the next round starts from the result.
 """
 
-import csv
 import hashlib
-import io
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,14 +16,13 @@ import torch
 from data_selection.common.distributed import on_main
 from data_selection.common.errors import UserError
 from data_selection.common.files import atomic_write
-from data_selection.common.listed_names import quoted
 from data_selection.common.sending import sent
-from data_selection.images.pools import Pool
 from deit.engine import Learner, train_one_epoch
 from deit.job import Images, Job, Tally, needed
 from deit.learner.building import make_scheduler
 from deit.learner.linear import frozen_features
 from deit.losses import Criterion
+from deit.runs.predictions import OF_POOL, of_pool
 from deit.samplers import plan_epoch
 from deit.samples.batches import Augmented, Batch, Part
 from deit.samples.draws import POOL, seed_of
@@ -234,24 +231,10 @@ def last_words(job: Job, learner: Learner, data: Images) -> dict[str, float]:
     def score() -> dict[str, float]:
         probe, corrected = smoothed_probe(job, pool, data.classes)
         if job.log.folder:
-            write_predictions(job.log.folder, job.train_pool, corrected)
+            of_pool(job.train_pool, corrected).write(job.log.folder / OF_POOL)
         if test is None:
             return {}
         found = probe.predict(test[0].cpu(), corrected=True).argmax(1)
         return {"acc1": 100 * (found == test[1].cpu()).double().mean().item()}
 
     return on_main(job.world, score)
-
-
-def write_predictions(folder: Path, pool: Pool, probabilities: torch.Tensor) -> None:
-    """pool_predictions.csv: for each pool image its name (or number), likeliest class and that one's probability."""
-    best = probabilities.max(1)
-    names = pool.names or tuple(map(str, range(len(pool))))
-    words = pool.class_names or tuple(map(str, range(probabilities.shape[1])))
-    text = io.StringIO()
-    rows = csv.writer(text)
-    rows.writerow(["file", "label", "confidence"])
-    for name, place, value in zip(names, best.indices.tolist(), best.values.tolist(), strict=True):
-        rows.writerow([quoted(name), quoted(words[place]), f"{value:.4f}"])
-    with atomic_write(folder / "pool_predictions.csv", "w") as handle:
-        handle.write(text.getvalue())

@@ -21,7 +21,7 @@ from deit.job import Job
 from deit.learner.known_rows import at_hand, known_rows
 from deit.learner.linear import seen_by_classifiers, set_head
 from deit.runs.kinds import Settings
-from deit.selftrain import write_predictions
+from deit.runs.predictions import OF_POOL, of_pool
 
 if TYPE_CHECKING:
     from data_selection.judging.smoothed import SmoothedProbe
@@ -77,7 +77,7 @@ def neighbours_of(job: Job, features: torch.Tensor) -> "Neighbours":
     return pool_graph(table, NEIGHBOURS, world=job.world)
 
 
-def fit_probe(
+def fit_graph_probe(
     features: torch.Tensor, labels: torch.Tensor, ids: list[int], classes: int, graph: "Neighbours"
 ) -> "SmoothedProbe":
     """The smoothed probe with every choice made by the labels (n,) of the rows ids."""
@@ -98,7 +98,7 @@ def fit_with_pool(job: Job, learner: Learner, features: torch.Tensor) -> tuple[f
 
     labels = torch.tensor([job.train_pool.label(i) for i in job.ids])
     graph = neighbours_of(job, features)
-    probe = fit_probe(features, labels, job.ids, job.classes, graph)
+    probe = fit_graph_probe(features, labels, job.ids, job.classes, graph)
     said = probe.pool_probabilities().double()
     job.log.say(f"smoothed probe: C = {probe.c:g} and {told_heat(probe)} by the labels; {probe.choice.reason}")
     targets = said.clone()
@@ -109,7 +109,7 @@ def fit_with_pool(job: Job, learner: Learner, features: torch.Tensor) -> tuple[f
     if not job.args.distil:
         learner.answering = WithPool(learner.model, probe)
     if job.log.folder and job.world.is_main:
-        write_predictions(job.log.folder, job.train_pool, said)
+        of_pool(job.train_pool, said).write(job.log.folder / OF_POOL)
         if not job.args.distil:
             keep_pool(job.log.folder / POOL, features, labels, job.ids, job.classes, graph)
     return log_loss(probe.pool[job.ids], labels), len(labels)
@@ -170,4 +170,4 @@ def with_pool(model: nn.Module, checkpoint: Path | str, saved: Settings) -> nn.M
             f"{path} of --mode smoothed cannot be read ({error}): bring it back beside {checkpoint}, or train with "
             "--distil, whose checkpoint needs no pool"
         ) from None
-    return WithPool(model, fit_probe(tensors["features"], tensors["labels"], ids, classes, graph))
+    return WithPool(model, fit_graph_probe(tensors["features"], tensors["labels"], ids, classes, graph))

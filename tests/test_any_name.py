@@ -17,7 +17,7 @@ from data_selection.images.answers import read_answers, write_labels
 from data_selection.images.pools import Pool
 from deit.main import main as main_deit
 from deit.predicting import Predictions
-from deit.selftrain import write_predictions
+from deit.runs.predictions import OF_POOL, of_pool
 from tests.support.trainer_runs import checkpoint
 
 NAMES = [
@@ -123,7 +123,7 @@ def test_tables_that_are_written_are_read_again(tmp_path, kind):
         text = Predictions(tuple(names), probabilities, words).table()
     else:
         pool = Pool(paths=names, names=names, class_names=words)
-        write_predictions(tmp_path, pool, probabilities)
+        of_pool(pool, probabilities).write(tmp_path / OF_POOL)
         text = (tmp_path / "pool_predictions.csv").read_text(encoding="utf-8")
     (tmp_path / "labels.csv").write_text(text, encoding="utf-8")
     assert read_answers([tmp_path / "labels.csv"], names).labels == dict.fromkeys(names, words[1])

@@ -11,10 +11,9 @@ from pathlib import Path
 import torch
 
 from data_selection.annotation.run_folder import SUBSET, is_run, label_files, read_run, rounds_of
-from data_selection.commands.given_labels import Labels
 from data_selection.commands.run_extract import source_of
 from data_selection.common.errors import UserError
-from data_selection.common.feature_table import FeatureTable, sidecar
+from data_selection.common.feature_table import sidecar
 from data_selection.common.files import read_json
 from data_selection.images.answers import read_answers
 from data_selection.images.pools import Pool
@@ -34,14 +33,6 @@ class Known:
     labels: dict[str, str]
     waiting: list[str]
     rounds: list[dict[str, float]] = field(default_factory=list)
-
-    def numbered(self, table: FeatureTable) -> Labels:
-        """The labels by the rows of a table."""
-        row = {name: place for place, name in enumerate(table.names or ())}
-        files = sorted((name for name in self.labels if name in row), key=row.__getitem__)
-        classes = sorted({self.labels[file] for file in files})
-        places = torch.tensor([classes.index(self.labels[file]) for file in files])
-        return Labels([row[file] for file in files], places, classes)
 
 
 def method_of(known: Known, budget: int, method: str, strategy: str) -> tuple[str, str]:

@@ -13,10 +13,11 @@ import torch
 from data_selection.annotation.originals import show_one
 from data_selection.commands.run_extract import Ready
 from data_selection.common.errors import UserError
-from data_selection.common.feature_table import load_features
-from data_selection.common.files import told_size
+from data_selection.common.feature_table import load_features, sidecar
+from data_selection.common.files import read_json, told_size
 from data_selection.embedding.extraction import images_at_once
 from data_selection.embedding.image_batches import View, to_input
+from data_selection.embedding.reuse import differences
 from data_selection.images.pools import Pool
 from data_selection.images.record import known_files, load_record
 
@@ -62,7 +63,7 @@ def foresee(ready: Ready, budget: int, select: Callable[..., torch.Tensor], imag
     places = np.unique(np.linspace(0, count - 1, TRIED).astype(int)).tolist()
     decoding, forward, width = try_images(ready, places)
     page, size = try_page(pool, places)
-    new = not_known(pool, ready.path)
+    new = not_known(ready)
     workers = max(1, ready.workers)
     embedding = new * (max(decoding / workers, forward) if ready.workers else decoding + forward)
     choosing = try_choice(select, count, budget, width)
@@ -130,14 +131,20 @@ def try_choice(select: Callable[..., torch.Tensor], count: int, budget: int, wid
     return times[2] + each * (count * float(budget) - works[2])
 
 
-def not_known(pool: Pool, path: Path) -> int:
-    """How many images no finished or unfinished feature file has yet; by name, size and time, without reading them."""
+def not_known(ready: Ready) -> int:
+    """How many images no finished or unfinished feature file has yet; by name, size and time, without reading them.
+
+    Rows of another backbone or of other pixels count for nothing.
+    """
+    pool, path = ready.pool, ready.path
     if not path.exists():
         done = path.with_suffix(".partial") / "done"
         return len(pool) - (int(np.count_nonzero(np.fromfile(done, dtype=np.uint8))) if done.exists() else 0)
     try:
+        if differences(read_json(sidecar(path, "provenance")), ready.provenance, files=True):
+            return len(pool)
         known = known_files(load_record(path, len(load_features(path))))
-    except UserError:  # damaged: made anew
+    except (UserError, OSError):  # damaged: made anew
         return len(pool)
     new = 0
     for name, file in zip(pool.names or (), pool.paths, strict=True):

@@ -1,6 +1,6 @@
 """The labels that the lists of --labelled hold, for methods that ask a model of them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,11 +36,16 @@ def labels_of(sources: Sequence[Path | str], table: FeatureTable, log: Log) -> L
         log(line)
     if answers.faults:
         raise UserError(f"the labels cannot be used: {'; '.join(answers.faults)}")
-    row = {name: place for place, name in enumerate(table.names)}
-    files_of = sorted(answers.labels, key=row.__getitem__)
-    classes = sorted(set(answers.labels.values()))
-    places = torch.tensor([classes.index(answers.labels[file]) for file in files_of])
-    return Labels([row[file] for file in files_of], places, classes)
+    return numbered(answers.labels, table)
+
+
+def numbered(labels: Mapping[str, str], table: FeatureTable) -> Labels:
+    """The Labels of {name: class}, those of images that a table has; classes in sorted order."""
+    row = {name: place for place, name in enumerate(table.names or ())}
+    files = sorted((name for name in labels if name in row), key=row.__getitem__)
+    classes = sorted({labels[file] for file in files})
+    places = torch.tensor([classes.index(labels[file]) for file in files])
+    return Labels([row[file] for file in files], places, classes)
 
 
 def is_subset(source: Path) -> bool:

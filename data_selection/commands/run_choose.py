@@ -27,6 +27,7 @@ from data_selection.commands.any_method import next_round
 from data_selection.commands.earlier_rounds import AUTO, Known, borrow, digest, method_of, read_labelled
 from data_selection.commands.extract import build_parser
 from data_selection.commands.foresight import check_disk, foresee
+from data_selection.commands.given_labels import numbered
 from data_selection.commands.handing_out import Order, hand_out
 from data_selection.commands.run_extract import Ready, extract_pool, output_folder, source_of
 from data_selection.commands.selection import Plan, choose
@@ -199,7 +200,7 @@ class Planned:
             select = functools.partial(METHODS[self.method].select, config=config, seed=self.seed)
             if METHODS[self.method].rounds:
                 select = functools.partial(
-                    next_round, table, self.known.numbered(table), world, self.method, config, self.seed
+                    next_round, table, numbered(self.known.labels, table), world, self.method, config, self.seed
                 )
             settings = dataclasses.asdict(config)
             known = {"labelled": taken, "excluded": waiting}

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -49,7 +49,7 @@ def run_extract(args: argparse.Namespace) -> None:
 
 
 class Ready(NamedTuple):
-    """An extraction that has passed its checks and has not begun. path: of the feature file."""
+    """An extraction that has passed its checks and has not begun. path: of the feature file, provenance: its own."""
 
     pool: Pool
     model: nn.Module
@@ -59,6 +59,7 @@ class Ready(NamedTuple):
     amp: torch.dtype | None
     workers: int
     world: World
+    provenance: dict[str, Any]
 
 
 def extract_pool(
@@ -95,7 +96,7 @@ def extract_pool(
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
     }  # fmt: skip
     embed, workers = embedding(args, arch, model), min(args.num_workers, cores())
-    if not go_on(Ready(pool, model, path, preprocess, embed, amp, workers, world)):
+    if not go_on(Ready(pool, model, path, preprocess, embed, amp, workers, world, provenance)):
         return
     stats = extract(
         pool, model, path, world=world, preprocess=preprocess, embed=embed,

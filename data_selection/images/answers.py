@@ -10,8 +10,8 @@ from pathlib import Path
 
 from data_selection.common.listed_names import quoted, unquoted
 from data_selection.images.answer_files import Finder, read_source
+from data_selection.images.label_files import some
 
-SHOWN = 5  # names in a message
 CLOSE = 0.8  # difflib's measure from which two words may be one misspelt
 
 
@@ -107,8 +107,3 @@ def write_labels(labels: dict[str, str]) -> str:
     rows.writerow(["file", "label"])
     rows.writerows((quoted(name), label and quoted(label)) for name, label in sorted(labels.items()))
     return text.getvalue()
-
-
-def some(words: Sequence[str]) -> str:
-    """The first words of a list."""
-    return ", ".join(words[:SHOWN]) + (f" and {len(words) - SHOWN} more" if len(words) > SHOWN else "")

@@ -21,7 +21,7 @@ from data_selection.methods.table import METHODS
 CORE = 100  # labels up to which covering the pool is best
 TAIL = (50, 500)  # labels between which ActiveFT was best on a long-tailed pool
 CLUSTERS, SAMPLE, FEWEST = 50, 5_000, 500  # of the look at a pool: clusters, images looked at, images needed
-EVEN = 0.86  # of the clusters' effective number over theirs: 0.88-0.92 in even pools, 0.69-0.85 in 14 of 16 uneven ones
+EVEN = 0.86  # of the clusters' effective number over theirs: 0.88-0.92 in even pools, less in 14 of 16 uneven ones
 LARGE = 0.1  # share of the pool from which on no method was measurably better than random, with a plain probe
 TAUGHT = 0.25  # share of the pool with labels from which on the rest of it added nothing
 

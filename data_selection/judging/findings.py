@@ -39,19 +39,6 @@ def confusion(labels: torch.Tensor, predicted: torch.Tensor, classes: int) -> to
     return torch.bincount(labels * classes + predicted, minlength=classes * classes).view(classes, classes)
 
 
-def suspects(labels: torch.Tensor, probabilities: torch.Tensor, most: int = 50) -> torch.Tensor:
-    """Rows whose label is likeliest a mistake, most suspect first, at most `most`, int64.
-
-    labels: (n,) int64. probabilities: (n, C), of each row by a model that did not learn from its label. Suspect is a
-    row that is predicted another class, by how much that class is likelier than the label (the margin of confident
-    learning, Northcutt et al., 2021).
-    """
-    best, predicted = probabilities.max(1)
-    margin = best - probabilities.gather(1, labels[:, None])[:, 0]
-    order = margin.argsort(descending=True, stable=True)
-    return order[predicted[order] != labels[order]][:most]
-
-
 class Point(NamedTuple):
     """Accuracy in percent at a number of labels, with a 95 % interval; seen: measured, or else extrapolated."""
 

@@ -11,6 +11,14 @@ INITS, SCHEDULERS = ("random", "fps", "kmeans++"), ("none", "cosine")
 OBJECTIVES = ("released", "paper")
 
 
+def check_ranges(config: object, **ranges: tuple[float, float | None]) -> None:
+    """Raise UserError where a field is not finite or outside its (lowest, highest), None: no end; None passes."""
+    for name, (low, high) in ranges.items():
+        value = getattr(config, name)
+        if value is not None and not (math.isfinite(value) and low <= value and (high is None or value <= high)):
+            raise UserError(f"{name} {value} is outside {low:g}..{'' if high is None else f'{high:g}'}")
+
+
 @dataclass(frozen=True)
 class RandomConfig:
     """Nothing to set."""
@@ -35,9 +43,7 @@ class KMeansConfig:
     batch_size: int = 8192
 
     def __post_init__(self) -> None:
-        for name in ("max_iter", "batch_size"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} {getattr(self, name)} must be at least 1")
+        check_ranges(self, max_iter=(1, None), batch_size=(1, None))
 
 
 @dataclass(frozen=True)

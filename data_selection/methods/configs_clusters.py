@@ -2,16 +2,7 @@
 
 from dataclasses import dataclass
 
-from data_selection.common.errors import UserError
-from data_selection.methods.configs import KMeansConfig
-
-
-def check_ranges(config: object, **ranges: tuple[float, float | None]) -> None:
-    """Raise UserError where a field is outside its (lowest, highest), None: no end; a field of None passes."""
-    for name, (low, high) in ranges.items():
-        value = getattr(config, name)
-        if value is not None and not (low <= value and (high is None or value <= high)):
-            raise UserError(f"{name} {value} is outside {low:g}..{'' if high is None else f'{high:g}'}")
+from data_selection.methods.configs import KMeansConfig, check_ranges
 
 
 @dataclass(frozen=True)

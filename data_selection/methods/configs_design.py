@@ -1,17 +1,8 @@
 """What the methods by kernels, by optimal design and by a model's doubt can be set to. Imports nothing slow."""
 
-import math
 from dataclasses import dataclass
 
-from data_selection.common.errors import UserError
-
-
-def check_ranges(config: object, **lows: float) -> None:
-    """Raise UserError for a field of a config that is not finite or below its lowest value; None is let pass."""
-    for name, low in lows.items():
-        value = getattr(config, name)
-        if value is not None and not (value >= low and math.isfinite(value)):
-            raise UserError(f"{name} {value} must be at least {low} and finite")
+from data_selection.methods.configs import check_ranges
 
 
 @dataclass(frozen=True)
@@ -28,9 +19,7 @@ class FacilityConfig:
     candidates: int = 10_000
 
     def __post_init__(self) -> None:
-        check_ranges(self, scales=1, width=0.001, clients=1, candidates=1)
-        if self.scales > 8:
-            raise UserError(f"scales {self.scales} is above 8: narrower kernels tell nothing")
+        check_ranges(self, scales=(1, 8), width=(0.001, None), clients=(1, None), candidates=(1, None))
 
 
 @dataclass(frozen=True)
@@ -59,7 +48,8 @@ class DesignConfig:
     candidates: int = 50_000
 
     def __post_init__(self) -> None:
-        check_ranges(self, noise=1e-6, landmarks=1, components=1, steps=0, candidates=1)
+        check_ranges(self, noise=(1e-6, None), landmarks=(1, None), components=(1, None))
+        check_ranges(self, steps=(0, None), candidates=(1, None))
 
 
 @dataclass(frozen=True)
@@ -73,7 +63,7 @@ class VOptimalConfig(DesignConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_ranges(self, core=0)
+        check_ranges(self, core=(0, None))
 
 
 @dataclass(frozen=True)
@@ -87,7 +77,7 @@ class WeightedConfig(DesignConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_ranges(self, floor=1e-9)
+        check_ranges(self, floor=(1e-9, None))
 
 
 @dataclass(frozen=True)
@@ -107,7 +97,7 @@ class MarginClustersConfig:
     steps: int | None = None
 
     def __post_init__(self) -> None:
-        check_ranges(self, pool=1, steps=0)
+        check_ranges(self, pool=(1, None), steps=(0, None))
 
 
 @dataclass(frozen=True)
@@ -122,7 +112,7 @@ class UncertaintyHerdingConfig:
     least: float = 0.05
 
     def __post_init__(self) -> None:
-        check_ranges(self, clients=1, candidates=1, least=0.001)
+        check_ranges(self, clients=(1, None), candidates=(1, None), least=(0.001, None))
 
 
 @dataclass(frozen=True)
@@ -139,6 +129,4 @@ class HalfConfig(WeightedConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_ranges(self, share=0, pool=1)
-        if self.share > 1:
-            raise UserError(f"share {self.share} must be at most 1")
+        check_ranges(self, share=(0, 1), pool=(1, None))

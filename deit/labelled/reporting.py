@@ -16,14 +16,13 @@ from data_selection.common.progress import OpenBar, open_bar
 from data_selection.common.subset_files import pool_provenance, versions
 from data_selection.images.pools import open_pool
 from data_selection.judging.findings import REPEATS, SHARES, Curve, interval, learning_curve
-from data_selection.judging.probe import FOLDS
-from data_selection.judging.probe import fit_probe as fit_plain
+from data_selection.judging.probe import FOLDS, fit_probe
 from data_selection.judging.quality import quality
 from data_selection.judging.smoothed import SmoothedProbe
 from data_selection.nearest.stored_graph import pool_graph
 from deit.labelled.judging import judge
 from deit.labelled.runs import Labelled
-from deit.smoothing import ALONE, NEIGHBOURS, fit_probe
+from deit.smoothing import ALONE, NEIGHBOURS, fit_graph_probe
 
 FEWEST = 10  # labels for a learning curve
 AHEAD = (1.5, 2, 3)  # times the labels, to which the learning curve is extrapolated
@@ -44,7 +43,7 @@ def report(
     log(f"report: the graph of {len(run.names)} images, and what more labels would bring")
     features = torch.from_numpy(np.array(run.table.features, dtype=np.float32))
     graph = pool_graph(run.table, NEIGHBOURS, world=ALONE, progress=progress)
-    probe = fit_probe(features, labels, ids.tolist(), len(classes), graph)
+    probe = fit_graph_probe(features, labels, ids.tolist(), len(classes), graph)
     known = probe.base.smoothed[ids]
     judged = judge(training, result, files, classes, features[ids], labels, probe)
     share = interval(int((judged.answers == labels).sum()), len(labels))
@@ -89,7 +88,7 @@ def curve_of(
 
     def answer(train: torch.Tensor, left: torch.Tensor) -> torch.Tensor:
         bar.update(1)
-        return fit_plain(known[train], labels[train], classes, probe.c).predict(known[left]).argmax(1)
+        return fit_probe(known[train], labels[train], classes, probe.c).predict(known[left]).argmax(1)
 
     more = [round(times * len(labels)) for times in AHEAD]
     if len(labels) < FEWEST:

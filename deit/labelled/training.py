@@ -16,7 +16,8 @@ from data_selection.images.answers import write_labels
 from deit.labelled.reporting import report
 from deit.labelled.runs import LABELS, MODEL, Labelled, backbone_flags, open_run, training_folder
 from deit.options import parse
-from deit.predicting import Predictions, predict, write_predictions
+from deit.predicting import predict
+from deit.runs.predictions import Predictions
 from deit.runs.saving import NEWEST
 from deit.smoothing import POOL
 from deit.trainer import train
@@ -57,10 +58,9 @@ def train_on_labels(
 
     labels: files as annotators and their tools give them back (by default the folder's annotate.csv). partial: go on
     without the labels that are missing. test: a folder of test images, in class folders or with test_labels, a CSV;
-    they decide nothing. mode, minutes, seed, device, num_workers: as for deit/main.py, but
-    that `auto` without minutes has MINUTES. weights, source: where the
-    backbone's weights and the pool's images are now. The same call again goes on where it was stopped. Raises UserError
-    for what is wrong with the labels, all of it at once, before any work.
+    they decide nothing. mode, minutes, seed, device, num_workers: as for deit/main.py, but that `auto` without minutes
+    has MINUTES. weights, source: where the backbone's weights and the pool's images are now. The same call again goes
+    on where it was stopped. Raises UserError for what is wrong with the labels, all of it at once, before any work.
     """
     one_process("train_on_labels.py", f"; deit/main.py --labels {Path(run) / LABELS} trains with several")
     if test_labels and not test:
@@ -149,6 +149,6 @@ def predict_images(
     if target.suffix.lower() != ".csv":
         raise UserError(f"--out {target} must end in .csv")
     predictions = predict(model, images, device=device, log=log, progress=progress)
-    write_predictions(target, predictions)
+    predictions.write(target)
     log(f"wrote {target}: {len(predictions.names)} images, of {len(predictions.classes)} classes")
     return predictions

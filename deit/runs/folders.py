@@ -18,10 +18,11 @@ from data_selection.common.kinds import Log
 from data_selection.common.system import lock as take_lock
 from deit.runs.checkpoints import training_state
 from deit.runs.kinds import Numbers, State
+from deit.runs.predictions import OF_POOL
 from deit.runs.saving import BEST, NEWEST, PREVIOUS
 
 LOCK = ".running"
-RESULTS = ("result.json", "pool_predictions.csv")  # what only a run that has ended leaves
+RESULTS = ("result.json", OF_POOL)  # what only a run that has ended leaves
 ASKED = "cross_validation.csv"  # what models said of labels that they had not seen
 LASTING = (NEWEST, PREVIOUS, BEST, *RESULTS)
 FILES = (

@@ -166,6 +166,11 @@ def test_a_round_takes_labels_in_and_embeds_nothing_again(choose, tmp_path, caps
     assert "9 images have labels of 2 classes; 3 that were handed out have none" in said
     assert f"0 images to embed ({COUNT} known)" in said
     assert "20 images: " in said
+    beside = next((one / "features").glob("*.provenance.json"))
+    told = json.loads(beside.read_text())
+    beside.write_text(json.dumps(told | {"preprocess": told["preprocess"] | {"background": "#000000"}}))
+    choose(tmp_path / "other", labelled=[one], budget=20)
+    assert f"{COUNT} images to embed: " in capsys.readouterr().out  # rows of other pixels are not known
     chosen = {name for name, _ in rows(two)[1:]}
     assert not chosen & {name for name, _ in rows(one)[1:]}
     assert "The model believes" in (two / "annotate.html").read_text()

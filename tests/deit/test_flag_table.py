@@ -5,26 +5,27 @@ The oracle is plain torch and timm driven by hand on the batches of the run itse
 
 import argparse
 import copy
+import importlib
 
 import pytest
 import torch
 
 from deit.options import build_parser
-from tests.deit import (
-    test_decoding,
-    test_flag_data,
-    test_flag_epochs,
-    test_flag_files,
-    test_flag_mixing,
-    test_flag_pixels,
-    test_flag_start,
-    test_known_rows,
-    test_smoothed_mode,
-)
 from tests.support.flag_runs import BASE, DISTILLED, ROWS, SIZE, Runs, row
 from tests.support.plain_training import distance, plain_training
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+TABLES = (
+    "test_decoding",
+    "test_flag_data",
+    "test_flag_epochs",
+    "test_flag_files",
+    "test_flag_mixing",
+    "test_flag_pixels",
+    "test_flag_start",
+    "test_known_rows",
+    "test_smoothed_mode",
+)
 CLOSE = 2e-3  # of the distance between the weights of a flag's two values, at most, to the oracle
 
 
@@ -38,19 +39,8 @@ def test_every_flag_has_a_row():
         action.dest for action in build_parser()._actions if action.help != argparse.SUPPRESS or action.nargs == "*"
     }
     wanted = flags - {"help"}
-    assert all(
-        (
-            test_decoding,
-            test_flag_data,
-            test_flag_epochs,
-            test_flag_files,
-            test_flag_mixing,
-            test_flag_pixels,
-            test_flag_start,
-            test_known_rows,
-            test_smoothed_mode,
-        )
-    )  # their rows are in the table
+    for name in TABLES:  # which put their rows into the table
+        importlib.import_module(f"tests.deit.{name}")
     assert not wanted - set(ROWS), "flags without a row"
     assert not set(ROWS) - wanted - {"local_rank"}, "rows without a flag"
 

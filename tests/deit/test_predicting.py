@@ -8,7 +8,8 @@ import torch
 
 from data_selection.common.errors import UserError
 from deit.main import main
-from deit.predicting import Predictions, predict
+from deit.predicting import predict
+from deit.runs.predictions import Predictions
 from tests.support.flag_runs import words
 from tests.support.trainer_runs import make_images
 

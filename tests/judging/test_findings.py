@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy.stats import binomtest
 
-from data_selection.judging.findings import confusion, extrapolate, interval, learning_curve, suspects
+from data_selection.judging.findings import confusion, extrapolate, interval, learning_curve
 
 
 @pytest.mark.parametrize(("right", "count"), [(0, 7), (7, 7), (37, 50), (499, 1000)])
@@ -25,12 +25,6 @@ def test_nothing_asked_says_nothing():
 def test_confusions_are_counted_by_label_and_prediction():
     found = confusion(torch.tensor([0, 0, 1, 2]), torch.tensor([0, 1, 1, 0]), 3)
     assert found.tolist() == [[1, 1, 0], [0, 1, 0], [1, 0, 0]]
-
-
-def test_the_most_suspect_label_comes_first():
-    probabilities = torch.tensor([[0.9, 0.1], [0.4, 0.6], [0.05, 0.95], [0.2, 0.8]])
-    assert suspects(torch.tensor([0, 0, 0, 1]), probabilities).tolist() == [2, 1]
-    assert suspects(torch.tensor([0, 0, 0, 1]), probabilities, most=1).tolist() == [2]
 
 
 def test_a_power_law_is_found_again():

@@ -213,5 +213,5 @@ def test_smallest_distance_over_blocks(rows, monkeypatch):
     (HalfConfig, "share", 1.5),
 ])  # fmt: skip
 def test_settings_outside_their_range(config, field, value):
-    with pytest.raises(UserError, match=rf"^{field} .* (at least|at most|above)"):
+    with pytest.raises(UserError, match=rf"^{field} {value} is outside \S+\.\."):
         config(**{field: value})

@@ -48,6 +48,15 @@ TESTS = {
     "deit/samples/tensor_images.py": ("deit/test_shift.py", "deit/test_resizing.py", "deit/test_flag_pixels.py"),
     "deit/samples/sources.py": ("deit/test_modes.py", "deit/test_labels.py", "deit/test_datasets.py", *FLAGS),
     "data_selection/images/label_files.py": ("deit/test_labels.py",),
+    "data_selection/images/answers.py": ("images/test_answers.py", "test_any_name.py"),
+    "data_selection/images/answer_files.py": ("images/test_answers.py", "test_any_name.py"),
+    "data_selection/judging/findings.py": ("judging/test_findings.py",),
+    "data_selection/judging/rounds.py": ("judging/test_rounds.py",),
+    "data_selection/commands/given_labels.py": ("commands/test_next_round.py",),
+    "data_selection/annotation/label_report.py": ("annotation/test_report.py",),
+    "deit/predicting.py": ("deit/test_predicting.py", "deit/test_smoothed_mode.py"),
+    "deit/runs/predictions.py": ("deit/test_predicting.py", "test_any_name.py"),
+    "deit/labelled/judging.py": ("deit/test_labelled.py",),
     "data_selection/methods/activeft.py": SEARCH,
     "data_selection/methods/activeft_objective.py": SEARCH,
     "data_selection/methods/starts.py": SEARCH,
@@ -64,6 +73,12 @@ TESTS = {
     "data_selection/methods/bilaf/selection.py": ("methods/test_bilaf.py", "methods/test_bilaf_classes.py"),
     "data_selection/nearest/": ("nearest", *SEARCH),
     "data_selection/judging/smoothed.py": ("judging/test_smoothed.py",),
+    **{
+        f"data_selection/judging/{name}.py": (f"judging/test_{name}.py", "judging/test_smoothed.py")
+        for name in ("probe", "calibration", "correction")
+    },
+    "data_selection/judging/logistic.py": ("judging/test_probe.py",),
+    "data_selection/methods/design/": ("methods/test_design.py", "methods/test_methods.py"),
     "data_selection/judging/quality.py": ("judging/test_quality.py",),
     "data_selection/judging/advice.py": ("judging/test_advice.py",),
     "data_selection/judging/evaluation.py": ("judging/test_evaluation.py",),

@@ -9,9 +9,9 @@ from data_selection.common.errors import UserError
 from data_selection.judging.evaluation import PROBE_C, knn_accuracy
 from data_selection.judging.experiments.cells import Kind, Task
 from data_selection.judging.experiments.plan import PoolSpec, known
+from data_selection.judging.probe import SMOOTH_C, choose_c, fit_probe
 from data_selection.nearest.similarity import normalise
 
-SMOOTH_C = 30.0  # as in judging.smoothed, which imports scikit-learn: a finished experiment must not wait for it
 AUTO = "auto"  # c by cross-validation on the chosen labels
 
 
@@ -23,8 +23,6 @@ def knn(task: Task) -> dict[str, Any]:
 
 def probe(task: Task) -> dict[str, Any]:
     """Accuracy of logistic regression on unit features, its c as set or by cross-validation."""
-    from data_selection.judging.smoothed import choose_c, fit_probe
-
     features, labels, test, test_labels = task.pool.tensors
     rows, targets, c = normalise(features[task.ids]), labels[task.ids], task.settings["c"]
     strength = choose_c(rows, targets) if c == AUTO else c
