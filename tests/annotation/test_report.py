@@ -47,6 +47,23 @@ def test_confusions_mistakes_and_doubts_name_their_images():
     assert values["doubtful"][2] == {"file": "6.png", "between": ["cat", "dog"], "confidence": [0.5, 0.45]}
 
 
+def test_the_least_certain_image_is_that_of_the_smallest_margin():
+    pool = facts().pool.clone()
+    pool[6:8] = torch.tensor([[0.40, 0.30, 0.30], [0.48, 0.47, 0.05]])
+    found = [one["file"] for one in report_values(facts(pool=pool))["doubtful"]]
+    assert found.index("7.png") < found.index("6.png")
+
+
+def test_a_class_is_taken_for_three_others_at_most_the_commonest_first():
+    given = facts(
+        classes=("cat", "dog", "fox", "owl", "pig"), labels=torch.zeros(6, dtype=torch.int64),
+        predicted=torch.tensor([4, 4, 3, 2, 1, 0]), pool=torch.eye(5).repeat(2, 1),
+    )  # fmt: skip
+    taken = report_values(given)["classes"][0]["taken_for"]
+    assert taken[0] == {"class": "pig", "count": 2}
+    assert [one["count"] for one in taken] == [2, 1, 1]
+
+
 def test_regions_and_map_hold_every_image_once():
     given = facts()
     parts = report_values(given)["regions"]

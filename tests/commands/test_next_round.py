@@ -50,6 +50,10 @@ def test_a_round_is_chosen_by_the_labels_of_the_list(select, method, tmp_path):
     assert (tmp_path / "x.neighbours.npz").exists()  # the next round finds the graph
 
 
+def test_what_was_understood_is_told(select):
+    assert "labels.csv: a table apart by semicolon, 12 rows" in select("margin", "labels.csv")[1]
+
+
 def test_auto_goes_by_the_labels_where_there_are_some(select):
     assert "--method auto takes wvoptimal: 6 labels a class, at most 25" in select("auto", "labels.csv")[1]
     assert "--method auto takes half: 30 labels a class, above 25" in select("auto", "labels.csv", budget=78)[1]

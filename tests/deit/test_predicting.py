@@ -3,13 +3,15 @@
 import csv
 import io
 
+import numpy as np
 import pytest
 import torch
 
 from data_selection.common.errors import UserError
+from data_selection.images.pools import Pool
 from deit.main import main
 from deit.predicting import predict
-from deit.runs.predictions import Predictions
+from deit.runs.predictions import Predictions, of_pool
 from tests.support.flag_runs import words
 from tests.support.trainer_runs import make_images
 
@@ -46,6 +48,26 @@ def test_predictions_are_the_evaluations(run, capsys):
     cool = predict(checkpoint, images / "val", device="cpu", temperature=0.5, log=lambda _: None)
     sharp = found.probabilities**2
     torch.testing.assert_close(cool.probabilities, sharp / sharp.sum(1, keepdim=True))
+
+
+def test_the_temperature_of_the_run_is_used_unless_another_is_given(run, tmp_path):
+    images, folder = run
+    state = torch.load(folder / "checkpoint.pth", weights_only=True)
+    state["args"]["temperature"] = 0.5
+    torch.save(state, tmp_path / "cool.pth")
+    found, own, other = (
+        predict(tmp_path / "cool.pth" if cool else folder / "checkpoint.pth", images / "val", device="cpu",
+                temperature=temperature, log=lambda _: None).probabilities
+        for cool, temperature in ((True, None), (False, None), (True, 1.0))
+    )  # fmt: skip
+    sharp = own**2
+    torch.testing.assert_close(found, sharp / sharp.sum(1, keepdim=True))
+    torch.testing.assert_close(other, own)
+
+
+def test_a_pool_without_names_is_told_by_numbers():
+    found = of_pool(Pool(arrays=np.zeros((2, 4, 4), np.uint8)), torch.tensor([[0.1, 0.2, 0.7], [0.6, 0.3, 0.1]]))
+    assert (found.names, found.classes) == (("0", "1"), ("0", "1", "2"))
 
 
 def test_the_table_keeps_names_and_order():

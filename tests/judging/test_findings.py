@@ -32,6 +32,8 @@ def test_a_power_law_is_found_again():
     error = 10 + 120 * np.array(sizes, float) ** -0.5
     expected = 100 - (10 + 120 * np.array(wanted, float) ** -0.5)
     assert extrapolate(sizes, 100 - error, wanted) == pytest.approx(expected, abs=0.3)
+    steep = 100 - 5 - 900 * np.array(sizes, float) ** -1.0
+    assert extrapolate(sizes, steep, [800]) == pytest.approx([100 - 5 - 900 / 800], abs=0.3)
     assert extrapolate(sizes, np.array([50.0, 50, 50, 50]), wanted) == pytest.approx([50, 50])
     assert extrapolate(sizes, np.array([60.0, 50, 45, 40]), wanted).max() <= 50  # it never promises a rise
 
@@ -57,3 +59,11 @@ def test_the_curve_rises_with_labels_that_teach():
     assert curve.gain == curve.points[-1].accuracy - curve.points[3].accuracy
     assert curve == learning_curve(labels, answer, more=[50, 240], seed=1)
     assert learning_curve(labels, answer, seed=1).gain is None
+
+
+def test_a_model_that_knows_everything_has_all_right_and_nothing_to_gain():
+    labels = torch.arange(40) % 4
+    curve = learning_curve(labels, lambda _train, left: labels[left], more=[60])
+    assert [point[1:4] for point in curve.points] == [pytest.approx((100, 100, 100))] * 5
+    one = learning_curve(labels, lambda _train, left: labels[left], more=[60], shares=[1.0])
+    assert [point.labels for point in one.points] == [32]  # from one size nothing can be extrapolated
