@@ -10,12 +10,13 @@ from data_selection.common.errors import UserError
 from data_selection.common.kinds import Log
 from data_selection.common.progress import OpenBar, open_bar
 from data_selection.embedding.backbones import load_weights
-from data_selection.images import pools
+from data_selection.images.pools import own_pool
 from deit.datasets import close_workers, prepare
 from deit.engine import autocast
 from deit.learner.building import autocast_type, build, make_pipeline, resolve
 from deit.memory import recall
 from deit.options import parse
+from deit.runs import checkpoints
 from deit.runs.meters import RunLog
 from deit.runs.predictions import Predictions
 from deit.runs.stopping import workers_named
@@ -47,8 +48,9 @@ def predict(
     saved = recall(args, lambda _: None)
     classes = saved.get("class_names")
     if not classes:
+        checkpoints.training_state(checkpoint)  # says so where the file is damaged
         raise UserError(f"{checkpoint} does not say what its classes are called: train on a folder with deit/main.py")
-    pool = pools.open_pool(str(images))
+    pool = own_pool(images)
     pool.background = args.background
     places = range(len(pool)) if ids is None else list(ids)
     with distributed.start(device) as world:

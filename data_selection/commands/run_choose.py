@@ -37,7 +37,7 @@ from data_selection.common.files import atomic_write, read_json
 from data_selection.common.subset_files import budget_from_percent, versions
 from data_selection.images.answers import write_labels
 from data_selection.images.list_files import decoded
-from data_selection.images.pools import POOLS, Pool, open_pool
+from data_selection.images.pools import POOLS, Pool, own_pool
 from data_selection.methods.table import METHODS
 
 if TYPE_CHECKING:
@@ -213,7 +213,7 @@ def open_images(source: Path, out: Path) -> Pool:
     """The pool of a folder or list; every image has a file and a name."""
     if str(source) in POOLS:
         raise UserError(f"{source} is a data set, and a folder of images or a list is needed: write ./{source} for one")
-    pool = open_pool(str(source))
+    pool = own_pool(source)
     if source.is_dir() and Path(os.path.realpath(out)).is_relative_to(os.path.realpath(source)):
         raise UserError(f"--out {out} lies in the folder of images {source}, which is left as it is: choose another")
     return pool

@@ -37,7 +37,7 @@ def read_answers(
     sources: .csv, .tsv or .txt tables (any separator, encoding, order and number of columns, header or not), Label
     Studio's JSON, JSON-MIN or CSV, CVAT's XML (alone or in its .zip), folders (or a .zip) of class folders. names: of
     the pool's images; a source may have them absolute, from another root, percent-encoded or without folders. asked:
-    names of the images sent out, which win where a bare file name fits several, and must all have a label. classes:
+    names of the images sent out, which win where a bare file name fits several. classes:
     the only words allowed, where they are known. Raises UserError for a file that cannot be read as any of these.
     """
     result = Answers()
@@ -49,10 +49,6 @@ def read_answers(
     collect(rows, finder, result)
     check_words(result, classes)
     result.unlabelled = [name for name in asked if name not in result.labels]
-    if result.unlabelled:
-        result.faults.append(
-            f"{len(result.unlabelled)} of {len(asked)} images have no label: {some(result.unlabelled)}"
-        )
     return result
 
 

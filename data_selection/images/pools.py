@@ -110,6 +110,13 @@ def open_pool(name: str, split: str = "train", root: Path | str | None = None) -
     raise UserError(_unknown(name))
 
 
+def own_pool(source: Path | str) -> Pool:
+    """The user's own images: a folder or a list file, as open_pool opens them, and never a data set of that name."""
+    if not Path(source).exists():
+        raise UserError(f"{source} does not exist: give a folder of images, or a list of their paths (text or CSV)")
+    return open_pool(str(Path(source).absolute()))
+
+
 def _unknown(name: str) -> str:
     lowered = {known.lower(): known for known in POOLS}
     close = difflib.get_close_matches(str(name).lower().replace("-", "").replace("_", ""), lowered, 1, 0.7)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_selection.annotation.run_folder import chosen_names, label_files, read_run
+from data_selection.annotation.run_folder import ANSWERS, chosen_names, label_files, read_run
 from data_selection.common.errors import UserError
 from data_selection.common.feature_table import FeatureTable, load_features
 from data_selection.common.kinds import Log
@@ -57,15 +57,19 @@ def open_run(
     table = load_features(features)
     if table.names is None:
         raise UserError(f"{features} has no names of images beside it: choose again with scripts/choose_images.py")
-    own = label_files(folder)
-    files = [*own[:-1], *labels] if labels else own  # labels of earlier rounds stay
-    answers = read_answers(files, table.names, chosen_names(folder), record.get("classes") or ())
+    files = label_files(folder)
+    if labels:  # in place of its own; those of earlier rounds stay
+        files = [*(file for file in files if file.name != ANSWERS), *map(Path, labels)]
+    asked = chosen_names(folder)
+    answers = read_answers(files, table.names, asked, record.get("classes") or ())
     for line in answers.understood:
         log(line)
-    faults = [fault for fault in answers.faults if not (partial and "have no label" in fault)]
+    faults = answers.faults
+    if answers.unlabelled and not partial:
+        bare = f"{len(answers.unlabelled)} of {len(asked)} images have no label: {some(answers.unlabelled)}"
+        faults = [*faults, f"{bare}; --partial goes on with what is labelled"]
     if faults:
-        hint = "" if partial or not answers.unlabelled else "; --partial goes on with what is labelled"
-        raise UserError(f"the labels are not ready: {'; '.join(faults)}{hint}")
+        raise UserError(f"the labels are not ready: {'; '.join(faults)}")
     if single := alone(answers):
         log(f"warning: {len(single)} classes with one labelled image, which nothing can be judged by: {some(single)}")
     counts = len(answers.labels), len(set(answers.labels.values()))

@@ -83,5 +83,10 @@ def test_weights_alone_are_refused(run, tmp_path):
     torch.save(state["model"], tmp_path / "weights.pth")
     with pytest.raises(UserError, match="does not say what its classes are called"):
         predict(tmp_path / "weights.pth", images / "val", device="cpu")
+    (tmp_path / "cut.pth").write_bytes((folder / "checkpoint.pth").read_bytes()[:2000])
+    with pytest.raises(UserError, match=r"cut\.pth .*(truncated|damaged|fetch it again|not a checkpoint)"):
+        predict(tmp_path / "cut.pth", images / "val", device="cpu")
+    with pytest.raises(UserError, match=r"nowhere does not exist: give a folder of images"):
+        predict(folder / "checkpoint.pth", tmp_path / "nowhere", device="cpu")
     with pytest.raises(UserError, match=r"none\.pth does not exist"):
         predict(tmp_path / "none.pth", images / "val", device="cpu")

@@ -84,11 +84,11 @@ def test_what_is_wrong_is_told_together(tmp_path):
     )
     found = read(tmp_path / "a.csv", table, asked=["cats/b.jpg", "dogs/c,d.jpg"])
     assert found.labels == {"cats/b.jpg": "Cat"}
-    unknown, both, one, bare = found.faults
+    unknown, both, one = found.faults
     assert unknown == "2 rows are of no image of the pool: none.jpg (a.csv), a b.jpg (a.csv)"  # `a b.jpg` fits two
     assert both == "1 images have two labels: cats/b.jpg ('Cat' and 'Dog')"
     assert one == "all 1 labels are 'Cat': two classes are needed"
-    assert bare == "1 of 2 images have no label: dogs/c,d.jpg"
+    assert found.unlabelled == ["dogs/c,d.jpg"]
 
 
 def test_a_bare_name_is_the_image_that_was_asked_for(tmp_path):
