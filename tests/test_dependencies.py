@@ -19,7 +19,7 @@ TRAINER = {  # of deit: what a room, or a module at the top, may import besides 
     "learner": {"engine", "losses", "samples", "runs"},
     "memory": {"samples", "runs"},
     "job": {"option_checks", "memory", "learner", "engine", "datasets", "samplers", "samples", "runs"},
-    "selftrain": {"job", "learner", "engine", "losses", "samplers", "samples"},
+    "selftrain": {"job", "learner", "engine", "losses", "samplers", "samples", "runs"},
     "smoothing": {"job", "learner", "engine", "selftrain", "runs"},
     "epochs": {"smoothing", "selftrain", "job", "learner", "engine", "samplers", "samples", "runs"},
     "crossval": {"epochs", "job", "learner", "engine", "samples"},
