@@ -136,3 +136,4 @@ def test_what_is_no_label_file_is_refused(tmp_path, name, content, message):
 
 def test_written_labels_are_read_again(tmp_path):
     assert read(tmp_path / "labels.csv", write_labels(WANTED)).labels == WANTED
+    assert write_labels({"b.png": "", "a,b.png": "Cat"}) == 'file,label\n"a,b.png",Cat\nb.png,\n'
