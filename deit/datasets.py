@@ -111,9 +111,10 @@ def collate(items: Sequence[tuple[torch.Tensor, int]]) -> tuple[torch.Tensor | n
     return stacked([image for image, _ in items]), np.array([label for _, label in items], np.int64)
 
 
-def ignore_sigterm(_worker: int) -> None:
-    """A scheduler's warning reaches every process of a job; the trainer decides, and its workers end with it."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+def ignore_signals(_worker: int) -> None:
+    """A scheduler's warning and Ctrl-C reach every process; the trainer decides, and its workers end with it."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
 
 
 class PilImages:
@@ -139,7 +140,7 @@ class PilImages:
         self.batches, self.seed, self.device, self.count = Batches(), seed, device, len(ids)
         self.loader = DataLoader(
             Transformed(pool, ids, cached, transform), batch_sampler=self.batches, num_workers=workers,
-            collate_fn=collate, pin_memory=self.pin, persistent_workers=workers > 0, worker_init_fn=ignore_sigterm,
+            collate_fn=collate, pin_memory=self.pin, persistent_workers=workers > 0, worker_init_fn=ignore_signals,
         )  # fmt: skip
         OPEN.add(self)
 

@@ -1,6 +1,6 @@
 """One epoch of training, and evaluation: the same numbers on any number of processes, to rounding."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -11,8 +11,8 @@ from torch import nn
 from data_selection.common.distributed import World
 from deit.losses import Criterion
 from deit.runs.kinds import Numbers
-from deit.runs.stopping import NotFinite
-from deit.samples.batches import Augmented, Plain, Step
+from deit.runs.stopping import Asked, NotFinite, Sofar, Stopped, until_asked
+from deit.samples.batches import Augmented, Batch, Plain, Step
 from deit.samples.draws import DropDraws
 from deit.samples.mixing import Mixing, mix
 
@@ -24,15 +24,15 @@ OnStep = Callable[[int, int, int, torch.Tensor, float], object]  # see train_one
 class FlatGradients:
     """All gradients as views of one buffer: zeroed, summed over the processes and clipped in one operation each.
 
-    whole: the buffer and after it `loss`, which so is summed in the same operation.
+    whole: the buffer and after it `loss` and `asked` (to stop), which so are summed in the same operation.
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
         self.parameters = [parameter for parameter in parameters if parameter.requires_grad]
         first = self.parameters[0]
         total = sum(parameter.numel() for parameter in self.parameters)
-        self.whole = torch.zeros(total + 1, dtype=first.dtype, device=first.device)
-        self.buffer, self.loss = self.whole[:-1], self.whole[-1]
+        self.whole = torch.zeros(total + 2, dtype=first.dtype, device=first.device)
+        self.buffer, self.loss, self.asked = self.whole[:-2], self.whole[-2], self.whole[-1]
         views = self.buffer.split([parameter.numel() for parameter in self.parameters])
         for parameter, view in zip(self.parameters, views, strict=True):
             # in the parameter's own order in memory (channels_last), as autograd would lay it out
@@ -63,6 +63,7 @@ class Learner:
     fixed: list[nn.Module] = field(default_factory=list)
     input_size: int = 224  # side of the images
     answering: nn.Module | None = None  # what evaluation asks, where that is not the model
+    asked: Asked = field(default_factory=Asked)  # to stop
 
     def autocast(self) -> torch.autocast:
         return autocast(self.world.device, self.amp)
@@ -85,6 +86,7 @@ def train_one_epoch(
     skip_nonfinite: bool = False,
     on_step: OnStep | None = None,
     done: int | None = None,
+    sofar: Sofar | None = None,
 ) -> tuple[float, int]:
     """Train on the Steps of one epoch. Returns (mean training loss per image, steps left out).
 
@@ -94,37 +96,27 @@ def train_one_epoch(
     processes.
     Where a loss is not finite, raises NotFinite on every process at that step (on a GPU at most LOOK steps later: a
     look waits for the device); with skip_nonfinite such a step changes nothing.
+    Where a process is asked to stop, raises Stopped after the running step, on every process (several GPUs: at most
+    LOOK steps later), unless that was the last one. sofar: what it held then; only the other steps are done.
     """
     model, world, mixing = learner.model, learner.world, mixing or Mixing()
     done = (epoch - 1) * len(steps) if done is None else done
     training_mode(learner)
-    losses = torch.zeros(len(steps), device=world.device)  # of the whole global batch
+    losses, sizes, first = begun(steps, sofar, world.device)
     look = 1 if world.device.type == "cpu" else LOOK
-    sizes = torch.tensor([step.size for step in steps], dtype=torch.float64)
-    batches = data.augmented([part for step in steps for part in step.parts], epoch)
-    for number, step in enumerate(steps):
+    batches = data.augmented([part for step in steps[first:] for part in step.parts], epoch)
+    for number, step in enumerate(steps[first:], first):
         update = done + number  # steps done before this one
         if learner.by_step and learner.scheduler is not None:
             learner.scheduler.step_update(update)
         before = [buffer.clone() for buffer in model.buffers()] if skip_nonfinite else []
         learner.gradients.whole.zero_()
-        mine = torch.zeros((), device=world.device)  # this process's share of the loss
-        # batches runs on through the steps: zip asks it last, and strict would take a batch of the next step to see
-        # whether it has ended
-        for part, (images, targets) in zip(step.parts, batches, strict=False):
-            if mixing.on:
-                images, targets = mix(
-                    images, targets, classes, part.rows, step.size, mixing, seed=seed, epoch=epoch, step=number
-                )  # fmt: skip
-            learner.draws.begin(epoch, number, part.rows, world.device)
-            with learner.autocast():
-                loss = learner.criterion(images, model(images), targets) / step.size
-            learner.scaler.scale(loss).backward()
-            mine += loss.detach()
-        if not step.parts:
-            learner.scaler.scale(mine)  # fp16: makes the scaler's factor, which a process without rows must have too
+        mine = passes(learner, batches, step, classes, mixing, (seed, epoch, number))
         learner.gradients.loss.copy_(mine)
-        losses[number] = world.sum_(learner.gradients.whole)[-1]
+        if world.size > 1:
+            learner.gradients.asked.fill_(float(learner.asked.is_set()))
+        world.sum_(learner.gradients.whole)
+        losses[number] = learner.gradients.loss
         if on_step is not None:
             rows = sum(len(part.rows) for part in step.parts)
             on_step(epoch, number, len(steps), mine, step.size / max(1, rows))
@@ -136,9 +128,56 @@ def train_one_epoch(
             if number % look == look - 1:
                 check_losses(learner, losses[: number + 1], epoch, len(steps))
             descend(learner, update, clip_grad)
+        if number + 1 < len(steps) and is_asked(learner, number % look == look - 1):
+            check_losses(learner, losses[: number + 1], epoch, len(steps))
+            average_buffers(model, world)
+            raise Stopped(Sofar(losses[: number + 1].cpu(), sizes[: number + 1]))
     check_losses(learner, losses, epoch, len(steps))
     average_buffers(model, world)
     return mean_loss(losses.double().cpu(), sizes, epoch), int((sizes == 0).sum())
+
+
+def begun(steps: Sequence[Step], sofar: Sofar | None, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, int]:
+    """(mean losses of an epoch's steps (steps,) on the device, their sizes (steps,) float64, how many are done)."""
+    losses = torch.zeros(len(steps), device=device)  # of the whole global batch
+    sizes = torch.tensor([step.size for step in steps], dtype=torch.float64)
+    done = len(sofar.losses) if sofar is not None else 0
+    if sofar is not None:
+        losses[:done], sizes[:done] = sofar.losses.to(device), sofar.sizes
+    return losses, sizes, done
+
+
+def passes(
+    learner: Learner, batches: Iterator[Batch], step: Step, classes: int, mixing: Mixing, place: tuple[int, int, int]
+) -> torch.Tensor:
+    """Add the gradients of this process's parts of a step, the next of batches. Returns its share of the loss, ().
+
+    place: seed, epoch, number of the step.
+    """
+    seed, epoch, number = place
+    mine = torch.zeros((), device=learner.world.device)
+    # batches runs on through the steps: zip asks it last, and strict would take a batch of the next step to see whether
+    # it has ended
+    for part, (images, targets) in zip(step.parts, batches, strict=False):
+        if mixing.on:
+            images, targets = mix(
+                images, targets, classes, part.rows, step.size, mixing, seed=seed, epoch=epoch, step=number
+            )  # fmt: skip
+        learner.draws.begin(epoch, number, part.rows, learner.world.device)
+        with learner.autocast():
+            loss = learner.criterion(images, learner.model(images), targets) / step.size
+        learner.scaler.scale(loss).backward()
+        mine += loss.detach()
+    if not step.parts:
+        learner.scaler.scale(mine)  # fp16: makes the scaler's factor, which a process without rows must have too
+    return mine
+
+
+def is_asked(learner: Learner, look: bool) -> bool:
+    """Whether a process was asked to stop; of several where `look` says so, since to know that waits for the device."""
+    if learner.world.size == 1:
+        return learner.asked.is_set()
+    return look and bool(learner.gradients.asked)
 
 
 def training_mode(learner: Learner) -> None:
@@ -213,16 +252,23 @@ def average_buffers(model: nn.Module, world: World) -> None:
 
 @torch.inference_mode()
 def evaluate(
-    model: nn.Module, data: Plain, world: World, *, batch: int, amp: torch.dtype | None = None, sharded: bool = True
+    model: nn.Module,
+    data: Plain,
+    world: World,
+    *,
+    batch: int,
+    amp: torch.dtype | None = None,
+    sharded: bool = True,
+    asked: Asked | None = None,
 ) -> Numbers:
     """Loss, top-1 and top-5 accuracy (percent) of a model on data; every image counts once.
 
-    sharded: each process takes its share; else each evaluates everything.
+    sharded: each process takes its share; else each evaluates everything. Raises Stopped where asked to stop.
     """
     model.eval()
     rank, size = (world.rank, world.size) if sharded else (0, 1)
     totals = torch.zeros(4, dtype=torch.float64, device=world.device)  # loss, top-1, top-5, images
-    for images, labels in data.plain(range(rank, len(data), size), batch):
+    for images, labels in until_asked(data.plain(range(rank, len(data), size), batch), asked or Asked(), world):
         with autocast(world.device, amp):
             logits = model(images)
         logits = logits.float()  # (B, C)

@@ -1,7 +1,6 @@
 """The epochs of a run: train, judge, keep, until the last one or until somebody asks to stop; then the result."""
 
 import math
-import threading
 import time
 from typing import Any, TypedDict
 
@@ -12,9 +11,9 @@ from deit.engine import Learner, answers, evaluate, train_one_epoch
 from deit.job import Images, Job, Tally, needed
 from deit.learner.linear import augmented_features, classifiers, fit_head, frozen_features, set_head
 from deit.runs import checkpoints
-from deit.runs.kinds import Numbers
+from deit.runs.kinds import Numbers, State
 from deit.runs.saving import BEST, NEWEST, Saver
-from deit.runs.stopping import NotFinite, asked_to_stop, with_batch
+from deit.runs.stopping import Asked, NotFinite, Stopped, asked_to_stop, with_batch
 from deit.samplers import epoch_order, plan_epoch
 from deit.samples.mixing import Mixing
 from deit.selftrain import ends_round, last_words, pool_epoch, steps_before
@@ -29,43 +28,74 @@ class Scoring(TypedDict):
     batch: int
     amp: torch.dtype | None
     sharded: bool
+    asked: Asked
 
 
 def run_epochs(
-    job: Job, learner: Learner, data: Images, saver: Saver, asked: threading.Event, done: int, tally: Tally
+    job: Job, learner: Learner, data: Images, saver: Saver, done: int, tally: Tally
 ) -> dict[str, Any] | None:
-    """Epochs done+1 to the last, or until `asked` is set; evaluations, checkpoints and the result.
+    """Epochs done+1 to the last, or until learner.asked is set; evaluations, checkpoints and the result.
 
     Epoch 0, where data has frozen images or rows, fits the head to the frozen backbone; --mode linear has no other.
     Returns result.json's values; None on ranks above 0, and where the run was asked to stop. tally: what it did before.
     """
-    args, log, last = job.args, job.log, job.last
-    first = done + 1 if data.frozen is None and data.rows is None and data.pool_rows is None else 0
-    log.start(first, last, steps_before(job, last + 1), steps_before(job, first), job.settings)
-    for epoch in range(first, last + 1):
-        line = one_epoch(job, learner, data, epoch, tally)
-        names = []
-        if is_judged(job, epoch):
-            test = judged(job, learner, data, epoch)
-            line |= {key if key.startswith("val_") else f"test_{key}": value for key, value in test.items()}
-            names = is_best(tally, test, epoch)
-        stop = asked_to_stop(asked, job.world) and epoch < last
-        if epoch % (args.save_interval or args.eval_interval) == 0 or epoch >= job.labelled_epochs or stop:
-            names.append(NEWEST)
-        if names and not answers(learner):
+    log, last = job.log, job.last
+    fresh = data.frozen is not None or data.rows is not None or data.pool_rows is not None
+    first = 0 if fresh else done + (tally.line is None)
+    steps = steps_before(job, first) + (len(tally.sofar.losses) if tally.sofar else 0)
+    log.start(first, last, steps_before(job, last + 1), steps, job.settings)
+    epoch = first
+    try:
+        for epoch in range(first, last + 1):
+            test = whole_epoch(job, learner, data, saver, epoch, tally)
+        if first > last:  # the run was killed before it wrote its result
+            test = judged(job, learner, data, last)
+            if names := is_best(tally, test, last):  # its best checkpoint is lost
+                saver.save(names, checkpoints.content(learner, last, tally.best, job.settings, tally.spent()))
+        return conclude(job, learner, data, saver, tally, test)
+    except Stopped as stopped:
+        leave(job, learner, saver, epoch, tally, stopped)
+        return None
+
+
+def whole_epoch(job: Job, learner: Learner, data: Images, saver: Saver, epoch: int, tally: Tally) -> Numbers:
+    """An epoch, its evaluation (returned; {}: none), line and checkpoint. Raises Stopped where asked to stop in it."""
+    args = job.args
+    tally.line = line = tally.line or one_epoch(job, learner, data, epoch, tally)
+    names, test = [], {}
+    if is_judged(job, epoch):
+        test = judged(job, learner, data, epoch)
+        line = line | {key if key.startswith("val_") else f"test_{key}": value for key, value in test.items()}
+        names = is_best(tally, test, epoch)
+    stop = asked_to_stop(learner.asked, job.world) and epoch < job.last
+    if epoch % (args.save_interval or args.eval_interval) == 0 or epoch >= job.labelled_epochs or stop:
+        names.append(NEWEST)
+    if names and not answers(learner):
+        raise unusable("the weights", epoch)
+    job.log.record(line | {"epoch": epoch, "n_parameters": len(learner.gradients.buffer)}, tally.best)
+    if names:
+        saver.save(names, checkpoints.content(learner, epoch, tally.best, job.settings, tally.spent()))
+    tally.line = None
+    if stop:
+        raise Stopped
+    return test
+
+
+def leave(job: Job, learner: Learner, saver: Saver, epoch: int, tally: Tally, stopped: Stopped) -> None:
+    """Save what the last checkpoint lacks of a run that is stopped in or after an epoch, and say where it stopped."""
+    sofar, place = stopped.sofar, f"at epoch {epoch}"
+    more: State = {}
+    if tally.line is not None:
+        more, place = {"line": tally.line}, f"in the evaluation after epoch {epoch}"
+    elif sofar is not None:
+        more, place = {"sofar": vars(sofar)}, f"after step {len(sofar.losses)} of epoch {epoch}"
+    if more:
+        if not answers(learner):
             raise unusable("the weights", epoch)
-        log.record(line | {"epoch": epoch, "n_parameters": trained_parameters(learner.model)}, tally.best)
-        if names:
-            saver.save(names, checkpoints.content(learner, epoch, tally.best, job.settings, tally.spent()))
-        if stop:
-            saver.wait()
-            log.stopped(epoch)
-            return None
-    if first > last:  # the run was killed before it wrote its result
-        test = judged(job, learner, data, last)
-        if names := is_best(tally, test, last):  # its best checkpoint is lost
-            saver.save(names, checkpoints.content(learner, last, tally.best, job.settings, tally.spent()))
-    return conclude(job, learner, data, saver, tally, test)
+        done = epoch - (sofar is not None)
+        saver.save([NEWEST], checkpoints.content(learner, done, tally.best, job.settings, tally.spent(), more))
+    saver.wait()
+    job.log.stopped(learner.asked.told, place)
 
 
 def is_best(tally: Tally, test: Numbers, epoch: int) -> list[str]:
@@ -81,20 +111,23 @@ def is_best(tally: Tally, test: Numbers, epoch: int) -> list[str]:
 
 def one_epoch(job: Job, learner: Learner, data: Images, epoch: int, tally: Tally) -> Numbers:
     """Train one epoch, or fit the head as epoch 0; the first numbers of its line in log.txt."""
-    started = time.monotonic()
+    started, count = time.monotonic(), 0
     rate = 0.0 if epoch == 0 else current_rate(learner)
-    if data.pool_rows is not None:
-        loss, count = fit_with_pool(job, learner, data.pool_rows)
-    elif epoch > job.labelled_epochs and job.light:
-        loss, count = fit_light_head(job, learner, data, epoch), (1 + VIEWS) * len(job.ids)
-    elif epoch == 0:
-        known, batch = data.rows or needed(data.frozen), scoring(job, learner)["batch"]
-        loss, count = fit_head(learner, known, data.classes, batch=batch, smoothing=job.args.smoothing), len(job.ids)
-    else:
-        train = train_epoch if epoch <= job.labelled_epochs else pool_epoch
-        loss, count = train(job, learner, data, epoch, tally)
-        rate = current_rate(learner) if learner.by_step else rate  # of the last step
-    tally.seconds, tally.images = tally.seconds + time.monotonic() - started, tally.images + count
+    try:
+        if data.pool_rows is not None:
+            loss, count = fit_with_pool(job, learner, data.pool_rows)
+        elif epoch > job.labelled_epochs and job.light:
+            loss, count = fit_light_head(job, learner, data, epoch), (1 + VIEWS) * len(job.ids)
+        elif epoch == 0:
+            known, batch = data.rows or needed(data.frozen), scoring(job, learner)["batch"]
+            loss = fit_head(learner, known, data.classes, batch=batch, smoothing=job.args.smoothing)
+            count = len(job.ids)
+        else:
+            train = train_epoch if epoch <= job.labelled_epochs else pool_epoch
+            loss, count = train(job, learner, data, epoch, tally)
+            rate = current_rate(learner) if learner.by_step else rate  # of the last step
+    finally:  # a stopped epoch has taken its time, too
+        tally.seconds, tally.images = tally.seconds + time.monotonic() - started, tally.images + count
     tally.epochs += epoch > 0
     return {"train_lr": rate, "train_loss": loss} | ({"skipped_steps": tally.skipped} if tally.skipped else {})
 
@@ -111,6 +144,7 @@ def train_epoch(job: Job, learner: Learner, data: Images, epoch: int, tally: Tal
         loss, left_out = train_one_epoch(
             learner, train, steps, epoch, classes=data.classes, seed=args.seed, mixing=mixing,
             clip_grad=args.clip_grad, skip_nonfinite=args.skip_nonfinite, on_step=job.log.step,
+            sofar=tally.take_sofar(),
         )  # fmt: skip
     except NotFinite as error:
         if error.step is None:
@@ -157,7 +191,8 @@ def is_judged(job: Job, epoch: int) -> bool:
 
 def scoring(job: Job, learner: Learner) -> Scoring:
     """How every evaluation of the run is done."""
-    return {"batch": 3 * job.args.batch_size, "amp": learner.amp, "sharded": job.args.dist_eval}
+    sharded = job.args.dist_eval
+    return {"batch": 3 * job.args.batch_size, "amp": learner.amp, "sharded": sharded, "asked": learner.asked}
 
 
 def judged(job: Job, learner: Learner, data: Images, epoch: int) -> Numbers:
@@ -257,10 +292,6 @@ def conclude(
 def merit(numbers: Numbers) -> float:
     """What the best epoch is chosen by."""
     return numbers.get("val_acc1", numbers.get("acc1", 0.0))
-
-
-def trained_parameters(model: torch.nn.Module) -> int:
-    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
 def current_rate(learner: Learner) -> float:

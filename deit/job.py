@@ -24,6 +24,7 @@ from deit.memory import names_of, say_of_pixels
 from deit.option_checks import check_start
 from deit.runs.kinds import Numbers, Settings
 from deit.runs.meters import RunLog
+from deit.runs.stopping import Sofar
 from deit.samplers import epoch_order
 from deit.samples.batches import ImageBatches
 from deit.samples.sources import choose_ids, hold_out, open_images, say_of_origin, say_of_unread
@@ -65,12 +66,19 @@ class Tally:
     epochs: int = 0
     before: float = 0.0  # seconds in all until it was continued
     targets: dict[int, torch.Tensor] = dataclasses.field(default_factory=dict)  # of self-training, by round
+    sofar: Sofar | None = None  # the steps of the next epoch that are done
+    line: Numbers | None = None  # of an epoch that is trained and not judged
     began: float = dataclasses.field(default_factory=time.monotonic)
 
     @property
     def elapsed(self) -> float:
         """Seconds in all."""
         return self.before + time.monotonic() - self.began
+
+    def take_sofar(self) -> Sofar | None:
+        """sofar, once: the epoch that it belongs to goes on now."""
+        sofar, self.sofar = self.sofar, None
+        return sofar
 
     def spent(self) -> Numbers:
         """What a checkpoint keeps for the run that continues it: keywords of Tally."""

@@ -179,9 +179,10 @@ def read_targets(job: Job, number: int) -> torch.Tensor:
     return targets
 
 
-def targets_of(job: Job, learner: Learner, data: Images, place: Place, kept: dict[int, torch.Tensor]) -> torch.Tensor:
-    """The targets of a round: made at its first chunk, else those of this run, else those that it left on the disk."""
-    if place.chunk == 0:
+def targets_of(job: Job, learner: Learner, data: Images, place: Place, tally: Tally) -> torch.Tensor:
+    """The targets of a round: made at its first step, else those of this run, else those that it left on the disk."""
+    kept = tally.targets
+    if place.chunk == 0 and tally.sofar is None:
         kept.clear()
         kept[place.round] = begin_round(job, learner, data, place.round)
     elif place.round not in kept:
@@ -200,7 +201,7 @@ def pool_epoch(job: Job, learner: Learner, data: Images, epoch: int, tally: Tall
     tally keeps the targets from chunk to chunk and counts steps left out.
     """
     args, world, place = job.args, job.world, place_of(job, epoch)
-    targets = targets_of(job, learner, data, place, tally.targets)
+    targets = targets_of(job, learner, data, place, tally)
     total = steps_of_round(job)
     learner.scheduler = make_scheduler(args, learner.optimizer, total, epochs=1)
     learner.by_step, before = True, learner.criterion
@@ -212,7 +213,7 @@ def pool_epoch(job: Job, learner: Learner, data: Images, epoch: int, tally: Tall
         loss, left_out = train_one_epoch(
             learner, SoftImages(needed(data.pool_train), targets), steps, epoch, classes=data.classes, seed=args.seed,
             clip_grad=args.clip_grad, skip_nonfinite=args.skip_nonfinite, on_step=job.log.step,
-            done=place.chunk * CHUNK,
+            done=place.chunk * CHUNK, sofar=tally.take_sofar(),
         )  # fmt: skip
     finally:
         learner.criterion = before

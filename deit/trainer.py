@@ -1,6 +1,7 @@
 """The finetuning run: what it is about, where it starts, whether to finetune at all; deit/epochs.py then trains."""
 
 import argparse
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from deit.runs.kinds import Numbers, State
 from deit.runs.meters import RunLog
 from deit.runs.saving import Saver
 from deit.runs.starting import finished, starting_point, weights_of
-from deit.runs.stopping import sigterm, workers_named
+from deit.runs.stopping import Asked, Sofar, listening, workers_named
 from deit.samples.sources import open_images, say_of_labels, say_of_unread
 from deit.selftrain import pool_epochs
 from deit.smoothing import needed_features, pool_features, with_pool
@@ -40,18 +41,24 @@ from deit.timing import settle, take_over
 
 @full_float32()
 def train(args: argparse.Namespace) -> dict[str, Any] | None:
-    """Run the trainer with the Namespace of options.parse. Returns result.json's values (None on ranks above 0)."""
+    """Run the trainer with the Namespace of options.parse. Returns result.json's values.
+
+    None on ranks above 0, and where SIGTERM has stopped the run; after Ctrl-C raises KeyboardInterrupt.
+    """
     with distributed.start(args.device, watching.SILENCE) as world:
         if args.eval:
             return evaluate_only(args, world)
         with claimed(args.output_dir, world):
-            return finetune(args, world)
+            result, asked = finetune(args, world)
+    if asked is not None and asked.by == signal.SIGINT and result is None:
+        raise KeyboardInterrupt
+    return result
 
 
-def finetune(args: argparse.Namespace, world: distributed.World) -> dict[str, Any] | None:
+def finetune(args: argparse.Namespace, world: distributed.World) -> tuple[dict[str, Any] | None, Asked | None]:
     """Open the data, find the start, ask whether to finetune, build what learns, decode, train.
 
-    Returns the result, or None where nothing is left to do.
+    Returns (the result, None where nothing is left to do or the run was stopped; who was listened to meanwhile).
     """
     saved = recall(args, world.say)
     if args.mode == "auto" and saved.get("auto"):
@@ -59,14 +66,15 @@ def finetune(args: argparse.Namespace, world: distributed.World) -> dict[str, An
     job = open_job(args, world)
     job.pool_epochs = pool_epochs(job)
     source, state = starting_point(args, job.settings, job.defaults.pretrained, job.log)
-    check_start_agrees(world, job.settings, state["epoch"] if state is not None else 0)
+    check_start_agrees(world, job.settings, state)
     if state is not None:
         saved = checkpoints.saved_args(state)
         take_over(job, saved)
         check_classes(saved, job.settings["class_names"], source)
         job.settings |= {name: saved.get(name) for name in ("verdict", "temperature", "soft_targets", "auto")}
-    if state is not None and finished(args, source, state["epoch"], job.last, job.log):
-        return None
+    unjudged = state is not None and state.get("line")
+    if state is not None and not unjudged and finished(args, source, state["epoch"], job.last, job.log):
+        return None, None
     if state is not None and args.mode == "smoothed":  # it takes seconds: what a killed run lacks is made anew
         source, state = weights_of(args, job.defaults.pretrained), None
     announce(job)
@@ -96,8 +104,8 @@ def finetune(args: argparse.Namespace, world: distributed.World) -> dict[str, An
         job.log.keep(done if state is not None else -1)  # epoch 0 is a new run's, too
         try:
             saver = Saver(job.log.folder, source if state else None)
-            with sigterm() as asked, saver:
-                return run_epochs(job, learner, data, saver, asked, done, tally)
+            with listening() as learner.asked, saver:
+                return run_epochs(job, learner, data, saver, done, tally), learner.asked
         finally:
             job.log.close()
 
@@ -141,7 +149,9 @@ def take_folder(job: Job, source: Path | str, state: State | None) -> Tally:
     make_room(folder, source, state, log.say, auto_resume=job.args.auto_resume)
     if state is None:
         return Tally(None)
-    return Tally(best_so_far(folder, source, state, log.say), **state.get("spent", {}))
+    sofar = Sofar(**state["sofar"]) if state.get("sofar") else None
+    best = best_so_far(folder, source, state, log.say)
+    return Tally(best, sofar=sofar, line=state.get("line"), **state.get("spent", {}))
 
 
 def announce(job: Job) -> None:

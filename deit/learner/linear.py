@@ -13,6 +13,7 @@ from data_selection.common.distributed import on_main
 from data_selection.common.errors import UserError
 from deit.engine import Learner
 from deit.runs.checkpoints import classifier_layers
+from deit.runs.stopping import until_asked
 from deit.samples.batches import Augmented, Part, Plain
 
 # Inverse L2 strength, as scikit-learn's C, for features of mean distance 1 from their mean. Set on random subsets of
@@ -58,14 +59,18 @@ def seen_by_classifiers(model: nn.Module) -> Iterator[list[torch.Tensor]]:
 
 @torch.no_grad()
 def frozen_features(learner: Learner, data: Plain, batch: int) -> Rows:
-    """The Rows of images, unaugmented, on every process. Each process computes its share."""
+    """The Rows of images, unaugmented, on every process; each computes its share.
+
+    Raises Stopped where a process is asked to stop.
+    """
     model, world = learner.model, learner.world
     model.eval()
     features = torch.zeros(len(data), classifiers(model)[0].in_features, device=world.device)
     labels = torch.zeros(len(data), dtype=torch.int64, device=world.device)
     mine, start = torch.arange(world.rank, len(data), world.size, device=world.device), 0
     with seen_by_classifiers(model) as seen:
-        for images, targets in data.plain(range(world.rank, len(data), world.size), batch):
+        batches = data.plain(range(world.rank, len(data), world.size), batch)
+        for images, targets in until_asked(batches, learner.asked, world):
             with learner.autocast():
                 model(images)
             rows = mine[start : start + len(images)]
@@ -81,13 +86,14 @@ def augmented_features(
 ) -> torch.Tensor:
     """What the classifier sees of each of `count` images, augmented as in an epoch, (count, D) on every process.
 
-    parts: this process's, all of them together every image once.
+    parts: this process's, all of them together every image once. Raises Stopped where asked to stop.
     """
     model, world = learner.model, learner.world
     model.eval()
     features = torch.zeros(count, classifiers(model)[0].in_features, device=world.device)
     with seen_by_classifiers(model) as seen:
-        for part, (images, _) in zip(parts, data.augmented(parts, epoch), strict=True):
+        batches = zip(parts, data.augmented(parts, epoch), strict=True)
+        for part, (images, _) in until_asked(batches, learner.asked, world):
             with learner.autocast():
                 model(images)
             features[part.indices.to(world.device)] = torch.stack(seen).float().mean(0)

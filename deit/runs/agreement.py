@@ -8,15 +8,19 @@ from torch import nn
 
 from data_selection.common.distributed import World, on_main
 from data_selection.common.errors import UserError
-from deit.runs.checkpoints import RECIPE, plain
-from deit.runs.kinds import Settings
+from deit.runs.checkpoints import RECIPE, plain, steps_done
+from deit.runs.kinds import Settings, State
 
 
-def check_start_agrees(world: World, settings: Settings, epoch: int) -> None:
-    """Raise UserError where the processes' recipes, training images or epochs to continue from differ."""
+def check_start_agrees(world: World, settings: Settings, state: State | None) -> None:
+    """Raise UserError where the processes' recipes, training images or steps to continue from differ.
+
+    state: of the checkpoint to continue, None where there is none.
+    """
     recipe = {f"--{name.replace('_', '-')}": plain(name, settings[name]) for name in RECIPE if name in settings}
     images = recipe.pop("--train-ids", None)
-    check_agreement(world, recipe | {"training images": images, "epochs done": epoch})
+    done = {"epochs done": state["epoch"], "steps done": steps_done(state)} if state is not None else {"epochs done": 0}
+    check_agreement(world, recipe | {"training images": images} | done)
 
 
 def check_weights_agree(world: World, model: nn.Module) -> None:

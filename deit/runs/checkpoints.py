@@ -75,6 +75,11 @@ def training_state(path: Path | str) -> State | None:
     return content if all(isinstance(content, dict) and key in content for key in STATE) else None
 
 
+def steps_done(state: State) -> int:
+    """Steps of the epoch after state["epoch"] that are done, where the run was stopped within it."""
+    return len(state["sofar"]["losses"]) if state.get("sofar") else 0
+
+
 def saved_args(state: State) -> Settings:
     """The arguments that a checkpoint holds, a dict; the released trainer's are a Namespace, and some hold none."""
     args = state.get("args") or {}
@@ -117,16 +122,19 @@ def restore(learner: Learning, state: State, source: Path | str, log: Log) -> No
         else:
             log(f"{source} holds no EMA: it starts from the checkpoint's weights")
             learner.ema.set(learner.model)
-    if learner.scheduler is not None:  # a function of the epoch alone
+    if learner.scheduler is not None and state["epoch"]:  # a function of the epoch alone; before the first: as built
         learner.scheduler.step(state["epoch"])
 
 
-def content(learner: Learning, epoch: int, best: Numbers | None, args: Settings, spent: Numbers) -> State:
+def content(
+    learner: Learning, epoch: int, best: Numbers | None, args: Settings, spent: Numbers, more: State | None = None
+) -> State:
     """A checkpoint's content: the training state after `epoch`.
 
     Entries and names as in the released trainer: model, optimizer, lr_scheduler, epoch, model_ema, scaler, args; and
-    best: the best epoch and its numbers; spent: what the run has taken so far, as keywords of job.Tally. args is a
-    plain dictionary, so that weights_only=True reads the file.
+    best: the best epoch and its numbers; spent: what the run has taken so far, as keywords of job.Tally; more: of a run
+    stopped within an epoch, as job.Tally keeps it: the steps after `epoch` that are done (sofar), or the line of
+    `epoch`, which is to be judged (line). args is a plain dictionary, so that weights_only=True reads the file.
     """
     return {
         "model": learner.model.state_dict(),
@@ -138,4 +146,5 @@ def content(learner: Learning, epoch: int, best: Numbers | None, args: Settings,
         "args": args,
         "best": best,
         "spent": spent,
+        **(more or {}),
     }

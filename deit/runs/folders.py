@@ -160,4 +160,4 @@ def epoch_of(path: Path) -> int | None:
         state = training_state(path) if path.exists() else None
     except UserError:
         return None
-    return None if state is None else int(state["epoch"])
+    return None if state is None or state.get("sofar") else int(state["epoch"])  # else of no epoch's end

@@ -114,15 +114,15 @@ class RunLog:
         if self.events is not None:
             self.events.close()
 
-    def stopped(self, epoch: int) -> None:
-        """Say that the run ends early, as asked, after `epoch`."""
+    def stopped(self, by: str, place: str) -> None:
+        """Say that the run ends early, as asked by `by`, at a place of it, in words."""
         self.close()
-        where = (
-            f"wrote checkpoint.pth in {self.folder}; the same command with --auto-resume continues"
-            if self.folder
-            else "nothing is saved without --output_dir"
-        )
-        self.say(f"SIGTERM: stopped after epoch {epoch} of {self.epochs}; {where}")
+        where = "nothing is saved without --output_dir"
+        if self.folder:
+            where = f"wrote checkpoint.pth in {self.folder}; the same command with --auto-resume continues"
+            if not (self.folder / "checkpoint.pth").exists():
+                where = "there was nothing to save yet"
+        self.say(f"{by}: stopped {place} of {self.epochs}; {where}")
 
     def result(self, values: dict[str, Any]) -> None:
         """Write result.json."""

@@ -35,7 +35,8 @@ def starting_point(
     timed = ("epochs", "rounds", "folds") if args.minutes else ()  # set by the clock of the run to continue
     asked = {name: value for name, value in settings.items() if name not in timed}
     checkpoints.check_same_recipe(checkpoints.saved_args(state), asked, source)
-    log.say(f"continuing {source} after epoch {state['epoch']}")
+    steps = checkpoints.steps_done(state)
+    log.say(f"continuing {source} after epoch {state['epoch']}" + (f" and {steps} steps" if steps else ""))
     return source, state
 
 

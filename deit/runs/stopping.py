@@ -1,12 +1,15 @@
-"""Reasons to stop early: a scheduler's warning, a loss that is not finite, a worker process that died."""
+"""Reasons to stop early: SIGTERM, Ctrl-C, a loss that is not finite, a worker process that died."""
 
 import contextlib
 import json
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
+from typing import TypeVar
 
 import torch
 
@@ -15,27 +18,74 @@ from data_selection.common.errors import UserError
 from data_selection.common.files import atomic_write
 
 BAD_BATCH = "nonfinite_batch.json"
+ECHO = 3  # seconds: torchrun hands a Ctrl-C on that the terminal has sent to all processes already
+T = TypeVar("T")
+
+
+class Asked(threading.Event):
+    """Set when this process is asked to end; by: the signal that asked, at the moment `since` of time.monotonic."""
+
+    by: signal.Signals | None = None
+    since = 0.0
+
+    @property
+    def told(self) -> str:
+        """What asked, in a word."""
+        return "Ctrl-C" if self.by == signal.SIGINT else "SIGTERM"
+
+
+@dataclass(frozen=True)
+class Sofar:
+    """The steps of an epoch that are done. losses: float32 (steps,). sizes: float64 (steps,), 0 for those left out."""
+
+    losses: torch.Tensor
+    sizes: torch.Tensor
+
+
+class Stopped(Exception):
+    """The run was asked to end, on all processes at the same place. sofar: the epoch it is in the middle of, if any."""
+
+    def __init__(self, sofar: Sofar | None = None) -> None:
+        super().__init__("asked to stop")
+        self.sofar = sofar
 
 
 @contextlib.contextmanager
-def sigterm() -> Iterator[threading.Event]:
-    """A threading.Event that is set when the first SIGTERM comes; the second one ends the process as ever."""
-    asked = threading.Event()
+def listening() -> Iterator[Asked]:
+    """An Asked for SIGTERM and Ctrl-C within the block; one that comes again, ECHO seconds later, acts as ever."""
+    asked = Asked()
 
-    def note(_number: int, _frame: FrameType | None) -> None:
-        asked.set()
-        signal.signal(signal.SIGTERM, before)
+    def note(number: int, _frame: FrameType | None) -> None:
+        if not asked.is_set():
+            asked.by, asked.since = signal.Signals(number), time.monotonic()
+            asked.set()
+        elif time.monotonic() - asked.since > ECHO:
+            signal.signal(number, before[number])
+            signal.raise_signal(number)
 
-    before = signal.signal(signal.SIGTERM, note)
+    before = {int(number): signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield asked
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
-def asked_to_stop(asked: threading.Event, world: World) -> bool:
+def asked_to_stop(asked: Asked, world: World) -> bool:
     """Whether any process of the run has been asked to; the same answer on all of them."""
+    if world.size == 1:  # a GPU is not waited for
+        return asked.is_set()
     return bool(world.sum_(torch.tensor(float(asked.is_set()), device=world.device)))
+
+
+def until_asked(items: Iterable[T], asked: Asked, world: World) -> Iterator[T]:
+    """The items, until this process is asked to end. Raises Stopped at the end of them where any process was."""
+    for item in items:
+        yield item
+        if asked.is_set():
+            break
+    if asked_to_stop(asked, world):
+        raise Stopped
 
 
 @contextlib.contextmanager

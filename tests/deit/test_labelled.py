@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 
 import numpy as np
 import pytest
@@ -133,7 +134,7 @@ def test_ctrl_c_loses_nothing(run, monkeypatch, capsys):
 
     def stop(job, learner, data, epoch, tally):
         if epoch == 2:
-            raise KeyboardInterrupt
+            signal.raise_signal(signal.SIGINT)
         return real(job, learner, data, epoch, tally)
 
     with monkeypatch.context() as patch:
@@ -142,6 +143,7 @@ def test_ctrl_c_loses_nothing(run, monkeypatch, capsys):
         with pytest.raises(KeyboardInterrupt):
             train(run, mode="lp-ft")
     assert not (run / "model.pth").exists()
+    assert "Ctrl-C: stopped after step 1 of epoch 2" in capsys.readouterr().out
     monkeypatch.setattr("deit.crossval.compare", lambda *_: pytest.fail("asked already"))
     with monkeypatch.context() as patch:
         patch.setattr(training, "report", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))

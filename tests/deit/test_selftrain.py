@@ -86,25 +86,6 @@ def test_what_a_run_leaves(images, tmp_path):
     assert all(rows[i]["label"] == rows[i]["file"].split("/")[0] and rows[i]["confidence"] == "1.0000" for i in known)
 
 
-@pytest.mark.parametrize("stop", [3, 4, 5])
-def test_a_run_that_is_stopped_ends_like_the_unbroken_one(images, tmp_path, monkeypatch, stop):
-    train(images, tmp_path / "whole")
-    real = deit_epochs.one_epoch
-
-    def broken(job, learner, data, epoch, tally):
-        if epoch == stop:
-            raise KeyboardInterrupt
-        return real(job, learner, data, epoch, tally)
-
-    monkeypatch.setattr(deit_epochs, "one_epoch", broken)
-    with pytest.raises(KeyboardInterrupt):
-        train(images, tmp_path / "broken")
-    monkeypatch.setattr(deit_epochs, "one_epoch", real)
-    train(images, tmp_path / "broken", auto_resume=True)
-    whole, broken = checkpoint(tmp_path / "whole"), checkpoint(tmp_path / "broken")
-    assert all(torch.equal(whole["model"][key], broken["model"][key]) for key in whole["model"])
-
-
 def test_targets_of_another_run_are_refused(images, tmp_path, monkeypatch):
     real = deit_epochs.one_epoch
 
