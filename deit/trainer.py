@@ -50,7 +50,7 @@ def train(args: argparse.Namespace) -> dict[str, Any] | None:
             return evaluate_only(args, world)
         with claimed(args.output_dir, world):
             result, asked = finetune(args, world)
-    if asked is not None and asked.by == signal.SIGINT and result is None:
+    if asked is not None and asked.by == signal.SIGINT:
         raise KeyboardInterrupt
     return result
 

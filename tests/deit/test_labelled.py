@@ -133,7 +133,7 @@ def test_ctrl_c_loses_nothing(run, monkeypatch, capsys):
     real = epochs.train_epoch
 
     def stop(job, learner, data, epoch, tally):
-        if epoch == 2:
+        if epoch == 1:
             signal.raise_signal(signal.SIGINT)
         return real(job, learner, data, epoch, tally)
 
@@ -143,14 +143,14 @@ def test_ctrl_c_loses_nothing(run, monkeypatch, capsys):
         with pytest.raises(KeyboardInterrupt):
             train(run, mode="lp-ft")
     assert not (run / "model.pth").exists()
-    assert "Ctrl-C: stopped after step 1 of epoch 2" in capsys.readouterr().out
+    assert "Ctrl-C: stopped at epoch 1 of 2" in capsys.readouterr().out
     monkeypatch.setattr("deit.crossval.compare", lambda *_: pytest.fail("asked already"))
     with monkeypatch.context() as patch:
         patch.setattr(training, "report", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
         capsys.readouterr()
         with pytest.raises(KeyboardInterrupt):
             train(run, mode="lp-ft")
-    assert "checkpoint.pth after epoch 0" in capsys.readouterr().out
+    assert "checkpoint.pth after epoch 1" in capsys.readouterr().out
     train(run, mode="lp-ft")
     assert "its result is in" in capsys.readouterr().out
     assert values(run)["judged_by"].startswith("by the finetuned model, each label judged by a training on 50 %")
