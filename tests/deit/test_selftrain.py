@@ -105,9 +105,8 @@ def test_targets_of_another_run_are_refused(images, tmp_path, monkeypatch):
 
 
 def test_two_processes_do_what_one_does(images, tmp_path):
-    flags = FLAGS | {"rounds": 1}
-    train(images, tmp_path / "1", rounds=1)
-    train_on(2, command(images, tmp_path / "2", **flags), tmp_path)
+    for count in (1, 2):
+        train_on(count, command(images, tmp_path / str(count), **FLAGS | {"rounds": 1}), tmp_path)
     one, two = ([line["train_loss"] for line in log_lines(tmp_path / name)] for name in ("1", "2"))
     assert one == pytest.approx(two, rel=1e-3)
     predictions = [(tmp_path / name / "pool_predictions.csv").read_text().splitlines() for name in ("1", "2")]
