@@ -11,12 +11,14 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
+from data_selection.common.distributed import World
 from data_selection.common.errors import UserError
 from data_selection.common.system import cores
 from data_selection.embedding.image_batches import Transform, received, stacked
 from data_selection.images.pools import Pool
-from deit.samples.batches import Batch, ImageBatches, Part
+from deit.samples.batches import Batch, ImageBatches, Part, Plain
 from deit.samples.draws import AUGMENT, hashed, seeded
+from deit.samples.keeping import Room, Share, fits
 from deit.samples.pipeline import SMALL, Pipeline, Shifted
 from deit.samples.tensor_images import (
     CroppedImages,
@@ -27,7 +29,6 @@ from deit.samples.tensor_images import (
     shift_draws,
 )
 
-CACHE_BYTES = 2 << 30  # `--cache auto` keeps decoded images up to this size, per process
 TINY = 48  # pixels of a side: random crops of smaller images are resized faster by matrices, also on a CPU
 WORKERS = 8  # at most, by default, per process
 OPEN: "weakref.WeakSet[PilImages]" = weakref.WeakSet()  # PilImages, whose workers close_workers ends
@@ -222,27 +223,31 @@ def prepare(
     cache: str = "auto",
     workers: int | None = None,
     pin_memory: bool = True,
+    room: Room | None = None,
+    most: int = 0,
 ) -> ImageBatches:
     """The pool indices `ids` as whatever does the pipeline fastest: see the classes of tensor_images, and PilImages.
 
     What evaluation sees, or `shift` moves, is made once. Random crops of whole batches are made on the device by matrix
     products (ResizedImages), where that is a GPU or the images are tiny; else by Pillow (CroppedImages).
     cache: `device` keeps decoded images on the device and transforms batches there, `ram` keeps them in main memory,
-    `none` does not keep them; `auto` keeps them where that takes up to 2 GiB. Small inputs are always kept. workers:
-    processes that transform images one by one; None picks by the number of cores.
+    `none` does not keep them; `auto` keeps them where room has the bytes. Small inputs are always kept. workers:
+    processes that transform images one by one; None picks by the number of cores. most: images that take room, where
+    another process has more.
     Raises UserError for `device` where the images differ in size, or the augmentation is not for whole batches.
     """
     small, batched, cached = pipeline.size <= SMALL, pipeline.simple or not train, None
     keep = cache in ("ram", "device")
-    labels = torch.tensor([pool.label(i) for i in ids])
+    labels, room = torch.tensor([pool.label(i) for i in ids]), room or Room()
     if workers is None:
         workers = min(WORKERS, cores())
     if (not small and not train) or (pipeline.view is not None and (pipeline.shifts or not train)):
         margin = pipeline.margin if train else 0
-        if keep or (cache == "auto" and 3 * len(ids) * (pipeline.size + 2 * margin) ** 2 <= CACHE_BYTES):
+        frames = 3 * max(most, len(ids)) * (pipeline.size + 2 * margin) ** 2
+        if keep or (cache == "auto" and room.take(frames)):
             kind = ViewedImages if pipeline.view is not None else EvaluationImages
             return kind(viewed(pool, ids, pipeline, margin), labels, pipeline, device, seed)
-    elif small or keep or (cache == "auto" and fits(pool, ids, batched)):
+    elif small or keep or (cache == "auto" and fits(pool, ids, batched, room)):
         cached = decode(pool, ids, pipeline.size if small else None)
     if batched and cached and (small or cache != "ram"):
         alike = len({image.shape for image in cached}) == 1
@@ -262,19 +267,21 @@ def prepare(
     )  # fmt: skip
 
 
-def fits(pool: Pool, ids: Sequence[int], batched: bool) -> bool:
-    """Whether decoding `ids` once saves time and takes up to CACHE_BYTES, judged by the sizes in the files' headers."""
-    if pool.arrays is not None:
-        height, width = pool.arrays.shape[1:3]  # held in memory as it is
-        return batched and 3 * height * width * len(ids) <= CACHE_BYTES
-    needed = 0
-    for i in ids:
-        try:
-            with Image.open(pool.paths[i]) as image:
-                width, height = image.size
-        except Exception:  # noqa: BLE001 - whatever a decoder raises: reading the image tells it with the file's name
-            width, height = pool.image(i).size
-        needed += 3 * width * height
-        if needed > CACHE_BYTES:
-            return False
-    return True
+def prepare_share(
+    world: World,
+    pool: Pool,
+    ids: Sequence[int],
+    pipeline: Pipeline,
+    *,
+    cache: str = "auto",
+    workers: int | None = None,
+    pin_memory: bool = True,
+    room: Room | None = None,
+) -> Plain:
+    """As prepare, without augmentation: of all images only those that this process of several evaluates."""
+    mine, most = ids[world.rank :: world.size], -(-len(ids) // world.size)
+    held = prepare(
+        pool, mine, pipeline, world.device, train=False, cache=cache, workers=workers, pin_memory=pin_memory,
+        room=room, most=most,
+    )  # fmt: skip
+    return held if world.size == 1 else Share(held, len(ids), world.rank, world.size)

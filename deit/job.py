@@ -8,15 +8,16 @@ import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple, TypedDict
+from typing import NamedTuple, TypedDict, TypeVar
 
 import torch
 
 from data_selection.common import distributed
+from data_selection.common.distributed import World
 from data_selection.embedding.preprocessing import Preprocess
 from data_selection.images.label_files import check_labels
 from data_selection.images.pools import Pool
-from deit.datasets import prepare
+from deit.datasets import prepare, prepare_share
 from deit.engine import Learner
 from deit.learner.building import Defaults, build_learner, make_pipeline, papers_view, resolve
 from deit.learner.linear import Rows
@@ -26,11 +27,25 @@ from deit.runs.kinds import Numbers, Settings
 from deit.runs.meters import RunLog
 from deit.runs.stopping import Sofar
 from deit.samplers import epoch_order
-from deit.samples.batches import ImageBatches
+from deit.samples.batches import Augmented, ImageBatches, Plain
+from deit.samples.keeping import Room
 from deit.samples.sources import choose_ids, hold_out, open_images, say_of_origin, say_of_unread
+from deit.samples.tensor_images import PaddedImages
 
 FEWEST, MOST = 5, 60  # epochs of --epochs auto
 FROZEN = ("linear", "smoothed")  # modes that leave the backbone as it is
+
+
+T = TypeVar("T")
+
+
+class Cached(TypedDict):
+    """Keywords of datasets.prepare and prepare_share: how images are kept."""
+
+    cache: str
+    workers: int | None
+    pin_memory: bool
+    room: Room
 
 
 class Images(NamedTuple):
@@ -39,17 +54,17 @@ class Images(NamedTuple):
     classes: int
     ids: list[int]  # of the training images: their indices in the pool
     train: ImageBatches | None  # augmented
-    frozen: ImageBatches | None  # the same images as they are, to fit the head
-    test: ImageBatches | None
-    held: ImageBatches | None  # of the subset, to choose the best epoch by
-    pool: ImageBatches | None = None  # every pool image as evaluation sees it
-    pool_train: ImageBatches | None = None  # the same, augmented
+    frozen: Plain | None  # the same images as they are, to fit the head
+    test: Plain | None
+    held: Plain | None  # of the subset, to choose the best epoch by
+    pool: Plain | None = None  # every pool image as evaluation sees it
+    pool_train: Augmented | None = None  # the same, augmented
     rows: Rows | None = None  # in place of frozen, where the features of these images are known
-    light: ImageBatches | None = None  # as frozen, for the last epoch of --mode three-phase
+    light: Plain | None = None  # as frozen, for the last epoch of --mode three-phase
     pool_rows: torch.Tensor | None = None  # features (N, D) of the whole pool, in --mode smoothed
 
 
-def needed(images: ImageBatches | None) -> ImageBatches:
+def needed(images: T | None) -> T:
     """Some of a run's Images, at a place that it comes to only where they are decoded."""
     assert images is not None
     return images
@@ -206,22 +221,35 @@ def decode(job: Job, *, frozen: bool, train: bool, test: bool = True) -> Images:
     """The Images of a job, those that are asked for."""
     args, pipeline, everything = job.args, make_pipeline(job.args, job.defaults), range(len(job.train_pool))
 
-    def load(pool: Pool, ids: Sequence[int], train: bool = False) -> ImageBatches:
-        return prepare(
-            pool, ids, pipeline, job.world.device, train=train, seed=args.seed,
-            cache=args.cache, workers=args.num_workers, pin_memory=args.pin_mem,
-        )  # fmt: skip
+    cached: Cached = {
+        "cache": args.cache, "workers": args.num_workers, "pin_memory": args.pin_mem, "room": Room(job.world)
+    }  # fmt: skip
 
+    def augmented(ids: Sequence[int]) -> ImageBatches:
+        return prepare(job.train_pool, ids, pipeline, job.world.device, train=True, seed=args.seed, **cached)
+
+    def plain(pool: Pool, ids: Sequence[int], ours: ImageBatches | None = None, sharded: bool = True) -> Plain:
+        """Without augmentation; ours: the same images with it, which may hold the same pixels."""
+        if isinstance(ours, PaddedImages):
+            return ours
+        world = job.world if sharded else World(0, 1, job.world.device)
+        return prepare_share(world, pool, ids, pipeline, **cached)
+
+    labelled = augmented(job.ids) if train else None
+    whole = augmented(everything) if job.pool_epochs else None
+    as_they_are = plain(job.train_pool, job.ids, labelled) if frozen or job.light else None
     return Images(
         classes=job.classes,
         ids=job.ids,
-        train=load(job.train_pool, job.ids, train=True) if train else None,
-        frozen=load(job.train_pool, job.ids) if frozen else None,
-        test=load(job.test_pool, range(len(job.test_pool))) if test and len(job.test_pool) else None,
-        held=load(job.train_pool, job.held) if job.held else None,
-        light=load(job.train_pool, job.ids) if job.light else None,
-        pool=load(job.train_pool, everything) if job.pool_epochs else None,
-        pool_train=load(job.train_pool, everything, train=True) if job.pool_epochs else None,
+        train=labelled,
+        frozen=as_they_are if frozen else None,
+        test=plain(job.test_pool, range(len(job.test_pool)), sharded=args.dist_eval)
+        if test and len(job.test_pool)
+        else None,
+        held=plain(job.train_pool, job.held, sharded=args.dist_eval) if job.held else None,
+        light=as_they_are if job.light else None,
+        pool=plain(job.train_pool, everything, whole) if job.pool_epochs else None,
+        pool_train=whole,
     )
 
 

@@ -64,7 +64,7 @@ def _add_data(flags: Flags) -> None:
         choices=("auto", "device", "ram", "none"),
         default="auto",
         help="keep decoded images, on the device (images of one size; augments whole batches) or in main memory; "
-        "auto: whichever is faster, where that takes up to 2 GiB per rank",
+        "auto: whichever is faster, where all together take up to 2 GiB on a card or a machine",
     )
     add(
         "--pixels",

@@ -16,7 +16,7 @@ from data_selection.embedding.backbones import load_weights, local_file
 from data_selection.embedding.checkpoint_files import read_checkpoint
 from deit.choosing import decide
 from deit.crossval import ask, asked_table
-from deit.datasets import close_workers, prepare
+from deit.datasets import close_workers, prepare_share
 from deit.engine import Learner, evaluate
 from deit.epochs import run_epochs
 from deit.job import FROZEN, Job, Tally, decode, new_learner, open_job, part_of, where
@@ -33,6 +33,7 @@ from deit.runs.meters import RunLog
 from deit.runs.saving import Saver
 from deit.runs.starting import finished, starting_point, weights_of
 from deit.runs.stopping import Asked, Sofar, listening, workers_named
+from deit.samples.keeping import Room
 from deit.samples.sources import open_images, say_of_labels, say_of_unread
 from deit.selftrain import pool_epochs
 from deit.smoothing import needed_features, pool_features, with_pool
@@ -188,9 +189,10 @@ def evaluate_only(args: argparse.Namespace, world: distributed.World) -> Numbers
             raise UserError(f"--eval-ema: {source} holds no moving average of the weights: leave the flag out")
     load_weights(model, source, checkpoint_key=key, log=log.say)
     model = with_pool(model, source, saved).to(world.device)
-    data = prepare(
-        test_pool, range(len(test_pool)), make_pipeline(args, defaults), world.device, train=False,
-        cache=args.cache, workers=args.num_workers, pin_memory=args.pin_mem,
+    data = prepare_share(
+        world if args.dist_eval else distributed.World(0, 1, world.device), test_pool, range(len(test_pool)),
+        make_pipeline(args, defaults), cache=args.cache, workers=args.num_workers, pin_memory=args.pin_mem,
+        room=Room(world),
     )  # fmt: skip
     dtype = autocast_type(args.amp, world.device)
     with workers_named(close_workers):

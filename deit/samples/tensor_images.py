@@ -57,12 +57,13 @@ class PaddedImages(TensorImages):
         self, images: torch.Tensor, labels: torch.Tensor, pipeline: Pipeline, device: torch.device, seed: int
     ) -> None:
         """images (N, size, size, 3) uint8, labels (N,) int64."""
-        super().__init__(images, labels, pipeline, device, seed)
+        padded = pad(images, (0, 0, MARGIN, MARGIN, MARGIN, MARGIN))  # (N, size + 8, size + 8, 3)
+        super().__init__(padded, labels, pipeline, device, seed)
         self.margin = MARGIN
-        self.padded = pad(self.images, (0, 0, MARGIN, MARGIN, MARGIN, MARGIN))  # (N, size + 8, size + 8, 3)
 
     def central(self, images: torch.Tensor) -> torch.Tensor:
-        return images.permute(0, 3, 1, 2)
+        edge = slice(self.margin, self.margin + self.pipeline.size)
+        return images[:, edge, edge].permute(0, 3, 1, 2)
 
     def augmented(self, parts: Sequence[Part], epoch: int) -> Iterator[Batch]:
         """Yield (images (R, 3, size, size), labels (R,)) on the device for each Part."""
@@ -70,7 +71,7 @@ class PaddedImages(TensorImages):
             draws = shift_draws(self.seed, epoch, part)
             places = shifted_places(draws, self.pipeline.size, self.margin)
             index, rows, columns = sent(self.device, part.indices, *places)
-            crops = self.padded[index[:, None, None], rows[:, :, None], columns[:, None]]  # (R, size, size, 3)
+            crops = self.images[index[:, None, None], rows[:, :, None], columns[:, None]]  # (R, size, size, 3)
             yield self.normalise(crops.permute(0, 3, 1, 2)), self.labels[index]
 
 
@@ -83,11 +84,6 @@ class ViewedImages(PaddedImages):
         """images (N, size + 2 m, size + 2 m, 3) uint8, m = pipeline.margin in training and 0 in evaluation."""
         TensorImages.__init__(self, images, labels, pipeline, device, seed)
         self.margin = (images.shape[1] - pipeline.size) // 2
-        self.padded = self.images
-
-    def central(self, images: torch.Tensor) -> torch.Tensor:
-        edge = slice(self.margin, self.margin + self.pipeline.size)
-        return images[:, edge, edge].permute(0, 3, 1, 2)
 
 
 class EvaluationImages(ViewedImages):

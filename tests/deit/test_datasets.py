@@ -109,7 +109,7 @@ def test_class_folders_count_in_extraction_order(tmp_path):
     assert pool.names == pools.open_pool(str(tmp_path)).names
     assert [pool.class_names[label] for label in pool.labels] == [name.split("/")[0] for name in pool.names]
     data = prepare(pool, [0, 3], Pipeline(28, (0.5,) * 3, (0.5,) * 3), CPU, train=True)
-    assert data.images.shape == (2, 28, 28, 3)  # resized
+    assert data.central(data.images).shape == (2, 3, 28, 28)  # resized
 
 
 def test_folders_that_do_not_fit_are_named(tmp_path):

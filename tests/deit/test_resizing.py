@@ -10,9 +10,10 @@ from timm.data.transforms import RandomResizedCropAndInterpolation
 
 from data_selection.common.errors import UserError
 from data_selection.images import pools
-from deit import datasets
 from deit.datasets import CroppedImages, EvaluationImages, PaddedImages, PilImages, ResizedImages, prepare
+from deit.samples import keeping
 from deit.samples.draws import seeded, uniform
+from deit.samples.keeping import Room
 from deit.samples.pipeline import Pipeline
 from deit.samples.resizing import TRIES, central_box, random_boxes, resampling, resize
 
@@ -149,12 +150,12 @@ def test_the_cache_counts_every_image(tmp_path, monkeypatch):
     for i, side in enumerate((10, 100, 100)):
         Image.new("RGB", (side, side)).save(tmp_path / f"{i}.png")
     pool = pools.folder_pool(tmp_path)
-    monkeypatch.setattr(datasets, "CACHE_BYTES", 3 * (10 * 10 + 2 * 100 * 100))
-    assert datasets.fits(pool, range(3), batched=True)
-    monkeypatch.setattr(datasets, "CACHE_BYTES", datasets.CACHE_BYTES - 1)
-    assert not datasets.fits(pool, range(3), batched=True)
-    assert datasets.fits(pool, [0, 2], batched=True)
+    monkeypatch.setattr(keeping, "CACHE_BYTES", 3 * (10 * 10 + 2 * 100 * 100))
+    assert keeping.fits(pool, range(3), True, Room())
+    monkeypatch.setattr(keeping, "CACHE_BYTES", keeping.CACHE_BYTES - 1)
+    assert not keeping.fits(pool, range(3), True, Room())
+    assert keeping.fits(pool, [0, 2], True, Room())
     assert type(prepare(pool, range(3), Pipeline(40, HALF, HALF), CPU, train=True, workers=0)) is PilImages
     (tmp_path / "1.png").write_bytes(b"no image")
     with pytest.raises(UserError, match=r"1\.png"):
-        datasets.fits(pool, range(3), batched=True)
+        keeping.fits(pool, range(3), True, Room())

@@ -81,7 +81,7 @@ def test_a_resumed_run_ends_bit_equal(images, tmp_path, monkeypatch, capsys):
 
     path = tmp_path / "part" / "checkpoint.pth"
     before = {file.name: file.stat().st_mtime_ns for file in path.parent.iterdir()}
-    monkeypatch.setattr(trainer, "prepare", None)  # no image is decoded for a finished run
+    monkeypatch.setattr(trainer, "decode", None)  # no image is decoded for a finished run
     capsys.readouterr()
     assert run(main, command(images, tmp_path / "part", epochs=4, auto_resume=True, **flags)) == 0
     assert "4 epochs and 4 are asked for: the run is finished; its result is in" in capsys.readouterr().out

@@ -15,6 +15,7 @@ from deit.learner.building import make_pipeline, resolve
 from deit.main import main
 from deit.options import parse
 from deit.samplers import epoch_order, plan_epoch
+from deit.samples import keeping
 from deit.samples.pipeline import Pipeline
 from tests.support.trainer_runs import few_shot, log_lines, make_colours
 
@@ -121,7 +122,7 @@ def test_evaluation_sees_the_view(pool, kind, train, cache):
 def test_views_are_held_where_they_fit_or_where_it_is_asked(pool, monkeypatch):
     frames = 24 * 3 * (28 + 6) ** 2
     for room, kind in ((frames, ViewedImages), (frames - 1, PilImages)):
-        monkeypatch.setattr(datasets, "CACHE_BYTES", room)
+        monkeypatch.setattr(keeping, "CACHE_BYTES", room)
         assert type(load(pool, pipeline_of("squashed"))) is kind
         assert type(load(pool, pipeline_of("squashed"), train=False)) is ViewedImages
         for cache in ("ram", "device"):
