@@ -93,9 +93,10 @@ def watched(rank: int, size: int, silence: float) -> Iterator[None]:
     if size == 1:
         yield
         return
-    over = threading.Event()
-    watcher = threading.Thread(target=watch, args=(rank, size, silence, over), daemon=True)
+    over, looks = threading.Event(), Looks()
+    watcher = threading.Thread(target=watch, args=(rank, size, silence, over, looks), daemon=True)
     watcher.start()
+    threading.Thread(target=guard, args=(silence, over, looks), daemon=True).start()
     try:
         with own_error_told(rank):
             yield
@@ -106,7 +107,27 @@ def watched(rank: int, size: int, silence: float) -> Iterator[None]:
         watcher.join(BEAT)
 
 
-def watch(rank: int, size: int, silence: float, over: threading.Event) -> None:
+class Looks:
+    """When the watcher has last had an answer of the store."""
+
+    def __init__(self) -> None:
+        self.last = time.monotonic()
+
+
+def guard(silence: float, over: threading.Event, looks: Looks) -> None:
+    """End this process where the watcher waits: rank 0 holds the store, if the launcher does not, and stands still."""
+    while not over.wait(BEAT):
+        if time.monotonic() - looks.last > silence + BEAT:
+            end_here("the one that holds the store")
+
+
+def end_here(gone: int | str) -> None:
+    """End this process, whose main thread may wait in nccl or gloo for ever. gone: what is to blame."""
+    sys.stderr.write(f"error: a process of this run is gone or stands still ({gone}): this one ends too\n")
+    os._exit(1)
+
+
+def watch(rank: int, size: int, silence: float, over: threading.Event, looks: Looks) -> None:
     """Beat and look until `over` is set."""
     other = (rank + 1) % size
     seen: int | None = None
@@ -122,6 +143,7 @@ def watch(rank: int, size: int, silence: float, over: threading.Event) -> None:
             if time.monotonic() - since > silence:
                 store.add(key("gone"), other + 1)  # so that all know at once
             gone = store.add(key("gone"), 0)
+            looks.last = time.monotonic()
             if not gone and store.check([key("error")]) and not over.wait(BEAT):  # time to leave by itself
                 gone = str(store.get(key("error")).decode())
             if gone:
@@ -129,5 +151,4 @@ def watch(rank: int, size: int, silence: float, over: threading.Event) -> None:
     except RuntimeError as error:
         gone = str(error).splitlines()[0]
     if not over.is_set():
-        sys.stderr.write(f"error: a process of this run is gone or stands still ({gone}): this one ends too\n")
-        os._exit(1)  # the main thread may wait in nccl or gloo for ever
+        end_here(gone)

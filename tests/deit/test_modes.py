@@ -14,7 +14,7 @@ from deit.learner.linear import STRENGTH, logistic_regression
 from deit.main import main
 from deit.options import parse
 from deit.samples.sources import hold_out
-from tests.support.trainer_runs import checkpoint, command, launch, log_lines, make_images
+from tests.support.trainer_runs import checkpoint, command, log_lines, make_images, train_on
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +105,7 @@ def test_lp_ft_goes_on_from_the_linear_head(images, tmp_path, monkeypatch):
 def test_two_processes_give_the_same_linear_head(images, tmp_path):
     flags = {"mode": "linear", "epochs": None, "lr": None, "warmup_epochs": None}
     main(command(images, tmp_path / "one", **flags))
-    launch(command(images, tmp_path / "two", **flags | {"batch_size": 2}))
+    train_on(2, command(images, tmp_path / "two", **flags | {"batch_size": 2}), tmp_path)
     one, two = (log_lines(tmp_path / name)[0] for name in ("one", "two"))
     assert two == pytest.approx(one, rel=1e-4)
 

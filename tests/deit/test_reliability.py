@@ -17,7 +17,7 @@ from deit import epochs as deit_epochs
 from deit.main import main
 from deit.runs import saving, stopping
 from deit.runs.saving import Saver, write
-from tests.support.trainer_runs import checkpoint, child, command, log_lines, make_images, ranks, train_into
+from tests.support.trainer_runs import checkpoint, child, command, log_lines, make_images, train_into
 
 EPOCHS = 10
 RECIPE = {"drop_path": 0.2, "mixup": 0.8, "mixup_prob": 1.0, "model_ema_decay": 0.9, "auto_resume": True}
@@ -226,24 +226,6 @@ def test_a_worker_that_dies_is_named(images, tmp_path):
     assert "error: a process that loads images has died (DataLoader worker" in said.read_text()
     assert "--num_workers" in said.read_text()
     assert "Traceback" not in said.read_text()
-
-
-@pytest.mark.parametrize(("how", "victim"), [(signal.SIGKILL, 0), (signal.SIGKILL, 1), (signal.SIGSTOP, 1)])
-def test_when_a_rank_dies_or_hangs_the_others_end(images, tmp_path, how, victim):
-    processes = ranks(
-        command(images, tmp_path, epochs=100_000, num_workers=0, save_interval=1000), tmp_path, SILENCE="10"
-    )
-    try:
-        wait_for(lambda: (tmp_path / "log.txt").exists() and (tmp_path / "log.txt").stat().st_size > 0)
-        os.kill(processes[victim].pid, how)
-        processes[1 - victim].join(60)
-        assert processes[1 - victim].exitcode in (1, 2)
-    finally:
-        for process in processes:
-            process.kill()
-    said = (tmp_path / f"said_{1 - victim}").read_text()
-    assert "another process of this run has ended" in said or "a process of this run is gone or stands still" in said
-    assert "Traceback" not in said
 
 
 def test_writing_needs_no_previous_file(tmp_path):
