@@ -3,7 +3,9 @@
 from collections import Counter
 
 import pytest
+import torch
 
+from data_selection.embedding.backbones import build_model
 from deit import engine
 from deit.options import parse
 from deit.trainer import train
@@ -92,3 +94,16 @@ def test_a_step_waits_for_nobody(case, images):
     waits = counted[1][0] - counted[0][0]
     assert sum(waits.values()) <= 2 * most_waits + 3, waits  # 3 at the end of an epoch
     assert (counted[1][1] - counted[0][1]) / 2 <= most_launches
+
+
+@pytest.mark.parametrize(("name", "size", "resamples"), [("vit_tiny", 48, False), ("demo_vit", 35, True)])
+def test_which_steps_resample_the_position_embedding(name, size, resamples):
+    """CUDA does not repeat that backward pass to the last bit."""
+    model, found = build_model(name, 2, img_size=size), set()
+    todo = [model(torch.zeros(1, 3, size, size)).sum().grad_fn]
+    while todo:
+        node = todo.pop()
+        if node is not None and node not in found:
+            found.add(node)
+            todo += [following for following, _ in node.next_functions]
+    assert any("Upsample" in node.name() for node in found) == resamples
