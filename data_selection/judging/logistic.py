@@ -11,18 +11,21 @@ import torch
 from scipy.optimize import minimize
 
 MAX_STEPS = 2000
-TOLERANCE = 1e-5  # of the gradient in units of the curvature, per square root of a row
+TOLERANCE = 1e-5  # moves no probability by 1e-4
 MEMORY = 20  # steps that L-BFGS remembers
 BLOCK = 1 << 24  # logits computed at a time
 Table = tuple[torch.Tensor, torch.Tensor]
 
 
-def logistic_path(features: torch.Tensor, targets: torch.Tensor, strengths: Sequence[float]) -> list[Table]:
+def logistic_path(
+    features: torch.Tensor, targets: torch.Tensor, strengths: Sequence[float], tolerance: float = TOLERANCE
+) -> list[Table]:
     """(weight (P, D), bias (P,)) for each inverse strength C, in the order given; float64 on the features' device.
 
     Minimises, over weight and bias, sum_i CE(targets_i, softmax(weight x_i + bias)) + |weight|^2 / (2 C). features:
     (n, D) floats. targets: (n, P), rows of 0 or more that sum to the row's weight in the loss: one-hot, smoothed or
-    soft. Convex and deterministic, from the lowest C upwards; the biases sum to 0.
+    soft. tolerance: of the gradient in units of the curvature, per square root of a row. Convex and deterministic, from
+    the lowest C upwards; the biases sum to 0.
     """
     x, t = features.double(), targets.to(features.device).double()
     centre = x.mean(0)
@@ -32,7 +35,7 @@ def logistic_path(features: torch.Tensor, targets: torch.Tensor, strengths: Sequ
         x = x @ basis
     turn = torch.linalg.eigh(x.T @ x).eigenvectors
     x, basis = x @ turn, turn if basis is None else basis @ turn
-    problem = Problem(x, t)
+    problem = Problem(x, t, tolerance)
     table = x.new_zeros(t.shape[1], x.shape[1] + 1)
     results = {}
     for c in sorted(set(strengths)):
@@ -46,11 +49,11 @@ def logistic_path(features: torch.Tensor, targets: torch.Tensor, strengths: Sequ
 class Problem:
     """Rows x (n, r) with targets t (n, P); a table (P, r + 1) holds weights, then biases."""
 
-    def __init__(self, x: torch.Tensor, t: torch.Tensor) -> None:
+    def __init__(self, x: torch.Tensor, t: torch.Tensor, tolerance: float) -> None:
         step = max(1, BLOCK // t.shape[1])
         mass = t.sum(1, keepdim=True)
         self.parts = list(zip(x.split(step), t.split(step), mass.split(step), strict=True))
-        self.stop = TOLERANCE * max(1.0, mass.sum().item()) ** 0.5
+        self.stop = tolerance * max(1.0, mass.sum().item()) ** 0.5
 
     def solve(self, c: float, start: torch.Tensor) -> torch.Tensor:
         """The best table for C = c, sought from `start` in units of its curvature."""

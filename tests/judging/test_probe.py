@@ -70,6 +70,15 @@ def test_held_out_rows_are_not_learned_from():
     assert held_out(torch.cat([rows, rows[:1]]), alone, 12, 10.0)[-1, 11] == 0
 
 
+def test_the_coarse_path_that_c_is_chosen_by_says_what_the_exact_one_says():
+    rows, known = digits(100)
+    exact, coarse = (held_out_path(rows, known, 10, GRID, *how) for how in ((), (module.COARSE,)))
+    assert any(not torch.equal(one, other) for one, other in zip(exact, coarse, strict=True))
+    for one, other in zip(exact, coarse, strict=True):
+        assert (one.argmax(1) != other.argmax(1)).sum() <= 1
+        np.testing.assert_allclose(one, other, atol=0.02)
+
+
 def test_c_is_chosen_by_accuracy_then_log_loss_then_the_lowest(monkeypatch):
     labels = torch.tensor([0, 0, 1, 1])
     sure, right, wrong = (torch.tensor([[p, 1 - p], [p, 1 - p], [1 - q, q], [1 - q, q]]) for p, q in
@@ -80,7 +89,7 @@ def test_c_is_chosen_by_accuracy_then_log_loss_then_the_lowest(monkeypatch):
         ({10: sure, 3: sure, 1: right}, 3),
     ):
         monkeypatch.setattr(
-            module, "held_out_path", lambda x, y, classes, grid, answers=answers: [answers[c] for c in grid]
+            module, "held_out_path", lambda x, y, classes, grid, *_, answers=answers: [answers[c] for c in grid]
         )
         assert choose_c(torch.zeros(4, 2), labels, grid=answers) == best
 
