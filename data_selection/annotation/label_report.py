@@ -14,6 +14,7 @@ import torch
 from data_selection.annotation.pages import render
 from data_selection.annotation.run_folder import REPORT
 from data_selection.common.files import atomic_write
+from data_selection.judging.estimate import Estimate
 from data_selection.judging.findings import Curve, Share, confusion, interval
 from data_selection.judging.report import project_2d
 from data_selection.nearest.similarity import normalise
@@ -32,9 +33,10 @@ class Facts:
 
     names: of the N pool images. features: (N, D). ids: (n,) labelled rows; labels: (n,) their classes, of `classes`.
     predicted, sure: (n,) what the model said of each and with what probability, not having learned from its label.
-    pool: (N, C) probabilities of the pool. curve: of learning. judged_by: which model and how, in words. quality:
-    numbers on the choice. notes: lines on duplicates and unusual images. record: what, when, with which versions.
-    rounds: up to this one, {labels, accuracy, low, high}. test: on images of the user, {accuracy, count} or None.
+    estimate: the accuracy by these. pool: (N, C) probabilities of the pool. curve: of learning. judged_by: which model
+    and how, in words. quality: numbers on the choice. notes: lines on duplicates and unusual images. record: what,
+    when, with which versions. rounds: up to this one, {labels, accuracy, low, high, drawn}. test: on images of the
+    user, {accuracy, count} or None.
     """
 
     title: str
@@ -45,6 +47,7 @@ class Facts:
     labels: torch.Tensor
     predicted: torch.Tensor
     sure: torch.Tensor
+    estimate: Estimate
     pool: torch.Tensor
     curve: Curve
     judged_by: str
@@ -60,10 +63,12 @@ def report_values(facts: Facts) -> Values:
     """Every number and name of the report, as JSON takes them."""
     labels, predicted = facts.labels, facts.predicted
     table = confusion(labels, predicted, len(facts.classes))
-    right = int(table.diagonal().sum())
+    found, plain = facts.estimate, interval(int(table.diagonal().sum()), len(labels))
     return {
         "title": facts.title,
-        "accuracy": share(interval(right, len(labels))) | {"right": right, "labels": len(labels)},
+        "accuracy": share(found.share)
+        | {"drawn": found.drawn, "right": found.right, "labels": len(labels), "effective": found.effective},
+        "accuracy_of_labels": share(plain),
         "judged_by": facts.judged_by,
         "test": dict(facts.test) if facts.test else None,
         "classes": per_class(facts.classes, table),
@@ -170,6 +175,8 @@ def last_round(rounds: Sequence[Mapping[str, float]]) -> str:
     if len(rounds) < 2:
         return ""
     before, now = rounds[-2:]
+    if bool(before.get("drawn")) != bool(now.get("drawn")) or ("drawn" in before) != ("drawn" in now):
+        return "The last two rounds were judged in different ways, so that what the last one brought cannot be told."
     gain = now["accuracy"] - before["accuracy"]
     spread = math.hypot(*((one["high"] - one["low"]) / 2 for one in (before, now)))
     low, high = gain - spread, gain + spread

@@ -38,6 +38,7 @@ from data_selection.common.subset_files import CHECK, budget_from_percent, versi
 from data_selection.images.answers import write_labels
 from data_selection.images.list_files import decoded
 from data_selection.images.pools import POOLS, Pool, own_pool
+from data_selection.judging.estimate import FEWEST_DRAWN
 from data_selection.methods.table import METHODS
 
 if TYPE_CHECKING:
@@ -91,8 +92,8 @@ def choose_images(
     words = class_words(classes)
     pool = open_images(source, out)
     count = number(budget, len(pool))
-    if check < 0:
-        raise UserError(f"--check {check}: 0 images or more")
+    if check and check < FEWEST_DRAWN:
+        raise UserError(f"--check {check}: from fewer than {FEWEST_DRAWN} images nothing can be told: 0 asks for none")
     known = read_labelled(labelled, pool)
     by, reason = method_of(known, count, method, strategy)
     request = {

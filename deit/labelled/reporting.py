@@ -9,13 +9,14 @@ import torch
 
 from data_selection.annotation.label_report import Facts, write_report
 from data_selection.annotation.originals import file_address, show
-from data_selection.annotation.run_folder import read_run
+from data_selection.annotation.run_folder import check_names, read_run
 from data_selection.common.kinds import Features, Log
 from data_selection.common.listed_names import quoted
 from data_selection.common.progress import OpenBar, open_bar
 from data_selection.common.subset_files import pool_provenance, versions
 from data_selection.images.pools import open_pool
-from data_selection.judging.findings import REPEATS, SHARES, Curve, interval, learning_curve
+from data_selection.judging.estimate import cell_weights, estimate
+from data_selection.judging.findings import REPEATS, SHARES, Curve, learning_curve
 from data_selection.judging.probe import FOLDS, fit_probe
 from data_selection.judging.quality import quality
 from data_selection.judging.smoothed import SmoothedProbe
@@ -46,8 +47,11 @@ def report(
     probe = fit_graph_probe(features, labels, ids.tolist(), len(classes), graph)
     known = probe.base.smoothed[ids]
     judged = judge(training, result, files, classes, features[ids], labels, probe)
-    share = interval(int((judged.answers == labels).sum()), len(labels))
-    own = {"labels": len(labels), "accuracy": share.value, "low": share.low, "high": share.high}
+    check = set(check_names(run.folder))
+    weights = cell_weights(features, ids, seed=seed)
+    found = estimate(judged.answers == labels, weights, [row for row, file in enumerate(files) if file in check])
+    own = {"labels": len(labels), "accuracy": found.share.value, "low": found.share.low, "high": found.share.high,
+           "drawn": found.drawn}  # fmt: skip
     facts = Facts(
         title=f"{run.folder.resolve().name}: {len(files)} labels, {len(run.names)} images",
         classes=[quoted(word) for word in classes],
@@ -57,8 +61,9 @@ def report(
         labels=labels,
         predicted=judged.answers,
         sure=judged.sure,
+        estimate=found,
         pool=probe.pool_probabilities(),
-        curve=curve_of(known, labels, len(classes), probe, seed, progress),
+        curve=curve_of(known, labels, weights, len(classes), probe, seed, progress),
         judged_by=judged.by,
         quality=covered(run.table.features, ids),
         notes=notes(run),
@@ -82,9 +87,10 @@ def report(
 
 
 def curve_of(
-    known: torch.Tensor, labels: torch.Tensor, classes: int, probe: SmoothedProbe, seed: int, progress: OpenBar | None
-) -> Curve:
-    """The learning curve of the smoothed probe: features (n, D) of the labelled images and their labels."""
+    known: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor, classes: int, probe: SmoothedProbe, seed: int,
+    progress: OpenBar | None,
+) -> Curve:  # fmt: skip
+    """The learning curve of the smoothed probe: features (n, D) of the labelled images, their labels and weights."""
 
     def answer(train: torch.Tensor, left: torch.Tensor) -> torch.Tensor:
         bar.update(1)
@@ -94,7 +100,7 @@ def curve_of(
     if len(labels) < FEWEST:
         return Curve(())
     with open_bar(progress, REPEATS * FOLDS * len(SHARES), "learning curve", "fit") as bar:
-        return learning_curve(labels, answer, more=more, seed=seed)
+        return learning_curve(labels, answer, more=more, weights=weights, seed=seed)
 
 
 def covered(features: Features, ids: torch.Tensor) -> dict[str, float]:
