@@ -14,6 +14,7 @@ import torch
 from data_selection.annotation.pages import render
 from data_selection.annotation.run_folder import REPORT
 from data_selection.common.files import atomic_write
+from data_selection.common.progress import OpenBar
 from data_selection.judging.estimate import Estimate
 from data_selection.judging.findings import Curve, Share, confusion, interval
 from data_selection.judging.report import project_2d
@@ -23,6 +24,7 @@ SHEET = 12  # images of a region, a confusion or a row
 CONFUSIONS = 8  # pairs of classes that are shown with their images
 MISTAKES, DOUBTFUL = 24, 24
 REGIONS, REGION_ROWS = 12, 20_000  # parts of the pool, and the rows that they are found on
+MAPPED = 2_000  # labelled images on the map
 PAYS = 0.5  # points of accuracy, below which a round of labels does not
 Values = dict[str, Any]
 
@@ -216,9 +218,11 @@ def regions(facts: Facts) -> list[Values]:
     return result
 
 
-def places(facts: Facts) -> Values:
-    """The map: points of a part of the pool in [0, 1]^2, and of the labelled images with their classes."""
-    rows, points = project_2d(facts.features, facts.ids.tolist(), seed=facts.seed)
+def places(facts: Facts, progress: OpenBar | None = None) -> Values:
+    """The map: points of a part of the pool in [0, 1]^2, and of MAPPED labelled images at most with their classes."""
+    draw = torch.randperm(len(facts.ids), generator=torch.Generator().manual_seed(facts.seed))
+    shown = facts.ids[draw[:MAPPED]].tolist()
+    rows, points = project_2d(facts.features, shown, seed=facts.seed, progress=progress)
     low, high = points.min(0), points.max(0)
     points = (points - low) / np.maximum(high - low, 1e-12)
     number = {row: place for place, row in enumerate(facts.ids.tolist())}
@@ -241,7 +245,10 @@ def shown_files(values: Values) -> list[str]:
 
 
 def write_report(
-    folder: Path, facts: Facts, pictures: Callable[[list[str]], Mapping[str, Mapping[str, str]]]
+    folder: Path,
+    facts: Facts,
+    pictures: Callable[[list[str]], Mapping[str, Mapping[str, str]]],
+    progress: OpenBar | None = None,
 ) -> tuple[Path, Values]:
     """Write report.html and report.json into a folder; returns the path of the first and the values of the second.
 
@@ -249,7 +256,7 @@ def write_report(
     """
     values = report_values(facts)
     page = render(
-        "report.html", ("report.css",), ("report.js",), report=values, map=places(facts),
+        "report.html", ("report.css",), ("report.js",), report=values, map=places(facts, progress),
         pictures=pictures(shown_files(values)), axes=axes(values["curve"]), past=axes(values["rounds"]),
         names=list(facts.classes),
     )  # fmt: skip

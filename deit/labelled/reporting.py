@@ -82,8 +82,8 @@ def report(
             name: {"thumbnail": one.thumbnail, "address": one.address} for name, one in zip(here, shown, strict=True)
         }
 
-    page, values = write_report(run.folder, facts, pictures)
-    return page, values
+    log("report: the map and its pictures")
+    return write_report(run.folder, facts, pictures, progress)
 
 
 def curve_of(
