@@ -112,7 +112,7 @@ def per_class(classes: Sequence[str], table: torch.Tensor) -> list[Values]:
 
 def confused(facts: Facts, table: torch.Tensor) -> list[Values]:
     """The pairs of classes that are confused most, with their images."""
-    pairs = [(int(count), i, j) for i, row in enumerate(table) for j, count in enumerate(row) if i != j and count]
+    pairs = [(int(table[i, j]), i, j) for i, j in table.nonzero().tolist() if i != j]
     found = []
     for count, label, guess in sorted(pairs, key=lambda pair: (-pair[0], *pair[1:]))[:CONFUSIONS]:
         rows = ((facts.labels == label) & (facts.predicted == guess)).nonzero()[:, 0]
