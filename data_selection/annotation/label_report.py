@@ -25,6 +25,7 @@ CONFUSIONS = 8  # pairs of classes that are shown with their images
 MISTAKES, DOUBTFUL = 24, 24
 REGIONS, REGION_ROWS = 12, 20_000  # parts of the pool, and the rows that they are found on
 MAPPED = 2_000  # labelled images on the map
+UNSURE = 5.0  # points that a round may have brought, from which nobody can say that it did not pay
 PAYS = 0.5  # points of accuracy, below which a round of labels does not
 Values = dict[str, Any]
 
@@ -68,9 +69,9 @@ def report_values(facts: Facts) -> Values:
     found, plain = facts.estimate, interval(int(table.diagonal().sum()), len(labels))
     return {
         "title": facts.title,
-        "accuracy": share(found.share)
-        | {"drawn": found.drawn, "right": found.right, "labels": len(labels), "effective": found.effective},
+        "accuracy": share(found.share) | {"drawn": found.drawn, "right": found.right, "labels": len(labels)},
         "accuracy_of_labels": share(plain),
+        "expected_of_pool": expected(facts),
         "judged_by": facts.judged_by,
         "test": dict(facts.test) if facts.test else None,
         "classes": per_class(facts.classes, table),
@@ -87,6 +88,13 @@ def report_values(facts: Facts) -> Values:
         "notes": list(facts.notes),
         "record": dict(facts.record),
     }
+
+
+def expected(facts: Facts) -> float | None:
+    """The mean confidence in the images without a label, in percent: the accuracy that the model expects of itself."""
+    free = torch.ones(len(facts.pool), dtype=torch.bool)
+    free[facts.ids] = False
+    return 100 * float(facts.pool[free].max(1).values.double().mean()) if free.any() else None
 
 
 def share(value: Share) -> Values:
@@ -177,13 +185,19 @@ def last_round(rounds: Sequence[Mapping[str, float]]) -> str:
     if len(rounds) < 2:
         return ""
     before, now = rounds[-2:]
-    if bool(before.get("drawn")) != bool(now.get("drawn")) or ("drawn" in before) != ("drawn" in now):
+    if bool(before.get("drawn")) != bool(now.get("drawn")):
         return "The last two rounds were judged in different ways, so that what the last one brought cannot be told."
     gain = now["accuracy"] - before["accuracy"]
     spread = math.hypot(*((one["high"] - one["low"]) / 2 for one in (before, now)))
     low, high = gain - spread, gain + spread
     verdict = (
-        "it paid" if low > PAYS else "it brought little" if high < PAYS or gain <= PAYS else "it seems to have paid"
+        "it paid"
+        if low > PAYS
+        else "it seems to have paid"
+        if gain > PAYS
+        else "too few labels judge it to say more"
+        if high > UNSURE
+        else "it brought little"
     )
     return (
         f"The last round, from {before['labels']} to {now['labels']} labels, moved the accuracy by {gain:+.1f} points "

@@ -83,6 +83,7 @@ def choose_images(
     `copy` or `none`. The same call again goes on where it was stopped, and never writes over labels. dry_run: only say
     what it would do, and return None. Raises UserError for the user's mistakes, before any work.
     """
+    # rank 0 alone looks for neighbours and writes the pages, and each step would form a group of its own at one port
     one_process(
         "choose_images.py", "; features can be made by several first: extract_feature.py --output_dir OUT/features"
     )

@@ -24,11 +24,8 @@ class Share(NamedTuple):
     high: float
 
 
-def interval(right: float, count: float) -> Share:
-    """The Share that `right` of `count` trials show, with Wilson's interval; count 0: 0 to 100.
-
-    Either may be a fraction: weighted trials count for fewer.
-    """
+def interval(right: int, count: int) -> Share:
+    """The Share that `right` of `count` trials show, with Wilson's interval; count 0: 0 to 100."""
     if count == 0:
         return Share(float("nan"), 0.0, 100.0)
     share, spread = right / count, Z * Z / count
@@ -71,53 +68,45 @@ def learning_curve(
     answer: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
     *,
     more: Sequence[int] = (),
-    weights: torch.Tensor | None = None,
     seed: int = 0,
     shares: Sequence[float] = SHARES,
     repeats: int = REPEATS,
 ) -> Curve:
     """How accuracy on held-out labels grows with the number of labels, and where it goes with `more` of them.
 
-    labels: (n,) int64. weights: (n,), by which each counts where it is left out; None: alike. answer(train, left): the
-    classes (int64) that a model trained on rows `train` gives rows `left`. The labels are left out a fifth at a time;
-    of the others growing parts, nested and drawn by the seed, are trained on. error = a + b n^-c, a, b >= 0, is fitted
-    to the means by least squares, and again to 400 draws of the folds (bootstrap), whose middle 95 % are the interval.
-    more: numbers of labels to extrapolate to.
+    labels: (n,) int64. answer(train, left): the classes (int64) that a model trained on rows `train` gives rows `left`.
+    The labels are left out a fifth at a time; of the others growing parts, nested and drawn by the seed, are trained
+    on. error = a + b n^-c, a, b >= 0, is fitted to the means by least squares, and again to 400 draws of the folds
+    (bootstrap), whose middle 95 % are the interval. more: numbers of labels to extrapolate to.
     """
     fold, generator = folds(labels), torch.Generator().manual_seed(seed)
     count = int((fold != 0).sum())
     sizes = sorted({max(2, round(share * count)) for share in shares})
-    worth = torch.ones(len(labels)) if weights is None else weights / weights.mean()
-    rows = []  # one for each repeat and fold: accuracy at each size, then the fold's weight
+    rows = []  # one for each repeat and fold: accuracy at each size
     for _ in range(repeats):
         order = torch.randperm(len(labels), generator=generator)
         for part in fold.unique().tolist():
             rest = order[fold[order] != part]
             left = (fold == part).nonzero()[:, 0]
             found = [answer(rest[: min(size, len(rest))], left) for size in sizes]
-            mass = worth[left].double()
-            hits = [100 * float((guess == labels[left]).double() @ mass) for guess in found]
-            rows.append([*hits, float(mass.sum())])
+            rows.append([100 * (guess == labels[left]).double().mean().item() for guess in found])
+    table = np.array(rows)
     draw = np.random.default_rng(seed)
     # folds are drawn whole: the repeats of one share its left-out images
-    shape = np.array(rows).reshape(repeats, -1, len(sizes) + 1)
-    middle = of_all(shape)
-    means = [of_all(shape[:, draw.integers(0, shape.shape[1], shape.shape[1])]) for _ in range(DRAWS)]
-    points = [Point(size, float(middle[i]), *spread([mean[i] for mean in means]), True) for i, size in enumerate(sizes)]
+    shape = table.reshape(repeats, -1, len(sizes))
+    means = [shape[:, draw.integers(0, shape.shape[1], shape.shape[1])].mean((0, 1)) for _ in range(DRAWS)]
+    points = [
+        Point(size, float(table[:, i].mean()), *spread([mean[i] for mean in means]), True)
+        for i, size in enumerate(sizes)
+    ]
     wanted = sorted({size for size in more if size > sizes[-1]})
     if wanted and len(sizes) > 1:
-        beyond = extrapolate(sizes, middle, wanted)
+        middle = extrapolate(sizes, table.mean(0), wanted)
         ahead = np.array([extrapolate(sizes, mean, wanted) for mean in means])
         points += [
-            Point(size, float(beyond[i]), *spread(ahead[:, i]), False) for i, size in enumerate(wanted)
+            Point(size, float(middle[i]), *spread(ahead[:, i]), False) for i, size in enumerate(wanted)
         ]  # fmt: skip
     return Curve(tuple(points))
-
-
-def of_all(folds: np.ndarray) -> np.ndarray:
-    """Accuracies (S,) of repeats and folds (R, F, S + 1): hits at each size, and the weight of what was asked."""
-    total = folds.sum((0, 1))
-    return np.asarray(total[:-1] / max(total[-1], 1e-12))
 
 
 def spread(values: Sequence[float] | np.ndarray) -> tuple[float, float]:

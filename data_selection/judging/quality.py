@@ -52,7 +52,7 @@ def quality(features: Features, ids: Ids, *, seed: int = 0) -> Quality:
     """
     ids = check_ids(ids, len(features), "subset")
     generator = torch.Generator().manual_seed(seed)
-    wanted = rows_to_see(len(ids))
+    wanted = max(FEWEST, min(SAMPLE, int(PRODUCTS / len(ids))))
     sample = torch.randperm(len(features), generator=generator)[:wanted].sort().values
     chosen, pool = unit_rows(features, ids), unit_rows(features, sample)
     similarity, nearest = nearest_other(pool, chosen)
@@ -74,11 +74,6 @@ def quality(features: Features, ids: Ids, *, seed: int = 0) -> Quality:
         len(features),
         len(pool),
     )
-
-
-def rows_to_see(chosen: int) -> int:
-    """How many pool rows are looked at beside so many chosen ones, at most."""
-    return max(FEWEST, min(SAMPLE, int(PRODUCTS / chosen)))
 
 
 def unit_rows(features: Features, ids: torch.Tensor) -> torch.Tensor:

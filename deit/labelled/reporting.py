@@ -15,7 +15,7 @@ from data_selection.common.listed_names import quoted
 from data_selection.common.progress import OpenBar, open_bar
 from data_selection.common.subset_files import pool_provenance, versions
 from data_selection.images.pools import open_pool
-from data_selection.judging.estimate import cell_weights, estimate
+from data_selection.judging.estimate import estimate
 from data_selection.judging.findings import REPEATS, SHARES, Curve, learning_curve
 from data_selection.judging.probe import FOLDS, fit_probe
 from data_selection.judging.quality import quality
@@ -48,8 +48,7 @@ def report(
     known = probe.base.smoothed[ids]
     judged = judge(training, result, files, classes, features[ids], labels, probe)
     check = set(check_names(run.folder))
-    weights = cell_weights(features, ids, seed=seed)
-    found = estimate(judged.answers == labels, weights, [row for row, file in enumerate(files) if file in check])
+    found = estimate(judged.answers == labels, [row for row, file in enumerate(files) if file in check])
     own = {"labels": len(labels), "accuracy": found.share.value, "low": found.share.low, "high": found.share.high,
            "drawn": found.drawn}  # fmt: skip
     facts = Facts(
@@ -63,7 +62,7 @@ def report(
         sure=judged.sure,
         estimate=found,
         pool=probe.pool_probabilities(),
-        curve=curve_of(known, labels, weights, len(classes), probe, seed, progress),
+        curve=curve_of(known, labels, len(classes), probe, seed, progress),
         judged_by=judged.by,
         quality=covered(run.table.features, ids),
         notes=notes(run),
@@ -87,10 +86,10 @@ def report(
 
 
 def curve_of(
-    known: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor, classes: int, probe: SmoothedProbe, seed: int,
+    known: torch.Tensor, labels: torch.Tensor, classes: int, probe: SmoothedProbe, seed: int,
     progress: OpenBar | None,
 ) -> Curve:  # fmt: skip
-    """The learning curve of the smoothed probe: features (n, D) of the labelled images, their labels and weights."""
+    """The learning curve of the smoothed probe: features (n, D) of the labelled images, their labels."""
 
     def answer(train: torch.Tensor, left: torch.Tensor) -> torch.Tensor:
         bar.update(1)
@@ -100,7 +99,7 @@ def curve_of(
     if len(labels) < FEWEST:
         return Curve(())
     with open_bar(progress, REPEATS * FOLDS * len(SHARES), "learning curve", "fit") as bar:
-        return learning_curve(labels, answer, more=more, weights=weights, seed=seed)
+        return learning_curve(labels, answer, more=more, seed=seed)
 
 
 def covered(features: Features, ids: torch.Tensor) -> dict[str, float]:

@@ -96,7 +96,7 @@ def judges(accuracy: dict[str, Any]) -> str:
     """By which labels the report's accuracy is, in words."""
     if accuracy["drawn"]:
         return f"{accuracy['drawn']} labels of images drawn at random"
-    return f"{accuracy['labels']} labels, weighted by what each stands for in the pool"
+    return f"{accuracy['labels']} labels"
 
 
 def trained(given: Labelled, words: Sequence[str], table: Path, folder: Path) -> dict[str, Any]:

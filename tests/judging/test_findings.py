@@ -61,17 +61,6 @@ def test_the_curve_rises_with_labels_that_teach():
     assert learning_curve(labels, answer, seed=1).gain is None
 
 
-def test_a_label_left_out_counts_by_its_weight():
-    labels = torch.arange(40) % 4
-    weights = torch.where(torch.arange(40) < 10, 7.0, 1.0)  # and only the first ten are right
-
-    def answer(_train, left):
-        return torch.where(left < 10, labels[left], (labels[left] + 1) % 4)
-
-    assert learning_curve(labels, answer, weights=weights).points[-1].accuracy == pytest.approx(100 * 70 / 100)
-    assert learning_curve(labels, answer).points[-1].accuracy == pytest.approx(25)
-
-
 def test_a_model_that_knows_everything_has_all_right_and_nothing_to_gain():
     labels = torch.arange(40) % 4
     curve = learning_curve(labels, lambda _train, left: labels[left], more=[60])

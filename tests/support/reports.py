@@ -30,7 +30,7 @@ def facts(names=None, classes=WORDS, **changes):
         "features": np.random.default_rng(0).normal(size=(10, 4)), "ids": torch.tensor([0, 1, 2, 3, 4, 5]),
         "labels": torch.tensor([0, 0, 0, 1, 1, 2]), "predicted": torch.tensor([0, 0, 1, 1, 0, 2]),
         "sure": torch.tensor([0.9, 0.8, 0.6, 0.7, 0.95, 0.5]), "pool": pool,
-        "estimate": Estimate(Share(70.0, 30.0, 90.0), 0, 4, 5.2), "curve": CURVE, "judged_by": "by hand",
+        "estimate": Estimate(Share(70.0, 30.0, 90.0), 0, 4), "curve": CURVE, "judged_by": "by hand",
         "notes": ["2 groups <i>of</i> copies"], "record": {"images": "/a <b>", "labels": 6},
         "rounds": [{"labels": 6, "accuracy": 66.7, "low": 30.0, "high": 90.3}],
     }  # fmt: skip
