@@ -92,9 +92,8 @@ def report_values(facts: Facts) -> Values:
 
 def expected(facts: Facts) -> float | None:
     """The mean confidence in the images without a label, in percent: the accuracy that the model expects of itself."""
-    free = torch.ones(len(facts.pool), dtype=torch.bool)
-    free[facts.ids] = False
-    return 100 * float(facts.pool[free].max(1).values.double().mean()) if free.any() else None
+    sure = facts.pool.max(1).values.double().index_fill(0, facts.ids, float("nan"))
+    return 100 * float(sure.nanmean()) if len(facts.ids) < len(sure) else None
 
 
 def share(value: Share) -> Values:
