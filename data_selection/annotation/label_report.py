@@ -14,6 +14,8 @@ import torch
 from data_selection.annotation.pages import render
 from data_selection.annotation.run_folder import REPORT
 from data_selection.common.files import atomic_write
+from data_selection.common.progress import OpenBar
+from data_selection.judging.estimate import Estimate
 from data_selection.judging.findings import Curve, Share, confusion, interval
 from data_selection.judging.report import project_2d
 from data_selection.nearest.similarity import normalise
@@ -22,6 +24,8 @@ SHEET = 12  # images of a region, a confusion or a row
 CONFUSIONS = 8  # pairs of classes that are shown with their images
 MISTAKES, DOUBTFUL = 24, 24
 REGIONS, REGION_ROWS = 12, 20_000  # parts of the pool, and the rows that they are found on
+MAPPED = 2_000  # labelled images on the map
+UNSURE = 5.0  # points that a round may have brought, from which nobody can say that it did not pay
 PAYS = 0.5  # points of accuracy, below which a round of labels does not
 Values = dict[str, Any]
 
@@ -32,9 +36,10 @@ class Facts:
 
     names: of the N pool images. features: (N, D). ids: (n,) labelled rows; labels: (n,) their classes, of `classes`.
     predicted, sure: (n,) what the model said of each and with what probability, not having learned from its label.
-    pool: (N, C) probabilities of the pool. curve: of learning. judged_by: which model and how, in words. quality:
-    numbers on the choice. notes: lines on duplicates and unusual images. record: what, when, with which versions.
-    rounds: up to this one, {labels, accuracy, low, high}. test: on images of the user, {accuracy, count} or None.
+    estimate: the accuracy by these. pool: (N, C) probabilities of the pool. curve: of learning. judged_by: which model
+    and how, in words. quality: numbers on the choice. notes: lines on duplicates and unusual images. record: what,
+    when, with which versions. rounds: up to this one, {labels, accuracy, low, high, drawn}. test: on images of the
+    user, {accuracy, count} or None.
     """
 
     title: str
@@ -45,6 +50,7 @@ class Facts:
     labels: torch.Tensor
     predicted: torch.Tensor
     sure: torch.Tensor
+    estimate: Estimate
     pool: torch.Tensor
     curve: Curve
     judged_by: str
@@ -60,10 +66,12 @@ def report_values(facts: Facts) -> Values:
     """Every number and name of the report, as JSON takes them."""
     labels, predicted = facts.labels, facts.predicted
     table = confusion(labels, predicted, len(facts.classes))
-    right = int(table.diagonal().sum())
+    found, plain = facts.estimate, interval(int(table.diagonal().sum()), len(labels))
     return {
         "title": facts.title,
-        "accuracy": share(interval(right, len(labels))) | {"right": right, "labels": len(labels)},
+        "accuracy": share(found.share) | {"drawn": found.drawn, "right": found.right, "labels": len(labels)},
+        "accuracy_of_labels": share(plain),
+        "expected_of_pool": expected(facts),
         "judged_by": facts.judged_by,
         "test": dict(facts.test) if facts.test else None,
         "classes": per_class(facts.classes, table),
@@ -80,6 +88,12 @@ def report_values(facts: Facts) -> Values:
         "notes": list(facts.notes),
         "record": dict(facts.record),
     }
+
+
+def expected(facts: Facts) -> float | None:
+    """The mean confidence in the images without a label, in percent: the accuracy that the model expects of itself."""
+    sure = facts.pool.max(1).values.double().index_fill(0, facts.ids, float("nan"))
+    return 100 * float(sure.nanmean()) if len(facts.ids) < len(sure) else None
 
 
 def share(value: Share) -> Values:
@@ -105,7 +119,7 @@ def per_class(classes: Sequence[str], table: torch.Tensor) -> list[Values]:
 
 def confused(facts: Facts, table: torch.Tensor) -> list[Values]:
     """The pairs of classes that are confused most, with their images."""
-    pairs = [(int(count), i, j) for i, row in enumerate(table) for j, count in enumerate(row) if i != j and count]
+    pairs = [(int(table[i, j]), i, j) for i, j in table.nonzero().tolist() if i != j]
     found = []
     for count, label, guess in sorted(pairs, key=lambda pair: (-pair[0], *pair[1:]))[:CONFUSIONS]:
         rows = ((facts.labels == label) & (facts.predicted == guess)).nonzero()[:, 0]
@@ -170,11 +184,19 @@ def last_round(rounds: Sequence[Mapping[str, float]]) -> str:
     if len(rounds) < 2:
         return ""
     before, now = rounds[-2:]
+    if bool(before.get("drawn")) != bool(now.get("drawn")):
+        return "The last two rounds were judged in different ways, so that what the last one brought cannot be told."
     gain = now["accuracy"] - before["accuracy"]
     spread = math.hypot(*((one["high"] - one["low"]) / 2 for one in (before, now)))
     low, high = gain - spread, gain + spread
     verdict = (
-        "it paid" if low > PAYS else "it brought little" if high < PAYS or gain <= PAYS else "it seems to have paid"
+        "it paid"
+        if low > PAYS
+        else "it seems to have paid"
+        if gain > PAYS
+        else "too few labels judge it to say more"
+        if high > UNSURE
+        else "it brought little"
     )
     return (
         f"The last round, from {before['labels']} to {now['labels']} labels, moved the accuracy by {gain:+.1f} points "
@@ -209,9 +231,11 @@ def regions(facts: Facts) -> list[Values]:
     return result
 
 
-def places(facts: Facts) -> Values:
-    """The map: points of a part of the pool in [0, 1]^2, and of the labelled images with their classes."""
-    rows, points = project_2d(facts.features, facts.ids.tolist(), seed=facts.seed)
+def places(facts: Facts, progress: OpenBar | None = None) -> Values:
+    """The map: points of a part of the pool in [0, 1]^2, and of MAPPED labelled images at most with their classes."""
+    draw = torch.randperm(len(facts.ids), generator=torch.Generator().manual_seed(facts.seed))
+    shown = facts.ids[draw[:MAPPED]].tolist()
+    rows, points = project_2d(facts.features, shown, seed=facts.seed, progress=progress)
     low, high = points.min(0), points.max(0)
     points = (points - low) / np.maximum(high - low, 1e-12)
     number = {row: place for place, row in enumerate(facts.ids.tolist())}
@@ -234,7 +258,10 @@ def shown_files(values: Values) -> list[str]:
 
 
 def write_report(
-    folder: Path, facts: Facts, pictures: Callable[[list[str]], Mapping[str, Mapping[str, str]]]
+    folder: Path,
+    facts: Facts,
+    pictures: Callable[[list[str]], Mapping[str, Mapping[str, str]]],
+    progress: OpenBar | None = None,
 ) -> tuple[Path, Values]:
     """Write report.html and report.json into a folder; returns the path of the first and the values of the second.
 
@@ -242,7 +269,7 @@ def write_report(
     """
     values = report_values(facts)
     page = render(
-        "report.html", ("report.css",), ("report.js",), report=values, map=places(facts),
+        "report.html", ("report.css",), ("report.js",), report=values, map=places(facts, progress),
         pictures=pictures(shown_files(values)), axes=axes(values["curve"]), past=axes(values["rounds"]),
         names=list(facts.classes),
     )  # fmt: skip

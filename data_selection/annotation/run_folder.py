@@ -7,6 +7,7 @@ from typing import Any
 from data_selection.common.errors import UserError
 from data_selection.common.feature_table import sidecar
 from data_selection.common.files import read_json
+from data_selection.common.subset_files import CHECK
 
 VERSION = 1
 RECORD, SUBSET, ANSWERS, LABELLED = "run.json", "subset.json", "annotate.csv", "labelled.csv"
@@ -18,8 +19,8 @@ OWN = (RECORD, SUBSET, ANSWERS, LABELLED, BELIEFS, PAGE, IMAGES)
 def read_run(folder: Path | str) -> dict[str, Any]:
     """The record of a run folder: `version`, `source`, `features` (below the folder), `request`, `versions`, `command`.
 
-    And `weights`, the file or address as it was given, and `rounds`: see rounds_of. Raises UserError where the
-    folder is none.
+    And `weights`, the file or address as it was given, `rounds`: see rounds_of, and `check`: check_names of earlier
+    rounds. Raises UserError where the folder is none.
     """
     path = Path(folder) / RECORD
     if not path.exists():
@@ -63,8 +64,14 @@ def chosen_names(folder: Path) -> list[str]:
     return list(names)
 
 
-def rounds_of(folders: Iterable[Path]) -> list[dict[str, float]]:
-    """{labels, accuracy, low, high} of the rounds that trained run folders tell of in their reports, by labels."""
+def check_names(folder: Path) -> list[str]:
+    """The names of the images of a run and the rounds before it that were drawn at random, to judge by."""
+    own = read_json(sidecar(folder / SUBSET, "provenance")).get(CHECK) or []
+    return list(dict.fromkeys([*(read_run(folder).get(CHECK) or []), *own]))
+
+
+def rounds_of(folders: Iterable[Path]) -> list[dict[str, Any]]:
+    """{labels, accuracy, low, high, by} of the rounds that trained run folders tell of in their reports, by labels."""
     reports = [read_json(folder / REPORT) for folder in folders if (folder / REPORT).exists()]
     return sorted(
         {one["labels"]: one for report in reports for one in report["rounds"]}.values(), key=lambda one: one["labels"]

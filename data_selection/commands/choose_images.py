@@ -17,6 +17,8 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("source", metavar="IMAGES", help="a folder of images, or a list of paths (text or CSV); never changed")
     add("--budget", required=True, help="images to choose: a number, or percent of the pool (2%%), rounded down")
+    add("--check", type=int, default=0, metavar="N", help="images more, drawn at random from the rest: training judges "
+        "itself by them, free of the choice's bias, and learns from them, too; later rounds keep them")  # fmt: skip
     add("--out", type=Path, required=True, help="folder of everything that is written; it can be moved and renamed")
     add(
         "--method",
@@ -52,7 +54,7 @@ def main_choose(argv: Sequence[str] | None = None) -> None:
 
     choose_images(
         args.source, args.budget, args.out, method=args.method, strategy=args.strategy, model=args.model,
-        weights=args.weights, allow_http=args.allow_http, labelled=args.labelled, classes=args.classes,
-        images=args.images, embed=args.embed, dry_run=args.dry_run, num_workers=args.num_workers, seed=args.seed,
-        device=args.device,
+        weights=args.weights, allow_http=args.allow_http, check=args.check, labelled=args.labelled,
+        classes=args.classes, images=args.images, embed=args.embed, dry_run=args.dry_run,
+        num_workers=args.num_workers, seed=args.seed, device=args.device,
     )  # fmt: skip

@@ -7,10 +7,11 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from data_selection.annotation.run_folder import SUBSET, is_run, label_files, read_run, rounds_of
+from data_selection.annotation.run_folder import SUBSET, check_names, is_run, label_files, read_run, rounds_of
 from data_selection.commands.run_extract import source_of
 from data_selection.common.errors import UserError
 from data_selection.common.feature_table import sidecar
@@ -27,12 +28,13 @@ STRATEGIES = (AUTO, WITHOUT, *(name for name, method in METHODS.items() if metho
 class Known:
     """What earlier rounds say. labels: {name: class}; waiting: names of images that were handed out and have none.
 
-    rounds: as run_folder.rounds_of gives them.
+    rounds: as run_folder.rounds_of gives them; check: names as run_folder.check_names.
     """
 
     labels: dict[str, str]
     waiting: list[str]
-    rounds: list[dict[str, float]] = field(default_factory=list)
+    rounds: list[dict[str, Any]] = field(default_factory=list)
+    check: list[str] = field(default_factory=list)
 
 
 def method_of(known: Known, budget: int, method: str, strategy: str) -> tuple[str, str]:
@@ -75,7 +77,8 @@ def read_labelled(sources: Sequence[Path | str], pool: Pool) -> Known:
     waiting = [name for name in dict.fromkeys(handed) if name in here and name not in answers.labels]
     rest = f"; {len(waiting)} that were handed out have none, and are not chosen again" if waiting else ""
     print(f"{len(answers.labels)} images have labels of {len(set(answers.labels.values()))} classes{rest}")
-    return Known(answers.labels, waiting, rounds_of(runs))
+    check = [name for run in runs for name in check_names(run)]
+    return Known(answers.labels, waiting, rounds_of(runs), list(dict.fromkeys(check)))
 
 
 def digest(known: Known) -> str:

@@ -34,10 +34,11 @@ from data_selection.commands.selection import Plan, choose
 from data_selection.common.distributed import World, on_main, one_process, start
 from data_selection.common.errors import UserError
 from data_selection.common.files import atomic_write, read_json
-from data_selection.common.subset_files import budget_from_percent, versions
+from data_selection.common.subset_files import CHECK, budget_from_percent, versions
 from data_selection.images.answers import write_labels
 from data_selection.images.list_files import decoded
 from data_selection.images.pools import POOLS, Pool, own_pool
+from data_selection.judging.estimate import FEWEST_DRAWN
 from data_selection.methods.table import METHODS
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ def choose_images(
     model: str = "vit_small",
     weights: str = "",
     allow_http: bool = False,
+    check: int = 0,
     labelled: Sequence[Path | str] = (),
     classes: Sequence[str] | str = (),
     images: str = "link",
@@ -74,12 +76,14 @@ def choose_images(
 ) -> Chosen | None:
     """Choose `budget` images (a number, or percent: "2%") of a folder or list, and make the folder `out` to label them.
 
-    method: a row of LABEL_FREE. labelled: folders of earlier rounds, or label files of any tool; these images are not
-    chosen again, and with labels of two classes a model of them chooses by a strategy, one of STRATEGIES (`auto`: as
-    judging.rounds advises). classes: names for the page, or the `a,b,c` or file of the command. images: `link`, `copy`
-    or `none`. The same call again goes on where it was stopped, and never writes over labels. dry_run: only say what it
-    would do, and return None. Raises UserError for the user's mistakes, before any work.
+    method: a row of LABEL_FREE. check: so many images more, drawn at random from the rest of the pool, which training
+    judges by and learns from, too. labelled: folders of earlier rounds, or label files of any tool; these images are
+    not chosen again, and with labels of two classes a model of them chooses by a strategy, one of STRATEGIES (`auto`:
+    as judging.rounds advises). classes: names for the page, or the `a,b,c` or file of the command. images: `link`,
+    `copy` or `none`. The same call again goes on where it was stopped, and never writes over labels. dry_run: only say
+    what it would do, and return None. Raises UserError for the user's mistakes, before any work.
     """
+    # rank 0 alone looks for neighbours and writes the pages, and each step would form a group of its own at one port
     one_process(
         "choose_images.py", "; features can be made by several first: extract_feature.py --output_dir OUT/features"
     )
@@ -89,20 +93,24 @@ def choose_images(
     words = class_words(classes)
     pool = open_images(source, out)
     count = number(budget, len(pool))
+    if check and check < FEWEST_DRAWN:
+        raise UserError(f"--check {check}: from fewer than {FEWEST_DRAWN} images nothing can be told: 0 asks for none")
     known = read_labelled(labelled, pool)
     by, reason = method_of(known, count, method, strategy)
     request = {
         "budget": count, "method": method, "seed": seed, "model": model, "weights": weights and Path(weights).name,
-        "labelled": digest(known) if labelled else None, "strategy": strategy if known.labels else None,
+        CHECK: check or None, "labelled": digest(known) if labelled else None,
+        "strategy": strategy if known.labels else None,
     }  # fmt: skip
     order = Order(out, source, [*dict.fromkeys([*words, *sorted(set(known.labels.values()))])], images, embed)
     if not is_chosen(out, request):
         free = len(pool) - len(known.labels) - len(known.waiting)
-        if not 1 <= count <= free:
-            raise UserError(f"--budget {count} is outside 1..{free}, the images without a label: choose another")
+        if not 1 <= count <= free - check:
+            most, rest = free - check, f" less the {check} of --check" if check else ""
+            raise UserError(f"--budget {count} is outside 1..{most}, the images without a label{rest}: choose another")
         embedding = extraction(source, out, model, weights, num_workers, device, allow_http)
         whole = os.path.abspath(weights) if Path(weights).is_file() else weights  # noqa: PTH100 - a link stays one
-        plan = Planned(out, count, by, seed, request, whole, known, order)
+        plan = Planned(out, count, check, by, seed, request, whole, known, order)
         if reason:
             print(f"chosen by {by}, which asks a model of the labels so far: {reason}")
         with contextlib.nullcontext() if dry_run else output_folder(embedding.output_dir):
@@ -124,6 +132,7 @@ class Planned:
 
     out: Path
     budget: int
+    check: int
     method: str
     seed: int
     request: dict[str, object]
@@ -142,7 +151,7 @@ class Planned:
 
         def look(ready: Ready) -> bool:
             args.device_used, args.path = ready.world.device, ready.path
-            ahead = foresee(ready, self.budget, select, self.order.images, self.order.embed)
+            ahead = foresee(ready, self.budget + self.check, select, self.order.images, self.order.embed)
             ready.world.say(ahead.told(len(ready.pool), self.budget, self.method))
             check_disk(self.out, ahead.disk)
             return not dry_run
@@ -168,7 +177,7 @@ class Planned:
         record = {
             "version": VERSION, "source": source_of(args.dataset, None), "request": self.request,
             "features": args.path.relative_to(self.out).as_posix(), "weights": self.weights,
-            "rounds": self.known.rounds, "versions": versions(),
+            "rounds": self.known.rounds, CHECK: self.known.check, "versions": versions(),
             "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         }  # fmt: skip
         if self.known.labels:
@@ -202,9 +211,12 @@ class Planned:
                 select = functools.partial(
                     next_round, table, numbered(self.known.labels, table), world, self.method, config, self.seed
                 )
-            settings = dataclasses.asdict(config)
+            settings = dataclasses.asdict(config) | ({CHECK: self.check} if self.check else {})
+            budget = self.budget + self.check
             known = {"labelled": taken, "excluded": waiting}
-            return Plan(self.out, SUBSET, self.budget, select, self.method, settings, self.method, taken=known)
+            return Plan(
+                self.out, SUBSET, budget, select, self.method, settings, self.method, taken=known, check=self.check
+            )  # fmt: skip
 
         choose(args, features, plan)
 

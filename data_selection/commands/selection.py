@@ -16,11 +16,21 @@ from data_selection.common.errors import UserError
 from data_selection.common.feature_table import FeatureTable, load_features
 from data_selection.common.kinds import Log
 from data_selection.common.standing import standing
-from data_selection.common.subset_files import budget_from_percent, describe, names_files, save_names, save_subset
+from data_selection.common.subset_files import (
+    CHECK,
+    budget_from_percent,
+    describe,
+    names_files,
+    save_names,
+    save_subset,
+)
 from data_selection.common.subset_names import output_path, setting_word, shortened, with_settings
 from data_selection.images.known_lists import find_images, of_features
 from data_selection.images.record import copies, load_record
 from data_selection.judging.quality import quality
+from data_selection.methods.random_choice import select_random
+
+CHECK_SEED = 1_000_003
 
 
 class Plan(NamedTuple):
@@ -28,7 +38,8 @@ class Plan(NamedTuple):
 
     name: the default one. select: called as select(features, budget, device=, progress=, **taken). method, settings,
     budget: for the record. order: of the ids in the file, `given` or `sorted`. by: the words after `chosen by`. taken:
-    the ids of --labelled and --excluded, as selection.taken gives them. cores: ids that are chosen in any case.
+    the ids of --labelled and --excluded, as selection.taken gives them. cores: ids that are chosen in any case. check:
+    of the budget, images that are drawn at random from what the method leaves, and marked in the record.
     """
 
     folder: Path
@@ -41,6 +52,7 @@ class Plan(NamedTuple):
     order: str = "sorted"
     taken: Mapping[str, list[int]] = MappingProxyType({})
     cores: Sequence[int] = ()
+    check: int = 0
 
 
 def choose(
@@ -85,20 +97,35 @@ def choose(
             taken["excluded"] = [*taken.get("excluded", ()), *spare]
         began = time.monotonic()
         progress = None if quiet else bar_factory(world)
-        ids = todo.select(table.features, todo.budget, device=world.device, progress=progress, **taken)
+        ids = todo.select(table.features, todo.budget - todo.check, device=world.device, progress=progress, **taken)
         seconds = time.monotonic() - began
         if not world.is_main:
             return False
+        drawn = draw_rest(table, todo.check, [*ids.tolist(), *taken.get("labelled", ())], taken, args.seed)
+        ids = torch.cat([ids.cpu(), drawn])
         annotated = sorted({*ids.tolist(), *taken.get("labelled", ())})
         print(f"quality without labels: {quality(table.features, annotated, seed=args.seed)}", flush=True)
         chosen = sorted(ids.tolist()) if todo.order == "sorted" else ids.tolist()
-        save_subset(path, chosen, record() | {"images": images_of(table, chosen)})
+        marked = {CHECK: [(table.names or range(len(table)))[i] for i in drawn.tolist()]} if todo.check else {}
+        save_subset(path, chosen, record() | {"images": images_of(table, chosen)} | marked)
         lists = " and ".join(str(file) for file in save_names(path, table))
+        verb, count = "wrote" if there == "nothing" else "replaced", todo.budget - todo.check
         print(
-            f"{'wrote' if there == 'nothing' else 'replaced'} {path}: {todo.budget} of {len(table)} images chosen by "
-            f"{todo.by} in {seconds:.1f} s" + (f"; their names, one a line, in {lists}" if lists else "")
+            f"{verb} {path}: {count} of {len(table)} images chosen by {todo.by} in {seconds:.1f} s"
+            + (f", {todo.check} drawn at random from the rest" if todo.check else "")
+            + (f"; their names, one a line, in {lists}" if lists else "")
         )
         return True
+
+
+def draw_rest(
+    table: FeatureTable, count: int, chosen: Sequence[int], taken: Mapping[str, list[int]], seed: int
+) -> torch.Tensor:
+    """`count` rows at random that are neither chosen nor excluded, (count,) int64: the rest of the pool in small."""
+    if not count:
+        return torch.zeros(0, dtype=torch.int64)
+    own = (seed + CHECK_SEED) % 2**32  # the same draws as a random choice's would lie beside its images
+    return select_random(table.features, count, labelled=chosen, excluded=taken.get("excluded", ()), seed=own)
 
 
 def leave(path: Path, table: FeatureTable, todo: Plan) -> None:

@@ -21,6 +21,8 @@ from data_selection.common.kinds import Ids, Log
 from data_selection.common.listed_names import quoted
 from data_selection.common.paths import ROOT
 
+CHECK = "check"  # in a list's record: names of those of its images that were drawn at random, to judge by
+
 
 def budget_from_percent(pool_size: int, percent: float | str) -> int:
     """Images that `percent` (0-100; number or text) of a pool makes, rounded down exactly: 0.29 % of 50,000 is 145.

@@ -1,6 +1,9 @@
 """Pictures and tables of selections."""
 
+import contextlib
+import io
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -9,13 +12,15 @@ import torch
 
 from data_selection.common.files import atomic_write
 from data_selection.common.kinds import Ids
+from data_selection.common.progress import Bar, OpenBar, open_bar
 from data_selection.nearest.similarity import normalise
 
+STEPS = 500  # of t-SNE
 SHOWN = 1_500  # pool points in the picture: more are ink, not information
 
 
 def project_2d(
-    features: np.ndarray, keep: Ids = (), *, seed: int = 0, shown: int = SHOWN
+    features: np.ndarray, keep: Ids = (), *, seed: int = 0, shown: int = SHOWN, progress: OpenBar | None = None
 ) -> tuple[torch.Tensor, np.ndarray]:
     """t-SNE of a random sample of the pool together with the images that must be in the picture.
 
@@ -31,8 +36,22 @@ def project_2d(
         raise ValueError(f"{len(rows)} images are too few for a map: 3 are needed")
     vectors = normalise(torch.as_tensor(np.array(features[rows.numpy()], dtype=np.float32)))
     perplexity = min(30.0, (len(rows) - 1) / 3)
-    points = TSNE(init="pca", perplexity=perplexity, random_state=seed, max_iter=500).fit_transform(vectors.numpy())
-    return rows, points
+    model = TSNE(init="pca", perplexity=perplexity, random_state=seed, max_iter=STEPS, verbose=2)
+    with open_bar(progress, STEPS, "map", "step") as bar, contextlib.redirect_stdout(Steps(bar)):
+        return rows, model.fit_transform(vectors.numpy())
+
+
+class Steps(io.TextIOBase):
+    """Moves a bar by what t-SNE prints of its steps: it says nothing in any other way. Prints nothing."""
+
+    def __init__(self, bar: Bar) -> None:
+        self.bar, self.done = bar, 0
+
+    def write(self, text: str) -> int:
+        if found := re.search(r"Iteration (\d+)", text):
+            self.bar.update(int(found[1]) - self.done)
+            self.done = int(found[1])
+        return len(text)
 
 
 def draw_selections(

@@ -9,13 +9,14 @@ import torch
 
 from data_selection.annotation.label_report import Facts, write_report
 from data_selection.annotation.originals import file_address, show
-from data_selection.annotation.run_folder import read_run
+from data_selection.annotation.run_folder import check_names, read_run
 from data_selection.common.kinds import Features, Log
 from data_selection.common.listed_names import quoted
 from data_selection.common.progress import OpenBar, open_bar
 from data_selection.common.subset_files import pool_provenance, versions
 from data_selection.images.pools import open_pool
-from data_selection.judging.findings import REPEATS, SHARES, Curve, interval, learning_curve
+from data_selection.judging.estimate import estimate
+from data_selection.judging.findings import REPEATS, SHARES, Curve, learning_curve
 from data_selection.judging.probe import FOLDS, fit_probe
 from data_selection.judging.quality import quality
 from data_selection.judging.smoothed import SmoothedProbe
@@ -46,8 +47,10 @@ def report(
     probe = fit_graph_probe(features, labels, ids.tolist(), len(classes), graph)
     known = probe.base.smoothed[ids]
     judged = judge(training, result, files, classes, features[ids], labels, probe)
-    share = interval(int((judged.answers == labels).sum()), len(labels))
-    own = {"labels": len(labels), "accuracy": share.value, "low": share.low, "high": share.high}
+    check = set(check_names(run.folder))
+    found = estimate(judged.answers == labels, [row for row, file in enumerate(files) if file in check])
+    own = {"labels": len(labels), "accuracy": found.share.value, "low": found.share.low, "high": found.share.high,
+           "drawn": found.drawn}  # fmt: skip
     facts = Facts(
         title=f"{run.folder.resolve().name}: {len(files)} labels, {len(run.names)} images",
         classes=[quoted(word) for word in classes],
@@ -57,6 +60,7 @@ def report(
         labels=labels,
         predicted=judged.answers,
         sure=judged.sure,
+        estimate=found,
         pool=probe.pool_probabilities(),
         curve=curve_of(known, labels, len(classes), probe, seed, progress),
         judged_by=judged.by,
@@ -77,14 +81,15 @@ def report(
             name: {"thumbnail": one.thumbnail, "address": one.address} for name, one in zip(here, shown, strict=True)
         }
 
-    page, values = write_report(run.folder, facts, pictures)
-    return page, values
+    log("report: the map and its pictures")
+    return write_report(run.folder, facts, pictures, progress)
 
 
 def curve_of(
-    known: torch.Tensor, labels: torch.Tensor, classes: int, probe: SmoothedProbe, seed: int, progress: OpenBar | None
-) -> Curve:
-    """The learning curve of the smoothed probe: features (n, D) of the labelled images and their labels."""
+    known: torch.Tensor, labels: torch.Tensor, classes: int, probe: SmoothedProbe, seed: int,
+    progress: OpenBar | None,
+) -> Curve:  # fmt: skip
+    """The learning curve of the smoothed probe: features (n, D) of the labelled images, their labels."""
 
     def answer(train: torch.Tensor, left: torch.Tensor) -> torch.Tensor:
         bar.update(1)

@@ -29,7 +29,7 @@ BY_FEATURES = ("linear", "smoothed", "auto")  # modes that use the features of t
 
 @dataclass(frozen=True)
 class Trained:
-    """What train_on_labels left. accuracy: percent, by cross-validation on the labels; test: on test images, if any."""
+    """What train_on_labels left. accuracy: percent, as the report estimates it; test: on test images, if any."""
 
     model: Path
     report: Path
@@ -86,10 +86,17 @@ def train_on_labels(
     accuracy = values["accuracy"]
     log(
         f"accuracy {accuracy['value']:.1f} % ({accuracy['low']:.1f} to {accuracy['high']:.1f}) by cross-validation on "
-        f"{accuracy['labels']} labels; wrote {MODEL}, {page.name}, {page.with_suffix('.json').name} and {LABELS} in "
+        f"{judges(accuracy)}; wrote {MODEL}, {page.name}, {page.with_suffix('.json').name} and {LABELS} in "
         f"{given.folder}"
     )
     return Trained(given.folder / MODEL, page, accuracy["value"], (result.get("last") or {}).get("acc1"))
+
+
+def judges(accuracy: dict[str, Any]) -> str:
+    """By which labels the report's accuracy is, in words."""
+    if accuracy["drawn"]:
+        return f"{accuracy['drawn']} labels of images drawn at random"
+    return f"{accuracy['labels']} labels"
 
 
 def trained(given: Labelled, words: Sequence[str], table: Path, folder: Path) -> dict[str, Any]:

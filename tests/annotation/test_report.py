@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from data_selection.annotation.label_report import axes, last_round, outlook, places, report_values
-from data_selection.judging.findings import Curve, Point
+from data_selection.judging.estimate import Estimate
+from data_selection.judging.findings import Curve, Point, Share
 from tests.support.reports import CURVE, facts, hostile, make_report
 
 ROUND = {"labels": 100, "accuracy": 60.0, "low": 58.0, "high": 62.0}
@@ -14,10 +15,11 @@ ROUND = {"labels": 100, "accuracy": 60.0, "low": 58.0, "high": 62.0}
 
 def test_accuracy_and_classes_are_those_of_the_hand():
     values = report_values(facts())
-    assert values["accuracy"]["right"] == 4
-    assert values["accuracy"]["value"] == pytest.approx(100 * 4 / 6)
-    assert values["accuracy"]["low"] == pytest.approx(30.0, abs=0.05)  # Wilson's interval, as in its tables
-    assert values["accuracy"]["high"] == pytest.approx(90.3, abs=0.05)
+    assert values["accuracy"] == {"value": 70, "low": 30, "high": 90, "drawn": 0, "right": 4, "labels": 6}
+    assert values["expected_of_pool"] == pytest.approx(100 * (0.5 + 0.9 + 1 / 3 + 1 / 3) / 4)
+    assert values["accuracy_of_labels"]["value"] == pytest.approx(100 * 4 / 6)
+    assert values["accuracy_of_labels"]["low"] == pytest.approx(30.0, abs=0.05)  # Wilson's interval, as in its tables
+    assert values["accuracy_of_labels"]["high"] == pytest.approx(90.3, abs=0.05)
     assert values["confusion"] == [[2, 1, 0], [1, 1, 0], [0, 0, 1]]
     cat, dog, fox = values["classes"]
     assert (cat["labels"], dog["labels"], fox["labels"]) == (3, 2, 1)
@@ -95,7 +97,11 @@ def test_the_last_round_is_told(accuracy, says):
     told = last_round([ROUND, now])
     assert told.startswith(f"The last round, from 100 to 200 labels, moved the accuracy by {accuracy - 60:+.1f} points")
     assert says in told
+    wide = last_round([ROUND | {"low": 40.0, "high": 80.0}, now | {"accuracy": 60.0, "low": 40.0, "high": 80.0}])
+    assert "too few labels judge it" in wide
     assert last_round([ROUND]) == ""
+    assert "judged in different ways" in last_round([ROUND | {"drawn": 0}, now | {"drawn": 50}])
+    assert says in last_round([ROUND | {"drawn": 20}, now | {"drawn": 40}])
 
 
 def test_a_point_lies_where_the_axes_say():
@@ -111,7 +117,12 @@ def test_the_page_holds_the_words_and_escapes_them(tmp_path):
     assert "A &lt;b&gt;title&lt;/b&gt;" in page
     assert "2 groups &lt;i&gt;of&lt;/i&gt; copies" in page
     assert "4 of 6 labels, by hand." in page
+    assert "51.7 % there" in page
     assert page.count("<img ") == 4 + 6 + 3  # confusions and mistakes, regions, doubts without 9.png
     assert '<span class="gone">9.png</span>' in page
     assert "The rounds so far" not in page
     assert "<script>window" not in hostile(tmp_path).read_text()
+    drawn = make_report(tmp_path, estimate=Estimate(Share(75.0, 46.8, 91.1), 12, 9))[0].read_text()
+    assert "by 9 of the 12 images drawn at random, by hand." in drawn
+    assert "An estimate without bias" in drawn
+    assert "--check" not in drawn

@@ -10,7 +10,7 @@ from tests.support.reports import hostile, make_report
 def test_a_report_shows_its_numbers_and_asks_for_nothing(visit, tmp_path):
     path, _ = make_report(tmp_path, rounds=[{"labels": n, "accuracy": n, "low": 1, "high": 99} for n in (30, 60)])
     page = visit(path)
-    assert page.inner_text(".lead strong") == "66.7 %"
+    assert page.inner_text(".lead strong") == "70.0 %"
     assert page.locator("#classes tbody tr").count() == 3
     assert page.locator("#curve svg").count() == 2
     assert page.locator("#map circle.known").count() == 6

@@ -9,6 +9,7 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
+from data_selection.annotation.run_folder import check_names
 from data_selection.commands.run_choose import choose_images
 from data_selection.common.errors import UserError
 from data_selection.common.feature_table import load_features
@@ -238,6 +239,24 @@ def test_weights_and_rounds_are_remembered(folder, weights, tmp_path):
     assert (first["last_round"], second["last_round"][:39]) == ("", "The last round, from 30 to 60 labels, m")
     assert "<h3>The rounds so far</h3>" in (two / "report.html").read_text()
     assert "<h3>The rounds so far</h3>" not in (one / "report.html").read_text()
+
+
+def test_images_drawn_at_random_judge_and_every_image_trains(folder, tmp_path):
+    done = choose_images(folder, 20, tmp_path / "run", method="kmeans", check=15, model="demo_vit", device="cpu",
+                         num_workers=0)  # fmt: skip
+    write_answers(tmp_path / "run" / "annotate.csv", {name: word(name) for name in done.files})
+    trained, said = train(tmp_path / "run")
+    told, drawn = values(tmp_path / "run"), check_names(tmp_path / "run")
+    wrong = {card["file"] for part in told["confused"] for card in part["images"]}
+    assert len(wrong) == sum(part["count"] for part in told["confused"]) > 0
+    assert told["accuracy"] | {"low": 0, "high": 0} == {
+        "value": pytest.approx(100 * sum(name not in wrong for name in drawn) / 15), "low": 0, "high": 0, "drawn": 15,
+        "right": sum(name not in wrong for name in drawn), "labels": 35,
+    }  # fmt: skip
+    assert "by cross-validation on 15 labels of images drawn at random; wrote" in said
+    state = torch.load(trained.model, weights_only=True)
+    assert set(state["args"]["train_names"]) == set(done.files)
+    assert told["rounds"][-1]["drawn"] == 15
 
 
 def test_several_processes_are_refused(run, monkeypatch):

@@ -1,11 +1,14 @@
 """Pictures and tables of selections."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 from PIL import Image
+from tqdm import tqdm
 
 from data_selection.images.pools import load_demo
-from data_selection.judging.report import contact_sheet, draw_selections, markdown_table, project_2d
+from data_selection.judging.report import STEPS, contact_sheet, draw_selections, markdown_table, project_2d
 
 
 @pytest.fixture(scope="module")
@@ -22,6 +25,19 @@ def test_map_holds_a_sample_and_every_image_asked_for(images):
     assert points.shape == (len(rows), 2)
     again = project_2d(features, keep=[299, 3], shown=60)
     assert (again[0] == rows).all()
+
+
+def test_the_map_moves_a_bar_to_its_end_and_prints_nothing(images, capsys):
+    moved = []
+
+    class Counted(tqdm):
+        def update(self, n=1):
+            moved.append(n)
+
+    project_2d(images[:40].reshape(40, -1).astype(np.float32), progress=partial(Counted, disable=True))
+    assert sum(moved) == STEPS
+    assert len(moved) >= 8
+    assert capsys.readouterr().out == ""
 
 
 def test_picture_is_a_png_that_differs_between_selections(images, tmp_path):

@@ -6,7 +6,8 @@ import numpy as np
 import torch
 
 from data_selection.annotation.label_report import Facts, write_report
-from data_selection.judging.findings import Curve, Point
+from data_selection.judging.estimate import Estimate
+from data_selection.judging.findings import Curve, Point, Share
 from tests.support.pages import HOSTILE
 
 DOT = (
@@ -28,7 +29,8 @@ def facts(names=None, classes=WORDS, **changes):
         "title": "A <b>title</b>", "classes": classes, "names": names,
         "features": np.random.default_rng(0).normal(size=(10, 4)), "ids": torch.tensor([0, 1, 2, 3, 4, 5]),
         "labels": torch.tensor([0, 0, 0, 1, 1, 2]), "predicted": torch.tensor([0, 0, 1, 1, 0, 2]),
-        "sure": torch.tensor([0.9, 0.8, 0.6, 0.7, 0.95, 0.5]), "pool": pool, "curve": CURVE, "judged_by": "by hand",
+        "sure": torch.tensor([0.9, 0.8, 0.6, 0.7, 0.95, 0.5]), "pool": pool,
+        "estimate": Estimate(Share(70.0, 30.0, 90.0), 0, 4), "curve": CURVE, "judged_by": "by hand",
         "notes": ["2 groups <i>of</i> copies"], "record": {"images": "/a <b>", "labels": 6},
         "rounds": [{"labels": 6, "accuracy": 66.7, "low": 30.0, "high": 90.3}],
     }  # fmt: skip
