@@ -33,6 +33,8 @@ def select_zcore(
     between the pool's minimum and maximum with its median as the most likely (triangular); the image nearest to that
     point by the sum of absolute differences wins 1, and the others lose 1 in all, in proportion to their distance to
     it to the power -config.exponent. Labelled images take part and are not returned.
+    Made for 10 % of the pool and more: the highest scores of all belong to images that stand alone. Below that it has
+    been worse than a random choice on pools of even classes, and better on long-tailed ones.
     Source: Griffin et al., arXiv 2411.15349. Deviations: unit features of one backbone; the loss is shared by all
     images and not by the nearest 1,000, beyond which it is negligible; 50,000 draws, not a million.
     """

@@ -16,6 +16,7 @@ from data_selection.common.feature_table import load_features
 from data_selection.common.subset_files import load_subset
 from data_selection.judging.evaluation import knn_accuracy
 from data_selection.judging.experiments import curves, evaluations, work
+from data_selection.judging.quality import quality
 from data_selection.judging.smoothed import SMOOTH_C, fit_smoothed
 from data_selection.methods.table import METHODS
 from scripts.experiments import command, trainer
@@ -132,7 +133,7 @@ def test_a_changed_config_recomputes_what_changed_alone(experiment, tmp_path):
 
 
 def test_the_numbers_are_those_of_the_evaluations_alone(experiment, tmp_path):
-    _, records = experiment()
+    said, records = experiment()
     train, test = (load_features(tmp_path / f"one_{part}.npy") for part in ("train", "test"))
     labels, test_labels = torch.from_numpy(train.labels), torch.from_numpy(test.labels)
     config = METHODS["kmeans"].config(max_iter=5)
@@ -144,6 +145,8 @@ def test_the_numbers_are_those_of_the_evaluations_alone(experiment, tmp_path):
     assert set(found) == {"knn", "probe", "smoothed"}
     path = tmp_path / "out" / "lists" / found["knn"]["list"]
     assert load_subset(path, 120).sort().values.equal(ids)
+    assert found["knn"]["quality"] == pytest.approx(quality(train.features, ids)._asdict(), rel=1e-4)
+    assert "Rank correlation of each label-free quality" in said
     expected = knn_accuracy(train.tensor()[ids], labels[ids], test.tensor(), test_labels, k=5)
     assert found["knn"]["scores"]["accuracy"] == expected
     probe = fit_smoothed(train.tensor(), labels[ids], ids, classes=4)
@@ -245,3 +248,29 @@ def test_the_trainer_is_an_evaluation(experiment, tmp_path, monkeypatch):
     flags = next(iter(records.values()))["judged"]["flags"]
     assert len(flags["recipe"]) == len(flags["finetune"]) == 64
     assert "device" not in flags
+
+
+def test_a_trainers_run_that_is_killed_goes_on_where_it_was(experiment, tmp_path, monkeypatch):
+    found = []
+
+    def train(words, folder, processes):
+        found.append((folder, (folder / "checkpoint.pth").exists(), "--auto-resume" in words))
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "checkpoint.pth").touch()
+        if len(found) == 1:
+            raise KeyboardInterrupt
+        return {"last": 71.0}
+
+    monkeypatch.setattr(trainer, "train", train)
+    pool = {"train": f"{tmp_path}/one_train.npy", "trainer": {"data-set": "DEMOSUBSET", "device": "cpu"}}
+    changes = {
+        "pools": {"demo": pool}, "methods": {"random": None}, "budgets": [30], "seeds": 1,
+        "evaluations": {"linear": {"kind": "trainer", "mode": "linear", "score": "last"}},
+    }  # fmt: skip
+    with pytest.raises(KeyboardInterrupt):
+        experiment(**changes)
+    _, records = experiment(**changes)
+    (folder, before, _), again = found
+    assert not before
+    assert again == (folder, True, True)
+    assert len(records) == 1

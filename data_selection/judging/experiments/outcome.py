@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from data_selection.common.files import atomic_write, read_json
+from data_selection.judging.experiments.beliefs import belief_tables
 from data_selection.judging.experiments.cells import Cell, digest_of
 from data_selection.judging.experiments.plan import Plan
 from data_selection.judging.experiments.summary import Key, summarise
@@ -14,7 +15,9 @@ from data_selection.judging.experiments.tables import Table, as_csv, as_latex, a
 
 FILES = ("table.md", "table.csv", "table.tex", "curves.png", "curves.svg", "page.html")
 TEMPLATE = Path(__file__).with_name("page.html")
-SOURCES = [TEMPLATE.with_name(name) for name in ("page.html", "curves.py", "summary.py", "tables.py")]  # of the outcome
+SOURCES = [
+    TEMPLATE.with_name(name) for name in ("page.html", "beliefs.py", "curves.py", "summary.py", "tables.py")
+]  # of the outcome
 
 
 def values_of(
@@ -52,7 +55,7 @@ def write_outcome(plan: Plan, cells: Sequence[Cell], records: Mapping[str, Mappi
     from data_selection.judging.experiments.curves import draw_curves  # a second to import
 
     entries = summarise(values, plan.baseline, {(cell.pool, cell.budget): cell.asked for cell in cells})
-    tables = make_tables(entries, plan.baseline)
+    tables = make_tables(entries, plan.baseline) + belief_tables(cells, records)
     pictures = draw_curves(entries, plan.baseline) if entries else {"png": b"", "svg": b""}
     done = sum(cell.digest in records for cell in cells)
     page = render(plan, tables, pictures["svg"], f"{done} of {len(cells)} cells are computed.", records, cells)

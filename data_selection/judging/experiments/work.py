@@ -1,6 +1,7 @@
 """Compute an experiment's missing cells, in one process or beside others that do the same."""
 
 import json
+import math
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -13,6 +14,7 @@ from data_selection.common.errors import UserError
 from data_selection.common.subset_files import load_subset, save_subset
 from data_selection.judging.experiments.cells import Cell, Kind, LoadedPool, Task
 from data_selection.judging.experiments.store import Store
+from data_selection.judging.quality import quality
 
 PAUSE = 0.5  # seconds between looks at what other processes have finished
 
@@ -63,6 +65,7 @@ def compute_one(cell: Cell, store: Store, pool: LoadedPool, kinds: Mapping[str, 
     ids = torch.from_numpy(np.searchsorted(pool.rows, load_subset(path, len(pool.train)).numpy()))
     run = store.folder / "runs" / cell.digest[:16]
     task = Task(pool, ids.sort().values, path, cell.seed, cell.settings, run)
+    told_by_list = json.loads(path.with_suffix(".provenance.json").read_text())
     began = time.monotonic()
     try:
         scores = kinds[cell.judged["kind"]].run(task)
@@ -73,7 +76,8 @@ def compute_one(cell: Cell, store: Store, pool: LoadedPool, kinds: Mapping[str, 
             "digest": cell.digest, "pool": cell.pool, "method": cell.method, "evaluation": cell.evaluation,
             "budget": cell.budget, "seed": cell.seed, "scores": scores, "chosen": dict(cell.chosen),
             "judged": dict(cell.judged), "list": path.name, "seconds": round(time.monotonic() - began, 3),
-            "seconds_choosing": seconds or json.loads(path.with_suffix(".provenance.json").read_text())["seconds"],
+            "seconds_choosing": seconds or told_by_list["seconds"],
+            "quality": told_by_list.get("quality"),  # lists of earlier versions have none
             "versions": pool.provenance["versions"],
         }
     )  # fmt: skip
@@ -89,10 +93,12 @@ def choose(cell: Cell, pool: LoadedPool, path: Path, device: str) -> float:
     except UserError as error:
         raise UserError(f"{told(cell)}: {error}") from None
     seconds = round(time.monotonic() - began, 3)
+    found = quality(pool.features, ids.cpu())._asdict()
     rows = torch.from_numpy(pool.rows)[ids.cpu()]
     record = pool.provenance | {
         "method": cell.chosen["method"], "config": cell.chosen["config"], "seed": cell.seed, "budget": cell.budget,
         "imbalance": cell.chosen["imbalance"], "seconds": seconds,
+        "quality": {name: None if math.isnan(value) else value for name, value in found.items()},
     }  # fmt: skip
     save_subset(path, rows, record)
     return seconds
