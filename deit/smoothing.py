@@ -5,6 +5,7 @@ answer for new images goes into the output folder; the model's own head learns t
 that the checkpoint is a model without a pool, too (--distil: that one is the result).
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -111,7 +112,7 @@ def fit_with_pool(job: Job, learner: Learner, features: torch.Tensor) -> tuple[f
     if job.log.folder and job.world.is_main:
         of_pool(job.train_pool, said).write(job.log.folder / OF_POOL)
         if not job.args.distil:
-            keep_pool(job.log.folder / POOL, features, labels, job.ids, job.classes, graph)
+            keep_pool(job.log.folder / POOL, features, labels, job.ids, job.classes, graph, probe)
     return log_loss(probe.pool[job.ids], labels), len(labels)
 
 
@@ -136,24 +137,32 @@ def held_out_numbers(probe: "SmoothedProbe", labels: torch.Tensor) -> Settings:
 
 
 def keep_pool(
-    path: Path, features: torch.Tensor, labels: torch.Tensor, ids: list[int], classes: int, graph: "Neighbours"
+    path: Path,
+    features: torch.Tensor,
+    labels: torch.Tensor,
+    ids: list[int],
+    classes: int,
+    graph: "Neighbours",
+    probe: "SmoothedProbe",
 ) -> None:
     """Write what with_pool reads."""
     with atomic_write(path) as handle:
         np.savez(
             handle, features=features.numpy(), labels=labels.numpy(), ids=np.array(ids), classes=classes,
             index=graph.index.numpy(), similarity=graph.similarity.numpy(), centre=graph.centre.numpy(),
-            hashes=graph.hashes,
+            hashes=graph.hashes, c=probe.c, corrected=probe.choice.corrected, temperature=heat(probe),
         )  # fmt: skip
 
 
 def with_pool(model: nn.Module, checkpoint: Path | str, saved: Settings) -> nn.Module:
     """A model that was loaded from a checkpoint, answering by the graph where its run did; saved: that run's settings.
 
-    Raises UserError where the pool's file is gone from beside the checkpoint.
+    The probe is fitted again by the choices that its run made, nothing is cross-validated anew. Raises UserError
+    where the pool's file is gone from beside the checkpoint.
     """
     if saved.get("mode") != "smoothed" or saved.get("distil"):
         return model
+    from data_selection.judging.smoothed import Choice, fit_smoothed
     from data_selection.nearest.stored_graph import Neighbours
 
     path = Path(checkpoint).with_name(POOL)
@@ -164,10 +173,17 @@ def with_pool(model: nn.Module, checkpoint: Path | str, saved: Settings) -> nn.M
             name: torch.from_numpy(parts[name]) for name in ("features", "labels", "index", "similarity", "centre")
         }
         graph = Neighbours(tensors["index"], tensors["similarity"], tensors["centre"], parts["hashes"])
-        ids, classes = parts["ids"].tolist(), int(parts["classes"])
+        ids, classes = torch.from_numpy(parts["ids"]), int(parts["classes"])
+        c, corrected, kept_heat = float(parts["c"]), bool(parts["corrected"]), float(parts["temperature"])
     except (OSError, ValueError, KeyError) as error:
         raise UserError(
             f"{path} of --mode smoothed cannot be read ({error}): bring it back beside {checkpoint}, or train with "
             "--distil, whose checkpoint needs no pool"
         ) from None
-    return WithPool(model, fit_graph_probe(tensors["features"], tensors["labels"], ids, classes, graph))
+    probe = fit_smoothed(
+        tensors["features"], tensors["labels"], ids, classes=classes, c=c, correct=corrected, calibrate=False,
+        graph=graph, world=ALONE,
+    )  # fmt: skip
+    choice = Choice(corrected, "as in training")
+    probe = replace(probe, choice=choice, temperature=kept_heat, corrected_temperature=kept_heat)
+    return WithPool(model, probe)

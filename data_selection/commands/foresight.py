@@ -1,6 +1,7 @@
 """What choosing images will take, told before the work: from a trial on a few images of the pool."""
 
 import contextlib
+import math
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -23,7 +24,7 @@ from data_selection.images.record import known_files, load_record
 
 TRIED = 8  # images
 BATCH = 128  # images that extraction embeds at a time, at most
-SMALL, LARGE = 500, 1_500  # rows of the made-up pools on which the choice is tried
+LARGE, APART = 4_000, 4  # rows of the larger made-up pool on which the choice is tried, and that over the smaller's
 PAGE_BYTES = 8_000  # of an image's thumbnail and words in the page, at most on average
 
 
@@ -114,21 +115,31 @@ def try_page(pool: Pool, places: Sequence[int]) -> tuple[float, float]:
 
 
 def try_choice(select: Callable[..., torch.Tensor], count: int, budget: int, width: int) -> float:
-    """Seconds of a method on (count, width) features: two small pools, and work that grows with images x budget."""
+    """Seconds of a method on (count, width) features: by two small pools, of which the same number is chosen."""
     draw = torch.Generator().manual_seed(0)
-    times, works = [], []
-    for rows in (32, min(SMALL, count // 8), min(LARGE, count // 4)):  # the first one loads libraries
-        rows = max(1, min(rows, count))
-        some = max(1, budget * rows // count)
+    large = max(1, min(LARGE, count // 2))
+    small = max(1, large // APART)
+    some = max(1, min(budget, small // 4))
+    times = []
+    for rows in (small, small, large):  # the first one loads libraries
         began = time.monotonic()
-        with contextlib.suppress(UserError):  # a budget that is too small for the method
+        with contextlib.suppress(UserError):  # too few for the method
             select(torch.randn(rows, width, generator=draw), some)
         times.append(time.monotonic() - began)
-        works.append(float(rows * some))
-    if works[2] <= works[1]:
-        return times[2]
-    each = max(0.0, (times[2] - times[1]) / (works[2] - works[1]))
-    return times[2] + each * (count * float(budget) - works[2])
+    return grown(times[1], times[2], small, large, count) * budget / some
+
+
+def grown(before: float, after: float, small: int, large: int, count: int) -> float:
+    """Seconds for `count` rows where `small` took `before` and `large` took `after`.
+
+    On a line, for a start costs the same with any number; steeper growth goes on by its power, the square at most.
+    """
+    if large <= small or before <= 0 or after <= before:
+        return after * max(1.0, count / large)
+    power = math.log(after / before) / math.log(large / small)
+    if power <= 1:
+        return after + (after - before) / (large - small) * (count - large)
+    return after * (count / large) ** min(power, 2.0)
 
 
 def not_known(ready: Ready) -> int:
