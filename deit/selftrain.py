@@ -170,7 +170,7 @@ def read_targets(job: Job, number: int) -> torch.Tensor:
     path = targets_file(job.log.folder, number)
     try:
         targets = torch.from_numpy(np.load(path, allow_pickle=False))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError) as error:
         raise UserError(
             f"{path} of the run to continue cannot be read ({error}): start anew without --auto-resume"
         ) from None

@@ -5,6 +5,7 @@ answer for new images goes into the output folder; the model's own head learns t
 that the checkpoint is a model without a pool, too (--distil: that one is the result).
 """
 
+import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -165,7 +166,7 @@ def with_pool(model: nn.Module, checkpoint: Path | str, saved: Settings) -> nn.M
         }
         graph = Neighbours(tensors["index"], tensors["similarity"], tensors["centre"], parts["hashes"])
         ids, classes = parts["ids"].tolist(), int(parts["classes"])
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(
             f"{path} of --mode smoothed cannot be read ({error}): bring it back beside {checkpoint}, or train with "
             "--distil, whose checkpoint needs no pool"

@@ -88,7 +88,14 @@ def read_source(source: Path, finder: Finder) -> tuple[list[tuple[str, str]], st
         return read_table(text, source, finder)
     except UserError:  # a ValueError, too
         raise
-    except (UnicodeDecodeError, csv.Error, ValueError, ElementTree.ParseError, zipfile.BadZipFile) as error:
+    except (
+        UnicodeDecodeError,
+        csv.Error,
+        ValueError,
+        RecursionError,
+        ElementTree.ParseError,
+        zipfile.BadZipFile,
+    ) as error:
         raise UserError(
             f"label file {source} cannot be read ({error}): a table of file,label, Label Studio's JSON or CSV and "
             "CVAT's XML or zip are known"
@@ -104,7 +111,9 @@ def read_table(text: str, source: Path, finder: Finder) -> tuple[list[tuple[str,
         return [], f"{source}: an empty table"
     words = [cell.lower().strip() for cell in rows[0]]
     header = column < len(rows[0]) and finder.find(rows[0][column]) is None and (
-        words[column] in HEADER or any(word in LABEL for word in words) or hits > 0
+        words[column] in HEADER
+        or any(word in LABEL for word in words)
+        or (hits > 0 and not words[column].endswith(IMAGE_LIKE))  # an image that the pool lacks is no title
     )  # fmt: skip
     wide = max(len(row) for row in rows)
     where = label_column(words if header else [], column, wide)

@@ -42,6 +42,14 @@ def read_list(path: Path, known: Callable[[str], bool] | None = None) -> tuple[l
     return [meant(row[0], known) for row in rows], labels
 
 
+def is_wide(path: Path) -> bool:
+    """Whether a table has more columns than path and label."""
+    try:
+        return any(len(row) > 2 for row in columns(decoded(path.read_bytes())))
+    except (UnicodeDecodeError, csv.Error):  # read_list says so
+        return False
+
+
 def decoded(data: bytes) -> str:
     """The text of a file's bytes, without a spreadsheet's MARK. Raises UnicodeDecodeError where they are none."""
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):

@@ -121,6 +121,9 @@ def test_targets_of_another_run_are_refused(images, tmp_path, monkeypatch):
     np.save(path, np.load(path) * 2)
     with pytest.raises(UserError, match=r"soft_targets_1\.npy is not of the run to continue"):
         train(images, tmp_path, auto_resume=True)
+    path.write_bytes(b"")
+    with pytest.raises(UserError, match=r"soft_targets_1\.npy of the run to continue cannot be read"):
+        train(images, tmp_path, auto_resume=True)
 
 
 def test_two_processes_do_what_one_does(images, tmp_path):

@@ -100,6 +100,11 @@ def test_of_several_annotators_the_last_who_chose_counts(tmp_path):
     assert read(tmp_path / "a.json", json.dumps([task])).labels == {"cats/b.jpg": "y"}
 
 
+def test_an_image_that_the_pool_lacks_is_no_title(tmp_path):
+    found = read(tmp_path / "a.csv", "gone.jpg,x\ncats/b.jpg,x\nété.png,y\n")
+    assert found.faults == ["1 rows are of no image of the pool: gone.jpg (a.csv)"]
+
+
 def test_a_label_may_be_0(tmp_path):
     found = read(tmp_path / "a.json", json.dumps([{"image": "b.jpg", "choice": 0}, {"image": "c,d.jpg", "choice": 1}]))
     assert found.labels == {"cats/b.jpg": "0", "dogs/c,d.jpg": "1"}
@@ -177,6 +182,7 @@ def test_misspelt_words_are_named(tmp_path):
         ("a.csv", "cats/b.jpg,x,y\ncats/a b.jpg,z,w\n", "3 columns and none is called label or class"),
         ("a.csv", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", "cannot be read .* Label Studio"),
         ("a.json", "{", "cannot be read"),
+        ("a.json", "[" * 99_999, "cannot be read"),
         ("a.json", '{"x": 1}', r"^label file \S+ is no export of Label Studio: a list of tasks is needed"),
         ("a.xml", "<a", "cannot be read"),
         ("a.xml", '<!DOCTYPE a [<!ENTITY b "c">]><a>&b;</a>', "declares entities"),
