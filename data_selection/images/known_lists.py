@@ -46,7 +46,8 @@ def find_images(sources: Sequence[Path | str], today: Today, *, missing: str = "
 
     sources: subset files (.json), files of names (.txt, a name a line), label files (.csv of file,label), exports of
     Label Studio and CVAT, and folders of images. A subset file with the record of its images is matched by content and
-    name; without one it is taken by position. missing: `stop` raises UserError where an image is not found, `skip` leaves it out and says so.
+    name; without one it is taken by position. missing: `stop` raises UserError where an image is not found, `skip`
+    leaves it out and says so.
     """
     rows: dict[int, None] = {}
     for source in sources:

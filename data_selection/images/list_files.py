@@ -12,6 +12,7 @@ from data_selection.common.listed_names import composed, meant, unquoted
 
 UNKNOWN = -1  # the label of an image without one
 MARK = re.compile(r"sep=.\r?\n")  # a first line by which spreadsheets tell each other the separator
+NUMBER = re.compile("-?[0-9]{1,18}")  # int() would take 1_0 for 10; what is longer is a code, and no count
 HEADER = ("file", "filename", "file_name", "image", "name", "path")
 TABLES = (".csv", ".tsv")
 SEPARATORS = (",", ";", "\t")
@@ -97,12 +98,11 @@ def number_labels(
     given = {label for label in labels if label}
     if not given:
         return None, None
-    try:
-        numbers = [int(label) if label else UNKNOWN for label in labels]
-    except ValueError:
+    if not all(map(NUMBER.fullmatch, given)):
         class_names = sorted(given | set(others))
         index = {name: i for i, name in enumerate(class_names)} | {"": UNKNOWN}
         return [index[label] for label in labels], class_names
+    numbers = [int(label) if label else UNKNOWN for label in labels]
     if min(numbers) < UNKNOWN:
         raise UserError(f"list {path} holds the label {min(numbers)}: labels count from 0 (-1 or nothing: unknown)")
     return numbers, None
