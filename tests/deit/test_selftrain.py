@@ -10,7 +10,9 @@ import torch
 from data_selection.common.errors import UserError
 from deit import epochs as deit_epochs
 from deit import selftrain
+from deit.losses import Criterion
 from deit.main import main
+from deit.selftrain import round_order
 from tests.support.trainer_runs import checkpoint, command, launch, log_lines, make_images
 
 FLAGS = {
@@ -103,6 +105,20 @@ def test_a_run_that_is_stopped_ends_like_the_unbroken_one(images, tmp_path, monk
     train(images, tmp_path / "broken", auto_resume=True)
     whole, broken = checkpoint(tmp_path / "whole"), checkpoint(tmp_path / "broken")
     assert all(torch.equal(whole["model"][key], broken["model"][key]) for key in whole["model"])
+
+
+def test_a_loss_that_is_not_finite_names_the_batch_of_the_pool(images, tmp_path, monkeypatch):
+    class Broken(Criterion):
+        def __call__(self, *batch):
+            return super().__call__(*batch) * float("nan")
+
+    seen = []
+    monkeypatch.setattr(selftrain, "Criterion", Broken)
+    monkeypatch.setattr(selftrain, "round_order", lambda *args: seen.append(round_order(*args)) or seen[0])
+    with pytest.raises(UserError, match=r"nan at epoch 3, step 1 of 2: .*ids of its batch are in \S+nonfinite_batch"):
+        train(images, tmp_path)
+    told = json.loads((tmp_path / "nonfinite_batch.json").read_text())
+    assert told == {"epoch": 3, "step": 1, "ids": seen[0][:8].tolist()}
 
 
 def test_targets_of_another_run_are_refused(images, tmp_path, monkeypatch):
