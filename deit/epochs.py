@@ -147,10 +147,8 @@ def train_epoch(job: Job, learner: Learner, data: Images, epoch: int, tally: Tal
             sofar=tally.take_sofar(),
         )  # fmt: skip
     except NotFinite as error:
-        if error.step is None:
-            raise
-        rows = order[error.step * job.global_batch :][: job.global_batch].tolist()
-        raise with_batch(error, epoch, [data.ids[row] for row in rows], job.log.folder) from None
+        ids = [data.ids[row] for row in order.tolist()]
+        raise with_batch(error, epoch, ids, job.global_batch, job.log.folder) from None
     tally.skipped += left_out
     if learner.scheduler is not None:
         learner.scheduler.step(epoch)

@@ -23,6 +23,7 @@ from deit.learner.building import make_scheduler
 from deit.learner.linear import frozen_features
 from deit.losses import Criterion
 from deit.runs.predictions import OF_POOL, of_pool
+from deit.runs.stopping import NotFinite, with_batch
 from deit.samplers import plan_epoch
 from deit.samples.batches import Augmented, Batch, Part
 from deit.samples.draws import POOL, seed_of
@@ -170,7 +171,7 @@ def read_targets(job: Job, number: int) -> torch.Tensor:
     path = targets_file(job.log.folder, number)
     try:
         targets = torch.from_numpy(np.load(path, allow_pickle=False))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError) as error:
         raise UserError(
             f"{path} of the run to continue cannot be read ({error}): start anew without --auto-resume"
         ) from None
@@ -215,6 +216,8 @@ def pool_epoch(job: Job, learner: Learner, data: Images, epoch: int, tally: Tall
             clip_grad=args.clip_grad, skip_nonfinite=args.skip_nonfinite, on_step=job.log.step,
             done=place.chunk * CHUNK, sofar=tally.take_sofar(),
         )  # fmt: skip
+    except NotFinite as error:
+        raise with_batch(error, epoch, order.tolist(), job.global_batch, job.log.folder) from None
     finally:
         learner.criterion = before
     tally.skipped += left_out

@@ -5,6 +5,7 @@ answer for new images goes into the output folder; the model's own head learns t
 that the checkpoint is a model without a pool, too (--distil: that one is the result).
 """
 
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -175,7 +176,7 @@ def with_pool(model: nn.Module, checkpoint: Path | str, saved: Settings) -> nn.M
         graph = Neighbours(tensors["index"], tensors["similarity"], tensors["centre"], parts["hashes"])
         ids, classes = torch.from_numpy(parts["ids"]), int(parts["classes"])
         c, corrected, kept_heat = float(parts["c"]), bool(parts["corrected"]), float(parts["temperature"])
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(
             f"{path} of --mode smoothed cannot be read ({error}): bring it back beside {checkpoint}, or train with "
             "--distil, whose checkpoint needs no pool"

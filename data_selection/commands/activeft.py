@@ -17,7 +17,7 @@ from data_selection.commands.shared import (
     add_where,
     make_parser,
 )
-from data_selection.common.files import atomic_write, check_writable
+from data_selection.common.files import atomic_write, check_own_table, check_writable
 from data_selection.common.subset_names import activeft_name, default_folder
 from data_selection.methods.configs import ACTIVEFT_PRESETS, DISTANCES, INITS, OBJECTIVES, SCHEDULERS
 from data_selection.methods.table import METHODS
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from data_selection.common.distributed import World
     from data_selection.common.feature_table import FeatureTable
 
+HISTORY = "iteration,lr,loss"
 UNTOLD = ("batch_size", "threshold")  # settings that the released names do not tell, and that change the list
 FILES = {"cifar": "CIFAR10_train.npy", "imagenet": "ImageNet_train.npy"}
 
@@ -62,6 +63,8 @@ def main_activeft(preset: str, argv: Sequence[str] | None = None) -> None:
     config = replaced(released, "activeft", given(args, [released]))
     told = {name: getattr(config, name) for name in UNTOLD if getattr(config, name) != getattr(released, name)}
     history = check_writable(args.history) if args.history else None
+    if history:
+        check_own_table(history, HISTORY)
     steps = Steps()
 
     def plan(world: "World", table: "FeatureTable") -> "Plan":
@@ -87,7 +90,7 @@ class Steps:
     """What happened in every step: kept for the history file, printed where wanted."""
 
     def __init__(self) -> None:
-        self.verbose, self.lines = False, ["iteration,lr,loss"]
+        self.verbose, self.lines = False, [HISTORY]
 
     def __call__(self, iteration: int, lr: float, loss: float) -> None:
         self.lines.append(f"{iteration},{lr:.8g},{loss:.8f}")

@@ -8,9 +8,9 @@ import torch
 
 from data_selection.common.errors import UserError
 from data_selection.common.feature_table import FeatureTable
-from data_selection.common.files import read_json
 from data_selection.common.kinds import Log
 from data_selection.images.answers import read_answers
+from data_selection.images.known_lists import holds_tasks
 
 
 class Labels(NamedTuple):
@@ -26,7 +26,7 @@ def labels_of(sources: Sequence[Path | str], table: FeatureTable, log: Log) -> L
 
     Subset files hold none. Raises UserError with all that is wrong with the labels.
     """
-    files = [source for source in map(Path, sources) if not is_subset(source)]
+    files = [source for source in map(Path, sources) if source.suffix.lower() != ".json" or holds_tasks(source)]
     if not files or table.names is None:
         return None
     answers = read_answers(files, table.names)
@@ -46,11 +46,3 @@ def numbered(labels: Mapping[str, str], table: FeatureTable) -> Labels:
     classes = sorted({labels[file] for file in files})
     places = torch.tensor([classes.index(labels[file]) for file in files])
     return Labels([row[file] for file in files], places, classes)
-
-
-def is_subset(source: Path) -> bool:
-    """Whether a list is a subset file: a JSON list of numbers."""
-    if source.suffix.lower() != ".json" or not source.is_file():
-        return False
-    content = read_json(source)
-    return isinstance(content, list) and all(isinstance(one, int) for one in content)

@@ -34,6 +34,7 @@ from data_selection.commands.selection import Plan, choose
 from data_selection.common.distributed import World, on_main, one_process, start
 from data_selection.common.errors import UserError
 from data_selection.common.files import atomic_write, read_json
+from data_selection.common.listed_names import composed
 from data_selection.common.subset_files import CHECK, budget_from_percent, versions
 from data_selection.images.answers import write_labels
 from data_selection.images.list_files import decoded
@@ -250,7 +251,7 @@ def class_words(classes: Sequence[str] | str) -> list[str]:
             classes = decoded(path.read_bytes()).splitlines() if classes and path.is_file() else classes.split(",")
         except UnicodeDecodeError as error:
             raise UserError(f"--classes {path} is no text ({error}): one class name a line is needed") from None
-    return list(dict.fromkeys(word.strip() for word in classes if word.strip()))
+    return list(dict.fromkeys(composed(word.strip()) for word in classes if word.strip()))
 
 
 def extraction(

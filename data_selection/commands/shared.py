@@ -54,7 +54,7 @@ def seed(text: str) -> int:
 
 
 def add_taken(parser: argparse.ArgumentParser, labelled: str = "images that already have labels") -> None:
-    lists = "subset files, files of names (.txt, .csv) or folders"
+    lists = "subset files, files of names (.txt, .csv), exports of Label Studio or CVAT, or folders"
     parser.add_argument("--labelled", metavar="LIST", nargs="+", help=f"{labelled}: {lists}")
     parser.add_argument("--excluded", metavar="LIST", nargs="+", help=f"images that must not be chosen: {lists}")
     parser.add_argument(

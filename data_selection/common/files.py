@@ -72,6 +72,14 @@ def check_writable(path: Path | str) -> Path:
         return path
 
 
+def check_own_table(path: Path | str, title: str) -> None:
+    """Raise UserError where a file is there whose first line is not `title`: it would be lost. An empty one may go."""
+    with contextlib.suppress(FileNotFoundError), Path(path).open("rb") as handle:
+        first = handle.readline(4096).strip()
+        if first not in (b"", title.encode()):
+            raise UserError(f"{path} is there and is no table of {title}: it would be lost; name another file")
+
+
 def told_size(count: float) -> str:
     """A number of bytes in words, three digits at least: 54.0 kB, 1.23 GB."""
     for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
@@ -86,5 +94,5 @@ def read_json(path: Path | str) -> Any:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path} does not exist") from None
-    except (ValueError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is no valid JSON ({error})") from None

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import re
+import unicodedata
 from collections.abc import Callable
 
 # Control codes, other ends of a line, and bytes that are no UTF-8 (Python reads byte xx of a file name as \udcxx)
@@ -28,11 +29,22 @@ def unquoted(text: str) -> str:
     return text
 
 
+def composed(text: str) -> str:
+    """A text with its accents as most systems write them (Unicode's NFC); macOS may take an é apart."""
+    return unicodedata.normalize("NFC", text)
+
+
+def both_forms(name: str) -> list[str]:
+    """A name as it is, and with its accents put together and taken apart."""
+    return [name] if name.isascii() else [name, composed(name), unicodedata.normalize("NFD", name)]
+
+
 def readings(cell: str) -> list[str]:
     """The names that a line or a cell of a table may mean, the likeliest first.
 
     As quoted() wrote it; as it is; without the spaces around it; from a list of raw bytes that was taken for cp1252;
-    and without the quotes, which a table that was made by adding `,label` to quoted lines has lost.
+    without the quotes, which a table that was made by adding `,label` to quoted lines has lost; and each of these in
+    both_forms.
     """
     plain = unquoted(cell.strip())
     ways = [unquoted(cell), cell, cell.strip(), plain]
@@ -40,7 +52,7 @@ def readings(cell: str) -> list[str]:
         ways.append(plain.encode("cp1252", "surrogateescape").decode("utf-8", "surrogateescape"))
     if "\\" in plain:
         ways.append(unquoted(f'"{plain}"'))
-    return list(dict.fromkeys(ways))
+    return list(dict.fromkeys([*ways, *(form for way in ways for form in both_forms(way))]))
 
 
 def meant(cell: str, known: Callable[[str], bool] | None = None) -> str:

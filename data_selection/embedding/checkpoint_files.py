@@ -41,8 +41,10 @@ def read_checkpoint(path: Path | str) -> Any:
             f"weights {path} are damaged, or hold Python objects besides tensors, which are not loaded because "
             f"that may run code ({reason}): save the state_dict alone, best as .safetensors"
         ) from None
-    except (RuntimeError, EOFError, ValueError, KeyError) as error:
-        reason = str(error).split("\n")[0]
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # noqa: BLE001 - readers of damaged files raise whatever they come upon
+        reason = f"{type(error).__name__}: {error}".split("\n")[0]
         raise UserError(f"weights {path} are truncated or no torch file ({reason}): fetch them again") from None
 
 

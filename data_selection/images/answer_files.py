@@ -1,5 +1,6 @@
 """Files that annotators and their tools write, as pairs of file and label: tables, and exports of two tools."""
 
+import contextlib
 import csv
 import json
 import re
@@ -12,7 +13,8 @@ from urllib.parse import parse_qs, unquote, urlsplit
 from xml.etree import ElementTree
 
 from data_selection.common.errors import UserError
-from data_selection.common.listed_names import readings
+from data_selection.common.listed_names import both_forms, readings
+from data_selection.images.folders import JUNK
 from data_selection.images.image_files import IMAGE_LIKE
 from data_selection.images.list_files import HEADER, SEPARATORS, Rows, decoded, read_rows
 
@@ -65,7 +67,7 @@ def spellings(file: str) -> list[str]:
     end = found[-1].rpartition("/")[2]
     if UPLOADED.match(end):
         found.append(UPLOADED.sub("", end))
-    return list(dict.fromkeys(path.removeprefix("./") for path in found))
+    return list(dict.fromkeys(form for path in found for form in both_forms(path.removeprefix("./"))))
 
 
 def read_source(source: Path, finder: Finder) -> tuple[list[tuple[str, str]], str]:
@@ -84,7 +86,16 @@ def read_source(source: Path, finder: Finder) -> tuple[list[tuple[str, str]], st
         if source.suffix.lower() == ".json" or text.lstrip()[:2] in ("[{", "[\n", "[]"):
             return read_label_studio(json.loads(text), source)
         return read_table(text, source, finder)
-    except (UnicodeDecodeError, csv.Error, ValueError, ElementTree.ParseError, zipfile.BadZipFile) as error:
+    except UserError:  # a ValueError, too
+        raise
+    except (
+        UnicodeDecodeError,
+        csv.Error,
+        ValueError,
+        RecursionError,
+        ElementTree.ParseError,
+        zipfile.BadZipFile,
+    ) as error:
         raise UserError(
             f"label file {source} cannot be read ({error}): a table of file,label, Label Studio's JSON or CSV and "
             "CVAT's XML or zip are known"
@@ -100,7 +111,9 @@ def read_table(text: str, source: Path, finder: Finder) -> tuple[list[tuple[str,
         return [], f"{source}: an empty table"
     words = [cell.lower().strip() for cell in rows[0]]
     header = column < len(rows[0]) and finder.find(rows[0][column]) is None and (
-        words[column] in HEADER or any(word in LABEL for word in words) or hits > 0
+        words[column] in HEADER
+        or any(word in LABEL for word in words)
+        or (hits > 0 and not words[column].endswith(IMAGE_LIKE))  # an image that the pool lacks is no title
     )  # fmt: skip
     wide = max(len(row) for row in rows)
     where = label_column(words if header else [], column, wide)
@@ -110,11 +123,12 @@ def read_table(text: str, source: Path, finder: Finder) -> tuple[list[tuple[str,
             "the labels so in the first row"
         )
     body = rows[1:] if header else rows
-    pairs = [(row[column], row[where] if where < len(row) else "") for row in body if column < len(row)]
+    body = [row for row in body if column < len(row) and row[column]]
+    pairs = [(row[column], word) for row in body for word in words_in(row[where] if where < len(row) else "")]
     name = {",": "comma", ";": "semicolon", "\t": "tab"}[separator]
     title = f"{rows[0][where]!r}" if header and where < len(rows[0]) else str(where + 1)
-    return [pair for pair in pairs if pair[0]], (
-        f"{source}: a table apart by {name}, {len(pairs)} rows, images in column {column + 1}, labels in column {title}"
+    return pairs, (
+        f"{source}: a table apart by {name}, {len(body)} rows, images in column {column + 1}, labels in column {title}"
     )
 
 
@@ -138,7 +152,7 @@ def label_column(header: Sequence[str], column: int, width: int) -> int | None:
 
 
 def read_label_studio(tasks: Any, source: Path) -> tuple[list[tuple[str, str]], str]:
-    """The choices of Label Studio's JSON or JSON-MIN; of several annotators' that were not cancelled, the last's."""
+    """The choices of Label Studio's JSON or JSON-MIN, a pair each; of several annotators' not cancelled, the last's."""
     if not isinstance(tasks, list) or not all(isinstance(task, dict) for task in tasks):
         raise UserError(f"label file {source} is no export of Label Studio: a list of tasks is needed")
     pairs = []
@@ -147,11 +161,12 @@ def read_label_studio(tasks: Any, source: Path) -> tuple[list[tuple[str, str]], 
         file = next((str(content[word]) for word in ("file", *HEADER, "img", "url") if content.get(word)), "")
         if "annotations" in task or "completions" in task:
             done = [one for one in task.get("annotations") or task.get("completions") or () if not was_cancelled(one)]
-            given = [label for one in done for label in choices_of(one)]
+            given = next((words for one in reversed(done) if (words := choices_of(one))), [])
         else:
-            given = [str(word) for word in flat(next((task[word] for word in LABEL if task.get(word)), []))]
-        pairs.append((file or str(task.get("file_upload", "")), given[-1] if given else ""))
-    return pairs, f"{source}: Label Studio's JSON, {len(pairs)} tasks"
+            filled = (task[word] for word in LABEL if task.get(word) not in (None, "", []))  # a label may be 0
+            given = [str(word) for word in flat(next(filled, []))]
+        pairs += [(file or str(task.get("file_upload", "")), word) for word in given or [""]]
+    return pairs, f"{source}: Label Studio's JSON, {len(tasks)} tasks"
 
 
 def was_cancelled(annotation: Any) -> bool:
@@ -177,21 +192,29 @@ def flat(value: Any) -> list[Any]:
     return list(value) if isinstance(value, (list, tuple)) else [] if value is None else [value]
 
 
+def words_in(cell: str) -> list[str]:
+    """The labels in a cell: one, or those of {"choices": [...]}, as Label Studio's CSV has several."""
+    if cell.startswith('{"choices"'):
+        with contextlib.suppress(ValueError):
+            return [str(word) for word in flat(json.loads(cell))] or [""]
+    return [cell]
+
+
 def read_cvat(data: bytes, source: Path) -> tuple[list[tuple[str, str]], str]:
-    """The tags of CVAT's `images` XML."""
+    """The tags of CVAT's `images` XML, a pair each."""
     if b"<!ENTITY" in data:  # the only thing in XML that can grow when it is read
         raise UserError(f"label file {source} declares entities, which CVAT's exports never do: it is not read")
-    pairs = []
-    for image in ElementTree.fromstring(data).iter("image"):
+    pairs, images = [], list(ElementTree.fromstring(data).iter("image"))
+    for image in images:
         tags = [tag.get("label", "") for tag in image.iter("tag")]
-        pairs.append((image.get("name", ""), tags[-1] if tags else ""))
-    return pairs, f"{source}: CVAT's XML, {len(pairs)} images"
+        pairs += [(image.get("name", ""), tag) for tag in tags or [""]]
+    return pairs, f"{source}: CVAT's XML, {len(images)} images"
 
 
 def read_zip(source: Path) -> tuple[list[tuple[str, str]], str]:
     """CVAT's exports as a zip: its XML, else class folders, as in its ImageNet format."""
     with zipfile.ZipFile(source) as archive:
-        files = archive.namelist()
+        files = [file for file in archive.namelist() if not is_left(file)]
         inside = next((file for file in files if file.endswith(".xml")), None)
         if inside:
             return read_cvat(archive.read(inside), source)
@@ -206,5 +229,10 @@ def read_folders(source: Path) -> tuple[list[tuple[str, str]], str]:
 
 def in_folders(files: Iterable[str]) -> list[tuple[str, str]]:
     """(file without its class folder, the folder) of images that lie in one."""
-    images = [file for file in files if "/" in file and file.lower().endswith(IMAGE_LIKE)]
+    images = [file for file in files if "/" in file and file.lower().endswith(IMAGE_LIKE) and not is_left(file)]
     return [(file.rpartition("/")[2], file.split("/")[-2]) for file in images]
+
+
+def is_left(file: str) -> bool:
+    """Whether a file is hidden, or another program's, by its path: macOS puts `._` files beside what it zips."""
+    return any(part.startswith(".") or part in JUNK for part in file.split("/"))

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from data_selection.common.listed_names import quoted, unquoted
+from data_selection.common.listed_names import composed, quoted, unquoted
 from data_selection.images.answer_files import Finder, read_source
 from data_selection.images.label_files import some
 
@@ -44,7 +44,7 @@ def read_answers(
     finder, rows = Finder(names, asked), []
     for source in map(Path, sources):
         found, how = read_source(source, finder)
-        rows += [(file, unquoted(label.strip()), source) for file, label in found]
+        rows += [(file, composed(unquoted(label.strip())), source) for file, label in found]
         result.understood.append(how)
     collect(rows, finder, result)
     check_words(result, classes)

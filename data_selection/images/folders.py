@@ -12,7 +12,11 @@ SPLITS = ("train", "test", "val")  # test and val both mean the held-out part
 # What folders of a split are called, in any case
 SPLIT_NAMES = (*SPLITS, "training", "testing", "valid", "validation", "eval", "evaluation", "dev", "holdout")
 UNREAD = "not read by the installed Pillow"
-JUNK = ("@eaDir", "__MACOSX", ".ipynb_checkpoints")  # copies and thumbnails that other programs leave
+# Copies, thumbnails and deleted images that other programs leave: of macOS and notebooks, of a NAS, of Windows
+JUNK = (
+    "__MACOSX", ".ipynb_checkpoints", "@eaDir", "#recycle", "@Recycle", "@Recently-Snapshot", "$RECYCLE.BIN",
+    "System Volume Information", "lost+found",
+)  # fmt: skip
 
 
 def image_names(folder: Path) -> tuple[list[str], Counter[str]]:

@@ -1,4 +1,4 @@
-"""Images that are known from before, found among today's: subset files, files of names, label CSVs, folders."""
+"""Images that are known from before, found among today's: subset files, names, label tables, exports, folders."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,7 +10,8 @@ from data_selection.common.feature_table import FeatureTable, sidecar
 from data_selection.common.files import read_json
 from data_selection.common.kinds import Log
 from data_selection.common.subset_files import load_subset, names_digest
-from data_selection.images.list_files import read_list
+from data_selection.images.answer_files import Finder, read_source
+from data_selection.images.list_files import TABLES, is_wide, read_list
 from data_selection.images.pools import Pool, folder_pool
 from data_selection.images.record import PoolRecord, file_hash, load_record, match, record_pool
 
@@ -43,17 +44,22 @@ def of_pool(pool: Pool) -> Today:
 def find_images(sources: Sequence[Path | str], today: Today, *, missing: str = "stop", log: Log = print) -> list[int]:
     """Rows of today's pool that some lists name, in the lists' order, each once.
 
-    sources: subset files (.json), files of names (.txt, a name a line), label files (.csv of file,label) and folders of
-    images. A subset file with the record of its images is matched by content and name; without one it is taken by
-    position. missing: `stop` raises UserError where an image is not found, `skip` leaves it out and says so.
+    sources: subset files (.json), files of names (.txt, a name a line), label files (.csv of file,label), exports of
+    Label Studio and CVAT, and folders of images. A subset file with the record of its images is matched by content and
+    name; without one it is taken by position. missing: `stop` raises UserError where an image is not found, `skip`
+    leaves it out and says so.
     """
     rows: dict[int, None] = {}
     for source in sources:
         path = Path(source)
         if not path.exists():
-            raise UserError(f"list {path} does not exist: a subset file, a file of names, a CSV or a folder is needed")
+            raise UserError(
+                f"list {path} does not exist: a subset file, a file of names, a CSV, an export or a folder is needed"
+            )
         if path.is_dir():
             found = of_folder(path, today, log)
+        elif is_export(path):
+            found = of_export(path, today)
         elif path.suffix.lower() == ".json":
             found = of_subset(path, today, log)
         else:
@@ -79,11 +85,36 @@ def of_names(path: Path, today: Today) -> dict[str, int | None]:
     return {name: find(name) for name in read_list(path, lambda name: find(name) is not None)[0]}
 
 
-def finder(today: Today) -> Callable[[str], int | None]:
-    """What finds a name's row, None where it is not there; parts in front that the pool's names lack are left away."""
+def is_export(path: Path) -> bool:
+    """Whether a file is what an annotation tool has written: no list of ids or names, no table of file and label."""
+    kind = path.suffix.lower()
+    return kind in (".xml", ".zip") or holds_tasks(path) or (kind in TABLES and is_wide(path))
+
+
+def holds_tasks(path: Path) -> bool:
+    """Whether a file holds Label Studio's tasks, which a subset file, a JSON list of numbers, does not."""
+    content = read_json(path) if path.suffix.lower() == ".json" and path.is_file() else None
+    return isinstance(content, list) and any(isinstance(one, dict) for one in content)
+
+
+def of_export(path: Path, today: Today) -> dict[str, int | None]:
+    """{file in an annotation tool's export: row}."""
+    rows = {name: row for row, name in enumerate(named(today))}
+    known = Finder(tuple(rows))
+    found = {file: known.find(file) for file, _ in read_source(path, known)[0]}
+    return {file: None if name is None else rows[name] for file, name in found.items()}
+
+
+def named(today: Today) -> Sequence[str]:
+    """The names of today's images. Raises UserError where they have none."""
     if today.names is None:
         raise UserError(f"the images of {today.what} have no names to find others by: give a subset file of ids")
-    rows = {name: row for row, name in enumerate(today.names)}
+    return today.names
+
+
+def finder(today: Today) -> Callable[[str], int | None]:
+    """What finds a name's row, None where it is not there; parts in front that the pool's names lack are left away."""
+    rows = {name: row for row, name in enumerate(named(today))}
 
     def find(name: str) -> int | None:
         parts = name.split("/")

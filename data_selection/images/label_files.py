@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data_selection.common.errors import UserError
+from data_selection.common.listed_names import composed
 from data_selection.images import pools
 from data_selection.images.list_files import TABLES, UNKNOWN, read_list
 
@@ -67,7 +68,7 @@ def labelled_folder(
                 f"{folder}/{stray} lies in no class folder: put each image into {folder}/<class>/, or give the labels "
                 f"in a CSV with {flag} FILE"
             )
-        words = [name.split("/")[0] for name in names]
+        words = [composed(name.split("/")[0]) for name in names]
     else:
         words = read_labels(labels, names, folder)
     pool.class_names = tuple(sorted(set(words) - {""}))

@@ -3,13 +3,16 @@
 import codecs
 import csv
 import io
+import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from data_selection.common.errors import UserError
-from data_selection.common.listed_names import meant, unquoted
+from data_selection.common.listed_names import composed, meant, unquoted
 
 UNKNOWN = -1  # the label of an image without one
+MARK = re.compile(r"sep=.\r?\n")  # a first line by which spreadsheets tell each other the separator
+NUMBER = re.compile("-?[0-9]{1,18}")  # int() would take 1_0 for 10; what is longer is a code, and no count
 HEADER = ("file", "filename", "file_name", "image", "name", "path")
 TABLES = (".csv", ".tsv")
 SEPARATORS = (",", ";", "\t")
@@ -21,7 +24,7 @@ def read_list(path: Path, known: Callable[[str], bool] | None = None) -> tuple[l
 
     UTF-8, UTF-16 and Windows' cp1252; columns apart by comma, semicolon or tab, as spreadsheets write them. known:
     whether a name is that of an image, which settles what lines with spaces, quotes or other bytes mean
-    (listed_names.meant). Raises UserError for a file that is no text or has more columns.
+    (listed_names.meant). Labels come composed. Raises UserError for a file that is no text or has more columns.
     """
     try:
         text = decoded(path.read_bytes())
@@ -36,11 +39,20 @@ def read_list(path: Path, known: Callable[[str], bool] | None = None) -> tuple[l
     wide = next((row for row in rows if len(row) > 2), None)
     if wide:
         raise UserError(f"list {path}: the row {','.join(wide)!r} has {len(wide)} columns; path and label are allowed")
-    return [meant(row[0], known) for row in rows], [unquoted(row[1].strip()) if len(row) > 1 else "" for row in rows]
+    labels = [composed(unquoted(row[1].strip())) if len(row) > 1 else "" for row in rows]
+    return [meant(row[0], known) for row in rows], labels
+
+
+def is_wide(path: Path) -> bool:
+    """Whether a table has more columns than path and label."""
+    try:
+        return any(len(row) > 2 for row in columns(decoded(path.read_bytes())))
+    except (UnicodeDecodeError, csv.Error):  # read_list says so
+        return False
 
 
 def decoded(data: bytes) -> str:
-    """The text of a file's bytes. Raises UnicodeDecodeError where they are none."""
+    """The text of a file's bytes, without a spreadsheet's MARK. Raises UnicodeDecodeError where they are none."""
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return data.decode("utf-16")
     try:
@@ -53,7 +65,7 @@ def decoded(data: bytes) -> str:
     strange = next((i for i, letter in enumerate(text) if letter < " " and letter not in "\t\r\n\f\v"), None)
     if strange is not None:
         raise UnicodeDecodeError("text", data, strange, strange + 1, f"it holds the control code {ord(text[strange])}")
-    return text
+    return MARK.sub("", text, count=1) if MARK.match(text) else text
 
 
 def columns(text: str) -> Rows:
@@ -86,12 +98,11 @@ def number_labels(
     given = {label for label in labels if label}
     if not given:
         return None, None
-    try:
-        numbers = [int(label) if label else UNKNOWN for label in labels]
-    except ValueError:
+    if not all(map(NUMBER.fullmatch, given)):
         class_names = sorted(given | set(others))
         index = {name: i for i, name in enumerate(class_names)} | {"": UNKNOWN}
         return [index[label] for label in labels], class_names
+    numbers = [int(label) if label else UNKNOWN for label in labels]
     if min(numbers) < UNKNOWN:
         raise UserError(f"list {path} holds the label {min(numbers)}: labels count from 0 (-1 or nothing: unknown)")
     return numbers, None

@@ -56,15 +56,14 @@ def knn_accuracy(
     _check_labels(train_labels, "training")
     _check_labels(test_labels, "test")
     bank = normalise(train_features)
-    train_labels, test_labels = train_labels.to(bank.device), test_labels.to(bank.device)
-    classes = int(train_labels.max()) + 1
-    correct = 0
+    present, place = train_labels.to(bank.device).unique(return_inverse=True)  # labels may be large and few
+    correct, test_labels = 0, test_labels.to(bank.device)
     for start, stop in row_blocks(len(test_features), len(bank)):
         similarity = normalise(test_features[start:stop].to(bank.device)) @ bank.T  # (B, N)
         weight, neighbour = similarity.topk(min(k, len(bank)), dim=1)
-        votes = torch.zeros(stop - start, classes, device=bank.device)
-        votes.scatter_add_(1, train_labels[neighbour], ((weight - 1) / KNN_TEMPERATURE).exp())
-        correct += int((votes.argmax(1) == test_labels[start:stop]).sum())
+        votes = torch.zeros(stop - start, len(present), device=bank.device)
+        votes.scatter_add_(1, place[neighbour], ((weight - 1) / KNN_TEMPERATURE).exp())
+        correct += int((present[votes.argmax(1)] == test_labels[start:stop]).sum())
     return 100 * correct / len(test_labels)
 
 
@@ -93,8 +92,9 @@ def probe_accuracy(
     if c is None:
         from data_selection.judging.probe import choose_c, fit_probe  # scipy: slow to import, and only needed here
 
-        probe = fit_probe(units, labels, int(labels.max()) + 1, choose_c(units, labels, default=PROBE_C))
-        predicted = probe.predict(asked).argmax(1)
+        present, place = labels.unique(return_inverse=True)
+        probe = fit_probe(units, place, len(present), choose_c(units, place, default=PROBE_C))
+        predicted = present[probe.predict(asked).argmax(1)]
     else:
         from sklearn.linear_model import LogisticRegression
 

@@ -1,5 +1,6 @@
 """k-means of a pool and exact distances between its rows, for the methods that hold all of it in memory."""
 
+import warnings
 from collections.abc import Iterator
 
 import torch
@@ -36,7 +37,7 @@ def fit_clusters(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """k-means of rows (n, D) by scikit-learn on the CPU: (centres (count, D) float32, cluster of each row (n,) int64).
 
-    Pools of more than four minibatches are fitted by minibatches.
+    Pools of more than four minibatches are fitted by minibatches. Of fewer distinct rows than clusters some are empty.
     """
     from sklearn.cluster import KMeans, MiniBatchKMeans  # slow to import, and only needed here
 
@@ -44,7 +45,9 @@ def fit_clusters(
     options = {"n_clusters": count, "n_init": 1, "max_iter": config.max_iter, "random_state": seed}
     estimator = KMeans(**options) if small else MiniBatchKMeans(**options, batch_size=config.batch_size)
     with open_bar(progress, 1, "k-means", "fit") as bar:
-        estimator.fit(rows.cpu().numpy())
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Number of distinct clusters")  # every caller fills up what is empty
+            estimator.fit(rows.cpu().numpy())
         bar.update(1)
     return torch.from_numpy(estimator.cluster_centers_), torch.from_numpy(estimator.labels_).long()
 

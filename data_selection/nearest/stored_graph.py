@@ -131,7 +131,7 @@ def _place(features: Path | None, world: World) -> Path | None:
     path = neighbours_file(features)
     try:
         return check_writable(path)
-    except PermissionError as error:
+    except OSError as error:  # no right to write, a disk that is mounted to be read alone, or a full one
         world.say(f"the neighbours of {features} are not kept beside it ({error}): they are looked up again next time")
         return None
 

@@ -9,7 +9,7 @@ from typing import Any
 from data_selection.annotation.run_folder import read_run
 from data_selection.common.distributed import one_process
 from data_selection.common.errors import UserError
-from data_selection.common.files import atomic_write, read_json
+from data_selection.common.files import atomic_write, check_own_table, read_json
 from data_selection.common.kinds import Log
 from data_selection.common.progress import OpenBar
 from data_selection.images.answers import write_labels
@@ -17,7 +17,7 @@ from deit.labelled.reporting import report
 from deit.labelled.runs import LABELS, MODEL, Labelled, backbone_flags, open_run, training_folder
 from deit.options import parse
 from deit.predicting import predict
-from deit.runs.predictions import Predictions
+from deit.runs.predictions import TITLE, Predictions
 from deit.runs.saving import NEWEST
 from deit.smoothing import POOL
 from deit.trainer import train
@@ -155,6 +155,7 @@ def predict_images(
     target = Path(out) if out else (model.parent / "predictions.csv")
     if target.suffix.lower() != ".csv":
         raise UserError(f"--out {target} must end in .csv")
+    check_own_table(target, TITLE)
     predictions = predict(model, images, device=device, log=log, progress=progress)
     predictions.write(target)
     log(f"wrote {target}: {len(predictions.names)} images, of {len(predictions.classes)} classes")

@@ -12,6 +12,7 @@ from data_selection.common.listed_names import quoted
 from data_selection.images.pools import Pool
 
 OF_POOL = "pool_predictions.csv"
+TITLE = "file,label,confidence,second,second_confidence"
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Predictions:
         """A CSV of file, label, confidence, second label and its confidence, in the order of the images."""
         text = io.StringIO()
         rows = csv.writer(text, lineterminator="\n")
-        rows.writerow(["file", "label", "confidence", "second", "second_confidence"])
+        rows.writerow(TITLE.split(","))
         best = self.probabilities.topk(min(2, len(self.classes)), dim=1)
         for name, places, values in zip(self.names, best.indices.tolist(), best.values.tolist(), strict=True):
             cells: list[str] = [quoted(name)]

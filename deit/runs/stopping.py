@@ -116,17 +116,19 @@ class NotFinite(UserError):
         self.step = step
 
 
-def with_batch(error: NotFinite, epoch: int, ids: Sequence[int], folder: Path | None) -> UserError:
-    """The UserError to raise for a NotFinite of a step: names the file, written here, with the batch's ids.
+def with_batch(error: NotFinite, epoch: int, ids: Sequence[int], size: int, folder: Path | None) -> UserError:
+    """The UserError to raise for a NotFinite: where a step is to blame, naming the file, written here, of its ids.
 
-    ids: pool indices.
-    folder: None where nothing is written (on ranks above 0, or without --output_dir).
+    ids: pool indices of the epoch in order, `size` to a step. folder: None where nothing is written (on ranks above 0,
+    or without --output_dir).
     """
-    assert error.step is not None
+    if error.step is None:
+        return error
+    batch = ids[error.step * size :][:size]
     hint = "--output_dir DIR would save the ids of its batch"
     if folder:
         path = Path(folder) / BAD_BATCH
         with atomic_write(path, "w") as handle:
-            json.dump({"epoch": epoch, "step": error.step + 1, "ids": ids}, handle)
+            json.dump({"epoch": epoch, "step": error.step + 1, "ids": batch}, handle)
         hint = f"the ids of its batch are in {path}"
     return UserError(f"{error}; {hint}; --skip-nonfinite leaves such steps out and goes on")

@@ -54,6 +54,24 @@ def test_what_was_understood_is_told(select):
     assert "labels.csv: a table apart by semicolon, 12 rows" in select("margin", "labels.csv")[1]
 
 
+EXPORTS = {
+    "tasks.json": lambda rows: json.dumps(
+        [{"data": {"image": n}, "annotations": [{"result": [{"value": {"choices": [w]}}]}]} for n, w in rows]
+    ),
+    "studio.csv": lambda rows: "image,id,choice\n" + "".join(f"/data/local-files/?d=x/{n},1,{w}\n" for n, w in rows),
+    "cvat.xml": lambda rows: "<a>" + "".join(f"<image name='{n}'><tag label='{w}'/></image>" for n, w in rows) + "</a>",
+}
+
+
+@pytest.mark.parametrize("name", EXPORTS)
+def test_exports_are_lists_of_labels(select, name, tmp_path):
+    (tmp_path / name).write_text(EXPORTS[name]([(file, file[0]) for file in NAMES[:12]]))
+    assert select("wvoptimal", name)[0] == select("wvoptimal", "labels.csv")[0]
+    (tmp_path / name).write_text(EXPORTS[name]([("gone.png", "a"), *((file, file[0]) for file in NAMES[:12])]))
+    with pytest.raises(UserError, match=rf"{name}: 1 of 13 images are not in .*gone\.png"):
+        select("wvoptimal", name)
+
+
 def test_auto_goes_by_the_labels_where_there_are_some(select):
     assert "--method auto takes wvoptimal: 6 labels a class, at most 25" in select("auto", "labels.csv")[1]
     assert "--method auto takes half: 30 labels a class, above 25" in select("auto", "labels.csv", budget=78)[1]

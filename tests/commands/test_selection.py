@@ -108,7 +108,12 @@ def test_a_history_is_written_of_a_list_that_is_there(select, tmp_path):
     assert select("--max_iter", 2, main=main)[0] == 0
     before = {name: content for name, (content, _) in files(tmp_path).items() if "provenance" not in name}
     assert select("--max_iter", 2, "--history", tmp_path / "steps.csv", main=main)[0] == 0
+    assert select("--max_iter", 2, "--history", tmp_path / "steps.csv", main=main)[0] == 0
     assert len((tmp_path / "steps.csv").read_text().splitlines()) == 3
+    (tmp_path / "labels.csv").write_text("file,label\na.png,cat\n")
+    assert select("--max_iter", 2, "--history", tmp_path / "labels.csv", main=main)[0] == 2
+    assert (tmp_path / "labels.csv").read_text() == "file,label\na.png,cat\n"
+    (tmp_path / "labels.csv").unlink()
     assert {name: content for name, (content, _) in files(tmp_path).items() if "provenance" not in name} == before
 
 

@@ -60,7 +60,8 @@ def test_subset_round_trip_is_the_released_format(tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "match"),
-    [("[1, 2", "no valid JSON"), ("{}", "JSON list"), ("[]", "non-empty"), ("[1.5]", "whole numbers"),
+    [("[1, 2", "no valid JSON"), ("[" * 99_999, "no valid JSON"), ("{}", "JSON list"),
+     ("[]", "non-empty"), ("[1.5]", "whole numbers"),
      ("[true]", "whole numbers"), ("[1, 1]", "repeated"), ("[10]", r"outside the pool's 0\.\.9"), ("[-1]", "id -1"),
      ("[100000000000000000000]", r"id 100000000000000000000 is outside the pool's 0\.\.9")],
 )  # fmt: skip

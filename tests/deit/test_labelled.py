@@ -180,6 +180,10 @@ def test_what_is_wrong_is_told_together_before_work(run, tmp_path, monkeypatch):
     assert len(rows(train(run, partial=True)[0].model.with_name("labels.csv"))) == LABELLED - 1
     with pytest.raises(UserError, match=r"must end in \.csv"):
         predict_images(run, tmp_path, tmp_path / "x.txt")
+    before = (run / "annotate.csv").read_bytes()
+    with pytest.raises(UserError, match=r"annotate\.csv is there and is no table of file,label,confidence,"):
+        predict_images(run, tmp_path, run / "annotate.csv")
+    assert (run / "annotate.csv").read_bytes() == before
 
 
 def test_test_images_are_told_and_decide_nothing(run, folder, tmp_path):

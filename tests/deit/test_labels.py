@@ -2,6 +2,7 @@
 
 import csv
 import json
+import unicodedata
 
 import numpy as np
 import pytest
@@ -51,6 +52,13 @@ def test_a_list_of_paths_is_a_part(folder):
     assert (train.names, train.labels) == (("val/dog/1.png", "train/c.png"), [-1, 0])
     with pytest.raises(UserError, match=r"list\.txt is a list, and its labels are read from a CSV: give --labels FILE"):
         open_folders(folder, train_path=folder / "list.txt")
+
+
+def test_class_folders_are_alike_however_their_accents_are_written(tmp_path):
+    apart = unicodedata.normalize("NFD", "été")
+    write_images(tmp_path, ["train/a/1.png", "train/été/1.png", "val/a/1.png", f"val/{apart}/1.png"])
+    train, test = open_folders(tmp_path)
+    assert (train.class_names, train.labels, test.labels) == (("a", "été"), [0, 1], [0, 1])
 
 
 def test_a_part_that_lacks_a_class_counts_as_the_other_one(tmp_path):

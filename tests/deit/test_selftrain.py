@@ -10,7 +10,9 @@ import torch
 from data_selection.common.errors import UserError
 from deit import epochs as deit_epochs
 from deit import selftrain
+from deit.losses import Criterion
 from deit.main import main
+from deit.selftrain import round_order
 from tests.support.trainer_runs import checkpoint, command, log_lines, make_images, train_on
 
 FLAGS = {
@@ -86,6 +88,20 @@ def test_what_a_run_leaves(images, tmp_path):
     assert all(rows[i]["label"] == rows[i]["file"].split("/")[0] and rows[i]["confidence"] == "1.0000" for i in known)
 
 
+def test_a_loss_that_is_not_finite_names_the_batch_of_the_pool(images, tmp_path, monkeypatch):
+    class Broken(Criterion):
+        def __call__(self, *batch):
+            return super().__call__(*batch) * float("nan")
+
+    seen = []
+    monkeypatch.setattr(selftrain, "Criterion", Broken)
+    monkeypatch.setattr(selftrain, "round_order", lambda *args: seen.append(round_order(*args)) or seen[0])
+    with pytest.raises(UserError, match=r"nan at epoch 3, step 1 of 2: .*ids of its batch are in \S+nonfinite_batch"):
+        train(images, tmp_path)
+    told = json.loads((tmp_path / "nonfinite_batch.json").read_text())
+    assert told == {"epoch": 3, "step": 1, "ids": seen[0][:8].tolist()}
+
+
 def test_targets_of_another_run_are_refused(images, tmp_path, monkeypatch):
     real = deit_epochs.one_epoch
 
@@ -101,6 +117,9 @@ def test_targets_of_another_run_are_refused(images, tmp_path, monkeypatch):
     path = tmp_path / "soft_targets_1.npy"
     np.save(path, np.load(path) * 2)
     with pytest.raises(UserError, match=r"soft_targets_1\.npy is not of the run to continue"):
+        train(images, tmp_path, auto_resume=True)
+    path.write_bytes(b"")
+    with pytest.raises(UserError, match=r"soft_targets_1\.npy of the run to continue cannot be read"):
         train(images, tmp_path, auto_resume=True)
 
 

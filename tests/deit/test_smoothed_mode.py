@@ -88,6 +88,9 @@ def test_its_checkpoint_answers_again(images, smoothed, capsys, tmp_path):
     kept.rename(tmp_path / "away.npz")
     with pytest.raises(UserError, match=r"smoothed_pool.npz of --mode smoothed cannot be read"):
         main(again)
+    kept.write_bytes((tmp_path / "away.npz").read_bytes()[:2000])  # of a copy that was cut short
+    with pytest.raises(UserError, match=r"smoothed_pool.npz of --mode smoothed cannot be read"):
+        main(again)
     (tmp_path / "away.npz").rename(kept)
 
 

@@ -1,6 +1,7 @@
 """Which entry of a checkpoint is taken, and what is said where there is none."""
 
 import functools
+import random
 
 import pytest
 import torch
@@ -38,6 +39,23 @@ def test_who_has_no_such_flag_is_not_sent_to_it(tmp_path):
     torch.save({"epoch": 3}, tmp_path / "w.pth")
     with pytest.raises(UserError, match="no tensors by name: save the dictionary of tensors alone"):
         load_weights(build_model("demo_vit"), tmp_path / "w.pth")
+
+
+@pytest.mark.parametrize("new", [True, False], ids=["zip", "legacy"])
+@pytest.mark.filterwarnings("ignore")
+def test_whatever_is_damaged_ends_in_one_line(tmp_path, new):
+    torch.save({"model": ONE, "epoch": 3}, tmp_path / "w.pth", _use_new_zipfile_serialization=new)
+    whole, draw, refused = (tmp_path / "w.pth").read_bytes(), random.Random(0), 0
+    for _ in range(60):
+        part = bytearray(whole[: draw.randrange(len(whole))] if draw.random() < 0.5 else whole)
+        for _ in range(9):
+            part[draw.randrange(len(part))] = draw.randrange(256)
+        (tmp_path / "w.pth").write_bytes(part)
+        try:
+            read_checkpoint(tmp_path / "w.pth")
+        except UserError as error:
+            refused += "\n" not in str(error)
+    assert refused > 40  # the rest could be read
 
 
 def test_no_terminal_codes_in_messages(tmp_path, capsys):

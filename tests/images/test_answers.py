@@ -1,6 +1,7 @@
 """Labels come back from annotation in many forms; all mean the same, and what is wrong is told."""
 
 import json
+import unicodedata
 import zipfile
 from pathlib import Path
 
@@ -29,6 +30,8 @@ TABLES = {
     "label first, third column": "label;who;Image name\nCat;me;cats/b.jpg\nDog;me;dogs/c,d.jpg\nCat;you;été.png\n",
     "absolute": "file;label\n/data/pool/cats/b.jpg;Cat\nC:\\x\\dogs\\c,d.jpg;Dog\n/data/pool/été.png;Cat\n",
     "train in front": "file;label\ntrain/cats/b.jpg;Cat\ntrain/dogs/c,d.jpg;Dog\n./été.png;Cat\n",
+    "accents apart": unicodedata.normalize("NFD", 'file,label\ncats/b.jpg,Cat\n"dogs/c,d.jpg",Dog\nété.png,Cat\n'),
+    "a spreadsheet's mark": "sep=;\r\nfile;label\r\ncats/b.jpg;Cat\r\ndogs/c,d.jpg;Dog\r\nété.png;Cat\r\n",
     "Label Studio": "image,id,choice,annotator\n/data/upload/1/0a1b2c3d-b.jpg,1,Cat,1\n"
     "/data/local-files/?d=pool/dogs/c%2Cd.jpg,2,Dog,1\nhttp://host/%C3%A9t%C3%A9.png,3,Cat,1\n",
 }
@@ -78,6 +81,62 @@ def test_label_studio_and_cvat(tmp_path):
     assert read_answers([tmp_path / "sorted"], NAMES).labels == WANTED
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.json", '[{"data": {"image": "b.jpg"}, "annotations": [{"result": [{"value": {"choices": ["x", "y"]}}]}]}]'),
+        ("a.json", '[{"image": "b.jpg", "choice": {"choices": ["x", "y"]}}]'),
+        ("a.csv", 'image,choice\nb.jpg,"{""choices"": [""x"", ""y""]}"\n'),
+        ("a.xml", "<a><image name='b.jpg'><tag label='x'/><tag label='y'/></image></a>"),
+    ],
+)
+def test_two_labels_of_one_image_are_never_made_one(tmp_path, name, content):
+    assert "1 images have two labels: cats/b.jpg ('x' and 'y')" in read(tmp_path / name, content).faults
+
+
+def test_of_several_annotators_the_last_who_chose_counts(tmp_path):
+    given = [{"result": [{"value": {"choices": [word]}}]} for word in ("x", "y")]
+    task = {"data": {"image": "b.jpg"}, "annotations": [*given, {"result": []}]}
+    assert read(tmp_path / "a.json", json.dumps([task])).labels == {"cats/b.jpg": "y"}
+
+
+def test_an_image_that_the_pool_lacks_is_no_title(tmp_path):
+    found = read(tmp_path / "a.csv", "gone.jpg,x\ncats/b.jpg,x\nété.png,y\n")
+    assert found.faults == ["1 rows are of no image of the pool: gone.jpg (a.csv)"]
+
+
+def test_a_label_may_be_0(tmp_path):
+    found = read(tmp_path / "a.json", json.dumps([{"image": "b.jpg", "choice": 0}, {"image": "c,d.jpg", "choice": 1}]))
+    assert found.labels == {"cats/b.jpg": "0", "dogs/c,d.jpg": "1"}
+
+
+def test_a_class_is_one_however_its_accents_are_written(tmp_path):
+    rows = "".join(
+        f"{name},{unicodedata.normalize(form, 'été')}\n" for name, form in (("b.jpg", "NFC"), ("été.png", "NFD"))
+    )
+    assert set(read(tmp_path / "a.csv", rows).labels.values()) == {"été"}
+
+
+def test_what_systems_leave_beside_images_has_no_label(tmp_path):
+    files = [
+        "x/Cat/b.jpg",
+        "x/Cat/._b.jpg",
+        "__MACOSX/x/Cat/b.jpg",
+        "x/.thumbs/b.jpg",
+        "x/@eaDir/b.jpg",
+        "x/Dog/c,d.jpg",
+    ]
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        for file in ["__MACOSX/._a.xml", *files]:
+            archive.writestr(file, b"")
+    for file in files:
+        (tmp_path / "a" / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "a" / file).touch()
+    for source in ("a.zip", "a"):
+        found = read_answers([tmp_path / source], NAMES)
+        assert (found.labels, found.faults) == ({"cats/b.jpg": "Cat", "dogs/c,d.jpg": "Dog"}, [])
+
+
 def test_what_is_wrong_is_told_together(tmp_path):
     table = "file,label\ncats/b.jpg,Cat\nnone.jpg,Cat\ncats/b.jpg,Dog\ndogs/c,d.jpg,\na b.jpg,Cat\n".replace(
         "dogs/c,d.jpg", '"dogs/c,d.jpg"'
@@ -123,7 +182,8 @@ def test_misspelt_words_are_named(tmp_path):
         ("a.csv", "cats/b.jpg,x,y\ncats/a b.jpg,z,w\n", "3 columns and none is called label or class"),
         ("a.csv", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", "cannot be read .* Label Studio"),
         ("a.json", "{", "cannot be read"),
-        ("a.json", '{"x": 1}', "a list of tasks is needed"),
+        ("a.json", "[" * 99_999, "cannot be read"),
+        ("a.json", '{"x": 1}', r"^label file \S+ is no export of Label Studio: a list of tasks is needed"),
         ("a.xml", "<a", "cannot be read"),
         ("a.xml", '<!DOCTYPE a [<!ENTITY b "c">]><a>&b;</a>', "declares entities"),
         ("a.zip", "no zip", "cannot be read"),

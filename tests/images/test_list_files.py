@@ -1,10 +1,12 @@
 """Tables of paths and labels as spreadsheets write them; one numbering for the lists of a pool."""
 
+from pathlib import Path
+
 import pytest
 from PIL import Image
 
 from data_selection.common.errors import UserError
-from data_selection.images.list_files import read_list
+from data_selection.images.list_files import number_labels, read_list
 from data_selection.images.pools import open_pool
 
 WORDS = (["a/ä.jpg", "b, c.jpg", "d.png"], ["Hündin", "cat", ""])
@@ -43,6 +45,19 @@ def test_what_is_no_text_is_no_list(tmp_path, data):
     (tmp_path / "l.csv").write_bytes(data)
     with pytest.raises(UserError, match="is no list of image paths"):
         read_list(tmp_path / "l.csv")
+
+
+@pytest.mark.parametrize(
+    ("given", "labels", "words"),
+    [
+        (["10", "", "2"], [10, -1, 2], None),
+        (["1_0", "10"], [1, 0], ["10", "1_0"]),
+        (["1.0", "0"], [1, 0], ["0", "1.0"]),
+        (["9" * 400, "1"], [1, 0], ["1", "9" * 400]),
+    ],
+)
+def test_what_is_no_number_is_a_word(given, labels, words):
+    assert number_labels(given, Path("l.csv")) == (labels, words)
 
 
 def test_lists_of_a_pool_count_the_same_classes(tmp_path):

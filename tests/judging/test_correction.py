@@ -99,6 +99,17 @@ def test_a_long_tail_is_uneven():
     assert "classes are uneven (1.2" in choice.reason
 
 
+def test_numbers_without_a_label_are_no_classes():
+    assert unevenness(3 * labels_of([10] * 8)) == unevenness(labels_of([10] * 8))
+
+
+def test_the_labels_decide_without_calibration_too():
+    pool, labels, _, _ = digits()
+    found = fit_smoothed(pool, labels[LABELLED], LABELLED, classes=10, correct=None, calibrate=False)
+    assert found.choice == fitted().choice
+    assert (found.temperature, found.corrected_temperature) == (1, 1)
+
+
 def test_chance_is_no_unevenness():
     generator = torch.Generator().manual_seed(0)
     draws = [unevenness(torch.randint(10, (50,), generator=generator)) for _ in range(400)]

@@ -47,6 +47,13 @@ def test_knn_takes_all_rows_where_fewer_than_k(digits):
     assert knn_accuracy(*arguments, k=20) == knn_accuracy(*arguments, k=7)
 
 
+def test_labels_may_be_large_and_far_apart(digits):
+    small = [part[:200] for part in digits]
+    large = [part if part.is_floating_point() else part * 1_000_000_000 for part in small]
+    assert knn_accuracy(*large) == knn_accuracy(*small)
+    assert probe_accuracy(*large, c=None) == probe_accuracy(*small, c=None)
+
+
 def test_probe_learns_digits_and_ignores_scale(digits):
     train, train_labels, test, test_labels = digits
     accuracy = probe_accuracy(*digits)

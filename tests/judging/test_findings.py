@@ -38,6 +38,11 @@ def test_a_power_law_is_found_again():
     assert extrapolate(sizes, np.array([60.0, 50, 45, 40]), wanted).max() <= 50  # it never promises a rise
 
 
+def test_an_error_that_falls_fast_stays_above_0():
+    sizes = [100, 200, 300, 400]
+    assert 99.5 < extrapolate(sizes, 100 - 3000 * np.array(sizes, float) ** -1.4, [5000])[0] < 99.99
+
+
 def test_the_curve_rises_with_labels_that_teach():
     generator = torch.Generator().manual_seed(0)
     features = torch.randn(120, 3, generator=generator)

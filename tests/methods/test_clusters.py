@@ -61,6 +61,11 @@ def test_typiclust_is_the_textbook(rows, taken, budget):
     assert select_typiclust(rows, budget, config=config, **taken).tolist() == wanted
 
 
+@pytest.mark.filterwarnings("error")
+def test_fewer_distinct_rows_than_clusters_are_no_cause_for_warnings():
+    assert select_typiclust(torch.eye(3).repeat(8, 1), 9).unique().numel() == 9
+
+
 def test_typiclust_leaves_small_clusters_for_last():
     rows = torch.eye(3)[[0] * 9 + [1] * 7 + [2] * 2] + 0.01 * torch.randn(18, 3, generator=torch.Generator())
     ids = select_typiclust(rows, 3, config=TypiClustConfig(smallest=3))

@@ -1,5 +1,7 @@
 """Facility location, V-optimal design and choice by doubt against full matrices."""
 
+import functools
+
 import numpy as np
 import pytest
 import torch
@@ -90,6 +92,22 @@ def test_clients_and_candidates_of_a_large_pool_are_drawn(rows):
     assert lists[0] != lists[1]
     assert select_facility(rows, 5, config=FacilityConfig(clients=40, candidates=30)).tolist() == lists[0]
     assert select_facility(rows, 8).tolist()[:5] == select_facility(rows, 5, seed=1).tolist()  # nothing to draw
+
+
+@pytest.mark.parametrize(("select", "config"), [
+    (select_facility, FacilityConfig), (functools.partial(select_uncertainty_herding, probabilities=torch.eye(COUNT)),
+    UncertaintyHerdingConfig), (select_voptimal, functools.partial(VOptimalConfig, core=0)),
+])  # fmt: skip
+def test_five_candidates_for_each_to_choose_at_least(rows, select, config):
+    assert (
+        select(rows, 9, config=config(candidates=1)).tolist() == select(rows, 9, config=config(candidates=45)).tolist()
+    )
+
+
+def test_the_median_distance_is_that_of_rows_that_differ():
+    rows = torch.tensor([0.0, 0.0, 0.01, 0.02])[:, None]
+    assert median_distance(rows) == pytest.approx(0.01, rel=1e-4)
+    assert median_distance(rows[:2]) == 1
 
 
 def test_random_features_give_the_kernel_back(rows):
@@ -196,6 +214,11 @@ def test_half_is_both_in_turn(rows, probabilities):
     chosen = select_half(rows, 7, labelled=LABELLED, **asked).tolist()
     first = select_weighted_voptimal(rows, 4, labelled=LABELLED, **asked).tolist()
     assert chosen == first + select_margin_clusters(rows, 3, labelled=LABELLED + first, **asked).tolist()
+    many = select_half(
+        rows, 24, config=HalfConfig(pool=3), labelled=LABELLED, **asked
+    ).tolist()  # which the seed shows in
+    rest = MarginClustersConfig(pool=3)
+    assert many[12:] == select_margin_clusters(rows, 12, config=rest, labelled=LABELLED + many[:12], **asked).tolist()
     whole = select_half(rows, 7, config=HalfConfig(share=1), labelled=LABELLED, **asked).tolist()
     assert whole == select_weighted_voptimal(rows, 7, labelled=LABELLED, **asked).tolist()
 

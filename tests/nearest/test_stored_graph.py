@@ -90,6 +90,7 @@ CHANGES = {
     "both": lambda f: np.concatenate([np.delete(f, [0, 7, 150], axis=0), rows(2, seed=7)]),
     "changed": lambda f: np.concatenate([f[:90], rows(1, seed=8), f[91:]]),
     "added before": lambda f: np.concatenate([rows(2, seed=9), f]),
+    "near copies added": lambda f: np.concatenate([f, f[70:100] + 1e-4 * rows(30, seed=10)]),  # as near as a last one
 }
 
 
