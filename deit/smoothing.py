@@ -82,7 +82,7 @@ def neighbours_of(job: Job, features: torch.Tensor) -> "Neighbours":
 def fit_graph_probe(
     features: torch.Tensor, labels: torch.Tensor, ids: list[int], classes: int, graph: "Neighbours"
 ) -> "SmoothedProbe":
-    """The smoothed probe with every choice made by the labels (n,) of the rows ids."""
+    """The smoothed probe with its choices made by the labels (n,) of the rows ids, as far as they are enough."""
     from data_selection.judging.smoothed import fit_smoothed
 
     return fit_smoothed(
@@ -102,7 +102,7 @@ def fit_with_pool(job: Job, learner: Learner, features: torch.Tensor) -> tuple[f
     graph = neighbours_of(job, features)
     probe = fit_graph_probe(features, labels, job.ids, job.classes, graph)
     said = probe.pool_probabilities().double()
-    job.log.say(f"smoothed probe: C = {probe.c:g} and {told_heat(probe)} by the labels; {probe.choice.reason}")
+    job.log.say(f"smoothed probe: C = {probe.c:g}, {told_heat(probe)}; {probe.choice.reason}")
     targets = said.clone()
     targets[job.ids] = torch.nn.functional.one_hot(labels, job.classes).double()
     set_head(learner, features.to(job.world.device), targets.to(job.world.device))

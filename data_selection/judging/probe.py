@@ -99,21 +99,25 @@ def held_out_path(
     return results
 
 
-def enough_to_ask(labels: torch.Tensor) -> bool:
-    """Whether labels (n,) can be held out in turn: of two classes at least, ENOUGH of each on average."""
+def enough_to_ask(labels: torch.Tensor, each: int = ENOUGH) -> bool:
+    """Whether labels (n,) can be held out in turn: of two classes at least, `each` of each on average."""
     classes = len(labels.unique())
-    return classes > 1 and len(labels) >= ENOUGH * classes
+    return classes > 1 and len(labels) >= each * classes
 
 
 def choose_c(
-    features: torch.Tensor, labels: torch.Tensor, grid: Iterable[float] = GRID, default: float = SMOOTH_C
+    features: torch.Tensor,
+    labels: torch.Tensor,
+    grid: Iterable[float] = GRID,
+    default: float = SMOOTH_C,
+    each: int = ENOUGH,
 ) -> float:
     """The c of a grid with the best 5-fold cross-validated accuracy; of equals, the least log loss, then the lowest c.
 
-    features: (n, D); labels: (n,) int64. default is returned where enough_to_ask says no. A class with a single label
-    is wrong for every c, and decides nothing. Deterministic.
+    features: (n, D); labels: (n,) int64. default is returned for less than `each` labels a class on average, or one
+    class. A class with a single label is wrong for every c, and decides nothing. Deterministic.
     """
-    if not enough_to_ask(labels):
+    if not enough_to_ask(labels, each):
         return default
     strengths = sorted(grid)
     scores = []

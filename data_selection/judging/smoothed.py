@@ -62,6 +62,11 @@ __all__ = [
 ]  # fmt: skip
 
 
+# Labels a class from which on C is cross-validated: with 10 a class that lost up to 1.8 points to SMOOTH_C, with 50 or
+# more 0.4 at most (configs/README.md).
+SURE_OF_C = 50
+
+
 class Outside(NamedTuple):
     """Rows from outside the pool. smoothed: (Q, D); average: (Q, N), over the pool's labels; alone: (Q,), who has none.
 
@@ -223,12 +228,12 @@ def fit_smoothed(
 
     features: (N, D) raw floats of the whole pool, or its Smoothing, which then says k, steps, graph and world. ids:
     (n,) pool indices; labels: (n,) int64, their classes, below `classes` (default: one more than the highest). c:
-    inverse strength of the L2 penalty, None: choose_c. k neighbours and `steps` steps of smoothing; correct: also
-    spread labels over the neighbours, None: do so, and let the labels decide whether predictions use it (`choice`; True
-    and False leave them uncorrected unless asked for). calibrate: find temperatures on held-out labels. graph: the
-    pool's neighbours as stored_graph.pool_graph gives them; None: they are looked up. world: its ranks share the search
-    for neighbours, and all get the same. Raises UserError where ids and labels, or the graph, do not fit the pool or
-    each other.
+    inverse strength of the L2 penalty, None: choose_c from SURE_OF_C labels a class on, SMOOTH_C below. k neighbours
+    and `steps` steps of smoothing; correct: also spread labels over the neighbours, None: do so, and let the labels
+    decide whether predictions use it (`choice`; True and False leave them uncorrected unless asked for). calibrate:
+    find temperatures on held-out labels. graph: the pool's neighbours as stored_graph.pool_graph gives them; None: they
+    are looked up. world: its ranks share the search for neighbours, and all get the same. Raises UserError where ids
+    and labels, or the graph, do not fit the pool or each other.
     """
     count = len(features.features if isinstance(features, Smoothing) else features)
     rows_known = check_ids(ids, count, "labelled")
@@ -245,7 +250,7 @@ def fit_smoothed(
 
     def fit() -> tuple[float, Probe, HeldOut | None]:
         known = smoothed[rows_known.to(smoothed.device)].cpu()
-        strength = choose_c(known, targets) if c is None else c
+        strength = choose_c(known, targets, each=SURE_OF_C) if c is None else c
         probe, held = fit_probe(known, targets, count, strength), None
         if enough_to_ask(targets) and (calibrate or correct is None):
             if spread is None:

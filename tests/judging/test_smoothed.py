@@ -110,7 +110,9 @@ def test_the_order_of_rows_and_labels_changes_nothing():
 def test_labels_are_learned_in_the_order_of_the_pool(monkeypatch):
     pool, labels, _, _ = digits()
     ids, seen = torch.tensor(LABELLED), []
-    monkeypatch.setattr(module, "choose_c", lambda features, known: (seen.append(known), 1.0)[1])  # its folds go by it
+    monkeypatch.setattr(
+        module, "choose_c", lambda features, known, each: (seen.append(known), 1.0)[1]
+    )  # its folds go by it
     mixed = torch.randperm(len(ids), generator=torch.Generator().manual_seed(1))
     fit_smoothed(pool, labels[ids[mixed]], ids[mixed], c=None)
     assert seen[0].equal(labels[ids])
@@ -160,9 +162,11 @@ def test_what_does_not_fit_is_refused():
         fit_smoothed(pool, [1, 2], [0, 1]).predict(bad)
 
 
-def test_a_chosen_c_is_used():
+def test_c_is_chosen_where_labels_are_enough(monkeypatch):
     pool, labels, _, _ = digits()
     ids = torch.arange(0, POOL, 2)
+    assert fit_smoothed(pool, labels[ids], ids, c=None).c == module.SMOOTH_C  # too few to be sure of another
+    monkeypatch.setattr(module, "SURE_OF_C", len(ids) // 10)
     found = fit_smoothed(pool, labels[ids], ids, c=None)
     z = module.smooth(found.base.features, found.base.graph)[0][ids]
     assert found.c == choose_c(z, labels[ids]) != module.SMOOTH_C
