@@ -1,79 +1,144 @@
 """--mode auto: which mode, by cross-validation on the labels and by the time that is granted."""
 
+import copy
+import dataclasses
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 
-from deit.crossval import Asked, compare, parts_of, temperature_of
-from deit.job import Job, Verdict
+from deit.crossval import Asked, answers, asked_ids, parts_of, temperature_of, verdict_of
+from deit.job import FROZEN, Job
+from deit.learner.linear import logistic_regression
 from deit.selftrain import pool_epochs
 from deit.smoothing import fit_graph_probe, neighbours_of
 from deit.timing import estimate, settle
+
+TRAINED = ("lp-ft", "three-phase", "full", "self-train")
+ORDER = ("smoothed", "linear", *TRAINED)  # of modes within noise the first is taken: the cheaper, the better tried
 
 
 def decide(job: Job, source: Path | str, features: torch.Tensor | None) -> Asked | None:
     """Set the job's mode, and what cross-validation found: `verdict` and `auto` of its settings. Says why in a line.
 
-    features: (N, D) of the whole pool, which the pool's graph needs; None where there is no such file. The probe of the
-    frozen backbone, the graph and the finetuned model each answer for the labels that are left out in turn. Of equals
-    the graph is taken, then the probe. Where finetuning wins, the pool teaches it further if there is time.
+    features: (N, D) of the whole pool, which the pool's graph needs; None where there is no such file. Every mode that
+    fits into --minutes answers for the same labels, left out in turn; see `best_of`. Returns what the chosen finetuned
+    model, else the best one, said beside the probe; None where there was no time to finetune.
     """
     args = job.args
+    said: dict[str, torch.Tensor] = {}
+    ids = asked_ids(job)
+    if features is not None:
+        said = {"smoothed": smoothed_said(job, features), "linear": linear_said(job, features)}
     args.mode = "lp-ft"
     step = settle(job)
-    counts: dict[str, int] = {}
-    verdict: Verdict | None = None
-    asked: Asked | None = None
-    if features is not None:
-        counts["smoothed"] = smoothed_right(job, features)
-    if args.folds and fits(job, step):
-        verdict, asked = compare(job, source)
-        counts |= {"linear": verdict["probe_right"], "lp-ft": verdict["finetuned_right"]}
-    if not counts:
-        mode, reason = "linear", f"there is no time to ask more in --minutes {args.minutes:g}"
-    elif verdict is None:
-        mode = "smoothed"
-        reason = f"there is no time to finetune in --minutes {args.minutes:g}, and the pool's features are at hand"
-    else:
-        mode = max(counts, key=lambda name: counts[name])  # of equals the first
-        told = ", ".join(f"{name} {count}" for name, count in counts.items())
-        reason = f"right of {verdict['labels']} labels that were left out: {told}"
-    if mode == "lp-ft":
-        mode, more = lengthen(job, step)
+    modes = modes_that_fit(job, step) if args.folds else []
+    if modes:
+        job.log.say(
+            f"--mode auto asks {', '.join([*said] or ['linear'])}, {', '.join(modes)}{told_of_rest(job, modes)}"
+        )
+        said |= answers(job, source, modes)
+    truth = torch.tensor([job.train_pool.label(i) for i in ids])
+    right = {mode: said[mode].argmax(1) == truth for mode in ORDER if mode in said}
+    mode, reason = best_of(right) if right else ("linear", "the head alone takes seconds")
+    if not modes:
+        reason = f"there is no time to finetune in --minutes {args.minutes:g}; {reason}"
+    trained = mode
+    if mode == "self-train" or (mode == "lp-ft" and "self-train" not in modes and may_teach(job)):
+        mode, more = lengthen(job, step, modes)
         reason += more
     args.mode = mode
     job.pool_epochs = pool_epochs(job)
-    job.settings |= {"mode": mode, "verdict": verdict, "auto": reason, "rounds": args.rounds}
-    if verdict and asked and mode != "smoothed":  # which has its own
-        kept: Verdict = verdict | {"kept": "probe" if mode == "linear" else "finetuned"}
-        job.settings["temperature"] = temperature_of(kept, asked, job.train_pool)
+    job.settings |= {"mode": mode, "verdict": None, "auto": reason, "rounds": args.rounds}
+    asked = None
+    if modes:
+        trained = trained if trained in modes else max(modes, key=lambda each: int(right[each].sum()))
+        asked = Asked(ids, said["linear"], said[trained])
+        verdict = verdict_of(asked, job.train_pool)
+        verdict |= {"kept": "probe" if mode in FROZEN else "finetuned", "finetuned": trained}
+        job.settings["verdict"] = verdict
+        if mode != "smoothed":  # which has its own
+            job.settings["temperature"] = temperature_of(verdict, asked, job.train_pool)
     job.log.say(f"--mode auto takes {mode}: {reason}")
     return asked
 
 
-def fits(job: Job, step: float) -> bool:
-    """Whether a run is estimated to end within --minutes."""
-    return not job.args.minutes or estimate(job, step) <= 60 * job.args.minutes
+def best_of(right: Mapping[str, torch.Tensor]) -> tuple[str, str]:
+    """(mode, why): the first of ORDER that the best one leads by no more than a standard error, never below linear.
+
+    right: (n,) bool by mode, of the same labels; linear among them. If two modes are equally good, the difference of
+    their counts has the standard error sqrt(labels that only one of them has right).
+    """
+    counts = {mode: int(right[mode].sum()) for mode in ORDER if mode in right}
+    best = max(counts, key=lambda mode: counts[mode])  # of equals the first
+    taken, words = best, ""
+    for mode, count in counts.items():
+        noise = int((right[best] ^ right[mode]).sum()) ** 0.5
+        if counts["linear"] <= count and counts[best] - count <= noise:
+            taken = mode
+            if count < counts[best]:
+                words = f"; the lead of {best} is within a standard error ({noise:.1f})"
+            break
+    told = ", ".join(f"{mode} {count}" for mode, count in counts.items())
+    return taken, f"right of {len(right[taken])} labels that were left out: {told}{words}"
 
 
-def lengthen(job: Job, step: float) -> tuple[str, str]:
-    """(mode, why): self-train with as many rounds as there is time for, else lp-ft."""
-    args, asked = job.args, job.args.rounds
-    args.mode = "self-train"
-    for rounds in range(asked, 0, -1):
-        args.rounds = rounds
-        job.pool_epochs = pool_epochs(job)
-        if fits(job, step):
-            return "self-train", f"; finetuning wins, and {rounds} rounds of the pool fit"
-    args.rounds, job.pool_epochs = asked, 0
+def may_teach(job: Job) -> bool:
+    """Whether self-training is possible: images without a label, and no other teacher."""
+    unlabelled = len(job.train_pool) - len(job.ids) - len(job.held)
+    return unlabelled > 0 and bool(job.args.distillation_type == "none")
+
+
+def modes_that_fit(job: Job, step: float) -> list[str]:
+    """Of TRAINED the modes of which each, and cross-validation of all of them before it, fits into --minutes."""
+    modes: list[str] = []
+    for mode in TRAINED:
+        more = [*modes, mode]
+        if (mode != "self-train" or may_teach(job)) and all(fits(job, step, each, more) for each in more):
+            modes = more
+    return modes
+
+
+def told_of_rest(job: Job, modes: Sequence[str]) -> str:
+    """Words for the modes that are not asked."""
+    late = [mode for mode in TRAINED if mode not in modes and (mode != "self-train" or may_teach(job))]
+    return f"; no time in --minutes {job.args.minutes:g} for {', '.join(late)}" if late else ""
+
+
+def fits(job: Job, step: float, mode: str, asked: Sequence[str], rounds: int = 1) -> bool:
+    """Whether a run in a mode is estimated to end within --minutes, cross-validation of the modes `asked` included."""
+    args = copy.copy(job.args)
+    args.mode, args.rounds = mode, rounds
+    trial = dataclasses.replace(job, args=args)
+    trial.pool_epochs = pool_epochs(trial)
+    return not args.minutes or estimate(trial, step, asked) <= 60 * args.minutes
+
+
+def lengthen(job: Job, step: float, asked: Sequence[str]) -> tuple[str, str]:
+    """(mode, why) where finetuning wins: self-train with as many rounds as there is time for, else lp-ft."""
+    args = job.args
+    for rounds in range(args.rounds, 0, -1):
+        if fits(job, step, "self-train", asked, rounds):
+            args.rounds = rounds
+            how = "" if "self-train" in asked else ", which there was no time to ask"
+            return "self-train", f"; finetuning wins, and {rounds} rounds of the pool fit{how}"
     return "lp-ft", f"; finetuning wins, and no round of the pool fits into --minutes {args.minutes:g}"
 
 
-def smoothed_right(job: Job, features: torch.Tensor) -> int:
-    """How many of the labels that are left out in turn the graph has right, by the others."""
-    graph, right = neighbours_of(job, features), 0
+def linear_said(job: Job, features: torch.Tensor) -> torch.Tensor:
+    """What a head on the frozen features says of the labels that are left out in turn, (n, C)."""
+    found = []
     for train, left in parts_of(job):
         labels = torch.tensor([job.train_pool.label(i) for i in train])
-        said = fit_graph_probe(features, labels, train, job.classes, graph).pool_probabilities()[left].argmax(1)
-        right += int((said == torch.tensor([job.train_pool.label(i) for i in left])).sum())
-    return right
+        weight, bias = logistic_regression(features[train], labels, job.classes, job.args.smoothing)
+        found.append((features[left].double() @ weight.T + bias).softmax(1).float())
+    return torch.cat(found)
+
+
+def smoothed_said(job: Job, features: torch.Tensor) -> torch.Tensor:
+    """What the graph says of the labels that are left out in turn, by the others, (n, C)."""
+    graph, found = neighbours_of(job, features), []
+    for train, left in parts_of(job):
+        labels = torch.tensor([job.train_pool.label(i) for i in train])
+        found.append(fit_graph_probe(features, labels, train, job.classes, graph).pool_probabilities()[left].float())
+    return torch.cat(found)

@@ -3,7 +3,7 @@
 import csv
 import io
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,13 +12,16 @@ import torch
 from data_selection.common.listed_names import quoted
 from data_selection.images.pools import Pool
 from data_selection.judging.calibration import temperature
-from deit.engine import probabilities
+from deit.engine import Learner, probabilities
 from deit.epochs import fit_light_head, train_epoch
-from deit.job import Job, Tally, Verdict, decode, needed, new_learner, part_of
+from deit.job import Images, Job, Tally, Verdict, decode, needed, new_learner, part_of
 from deit.learner.linear import fit_head
 from deit.samples.draws import FOLDS, seed_of
+from deit.selftrain import pool_epoch, pool_epochs, steps_before
 
 STEPS = 200  # of a part's run at most
+ROUNDS = 1  # of self-training in a part
+FROM_PROBE = ("lp-ft", "three-phase", "self-train")  # modes that begin alike
 
 
 class Asked(NamedTuple):
@@ -29,24 +32,41 @@ class Asked(NamedTuple):
     finetuned: torch.Tensor
 
 
-def compare(job: Job, source: Path | str) -> tuple[Verdict, Asked]:
-    """Train on all but one of --folds parts of the labels, in turn, and see who is right on the parts left out.
+def answers(job: Job, source: Path | str, modes: Sequence[str]) -> dict[str, torch.Tensor]:
+    """What `linear` and each of the modes says of labels left out, (n, C) in the order of asked_ids; trained on others.
 
     source: the pretrained weights, as for building.build_learner. Where labels are held out by --val-fraction they are
-    the one part. `kept` is `probe` where finetuning does not gain more labels than it loses.
+    the one part, else each of --folds parts in turn, the same ones for every mode.
     """
-    parts = parts_of(job)
-    before, after = [], []
+    parts, found = parts_of(job), []
     for number, (train, left) in enumerate(parts, 1):
         job.log.say(f"cross-validation {number}/{len(parts)}: {len(train)} labels to train, {len(left)} to ask")
-        found = one_part(job, source, train, left, f"part {number}/{len(parts)}")
-        before.append(found[0])
-        after.append(found[1])
-    asked = Asked([i for _, left in parts for i in left], torch.cat(before), torch.cat(after))
-    labels = torch.tensor([job.train_pool.label(i) for i in asked.ids])
+        found.append(one_part(job, source, train, left, f"part {number}/{len(parts)}", modes))
+    return {mode: torch.cat([said[mode] for said in found]) for mode in found[0]}
+
+
+def compare(job: Job, source: Path | str) -> tuple[Verdict, Asked]:
+    """answers of the job's mode beside the probe's. `kept` is `probe` unless finetuning gains more than it loses.
+
+    Of self-training it is the model that the pool has not taught yet.
+    """
+    mode = "lp-ft" if job.args.mode == "self-train" else job.args.mode
+    said = answers(job, source, [mode])
+    asked = Asked(asked_ids(job), said["linear"], said[mode])
+    return verdict_of(asked, job.train_pool), asked
+
+
+def asked_ids(job: Job) -> list[int]:
+    """(n,) pool indices of the labels that are left out, in the order of the parts."""
+    return [i for _, left in parts_of(job) for i in left]
+
+
+def verdict_of(asked: Asked, pool: Pool) -> Verdict:
+    """How many labels each of the two had right."""
+    labels = torch.tensor([pool.label(i) for i in asked.ids])
     probe, finetuned = (found.argmax(1) == labels for found in asked[1:])
     gained, lost = int((finetuned & ~probe).sum()), int((probe & ~finetuned).sum())
-    verdict: Verdict = {
+    return {
         "labels": len(probe),
         "probe_right": int(probe.sum()),
         "finetuned_right": int(finetuned.sum()),
@@ -54,7 +74,6 @@ def compare(job: Job, source: Path | str) -> tuple[Verdict, Asked]:
         "only_finetuned": gained,
         "kept": "finetuned" if gained > lost else "probe",
     }
-    return verdict, asked
 
 
 def ask(job: Job, source: Path | str) -> Asked:
@@ -113,24 +132,50 @@ def split(ids: Sequence[int], pool: Pool, count: int, seed: int) -> list[tuple[l
 
 
 def one_part(
-    job: Job, source: Path | str, train: list[int], left: list[int], desc: str
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """What the probe and the finetuned model, trained on `train`, say of the ids `left`: (len(left), C) each."""
+    job: Job, source: Path | str, train: list[int], left: list[int], desc: str, modes: Sequence[str]
+) -> dict[str, torch.Tensor]:
+    """What `linear` and each of the modes, trained on the ids `train`, says of the ids `left`: (len(left), C) each.
+
+    lp-ft, three-phase and self-train (ROUNDS of it) share their epochs on the labels. The ids `left` are images of the
+    pool like others to self-training: their labels teach nothing.
+    """
     part = part_of(job, train, STEPS, desc)
+    part.args.mode, part.args.rounds = ("self-train" if "self-train" in modes else "lp-ft"), ROUNDS
+    part.pool_epochs = pool_epochs(part)
     data = decode(part, frozen=True, train=True, test=False)
+    data = data._replace(light=data.frozen)
     others = needed(decode(part_of(job, left, STEPS, desc), frozen=True, train=False, test=False).frozen)
-    batch = 3 * part.args.batch_size
+    batch, said = 3 * part.args.batch_size, {}
     learner = new_learner(part, source)
+
+    def ask_for(mode: str) -> None:
+        said[mode] = probabilities(learner.model, others, part.world, data.classes, batch=batch, amp=learner.amp)
+
+    def run(kind: Callable[[Job, Learner, Images, int, Tally], object], first: int, last: int) -> None:
+        before = steps_before(part, first)
+        part.log.start(first, last, steps_before(part, last + 1) - before, 0, part.settings)
+        tally = Tally(None)
+        try:
+            for epoch in range(first, last + 1):
+                kind(part, learner, data, epoch, tally)
+        finally:
+            part.log.close()
+
     fit_head(learner, needed(data.frozen), data.classes, batch=batch, smoothing=part.args.smoothing)
-    probe = probabilities(learner.model, others, part.world, data.classes, batch=batch, amp=learner.amp)
-    if part.args.mode == "full":
+    ask_for("linear")
+    if set(modes) & set(FROM_PROBE):
+        run(train_epoch, 1, part.args.epochs)
+        ask_for("lp-ft")
+    if "three-phase" in modes:
+        kept = {name: value.clone() for name, value in learner.model.state_dict().items()}
+        fit_light_head(part, learner, data, part.labelled_epochs + 1)
+        ask_for("three-phase")
+        learner.model.load_state_dict(kept)
+    if "self-train" in modes:
+        run(pool_epoch, part.labelled_epochs + 1, part.last)
+        ask_for("self-train")
+    if "full" in modes:
         learner = new_learner(part, source)
-    part.log.start(1, part.args.epochs, part.args.epochs * part.updates, 0, part.settings)
-    try:
-        for epoch in range(1, part.args.epochs + 1):
-            train_epoch(part, learner, data, epoch, Tally(None))
-        if part.light:
-            fit_light_head(part, learner, data, part.last)
-    finally:
-        part.log.close()
-    return probe, probabilities(learner.model, others, part.world, data.classes, batch=batch, amp=learner.amp)
+        run(train_epoch, 1, part.args.epochs)
+        ask_for("full")
+    return {mode: said[mode] for mode in ("linear", *modes)}

@@ -101,7 +101,13 @@ class Tally:
         return kept | {"before": self.elapsed}
 
 
-class Verdict(TypedDict):
+class Named(TypedDict, total=False):
+    """What --mode auto adds to a Verdict: the mode of its finetuned model."""
+
+    finetuned: str
+
+
+class Verdict(Named):
     """What cross-validation found: labels asked, how many of them each model had right, how many only that one had."""
 
     labels: int
@@ -207,9 +213,8 @@ def part_of(job: Job, ids: list[int], steps: int, desc: str) -> Job:
     """The same job on some of its images, for at most about `steps` steps, with a bar called desc and no words."""
     args = copy.copy(job.args)
     args.epochs = part_epochs(job, updates_for(job, len(ids)), steps)
-    return dataclasses.replace(
-        job, args=args, ids=ids, held=[], log=RunLog("", job.world.is_main, desc=desc, quiet=True), pool_epochs=0
-    )
+    log = RunLog("", job.world.is_main, desc=desc, quiet=True)
+    return dataclasses.replace(job, args=args, ids=ids, held=[], log=log, settings=dict(job.settings), pool_epochs=0)
 
 
 def new_learner(job: Job, source: Path | str | None) -> Learner:

@@ -1,13 +1,15 @@
 """How long a run takes, told before it starts: a step timed in each precision, fewer epochs where time is short."""
 
 import time
+from collections.abc import Sequence
 
 import torch
 
 from data_selection.common.distributed import on_main
 from data_selection.embedding.forward import cpu_has_bf16, memory_layout, write_out_attention
-from deit.crossval import STEPS
+from deit.crossval import FROM_PROBE, ROUNDS, STEPS
 from deit.engine import autocast
+from deit.epochs import VIEWS
 from deit.job import Job, part_epochs, updates_for
 from deit.learner.building import autocast_type, build
 from deit.runs.kinds import Settings
@@ -82,23 +84,41 @@ def lap(model: torch.nn.Module, images: torch.Tensor, dtype: torch.dtype | None)
     return time.perf_counter() - began
 
 
-def estimate(job: Job, step: float) -> float:
-    """Seconds of the run: steps of the labels, of the parts left out in turn, of the pool, and forward passes."""
+def estimate(job: Job, step: float, asked: Sequence[str] = ("lp-ft",)) -> float:
+    """Seconds of the run: steps of the labels, of the parts left out in turn, of the pool, and forward passes.
+
+    asked: the modes that cross-validation trains.
+    """
     args = job.args
     forward = step / 3 / job.global_batch  # of one image: the backward pass takes twice as long
     labels = job.labelled_epochs * job.updates
     pool = args.rounds * steps_of_round(job) if job.pool_epochs else 0
     looks = 2 + args.epochs // args.eval_interval
     images = looks * len(job.test_pool) + ((args.rounds + 1) * len(job.train_pool) if job.pool_epochs else 0)
-    return (labels + steps_of_parts(job) + pool) * step + images * forward / job.world.size
+    images += job.light * (1 + VIEWS) * len(job.ids) + images_of_parts(job, asked)
+    return (labels + steps_of_parts(job, asked) + pool) * step + images * forward / job.world.size
 
 
-def steps_of_parts(job: Job) -> int:
-    """Steps of cross-validation: of its short runs, each on all labels but a part of them."""
+def sizes_of_parts(job: Job) -> list[int]:
+    """How many labels each short run of cross-validation learns from."""
     count, folds = len(job.ids), job.args.folds
     left_out = [0] if job.held else [len(range(k, count, folds)) for k in range(folds)]
-    updates = [updates_for(job, max(1, count - size)) for size in left_out] if folds else []
-    return sum(part_epochs(job, each, STEPS) * each for each in updates)
+    return [max(1, count - size) for size in left_out] if folds else []
+
+
+def steps_of_parts(job: Job, asked: Sequence[str] = ("lp-ft",)) -> int:
+    """Steps of cross-validation: short runs on all labels but a part of them, and rounds of the pool."""
+    updates = [updates_for(job, size) for size in sizes_of_parts(job)]
+    runs = bool(set(asked) & set(FROM_PROBE)) + ("full" in asked)
+    rounds = ROUNDS * steps_of_round(job) * len(updates) if "self-train" in asked else 0
+    return runs * sum(part_epochs(job, each, STEPS) * each for each in updates) + rounds
+
+
+def images_of_parts(job: Job, asked: Sequence[str]) -> int:
+    """Forward passes of cross-validation, those of the labels left aside: views of a last head, the pool embedded."""
+    sizes = sizes_of_parts(job)
+    views = (1 + VIEWS) * sum(sizes) if "three-phase" in asked else 0
+    return views + (ROUNDS * len(job.train_pool) * len(sizes) if "self-train" in asked else 0)
 
 
 def fit(job: Job, step: float) -> str:

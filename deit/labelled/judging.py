@@ -45,7 +45,8 @@ def judge(
             found = {unquoted(line["file"]): line for line in csv.DictReader(handle)}
         answers = torch.tensor([classes.index(unquoted(found[file]["finetuned"])) for file in files])
         sure = torch.tensor([float(found[file]["finetuned_confidence"]) for file in files])
-        before = " before the pool taught it" if mode == "self-train" else ""
+        taught = mode == verdict.get("finetuned")
+        before = " before the pool taught it" if mode == "self-train" and not taught else ""
         return Judged(answers, sure, f"by the finetuned model{before}, {told(settings['folds'])}")
     parts = min(FOLDS, len(labels))
     best = held_out_head(rows, labels, len(classes), parts, settings["smoothing"]).max(1)

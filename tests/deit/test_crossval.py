@@ -98,13 +98,13 @@ def test_finetuning_must_gain_more_labels_than_it_loses_over_all_parts(monkeypat
     answers = list(zip(guesses[0].split(sizes), guesses[1].split(sizes), strict=True))
     asked, said = [], []
 
-    def hand_made(job, source, train, left, desc):
+    def hand_made(job, source, train, left, desc, modes):
         asked.append((train, left))
-        return answers[len(asked) - 1]
+        return dict(zip(("linear", *modes), answers[len(asked) - 1], strict=True))
 
     monkeypatch.setattr(crossval, "one_part", hand_made)
     job = types.SimpleNamespace(
-        ids=ids, held=[], train_pool=pool, args=types.SimpleNamespace(folds=2, seed=3),
+        ids=ids, held=[], train_pool=pool, args=types.SimpleNamespace(folds=2, seed=3, mode="lp-ft"),
         log=types.SimpleNamespace(say=said.append),
     )  # fmt: skip
     verdict, told_of = compare(job, "none")
@@ -162,10 +162,10 @@ def test_a_part_asks_the_probe_and_what_training_makes_of_it(images, by_hand, mo
         heads.append(learner.model.head.weight.detach().clone())
 
     monkeypatch.setattr(crossval, "fit_head", fit_head)
-    answers = one_part(job, str(images / "sighted.pth"), job.ids[0::2], job.ids[1::2], "")
+    answers = one_part(job, str(images / "sighted.pth"), job.ids[0::2], job.ids[1::2], "", [mode])
     torch.testing.assert_close(heads, [weight.float()], rtol=1e-2, atol=1e-4)
-    torch.testing.assert_close(answers[0], probe, rtol=1e-2, atol=1e-3)
-    torch.testing.assert_close(answers[1], probe if mode == "lp-ft" else fresh, rtol=1e-2, atol=1e-3)
+    torch.testing.assert_close(answers["linear"], probe, rtol=1e-2, atol=1e-3)
+    torch.testing.assert_close(answers[mode], probe if mode == "lp-ft" else fresh, rtol=1e-2, atol=1e-3)
     labels = torch.tensor([job.train_pool.label(i) for i in job.ids[1::2]])
     assert (probe.argmax(1) == labels).sum() > 8  # of 12
     assert (probe - fresh).abs().max() > 0.1
@@ -178,7 +178,7 @@ def test_a_part_is_short(images, monkeypatch):
     for epochs, cap, expected in ((3, 200, 3), (1000, 12, 4), (1000, 1, 1)):
         monkeypatch.setattr(crossval, "STEPS", cap)
         job = open_job(parse(few_shot(images, epochs=epochs)), ALONE)  # 12 labels: 3 steps an epoch
-        one_part(job, str(images / "blind.pth"), job.ids[:12], job.ids[12:], "")
+        one_part(job, str(images / "blind.pth"), job.ids[:12], job.ids[12:], "", ["lp-ft"])
         assert lengths == list(range(1, expected + 1))
         lengths.clear()
         assert job.args.epochs == epochs
@@ -251,10 +251,11 @@ def test_the_test_images_play_no_part(images, won, tmp_path):
 def test_labels_held_out_are_the_one_part(images, tmp_path, monkeypatch):
     asked = []
 
-    def hand_made(job, source, train, left, desc):
+    def hand_made(job, source, train, left, desc, modes):
         asked.append((train, left))
         labels = torch.tensor([i >= 12 for i in left]).long()  # twelve images in each class folder
-        return tuple(torch.nn.functional.one_hot(some, 2).float() for some in (labels, 1 - labels))
+        said = (torch.nn.functional.one_hot(some, 2).float() for some in (labels, 1 - labels))
+        return dict(zip(("linear", *modes), said, strict=True))
 
     monkeypatch.setattr(crossval, "one_part", hand_made)
     words = few_shot(images, tmp_path, val_fraction=0.25, folds=3)

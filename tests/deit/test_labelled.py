@@ -15,6 +15,7 @@ from data_selection.common.errors import UserError
 from data_selection.common.feature_table import load_features
 from data_selection.judging.smoothed import fit_smoothed
 from deit import epochs
+from deit.crossval import asked_ids
 from deit.labelled import training
 from deit.labelled.training import predict_images
 from tests.support.extraction_cases import COUNT
@@ -113,10 +114,16 @@ def test_the_graph_answers_by_what_lies_beside_the_model(run, folder, tmp_path):
     assert not (moved / "smoothed_pool.npz").exists()  # the head needs no pool
 
 
+def all_right(job, _features):
+    labels = torch.tensor([job.train_pool.label(i) for i in asked_ids(job)])
+    return torch.nn.functional.one_hot(labels, job.classes).float()
+
+
 @pytest.mark.parametrize("whole", [True, False])
 def test_auto_asks_the_graph_where_the_features_are_of_this_pool(run, folder, tmp_path, monkeypatch, capsys, whole):
     monkeypatch.setattr("deit.job.MOST", 1)
-    monkeypatch.setattr("deit.choosing.smoothed_right", lambda *_: LABELLED + 1)
+    monkeypatch.setattr("deit.choosing.smoothed_said", all_right)
+    monkeypatch.setattr("deit.choosing.modes_that_fit", lambda *_: ["lp-ft"])
     pool = shutil.copytree(folder, tmp_path / "pool")
     if not whole:
         (pool / "new.png").write_bytes(b"no image")

@@ -1,4 +1,4 @@
-"""The modes that the pool's graph answers in, that fit the head again, and that choose among the others."""
+"""The modes that the pool's graph answers in, that fit the head again."""
 
 import json
 
@@ -13,9 +13,8 @@ from data_selection.common.feature_table import load_features
 from data_selection.embedding.backbones import DEMO_WEIGHTS
 from data_selection.images import pools
 from data_selection.judging.smoothed import fit_smoothed
-from deit import choosing, smoothing
 from deit import epochs as deit_epochs
-from deit.crossval import Asked
+from deit import smoothing
 from deit.main import main
 from deit.options import parse
 from tests.support.flag_runs import row
@@ -176,34 +175,3 @@ def test_three_phases_go_on_after_a_kill(colours, tmp_path, monkeypatch):
     main(few_shot(colours, tmp_path / "killed", auto_resume=True, **flags))
     one, two = (checkpoint(tmp_path / name)["model"] for name in ("whole", "killed"))
     assert all(torch.equal(one[name], two[name]) for name in one)
-
-
-VERDICT = {"labels": 30, "only_probe": 0, "only_finetuned": 0}
-
-
-@pytest.mark.parametrize(
-    ("right", "mode"), [((20, 20, 20), "smoothed"), ((20, 22, 22), "linear"), ((20, 21, 25), "self-train")]
-)
-def test_auto_takes_what_the_labels_say(right, mode, images, tmp_path, monkeypatch, capsys):
-    graph, probe, finetuned = right
-    kept = "finetuned" if finetuned > probe else "probe"
-    verdict = VERDICT | {"probe_right": probe, "finetuned_right": finetuned, "kept": kept}
-    asked = Asked(list(range(3)), torch.eye(3), torch.eye(3))
-    monkeypatch.setattr(choosing, "compare", lambda *args: (verdict, asked))
-    monkeypatch.setattr(choosing, "smoothed_right", lambda *args: graph)
-    result = run(images, tmp_path, mode="auto", epochs=1, rounds=1)
-    assert result["mode"] == mode
-    assert (
-        f"--mode auto takes {mode}: right of 30 labels that were left out: smoothed {graph}" in capsys.readouterr().out
-    )
-    monkeypatch.setattr(choosing, "compare", None)  # what was decided stays
-    (tmp_path / "result.json").unlink()
-    assert run(images, tmp_path, mode="auto", epochs=1, rounds=1, auto_resume=True)["mode"] == mode
-
-
-@pytest.mark.parametrize(("made", "mode"), [(True, "smoothed"), (False, "linear")])
-def test_auto_without_time_does_not_finetune(made, mode, images, tmp_path, monkeypatch):
-    monkeypatch.setattr(choosing, "compare", None)
-    result = run(images, tmp_path, mode="auto", minutes=1e-6, features=features(images) if made else None)
-    assert result["mode"] == mode
-    assert "no time" in result["auto"]
