@@ -192,7 +192,8 @@ def hold(folder, pipe):
 
 
 def test_a_child_that_outlives_its_run_holds_no_lock(tmp_path):
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["deit.trainer", __name__])
     mine, theirs = context.Pipe()
     process = context.Process(target=hold, args=(tmp_path, theirs))
     process.start()
