@@ -34,8 +34,8 @@ def test_four_processes_follow_the_curve_of_one(images, tmp_path):
 def test_batch_norm_trains_alike_where_the_passes_are_alike_and_evaluates_alike(images, tmp_path, capsys):
     """Passes over the same images have the same statistics; only the running averages differ, and are averaged."""
     flags = {
-        "model": "resnet10t", "input_size": 32, "finetune": "none", "epochs": 1, "warmup_epochs": 0, "batch_size": 10, "num_workers": 0,
-        "global_batch_size": 20,  # the 60 entries of an epoch make full steps
+        "model": "resnet10t", "input_size": 32, "finetune": "none", "epochs": 1, "warmup_epochs": 0,
+        "batch_size": 10, "num_workers": 0, "global_batch_size": 20,  # the 60 entries of an epoch make full steps
     }  # fmt: skip
     for processes in (1, 2):
         train_on(processes, command(images, tmp_path / str(processes), **flags), tmp_path)
