@@ -16,8 +16,8 @@ from tests.support.ranks import as_ranks
 TABLE = Path(__file__).parents[1] / "data" / "FM3000_train.npy"
 SPAN = 128  # rows: else 500 would be one span, of one rank
 CASES = {name: (name, {}) for name in METHODS} | {
-    "activeft": ("activeft", {"config": ActiveFTConfig(max_iter=20)}),
-    "minibatch": ("activeft", {"config": ActiveFTConfig(max_iter=20, batch_size=400)}),
+    "activeft": ("activeft", {"config": ActiveFTConfig(max_iter=20, lr=0.05)}),
+    "minibatch": ("activeft", {"config": ActiveFTConfig(max_iter=20, lr=0.05, batch_size=400)}),
     "bilaf": ("bilaf", {"cores": range(0, 500, 50)}),
     "bilaf_little": ("bilaf", {"cores": range(0, 1500, 100), "config": BiLAFConfig(max_memory=0.01)}),
 }
