@@ -44,6 +44,22 @@ def counted(function):
     return found[1][0] - found[0][0], found[1][1] - found[0][1]
 
 
+GREEDY = {"fps": {}, "herding": {}, "facility": {}, "herding-uncertainty": {}, "wvoptimal": {},
+          "probcover": {"delta": 0.02}, "activeft": {"init": "kmeans++", "max_iter": 1}}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", GREEDY)
+def test_no_pick_waits(name, features):
+    """Picks stay on the GPU; probcover, whose next product is as large as a ball, reads three numbers for each."""
+    method, waits = METHODS[name], []
+    options = {"config": method.config(**GREEDY[name]), "labelled": [3]} | beliefs(method, features)
+    for budget in (10, 50):
+        with pretended() as card:
+            method.select(features, budget, device="cuda", **options)
+        waits.append(sum(card.waits.values()))
+    assert waits[1] - waits[0] <= (40 if name == "probcover" else 3), card.waits
+
+
 def test_an_iteration_of_activeft_is_few_large_operations():
     """The size of a table shows in the launches only where it is cut for a CPU's cache."""
     rows = torch.randn(6000, 8, generator=torch.Generator().manual_seed(0))
