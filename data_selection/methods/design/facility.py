@@ -9,7 +9,7 @@ from data_selection.common.progress import OpenBar, open_bar
 from data_selection.methods.configs_design import FacilityConfig, MaxHerdingConfig
 from data_selection.methods.design.kernels import Kernel, draw, sampled_distance
 from data_selection.nearest.pool_reader import UnitPool, pool_device, working_memory
-from data_selection.nearest.similarity import BLOCK_BYTES, block_rows
+from data_selection.nearest.similarity import block_rows, chunk_bytes
 
 REFRESHED = 64  # candidates whose gain is computed together
 CUT = 5  # candidates for one to choose, at least
@@ -114,7 +114,7 @@ class Cover:
             self.candidates = candidates.to(pool.device)
         self.weights = weights.double()
         self.best = torch.zeros(len(clients), device=pool.device)  # of each client, its kernel with the nearest chosen
-        step = block_rows(len(clients), BLOCK_BYTES if pool.device.type == "cpu" else 8 * BLOCK_BYTES)
+        step = block_rows(len(clients), chunk_bytes(pool.device))
         for start in range(0, len(labelled), step):
             known = kernel(pool.take(labelled[start : start + step]), clients)
             self.best = torch.maximum(self.best, known.amax(0))
