@@ -10,13 +10,15 @@ from data_selection.common.distributed import World
 from data_selection.common.errors import UserError
 from data_selection.methods.activeft import select_activeft
 from data_selection.methods.activeft_objective import repulsion
-from data_selection.methods.configs import ActiveFTConfig
+from data_selection.methods.bilaf.selection import select_bilaf
+from data_selection.methods.configs import ActiveFTConfig, BiLAFConfig
 from data_selection.methods.table import METHODS
 from data_selection.nearest.similarity import normalise
 from tests.support.beliefs import beliefs
 from tests.support.pretend_cuda import pretended
 
 SMALL = {"activeft": {"max_iter": 4}, "kmeans": {"max_iter": 5}, "zcore": {"draws": 500}}
+MOST_OF_BILAF = 64  # launches of a choice in all classes of a batch
 MOST_LAUNCHES = 56  # of an iteration for each span of the pool, what is done once among them
 
 
@@ -98,3 +100,19 @@ def test_a_centroid_thrown_away_is_told_late_but_as_on_the_cpu(features, steps):
         select_activeft(features, 12, config=config)
     with pretended(), pytest.raises(UserError, match=re.escape(str(wanted.value))):
         select_activeft(features, 12, config=config, device="cuda")
+
+
+@pytest.mark.parametrize("kind", ["remaining", "class"])
+def test_a_choice_of_bilaf_waits_for_nothing(kind):
+    """Two more choices in each of three classes, which are worked on together."""
+    rows = torch.randn(600, 6, generator=torch.Generator().manual_seed(0))
+    options = {"cores": [1, 2, 3], "config": BiLAFConfig(removal=kind, intra=kind)}
+    found = []
+    for budget in (60, 66):
+        with pretended() as card:
+            chosen = select_bilaf(rows, budget, device="cuda", **options)
+        found.append((sum(card.waits.values()), sum(card.launches.values())))
+    assert torch.equal(chosen, select_bilaf(rows, 66, **options))
+    (waits, launches), (more, further) = found
+    assert more == waits
+    assert further - launches <= 2 * MOST_OF_BILAF
