@@ -1,17 +1,21 @@
 """What a trained model says of images, new ones too: the classes of any folder, from a checkpoint and nothing else."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from data_selection.common import distributed
 from data_selection.common.errors import UserError
 from data_selection.common.kinds import Log
 from data_selection.common.progress import OpenBar, open_bar
+from data_selection.common.system import cores
 from data_selection.embedding.backbones import load_weights
-from data_selection.images.pools import own_pool
-from deit.datasets import close_workers, prepare
+from data_selection.images.label_files import some
+from data_selection.images.pools import Pool, own_pool
+from deit.datasets import WORKERS
 from deit.engine import autocast
 from deit.learner.building import autocast_type, build, make_pipeline, resolve
 from deit.memory import recall
@@ -19,7 +23,8 @@ from deit.options import parse
 from deit.runs import checkpoints
 from deit.runs.meters import RunLog
 from deit.runs.predictions import Predictions
-from deit.runs.stopping import workers_named
+from deit.samples.pipeline import Pipeline
+from deit.samples.tensor_images import EvaluationImages
 from deit.smoothing import WithPool, with_pool
 
 BATCH = 256
@@ -39,8 +44,8 @@ def predict(
 
     Model, pixels and class names are the checkpoint's own. temperature: the logits are divided by it; by default by
     what the run's held-out labels said, and by 1 where the pool's graph answers, which has its own. ids: places of the
-    images that are asked, by default all. Raises UserError for weights alone, which don't say what they are, and
-    for images that cannot be read.
+    images that are asked, by default all. Images that cannot be read are left out, and told. Raises UserError for
+    weights alone, which don't say what they are, and where no image can be read.
     """
     if not Path(checkpoint).is_file():
         raise UserError(f"checkpoint {checkpoint} does not exist: give the checkpoint.pth of a run of deit/main.py")
@@ -61,13 +66,50 @@ def predict(
         of_run = None if isinstance(model, WithPool) else saved.get("temperature")
         cool = temperature or of_run or 1.0
         dtype = autocast_type(args.amp, world.device)
-        found = []
-        with workers_named(close_workers), open_bar(progress, len(places), "predicting", "image") as bar:
-            data = prepare(pool, places, make_pipeline(args, defaults), world.device, train=False)
-            for some, _ in data.plain(range(len(places)), BATCH):
-                with torch.inference_mode(), autocast(world.device, dtype):
-                    logits = model(some)
-                found.append((logits.double() / cool).softmax(1).float().cpu())
-                bar.update(len(some))
+        pipeline = make_pipeline(args, defaults)
+        found: list[torch.Tensor] = []
+        faults: dict[int, str] = {}
+        with open_bar(progress, len(places), "predicting", "image") as bar:
+            for rows, read in pictures(pool, places, pipeline):
+                faults |= {
+                    row: str(error) for row, error in zip(rows, read, strict=True) if isinstance(error, UserError)
+                }
+                seen = [torch.from_numpy(pixels) for pixels in read if not isinstance(pixels, UserError)]
+                if seen:
+                    held = EvaluationImages(torch.stack(seen), torch.zeros(len(seen)), pipeline, world.device, seed=0)
+                    for batch, _ in held.plain(range(len(seen)), BATCH):
+                        with torch.inference_mode(), autocast(world.device, dtype):
+                            logits = model(batch)
+                        found.append((logits.double() / cool).softmax(1).float().cpu())
+                bar.update(len(rows))
+    if not found:
+        first = f", first {next(iter(faults.values()))}" if faults else ""
+        raise UserError(f"none of the {len(places)} images of {images} can be read{first}: give others")
     names = pool.names or tuple(pool.paths)
-    return Predictions(tuple(names[i] for i in places), torch.cat(found), tuple(classes))
+    known, unread = tuple(names[i] for i in places if i not in faults), tuple(names[i] for i in faults)
+    if faults:
+        why = some([fault.replace("\n", " ") for fault in faults.values()])
+        log(f"{len(faults)} of {len(places)} images are left out: {why}")
+    return Predictions(known, torch.cat(found), tuple(classes), unread)
+
+
+def pictures(
+    pool: Pool, places: Sequence[int], pipeline: Pipeline
+) -> Iterator[tuple[Sequence[int], list[np.ndarray | UserError]]]:
+    """Yield (places, of each what evaluation sees as uint8 (size, size, 3), or why it cannot be read), BATCH at a time.
+
+    The next ones are decoded meanwhile.
+    """
+
+    def read(place: int) -> np.ndarray | UserError:
+        try:
+            return pipeline.pixels(pool.image(place))
+        except UserError as error:
+            return error
+
+    with ThreadPoolExecutor(min(WORKERS, cores())) as workers:
+        parts = [places[start : start + BATCH] for start in range(0, len(places), BATCH)]
+        ahead = [workers.map(read, part) for part in parts[:1]]
+        for number, part in enumerate(parts):
+            ahead += [workers.map(read, after) for after in parts[number + 1 : number + 2]]
+            yield part, list(ahead.pop(0))

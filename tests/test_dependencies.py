@@ -44,7 +44,7 @@ TRAINER = {  # of deit: what a room, or a module at the top, may import besides 
         "samples",
         "runs",
     },
-    "predicting": {"smoothing", "options", "memory", "learner", "engine", "datasets", "runs"},
+    "predicting": {"smoothing", "options", "memory", "learner", "engine", "datasets", "samples", "runs"},
     "main": {"options", "trainer"},
     "labelled": {"predicting", "options", "trainer", "smoothing", "learner", "runs"},
 }

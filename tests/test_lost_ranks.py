@@ -1,7 +1,6 @@
 """One of two processes is killed, stopped, starved of memory or slow, at any point of any work: what the other does."""
 
 import importlib
-import multiprocessing
 import os
 import signal
 import sys
@@ -17,6 +16,7 @@ from data_selection.embedding.backbones import build_model
 from data_selection.methods.activeft import select_activeft
 from deit.main import main
 from tests.support.extraction_cases import save, small_pool
+from tests.support.forks import FORKS
 from tests.support.trainer_runs import command, free_port, make_images
 
 BEAT, SILENCE, SLOW = 0.2, 2, 3  # seconds
@@ -93,11 +93,9 @@ def images(tmp_path_factory):
 @pytest.mark.parametrize("point", POINTS)
 def test_one_rank_is_lost(point, images, tmp_path):
     _, _, how, victim = POINTS[point]
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["deit.trainer", __name__])
     words = command(images, tmp_path / "out", epochs=2, num_workers=0, batch_size=12)
     arguments = free_port(), point, tmp_path, words
-    processes = [context.Process(target=process, args=(rank, *arguments)) for rank in range(2)]
+    processes = [FORKS.Process(target=process, args=(rank, *arguments)) for rank in range(2)]
     try:
         for one in processes:
             one.start()

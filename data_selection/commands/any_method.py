@@ -89,7 +89,7 @@ def main_select(argv: Sequence[str] | None = None) -> None:
         asks = method == AUTO or METHODS[method].rounds
         labels = labels_of(args.labelled or (), table, world.say) if asks else None
         if method == AUTO:
-            method, told = advised(table, budget, lists, labels)
+            method, told = advised(table, budget, lists, labels, args.seed)
             world.say(f"--method {AUTO} takes {method}: {told}")
         config = make_config(method, args)
         select = functools.partial(METHODS[method].select, config=config, seed=args.seed)
@@ -116,7 +116,7 @@ def main_select(argv: Sequence[str] | None = None) -> None:
 
 
 def advised(
-    table: "FeatureTable", budget: int, lists: dict[str, list[int]], labels: "Labels | None"
+    table: "FeatureTable", budget: int, lists: dict[str, list[int]], labels: "Labels | None", seed: int
 ) -> tuple[str, str]:
     """(method, what is said of it) for --method auto: by the labels where they are of two classes, else by the pool."""
     from data_selection.judging.advice import advise
@@ -124,7 +124,7 @@ def advised(
 
     if labels is not None and len(labels.classes) > 1:
         return advise_rounds(labels.labels, budget)
-    advice = advise(table.features, budget, labelled=lists["labelled"], excluded=lists["excluded"])
+    advice = advise(table.features, budget, labelled=lists["labelled"], excluded=lists["excluded"], seed=seed)
     return advice.method, f"{advice.reason}. Then: {advice.labels}"
 
 

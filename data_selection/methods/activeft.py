@@ -12,6 +12,7 @@ from data_selection.common.errors import UserError
 from data_selection.common.kinds import Device, Features, Ids
 from data_selection.common.precision import full_float32
 from data_selection.common.progress import OpenBar, open_bar
+from data_selection.common.sending import sent
 from data_selection.methods.activeft_objective import OBJECTIVES, TABLE_ROWS, add_segment_sums, through_normalisation
 from data_selection.methods.configs import ActiveFTConfig
 from data_selection.methods.starts import farthest_point, plus_plus
@@ -23,6 +24,7 @@ from data_selection.nearest.similarity import chunk_rows, normalise
 FINAL_LR = 1e-6  # of the cosine schedule
 ASSIGN_BYTES = 48 << 20  # larger blocks of the assignment gain nothing
 LARGEST = 1e18  # of a centroid's coordinates: the squares of larger ones overflow in float32
+CHECKED = 50  # iterations on a GPU between two looks for centroids that left: every look waits for it
 PATIENCE = 10  # iterations over which the loss must move by `threshold`
 
 OnIteration = Callable[[int, float, float], object]  # (iteration, learning rate, loss before the step)
@@ -115,12 +117,16 @@ def optimise(
     full = config.batch_size is None
     search = make_search(pool, mine, len(start) + len(fixed), full, max_bytes / 8, config.slice)
     losses: list[float] = []
+    thrown = torch.full((len(start),), config.max_iter, device=centroids.device)  # the iteration that threw it away
     with open_bar(progress, config.max_iter, "ActiveFT", "step") as bar:
         for iteration in range(config.max_iter):
             loss, gradient = loss_and_gradient(pool, centroids, fixed, config, world, generator, search, memory)
             lr = learning_rate(config, iteration)
             adam.step(gradient, lr)
-            check_centroids(pool, centroids, start, lr)
+            fit = centroids.abs().amax(1) < LARGEST  # NaN is not
+            thrown = torch.where(fit, thrown, thrown.clamp(max=iteration))
+            if not thrown.is_cuda or iteration % CHECKED == CHECKED - 1:
+                check_centroids(pool, thrown, start, config)
             if on_iteration is not None:
                 on_iteration(iteration, lr, loss.item())
             bar.update(1)
@@ -128,18 +134,21 @@ def optimise(
                 losses.append(loss.item())
                 if len(losses) > PATIENCE and abs(losses[-1] - losses[-1 - PATIENCE]) < config.threshold:
                     break
+    check_centroids(pool, thrown, start, config)
     return normalise(centroids)
 
 
-def check_centroids(pool: UnitPool, centroids: torch.Tensor, start: torch.Tensor, lr: float) -> None:
-    """Raise UserError where a centroid (K, D) has left the numbers that can be computed with; start: as for optimise.
+def check_centroids(pool: UnitPool, thrown: torch.Tensor, start: torch.Tensor, config: ActiveFTConfig) -> None:
+    """Raise UserError where a centroid has left the numbers that can be computed with; start: as for optimise.
 
-    A search reads no NaN, and a loss over finite centroids is finite.
+    thrown: (K,) the iteration that did it, max_iter: none. A search reads no NaN, and a loss over finite centroids is
+    finite.
     """
-    fit = centroids.abs().amax(1) < LARGEST  # NaN is not
-    if not fit.all():
-        row = start[fit.cpu().logical_not().nonzero()[0, 0]]
+    iteration, place = map(int, torch.stack(thrown.min(0)).tolist())  # of the first such iteration, the first centroid
+    if iteration < config.max_iter:
+        row = start[place]
         row = row if pool.ids is None else pool.ids[row]
+        lr = learning_rate(config, iteration)
         raise UserError(
             f"the loss is not finite: lr {lr:g} threw the centroid of row {int(row)} away; choose a lower lr"
         )
@@ -219,6 +228,8 @@ def batch(
     if config.batch_size is None:
         return pool.spans(pool.count), pool.read
     drawn = draw(pool.count, config.batch_size, generator)
+    if pool.resident is not None:
+        drawn = sent(pool.device, drawn)[0]
     return pool.spans(config.batch_size), lambda start, stop: pool.take(drawn[start:stop])
 
 

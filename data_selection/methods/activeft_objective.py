@@ -16,6 +16,7 @@ term shifted out, so low temperatures do not overflow.
 Paper objective (eq. 5-7): L = -(1/N) sum_i s_i / t + b (1/K) sum_j log sum_{l != j} exp(u_l . u_j / t).
 """
 
+import math
 from itertools import combinations_with_replacement, pairwise
 from typing import Protocol
 
@@ -24,7 +25,7 @@ import torch.nn.functional as F
 
 from data_selection.common.distributed import World
 from data_selection.methods.configs import ActiveFTConfig
-from data_selection.nearest.similarity import chunk_rows, row_blocks
+from data_selection.nearest.similarity import chunk_bytes, chunk_rows, row_blocks
 
 REPULSION_BYTES = 32 << 20  # fixed, as all sizes here, so that no rounding depends on the memory limit
 TABLE_ROWS = 256  # of float64 tables that are changed in place: what is made on the way stays small
@@ -97,7 +98,8 @@ def repulsion(
     if paper:
         return paper_repulsion(units, temperature, world, mean)
     sums = mean.new_zeros(len(units))
-    parts = [slice(start, start + TILE_ROWS) for start in range(0, len(units), TILE_ROWS)]
+    size = chunk_rows(units, TILE_ROWS, len(units))
+    parts = [slice(start, start + size) for start in range(0, len(units), size)]
     tiles = list(combinations_with_replacement(parts, 2))
     for rows, columns in tiles[world.rank :: world.size]:
         weights = (units[rows] @ units[columns].T).div_(temperature)
@@ -109,7 +111,11 @@ def repulsion(
             mean[columns] += weights.T @ units[rows]
     world.sum_(sums)
     log_sum, mean = sums.log() + 1 / temperature, world.sum_(mean).div_(sums[:, None])
-    for rows in (units.square().sum(1) < 0.5).nonzero()[:, 0].split(TABLE_ROWS):  # of zeros: that shift loses them
+    zero = units.square().sum(1) < 0.5  # that shift loses rows of zeros
+    if units.is_cuda:  # where nobody waits for their number: such a row has the logit 0 with all
+        mean.copy_(torch.where(zero[:, None], units.mean(0).double(), mean))
+        return log_sum.masked_fill_(zero, math.log(len(units))), mean
+    for rows in zero.nonzero()[:, 0].split(TABLE_ROWS):
         logits = (units[rows] @ units.T).div_(temperature)
         log_sum[rows], mean[rows] = logits.logsumexp(1).double(), (logits.softmax(1) @ units).double()
     return log_sum, mean
@@ -120,7 +126,9 @@ def paper_repulsion(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """As repulsion, for the paper's objective; without l = j the shift depends on the row, so rows stay whole."""
     log_sum = mean.new_zeros(len(units))
-    blocks = row_blocks(len(units), 2 * len(units), REPULSION_BYTES)[world.rank :: world.size]
+    blocks = row_blocks(len(units), 2 * len(units), chunk_bytes(units.device, REPULSION_BYTES))[
+        world.rank :: world.size
+    ]
     for start, stop in blocks:
         log_sum[start:stop] = other_logits(units, start, stop, temperature).logsumexp(1)
     world.sum_(log_sum)

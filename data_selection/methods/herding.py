@@ -44,17 +44,17 @@ def select_herding(
     for place in known.tolist():
         near += kernel(rows @ rows[place], config.sigma)
     barred[known.to(device)] = True
-    chosen = torch.empty(budget, dtype=torch.int64)
+    chosen: list[torch.Tensor] = []  # read at the end: no pick waits for a GPU
     with open_bar(progress, budget, "herding", "image") as bar:
         for turn in range(budget):
             score = (alpha * (len(known) + turn + 1)) * mean - near
             score[barred] = -torch.inf
-            best = int((score == score.max()).nonzero()[0])
-            near += kernel(rows @ rows[best], config.sigma)
-            barred[best] = True
-            chosen[turn] = best
+            best = score.argmax()[None]
+            near += kernel(rows @ rows.index_select(0, best)[0], config.sigma)
+            barred.index_fill_(0, best, True)
+            chosen.append(best)
             bar.update(1)
-    return check_selection(kept[chosen], budget, len(features), labelled, excluded)
+    return check_selection(kept[torch.cat(chosen).cpu()], budget, len(features), labelled, excluded)
 
 
 def kernel(product: torch.Tensor, sigma: float) -> torch.Tensor:

@@ -53,17 +53,21 @@ def select_probcover(
         gain = balls.degrees(bar.update)
     barred = torch.zeros(len(rows), dtype=torch.bool, device=device)
     bare = ~barred
+    left = len(rows)  # how many are bare
     for place in torch.searchsorted(kept, labelled).tolist():
-        balls.cover(place, bare, gain)
+        left = balls.cover(place, int(gain[place]), bool(bare[place]), left, bare, gain)
         barred[place] = True
     chosen: list[int] = []
     with open_bar(progress, budget, "ProbCover", "image") as bar:
         while len(chosen) < budget:
             gain[barred] = -1
-            best = int((gain == gain.max()).nonzero()[0])
-            if gain[best] <= 0:
+            most, place = gain.max(0)
+            itself = bare.index_select(0, place[None])[0]
+            read = torch.stack([most.long(), place, itself.long()]).tolist()  # the one wait for a GPU
+            count, best, own = map(int, read)
+            if count <= 0:
                 break
-            balls.cover(best, bare, gain)
+            left = balls.cover(best, count, bool(own), left, bare, gain)
             barred[best] = True
             chosen.append(best)
             bar.update(1)
@@ -105,25 +109,33 @@ class Balls:
                 update(len(some))
         return degree
 
-    def cover(self, place: int, bare: torch.Tensor, gain: torch.Tensor) -> None:
-        """Take the ball of a row: what it holds is no longer bare (n,) bool, and counts for no gain (n,); in place."""
-        one = torch.tensor([place], device=self.rows.device)
-        ball = self.within(one, slice(0, len(self.rows)))[0]
+    def cover(self, place: int, count: int, own: bool, left: int, bare: torch.Tensor, gain: torch.Tensor) -> int:
+        """Take the ball of a row: what it holds is no longer bare (n,) bool, and counts for no gain (n,); in place.
+
+        count: how many bare rows the ball holds; own: whether the row itself is one; left: how many are bare in all.
+        Returns how many still are. A GPU is not waited for.
+        """
+        ball = self.within(torch.full((1,), place, device=self.rows.device), slice(0, len(self.rows)))[0]
         fresh = ball.bool() & bare
-        bare[fresh] = False
-        if int(bare.sum()) < int(fresh.sum()):  # then what is left is counted anew
+        bare &= ~fresh
+        left -= count
+        if left < count:  # then what is left is counted anew
             gain.zero_()
-            self.add(bare, 1, gain)
+            self.add(bare, left, 1, gain)
         else:
-            if fresh[place]:
+            if own:
                 gain -= ball
                 fresh[place] = False
-            self.add(fresh, -1, gain)
+            self.add(fresh, count - own, -1, gain)
+        return left
 
-    def add(self, which: torch.Tensor, sign: int, gain: torch.Tensor) -> None:
-        """Add sign times the number of rows `which` (n,) bool in every ball to gain (n,), in place."""
-        numbers = which.nonzero()[:, 0]
-        for some, part in tiles(len(numbers), len(which)):
+    def add(self, which: torch.Tensor, count: int, sign: int, gain: torch.Tensor) -> None:
+        """Add sign times the number of the `count` rows `which` (n,) bool in every ball to gain (n,), in place."""
+        if which.is_cuda:  # nonzero would wait
+            numbers = which.byte().sort(descending=True, stable=True).indices[:count]
+        else:
+            numbers = which.nonzero()[:, 0]
+        for some, part in tiles(count, len(which)):
             gain[part].add_(self.within(numbers[some], part).sum(0), alpha=sign)
 
 

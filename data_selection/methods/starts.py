@@ -31,18 +31,19 @@ def farthest_point(
     pool = UnitPool(features, torch.cat([labelled, candidates]), device, max_bytes or working_memory(None, device))
     distances = PointDistances(pool, distance)
     gap = torch.full((pool.count,), torch.inf, device=pool.device)  # to the nearest chosen sample
-    for position in range(len(labelled)):
+    for position in torch.arange(len(labelled), device=pool.device)[:, None]:
         gap = torch.minimum(gap, distances.to(position))
     gap[: len(labelled)] = -torch.inf
-    chosen = torch.empty(budget, dtype=torch.int64, device=pool.device)
+    chosen: list[torch.Tensor] = []  # read at the end: no pick waits for a GPU
     first = len(labelled) + random.Random(seed).randrange(len(candidates))
     with open_bar(progress, budget, "farthest point", "image") as bar:
         for turn in range(budget):
-            chosen[turn] = first if turn == 0 and len(labelled) == 0 else gap.argmax()
-            gap = torch.minimum(gap, distances.to(chosen[turn]))
-            gap[chosen[turn]] = -torch.inf
+            drawn = turn == 0 and len(labelled) == 0
+            pick = torch.full((1,), first, device=pool.device) if drawn else gap.argmax()[None]
+            chosen.append(pick)
+            gap = torch.minimum(gap, distances.to(pick)).index_fill_(0, pick, -torch.inf)
             bar.update(1)
-    return candidates[chosen.cpu() - len(labelled)]
+    return candidates[torch.cat(chosen).cpu() - len(labelled)]
 
 
 def plus_plus(
@@ -63,21 +64,20 @@ def plus_plus(
     distances = PointDistances(pool, "euclidean")
     generator = random.Random(seed)
     gap = torch.full((pool.count,), torch.inf, device=pool.device)
-    for position in range(len(labelled)):
+    for position in torch.arange(len(labelled), device=pool.device)[:, None]:
         gap = torch.minimum(gap, distances.to(position))
     free = torch.arange(pool.count, device=pool.device) >= len(labelled)
     chosen = []
     for _ in range(budget):
         weights = torch.where(free, gap.clamp(min=0, max=4).double(), 0)  # 4: no distance is known yet
-        if not weights.any():  # only copies of chosen samples are left
-            weights = free.double()
+        weights = torch.where(weights.any(), weights, free.double())  # else only copies of chosen samples are left
         cumulative = weights.cumsum(0)
         target = cumulative[-1] * generator.random()
-        pick = torch.searchsorted(cumulative, target, right=True)  # skips samples of weight 0
+        pick = torch.searchsorted(cumulative, target[None], right=True)  # skips samples of weight 0
         chosen.append(pick)
-        free[pick] = False
+        free.index_fill_(0, pick, False)
         gap = torch.minimum(gap, distances.to(pick))
-    return candidates[torch.stack(chosen).cpu() - len(labelled)]
+    return candidates[torch.cat(chosen).cpu() - len(labelled)]
 
 
 class PointDistances:
@@ -97,10 +97,9 @@ class PointDistances:
     def _rows(self) -> Iterator[torch.Tensor]:
         return (self.pool.read(start, stop) for start, stop in self.pool.spans(self.pool.count))
 
-    def to(self, position: int | torch.Tensor) -> torch.Tensor:
-        """(n,) distances of every sample to the one at `position`."""
-        place = int(position)
-        point = self.pool.read(place, place + 1)[0]
+    def to(self, position: torch.Tensor) -> torch.Tensor:
+        """(n,) distances of every sample to the one at `position`, (1,) on the pool's device."""
+        point = self.pool.take(position if self.pool.resident is not None else position.cpu())[0]
         right = point.log_softmax(0) if self.kind == "KLDiv" else point
         left = (rows.softmax(1) if self.kind == "KLDiv" else rows for rows in self._rows())
-        return torch.cat([rows @ right for rows in left]).neg_() + self.own + self.other[place]
+        return torch.cat([rows @ right for rows in left]).neg_() + self.own + self.other[position]

@@ -17,7 +17,7 @@ from functools import cache
 
 import torch
 
-from data_selection.nearest.similarity import chunk_rows, exact_dot, product_error, recheck
+from data_selection.nearest.similarity import chunk_rows, exact_dot, joined, product_error, recheck
 
 with warnings.catch_warnings():  # PyTorch says once that these tensors are new; own_dot asks nothing unusual of them
     warnings.simplefilter("ignore")
@@ -77,7 +77,8 @@ def nearest_of_few(rows: torch.Tensor, units: torch.Tensor) -> tuple[torch.Tenso
     it is unless a program allows it.
     """
     few = (rows @ units.T).topk(min(TIES, len(units)), dim=1).indices  # (B, TIES)
-    value = torch.stack([exact_dot(rows, units[column]) for column in few.T], 1)
+    copies = rows[:, None].expand(-1, few.shape[1], -1).flatten(0, 1)
+    value = exact_dot(copies, units.index_select(0, few.flatten())).view_as(few)
     index = few.masked_fill(value < value.amax(1, keepdim=True), len(units)).amin(1)
     return own_dot(rows, units, index), index
 
@@ -228,7 +229,7 @@ def own_dot(rows: torch.Tensor, units: torch.Tensor, index: torch.Tensor) -> tor
     if rows.is_cuda:
         step = chunk_rows(rows)
         parts = zip(rows.split(step), index.split(step), strict=True)
-        return torch.cat([units.index_select(0, which).mul_(some).sum(1) for some, which in parts])
+        return joined([units.index_select(0, which).mul_(some).sum(1) for some, which in parts])
     wanted = torch.sparse_csr_tensor(
         torch.arange(len(rows) + 1), index, rows.new_zeros(len(rows)), (len(rows), len(units)), check_invariants=False
     )  # one entry in each row of the product; this reads every row once and writes nothing else

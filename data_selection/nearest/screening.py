@@ -9,7 +9,7 @@ import torch
 from data_selection.nearest.grouped import BLOCK_ROWS, GroupedSearch
 from data_selection.nearest.narrow import COARSE_FROM, Narrow, Scratch, narrow_is_faster, nearest_of_few, nearest_unit
 from data_selection.nearest.pool_reader import UnitPool
-from data_selection.nearest.similarity import block_rows
+from data_selection.nearest.similarity import block_rows, joined
 
 GROUPED_FROM = {True: 200, False: 500}  # units, where narrow_is_faster() and where not
 PRODUCT_BYTES = 4 << 20  # of a float32 product on the CPU, which is read three times: what the cache holds
@@ -71,7 +71,7 @@ class ProductSearch:
         else:
             parts = [nearest_unit(some, self.units, self.low) for some in rows.split(self.step)]
         values, index = zip(*parts, strict=True)
-        return torch.cat(values), torch.cat(index)
+        return joined(values), joined(index)
 
 
 Search = ProductSearch | GroupedSearch
@@ -82,7 +82,7 @@ def make_search(
 ) -> Search:
     """The search that suits a pool and `count` centroids. full: every iteration sees the same rows."""
     if pool.device.type == "cuda":
-        return ProductSearch(step or block_rows(3 * count + 4 * pool.dimensions, max_bytes))
+        return ProductSearch(step or block_rows(3 * count + 8 * pool.dimensions, max_bytes))
     narrow = narrow_is_faster()
     if full and pool.resident is not None and spans and count >= GROUPED_FROM[narrow]:
         dtype = torch.bfloat16 if narrow else torch.float32

@@ -23,9 +23,19 @@ def block_rows(width: float, max_bytes: float = BLOCK_BYTES) -> int:
     return max(1, int(max_bytes // (4 * max(1, width))))
 
 
-def chunk_rows(table: torch.Tensor, rows: int = CHUNK_ROWS) -> int:
-    """Rows of a table (N, D) to work on at once: `rows` on a CPU, as many as GPU_CHUNK_BYTES of float64 on a GPU."""
-    return rows if table.device.type == "cpu" else max(rows, GPU_CHUNK_BYTES // (8 * max(1, table.shape[-1])))
+def chunk_bytes(device: torch.device, cached: int = BLOCK_BYTES) -> int:
+    """Bytes of one operation's result: `cached` on a CPU, whose cache holds them, GPU_CHUNK_BYTES on a GPU."""
+    return cached if device.type == "cpu" else GPU_CHUNK_BYTES
+
+
+def chunk_rows(table: torch.Tensor, rows: int = CHUNK_ROWS, width: int | None = None) -> int:
+    """Rows of a table (N, D) to work on at once: `rows` on a CPU, what chunk_bytes holds of float64 on a GPU.
+
+    width: numbers that are made of a row, where they are not D.
+    """
+    if table.device.type == "cpu":
+        return rows
+    return max(rows, chunk_bytes(table.device) // (8 * max(1, width or table.shape[-1])))
 
 
 def row_blocks(n: int, width: float, max_bytes: float = BLOCK_BYTES) -> list[tuple[int, int]]:
@@ -63,7 +73,12 @@ def exact_dot(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """
     step = chunk_rows(a)
     pairs = zip(a.split(step), b.split(step), strict=True)
-    return torch.cat([(some.double() * others).sum(-1) for some, others in pairs])
+    return joined([(some.double() * others).sum(-1) for some, others in pairs])
+
+
+def joined(parts: list[torch.Tensor] | tuple[torch.Tensor, ...]) -> torch.Tensor:
+    """torch.cat, but one part is not copied."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def product_error(dimensions: int, magnitude: float = 1.0) -> float:

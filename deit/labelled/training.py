@@ -144,7 +144,8 @@ def predict_images(
 ) -> Predictions:
     """Predictions of a trained run folder for the images of a folder or list, written as a CSV (run/predictions.csv).
 
-    Raises UserError where the folder has no model yet, or `out` is something else than a CSV of predictions.
+    Images that cannot be read are told, and stand in the table without a label. Raises UserError where none can be
+    read, the folder has no model yet, or `out` is something else than a CSV of predictions.
     """
     one_process("predict.py")
     folder = Path(run)
@@ -158,5 +159,6 @@ def predict_images(
     check_own_table(target, TITLE)
     predictions = predict(model, images, device=device, log=log, progress=progress)
     predictions.write(target)
-    log(f"wrote {target}: {len(predictions.names)} images, of {len(predictions.classes)} classes")
+    rest = f"; {len(predictions.unread)} that cannot be read have no label, and come last" if predictions.unread else ""
+    log(f"wrote {target}: {len(predictions.names)} images, of {len(predictions.classes)} classes{rest}")
     return predictions

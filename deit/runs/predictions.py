@@ -17,14 +17,21 @@ TITLE = "file,label,confidence,second,second_confidence"
 
 @dataclass(frozen=True)
 class Predictions:
-    """names: of N images, as below their folder. probabilities: (N, C) float32. classes: the C words."""
+    """names: of N images, as below their folder. probabilities: (N, C) float32. classes: the C words.
+
+    unread: names of further images, which could not be read.
+    """
 
     names: tuple[str, ...]
     probabilities: torch.Tensor
     classes: tuple[str, ...]
+    unread: tuple[str, ...] = ()
 
     def table(self) -> str:
-        """A CSV of file, label, confidence, second label and its confidence, in the order of the images."""
+        """A CSV of file, label, confidence, second label and its confidence, in the order of the images.
+
+        Those that could not be read come last, with nothing beside their names.
+        """
         text = io.StringIO()
         rows = csv.writer(text, lineterminator="\n")
         rows.writerow(TITLE.split(","))
@@ -34,6 +41,7 @@ class Predictions:
             for place, value in zip(places, values, strict=True):
                 cells += [quoted(self.classes[place]), f"{value:.4f}"]
             rows.writerow(cells)
+        rows.writerows([quoted(name), *[""] * TITLE.count(",")] for name in self.unread)
         return text.getvalue()
 
     def write(self, path: Path) -> None:

@@ -65,7 +65,7 @@ class Pipeline:
         return transform
 
     def eval_transform(self) -> Transform:
-        """PIL image -> float tensor (3, size, size): resize to 256/224 of the size, centre crop; small: as it is."""
+        """PIL image -> float tensor (3, size, size): resize to 256/224 of the size, centre crop; small: resize."""
         return transforms.Compose([self.pixels, transforms.ToTensor(), transforms.Normalize(self.mean, self.std)])
 
     def pixels(self, image: Image.Image, margin: int = 0) -> np.ndarray:
@@ -76,6 +76,8 @@ class Pipeline:
             bicubic = transforms.InterpolationMode.BICUBIC
             steps = [transforms.Resize(int(256 / 224 * self.size), bicubic), transforms.CenterCrop(self.size)]
             image = transforms.Compose(steps)(image)
+        elif image.size != (self.size, self.size):
+            image = image.resize((self.size, self.size), Image.Resampling.BICUBIC)
         return np.array(image)
 
 

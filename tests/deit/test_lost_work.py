@@ -1,7 +1,6 @@
 """What must not get lost or pass for something else: results, checkpoints, folders, counts over an interruption."""
 
 import json
-import multiprocessing
 import os
 import signal
 import time
@@ -17,6 +16,7 @@ from deit.main import main
 from deit.runs import folders, saving
 from deit.runs.saving import BEST, NEWEST, Saver
 from tests.deit.test_reliability import poisoned, wait_for
+from tests.support.forks import FORKS
 from tests.support.trainer_runs import checkpoint, child, command, log_lines, make_images
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -192,9 +192,8 @@ def hold(folder, pipe):
 
 
 def test_a_child_that_outlives_its_run_holds_no_lock(tmp_path):
-    context = multiprocessing.get_context("spawn")
-    mine, theirs = context.Pipe()
-    process = context.Process(target=hold, args=(tmp_path, theirs))
+    mine, theirs = FORKS.Pipe()
+    process = FORKS.Process(target=hold, args=(tmp_path, theirs))
     process.start()
     grandchild = mine.recv()
     try:

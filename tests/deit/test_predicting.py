@@ -2,13 +2,17 @@
 
 import csv
 import io
+import shutil
 
 import numpy as np
 import pytest
 import torch
 
 from data_selection.common.errors import UserError
+from data_selection.common.errors import run as end_of
 from data_selection.images.pools import Pool
+from deit.labelled.commands import main_predict
+from deit.labelled.training import predict_images
 from deit.main import main
 from deit.predicting import predict
 from deit.runs.predictions import Predictions, of_pool
@@ -48,6 +52,40 @@ def test_predictions_are_the_evaluations(run, capsys):
     cool = predict(checkpoint, images / "val", device="cpu", temperature=0.5, log=lambda _: None)
     sharp = found.probabilities**2
     torch.testing.assert_close(cool.probabilities, sharp / sharp.sum(1, keepdim=True))
+
+
+@pytest.mark.parametrize("at_a_time", [256, 2])
+def test_images_that_cannot_be_read_are_told_and_left_out(run, tmp_path, monkeypatch, at_a_time):
+    images, folder = run
+    monkeypatch.setattr("deit.predicting.BATCH", at_a_time)
+    pool, said = shutil.copytree(images / "val", tmp_path / "pool"), []
+    before = predict(folder / "checkpoint.pth", pool, device="cpu", log=lambda _: None)
+    first, _ = lost = (before.names[0], before.names[-1])
+    for name in lost:
+        (pool / name).write_bytes(b"no image")
+    found = predict(folder / "checkpoint.pth", pool, device="cpu", log=said.append)
+    assert (found.names, found.unread) == (before.names[1:-1], lost)
+    torch.testing.assert_close(found.probabilities, before.probabilities[1:-1])
+    assert f"2 of {len(before.names)} images are left out: " in said[-1]
+    assert f"{first} cannot be read (UnidentifiedImageError" in said[-1]
+    assert "\n" not in said[-1]
+    with pytest.raises(UserError, match=r"none of the 2 images of .*pool can be read, first image .*"):
+        predict(folder / "checkpoint.pth", pool, device="cpu", ids=[0, len(before.names) - 1], log=lambda _: None)
+
+
+def test_the_function_and_the_command_predict_the_same(run, tmp_path, capsys):
+    images, folder = run
+    pool = shutil.copytree(images / "val", tmp_path / "pool")
+    (pool / "lost.png").write_bytes(b"no image")
+    found = predict_images(folder / "checkpoint.pth", pool, tmp_path / "a.csv", device="cpu")
+    of_function = capsys.readouterr().out.splitlines()[-1]
+    words = [str(folder / "checkpoint.pth"), str(pool), "--out", str(tmp_path / "b.csv"), "--device", "cpu"]
+    assert end_of(main_predict, words) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == of_function.replace("a.csv", "b.csv")
+    assert of_function.endswith(f"a.csv: {len(found.names)} images, of 2 classes; 1 that cannot be read have no label, "
+                                "and come last")  # fmt: skip
+    assert (tmp_path / "b.csv").read_text() == (tmp_path / "a.csv").read_text() == found.table()
+    assert found.table().splitlines()[-1] == "lost.png,,,,"
 
 
 def test_the_temperature_of_the_run_is_used_unless_another_is_given(run, tmp_path):

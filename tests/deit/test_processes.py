@@ -1,4 +1,4 @@
-"""One run on one, two and four processes, and what holds for networks with batch norm."""
+"""One run on one and on several processes, and what holds for networks with batch norm."""
 
 import json
 
@@ -15,19 +15,18 @@ def images(tmp_path_factory):
     return make_images(tmp_path_factory.mktemp("images"))
 
 
-def test_four_processes_follow_the_curve_of_two_and_of_one(images, tmp_path):
+def test_four_processes_follow_the_curve_of_one(images, tmp_path):
     flags = {
-        "epochs": 3, "drop": 0.1, "drop_path": 0.3, "mixup": 0.8, "cutmix": 1.0, "mixup_prob": 0.8, "clip_grad": 2.0,
+        "epochs": 2, "drop": 0.1, "drop_path": 0.3, "mixup": 0.8, "cutmix": 1.0, "mixup_prob": 0.8, "clip_grad": 2.0,
         "global_batch_size": 24, "aa": "rand-m9-mstd0.5-inc1", "reprob": 0.3, "num_workers": 0,
     }  # fmt: skip
     runs = {}
-    for processes in (1, 2, 4):
+    for processes in (1, 4):
         train_on(processes, command(images, tmp_path / str(processes), **flags | {"batch_size": 5}), tmp_path)
         runs[processes] = log_lines(tmp_path / str(processes))
-    for processes in (2, 4):
-        for key in CURVES:
-            one, many = ([line[key] for line in runs[count]] for count in (1, processes))
-            assert many == pytest.approx(one, rel=1e-4), key
+    for key in CURVES:
+        one, many = ([line[key] for line in runs[count]] for count in (1, 4))
+        assert many == pytest.approx(one, rel=1e-4), key
     results = [json.loads((tmp_path / name / "result.json").read_text()) for name in ("1", "4")]
     assert results[0]["ema"]["loss"] == pytest.approx(results[1]["ema"]["loss"], rel=1e-4)
 
@@ -35,8 +34,8 @@ def test_four_processes_follow_the_curve_of_two_and_of_one(images, tmp_path):
 def test_batch_norm_trains_alike_where_the_passes_are_alike_and_evaluates_alike(images, tmp_path, capsys):
     """Passes over the same images have the same statistics; only the running averages differ, and are averaged."""
     flags = {
-        "model": "resnet10t", "input_size": 32, "finetune": "none", "epochs": 2, "batch_size": 10, "num_workers": 0,
-        "global_batch_size": 20,  # the 60 entries of an epoch make full steps
+        "model": "resnet10t", "input_size": 32, "finetune": "none", "epochs": 1, "warmup_epochs": 0,
+        "batch_size": 10, "num_workers": 0, "global_batch_size": 20,  # the 60 entries of an epoch make full steps
     }  # fmt: skip
     for processes in (1, 2):
         train_on(processes, command(images, tmp_path / str(processes), **flags), tmp_path)

@@ -120,7 +120,8 @@ def test_compiled_training_draws_and_learns_the_same(images, tmp_path, monkeypat
         compile_model(model, backend="eager", fullgraph=True)
 
     monkeypatch.setattr(torch.nn.Module, "compile", traced)
-    flags = {"drop_path": 0.3, "drop": 0.1, "epochs": 3}
+    (tmp_path / "eight.json").write_text(str([*range(2, 10)]))
+    flags = {"drop_path": 0.3, "drop": 0.1, "epochs": 2, "subset_ids": tmp_path / "eight.json", "no_model_ema": True}
     main(command(images, tmp_path / "plain", **flags))
     main(command(images, tmp_path / "compiled", compile=True, **flags))
     assert len(compiled) == 1

@@ -17,6 +17,7 @@ from deit import epochs as deit_epochs
 from deit.main import main
 from deit.runs import saving, stopping
 from deit.runs.saving import Saver, write
+from tests.support.forks import FORKS
 from tests.support.trainer_runs import checkpoint, child, command, log_lines, make_images, train_into
 
 EPOCHS = 10
@@ -219,7 +220,7 @@ def test_a_worker_that_dies_is_named(images, tmp_path):
     """In a process of its own: PyTorch raises at a worker's death wherever the main thread is, in pytest, too."""
     said = tmp_path / "said"
     words = command(images, None, epochs=1, aa="rand-m9", num_workers=1)
-    process = multiprocessing.get_context("forkserver").Process(target=murdered, args=(words, str(said)))
+    process = FORKS.Process(target=murdered, args=(words, str(said)))
     process.start()
     process.join(120)
     assert process.exitcode == 2, said.read_text()

@@ -16,7 +16,7 @@ from deit.learner import building
 from deit.learner.building import make_optimizer, make_scheduler
 from deit.main import main
 from deit.options import parse
-from tests.support.trainer_runs import checkpoint, command, launch, log_lines, make_images
+from tests.support.trainer_runs import checkpoint, command, log_lines, make_images
 
 
 @pytest.fixture(scope="module")
@@ -106,20 +106,6 @@ def test_a_checkpoint_of_the_released_trainer_is_continued(images, tmp_path, arg
     if args:
         with pytest.raises(UserError, match=r"--lr 0.1 \(was 0.05\)"):
             main(command(images, finetune=None, resume=tmp_path / "released.pth", lr=0.1))
-
-
-def test_two_processes_follow_the_curve_of_one(images, tmp_path):
-    flags = {
-        "epochs": 3, "drop": 0.1, "drop_path": 0.3, "mixup": 0.8, "cutmix": 1.0, "mixup_prob": 0.8, "clip_grad": 2.0,
-        "global_batch_size": 24, "aa": "rand-m9-mstd0.5-inc1",
-    }  # fmt: skip
-    main(command(images, tmp_path / "one", num_workers=0, **flags))
-    done = launch(command(images, tmp_path / "two", **flags | {"batch_size": 5, "num_workers": 0}))
-    one, two = log_lines(tmp_path / "one"), log_lines(tmp_path / "two")
-    for key in ("train_lr", "train_loss", "test_loss"):
-        assert [line[key] for line in two] == pytest.approx([line[key] for line in one], rel=1e-4)
-    assert [line["test_acc1"] for line in two] == [line["test_acc1"] for line in one]
-    assert done.stdout.count("Creating model") == 1
 
 
 def test_accumulated_passes_follow_the_same_curve(images, tmp_path, capsys):

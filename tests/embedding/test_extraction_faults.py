@@ -1,6 +1,5 @@
 """Extraction under kills, full disks, dying processes: the unbroken file, bit for bit, or a clear error and no file."""
 
-import multiprocessing
 import os
 import random
 import resource
@@ -20,6 +19,7 @@ from data_selection.common.errors import UserError, run
 from data_selection.embedding.forward import class_tokens
 from data_selection.images.pools import Pool, open_pool, read_image
 from tests.support.extraction_cases import ALONE, COUNT, save, small_pool
+from tests.support.forks import FORKS
 
 
 class Dies(Exception):
@@ -202,10 +202,7 @@ def test_refused_writes(model, tmp_path, calls):
     assert np.array_equal(save(small_pool(), model, tmp_path / "t.npy"), whole)
 
 
-# Real processes, forked from one that has loaded everything already
-
-FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["data_selection.commands.extract", "timm", "pytest"])
+# Real processes
 
 
 def start_command(flags, log, environment=()):

@@ -9,26 +9,46 @@ import torch
 from data_selection.commands.any_method import main_select
 from data_selection.common.errors import UserError
 from data_selection.common.feature_table import load_features, save_features
-from data_selection.judging.advice import advise, use_of_labels
+from data_selection.judging import advice
+from data_selection.judging.advice import advise, evenness, use_of_labels
 from data_selection.methods.table import METHODS
 from tests.support.selection_commands import make_table
 
-EVEN = torch.randn(600, 12, generator=torch.Generator().manual_seed(0))
+
+def pool(counts):
+    """Clusters of these sizes, 12 dimensions."""
+    generator = torch.Generator().manual_seed(0)
+    centres = 2 * torch.randn(len(counts), 12, generator=generator)
+    return centres.repeat_interleave(torch.tensor(counts), 0) + torch.randn(sum(counts), 12, generator=generator)
+
+
+EVEN, TAIL = torch.randn(600, 12, generator=torch.Generator().manual_seed(0)), pool([400, 100] + [4] * 30)
 
 
 @pytest.mark.parametrize(
     ("budget", "labelled", "method"),
     [(10, 0, "facility"), (100, 0, "facility"), (101, 0, "voptimal"), (60, 41, "voptimal"), (550, 0, "voptimal")],
 )
-def test_the_labels_decide_in_number(budget, labelled, method):
+def test_even_pools(budget, labelled, method):
     found = advise(EVEN, budget, labelled=range(labelled))
     assert found.method == method
     assert found.reason.startswith(f"{budget + labelled} labels of 600 images, ")
     assert ("little more than from a random choice" in found.reason) == (budget + labelled >= 60)
 
 
-def test_what_is_excluded_is_no_part_of_the_pool():
-    assert advise(EVEN, 40, excluded=range(200)).reason.startswith("40 labels of 400 images, ")
+@pytest.mark.parametrize("budget", [20, 100, 400])
+def test_long_tails_are_for_kmeans(budget):
+    found = advise(TAIL, budget)
+    assert found.method == "kmeans"
+    assert "long tail" in found.reason
+
+
+def test_evenness_looks_at_what_may_be_chosen():
+    everything = torch.arange(600)
+    assert evenness(EVEN, everything) > advice.EVEN > evenness(TAIL, torch.arange(620))
+    assert evenness(EVEN, everything[:499]) is None
+    assert advise(EVEN, 60, excluded=range(101)).method == "facility"
+    assert evenness(EVEN.numpy(), everything) == evenness(EVEN, everything)
 
 
 def test_the_labels_of_a_large_share_do_without_the_pool():
@@ -57,15 +77,15 @@ def test_the_command_takes_the_method_and_says_why(tmp_path, capsys):
 
 
 def test_auto_takes_labels_into_account(tmp_path, capsys):
-    path = tmp_path / "POOL_train.npy"
-    save_features(path, EVEN.numpy(), np.zeros(len(EVEN), int))
-    (tmp_path / "known.json").write_text(json.dumps([*range(98)]))
+    path = tmp_path / "TAIL_train.npy"
+    save_features(path, TAIL.numpy(), np.zeros(len(TAIL), int))
+    (tmp_path / "known.json").write_text(json.dumps([*range(45)]))
     words = ["--features", path, "--method", "auto", "--budget", 5, "--output_dir", tmp_path, "--device", "cpu",
              "--labelled", tmp_path / "known.json"]  # fmt: skip
     main_select(list(map(str, words)))
     said = capsys.readouterr().out
-    assert "takes voptimal: 103 labels of 600 images" in said
-    assert "quality without labels: distance to the nearest of the 103 images" in said  # the labelled count
-    (made,) = [path for path in tmp_path.glob("POOL_train_voptimal*.json") if "provenance" not in path.name]
-    row = METHODS["voptimal"]
-    assert json.loads(made.read_text()) == row.select(EVEN, 5, config=row.config(), labelled=range(98)).tolist()
+    assert "takes kmeans: 50 labels of 620 images" in said
+    assert "quality without labels: distance to the nearest of the 50 images" in said  # the labelled count
+    (made,) = [path for path in tmp_path.glob("TAIL_train_kmeans*.json") if "provenance" not in path.name]
+    row = METHODS["kmeans"]
+    assert json.loads(made.read_text()) == row.select(TAIL, 5, config=row.config(), labelled=range(45)).tolist()

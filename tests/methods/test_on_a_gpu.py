@@ -1,18 +1,25 @@
 """Every method on a pretended GPU: nothing that CUDA refuses, the CPU's samples, and few waits."""
 
+import re
 from collections import Counter
 
 import pytest
 import torch
 
+from data_selection.common.distributed import World
+from data_selection.common.errors import UserError
 from data_selection.methods.activeft import select_activeft
-from data_selection.methods.configs import ActiveFTConfig
+from data_selection.methods.activeft_objective import repulsion
+from data_selection.methods.bilaf.selection import select_bilaf
+from data_selection.methods.configs import ActiveFTConfig, BiLAFConfig
 from data_selection.methods.table import METHODS
+from data_selection.nearest.similarity import normalise
 from tests.support.beliefs import beliefs
 from tests.support.pretend_cuda import pretended
 
 SMALL = {"activeft": {"max_iter": 4}, "kmeans": {"max_iter": 5}, "zcore": {"draws": 500}}
-MOST_LAUNCHES = 420  # of an iteration over 6,000 rows and 700 centroids
+MOST_OF_BILAF = 64  # launches of a choice in all classes of a batch
+MOST_LAUNCHES = 56  # of an iteration for each span of the pool, what is done once among them
 
 
 @pytest.fixture(scope="module")
@@ -44,11 +51,68 @@ def counted(function):
     return found[1][0] - found[0][0], found[1][1] - found[0][1]
 
 
-def test_an_iteration_of_activeft_is_few_large_operations():
-    """The size of a table shows in the launches only where it is cut for a CPU's cache."""
-    rows = torch.randn(6000, 8, generator=torch.Generator().manual_seed(0))
+GREEDY = {"fps": {}, "herding": {}, "facility": {}, "herding-uncertainty": {}, "wvoptimal": {},
+          "probcover": {"delta": 0.02}, "activeft": {"init": "kmeans++", "max_iter": 1}}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", GREEDY)
+def test_no_pick_waits(name, features):
+    """Picks stay on the GPU; probcover, whose next product is as large as a ball, reads three numbers for each."""
+    method, waits = METHODS[name], []
+    options = {"config": method.config(**GREEDY[name]), "labelled": [3]} | beliefs(method, features)
+    for budget in (10, 50):
+        with pretended() as card:
+            method.select(features, budget, device="cuda", **options)
+        waits.append(sum(card.waits.values()))
+    assert waits[1] - waits[0] <= (40 if name == "probcover" else 3), card.waits
+
+
+@pytest.mark.parametrize("options", [{}, {"batch_size": 2500}, {"objective": "paper"}], ids=str)
+def test_an_iteration_of_activeft_is_few_large_operations(options):
+    """Three spans; every table is of a size at which pieces for a CPU's cache would show."""
+    rows = torch.randn(3000, 8, generator=torch.Generator().manual_seed(0))
     waits, launches = counted(
-        lambda steps: select_activeft(rows, 700, config=ActiveFTConfig(max_iter=steps), device="cuda")
+        lambda steps: select_activeft(rows, 1100, config=ActiveFTConfig(max_iter=steps, **options), device="cuda")
     )
-    assert sum(waits.values()) <= 2, waits
-    assert launches < MOST_LAUNCHES
+    assert not waits
+    assert launches <= 3 * MOST_LAUNCHES
+
+
+def test_repulsion_of_rows_of_zeros_without_a_wait(features):
+    """At this temperature the sums of other rows are lost beside them."""
+    units = normalise(features)
+    units[[3, 50]] = 0
+    wanted = repulsion(units, 0.005, World(0, 1, units.device), torch.empty(units.shape, dtype=torch.float64))
+    with pretended() as card:
+        there = units.to("cuda")
+        memory = torch.empty(units.shape, dtype=torch.float64, device="cuda")
+        before = sum(card.waits.values())
+        found = repulsion(there, 0.005, World(0, 1, there.device), memory)
+        assert sum(card.waits.values()) == before
+        for mine, other in zip(found, wanted, strict=True):
+            torch.testing.assert_close(mine.cpu(), other, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("steps", [3, 60])
+def test_a_centroid_thrown_away_is_told_late_but_as_on_the_cpu(features, steps):
+    config = ActiveFTConfig(max_iter=steps, lr=1e30, scheduler="cosine")
+    with pytest.raises(UserError) as wanted:
+        select_activeft(features, 12, config=config)
+    with pretended(), pytest.raises(UserError, match=re.escape(str(wanted.value))):
+        select_activeft(features, 12, config=config, device="cuda")
+
+
+@pytest.mark.parametrize("kind", ["remaining", "class"])
+def test_a_choice_of_bilaf_waits_for_nothing(kind):
+    """Two more choices in each of three classes, which are worked on together."""
+    rows = torch.randn(600, 6, generator=torch.Generator().manual_seed(0))
+    options = {"cores": [1, 2, 3], "config": BiLAFConfig(removal=kind, intra=kind)}
+    found = []
+    for budget in (60, 66):
+        with pretended() as card:
+            chosen = select_bilaf(rows, budget, device="cuda", **options)
+        found.append((sum(card.waits.values()), sum(card.launches.values())))
+    assert torch.equal(chosen, select_bilaf(rows, 66, **options))
+    (waits, launches), (more, further) = found
+    assert more == waits
+    assert further - launches <= 2 * MOST_OF_BILAF

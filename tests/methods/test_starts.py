@@ -30,7 +30,7 @@ def test_distances_are_the_textbooks(kind):
     distances = PointDistances(UnitPool(rows, torch.arange(40), CPU, 1000), kind)
     for place in (0, 17, 39):
         wanted = KINDS[kind](unit(rows), unit(rows)[place])
-        torch.testing.assert_close(distances.to(place).double(), wanted, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(distances.to(torch.tensor([place])).double(), wanted, atol=1e-5, rtol=1e-4)
 
 
 def kmeans_plus_plus(rows, budget, labelled, excluded, seed):

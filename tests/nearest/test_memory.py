@@ -54,7 +54,7 @@ def test_rows_that_were_read_stay_as_they_were(limit):
     rows = torch.randn(3000, 8, generator=torch.Generator().manual_seed(0))
     pool = UnitPool(rows, None, torch.device("cpu"), limit)
     first = pool.read(0, 1)
-    distances = PointDistances(pool, "cosine").to(0)
+    distances = PointDistances(pool, "cosine").to(torch.tensor([0]))
     unit = F.normalize(rows, dim=1)
     torch.testing.assert_close(distances, 1 - unit @ unit[0])
     torch.testing.assert_close(first, unit[:1])

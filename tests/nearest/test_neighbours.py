@@ -1,14 +1,10 @@
 """The k nearest neighbours against a full sort."""
 
-import socket
-
 import numpy as np
 import pytest
 import torch
-import torch.multiprocessing as mp
 from sklearn.datasets import load_digits
 
-from data_selection.common import distributed
 from data_selection.common.errors import UserError
 from data_selection.nearest import graph as module
 from data_selection.nearest import neighbour_search
@@ -16,6 +12,7 @@ from data_selection.nearest.graph import nearest_neighbours
 from data_selection.nearest.pool_reader import UnitPool
 from data_selection.nearest.similarity import BLOCK_BYTES, normalise
 from tests.support import oracles_graph as oracle
+from tests.support.thread_world import on_ranks
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -189,25 +186,16 @@ def test_all_zero_rows_take_no_time(monkeypatch):
     assert sum(counts) < 20 * len(pool)
 
 
-def one_rank(rank, size, port, out):
-    import os
-
-    os.environ.update(
-        RANK=str(rank), WORLD_SIZE=str(size), LOCAL_RANK=str(rank), MASTER_ADDR="localhost", MASTER_PORT=str(port)
-    )
-    torch.set_num_threads(1)
-    with distributed.start("cpu") as world:
-        pool = nearest_neighbours(rows(400), 7, world=world)
-        torch.save([*pool, *nearest_neighbours(rows(400), 7, queries=rows(2, seed=1), world=world)], f"{out}/{rank}.pt")
-
-
 @pytest.mark.parametrize("size", [2, 3])
-def test_ranks_find_the_same(size, tmp_path):
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    mp.spawn(one_rank, (size, port, str(tmp_path)), nprocs=size)
-    alone = [*nearest_neighbours(rows(400), 7), *nearest_neighbours(rows(400), 7, queries=rows(2, seed=1))]
-    for rank in range(size):
-        together = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+def test_ranks_find_the_same(size):
+    """As threads; in processes every method that needs neighbours is run by methods/test_ranks."""
+
+    def both(**world):
+        return [
+            *nearest_neighbours(rows(400), 7, **world),
+            *nearest_neighbours(rows(400), 7, queries=rows(2, seed=1), **world),
+        ]
+
+    alone = both()
+    for together in on_ranks(size, lambda world: both(world=world)):
         assert all(map(torch.equal, alone, together))

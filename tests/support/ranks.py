@@ -1,19 +1,18 @@
 """A few processes that make a group, as a launcher would start them."""
 
-import multiprocessing
 import os
 
 import torch
 import torch.multiprocessing as mp
 
 from data_selection.common.errors import run
+from tests.support.forks import FORKS
 from tests.support.trainer_runs import free_port
 
 
 def as_ranks(size, function, *args):
     """Call function(rank, *args) in `size` processes of one launcher; returns when all have ended."""
-    multiprocessing.set_forkserver_preload(["tests.support.ranks", "data_selection.methods.bilaf.selection"])
-    mp.start_processes(one, (size, free_port(), function, args), nprocs=size, start_method="forkserver")
+    mp.start_processes(one, (size, free_port(), function, args), nprocs=size, start_method=FORKS.get_start_method())
 
 
 def one(rank, size, port, function, args):

@@ -1,7 +1,6 @@
 """What tests of whole training runs share: a small folder of demo images, the command line, the files it leaves."""
 
 import json
-import multiprocessing
 import os
 import socket
 import subprocess
@@ -17,6 +16,7 @@ from data_selection.common.errors import run
 from data_selection.embedding.backbones import build_model
 from data_selection.images import pools
 from deit.main import main
+from tests.support.forks import FORKS
 
 MAIN = Path(__file__).resolve().parents[2] / "deit" / "main.py"
 IMAGES = 20  # for training; three times that in an epoch
@@ -112,9 +112,7 @@ def launch(words, processes=2):
 
 def child(words, said=os.devnull, **environment):
     """A process that trains, its words going to the file `said`; forked from one that has imported the trainer."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["deit.trainer", __name__])
-    process = context.Process(target=train_into, args=(words, said, environment))
+    process = FORKS.Process(target=train_into, args=(words, said, environment))
     process.start()
     return process
 

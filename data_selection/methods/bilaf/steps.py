@@ -203,7 +203,8 @@ def pick(
         key = torch.where(alive, torch.add(local, row, alpha=base), GONE)
         if turn == 1 or config.removal == "remaining":
             remove = (left // count).clamp(min=1)[:, None]
-            most = int(remove.max())
+            if turn == 1 or not remove.is_cuda:  # later ones are at most the first, so a GPU is asked but once
+                most = int(remove.max())
         nearest, leaving = key.topk(most, dim=1, largest=False)
         last = nearest.gather(1, remove - 1)
         alive &= key > last

@@ -9,10 +9,11 @@ from data_selection.common.progress import OpenBar, open_bar
 from data_selection.methods.configs_design import FacilityConfig, MaxHerdingConfig
 from data_selection.methods.design.kernels import Kernel, draw, sampled_distance
 from data_selection.nearest.pool_reader import UnitPool, pool_device, working_memory
-from data_selection.nearest.similarity import BLOCK_BYTES, block_rows
+from data_selection.nearest.similarity import block_rows, chunk_bytes
 
 REFRESHED = 64  # candidates whose gain is computed together
 CUT = 5  # candidates for one to choose, at least
+STEPS = 32  # on a GPU between two looks at how many are chosen
 
 
 @full_float32()
@@ -109,60 +110,67 @@ class Cover:
         progress: OpenBar | None = None,
     ) -> None:
         self.pool, self.candidates, self.clients, self.kernel = pool, candidates, clients, kernel
+        if pool.resident is not None:  # else rows are read by the host
+            self.candidates = candidates.to(pool.device)
         self.weights = weights.double()
         self.best = torch.zeros(len(clients), device=pool.device)  # of each client, its kernel with the nearest chosen
-        step = block_rows(len(clients), BLOCK_BYTES if pool.device.type == "cpu" else 8 * BLOCK_BYTES)
+        step = block_rows(len(clients), chunk_bytes(pool.device))
         for start in range(0, len(labelled), step):
             known = kernel(pool.take(labelled[start : start + step]), clients)
             self.best = torch.maximum(self.best, known.amax(0))
         shape = (len(candidates), len(clients))
         fits = 4 * shape[0] * shape[1] <= working_memory(None, pool.device) / 2
         self.table = torch.empty(shape, device=pool.device) if fits else None
-        self.bound = torch.empty(len(candidates), dtype=torch.float64)  # of each one's gain
+        self.bound = torch.empty(len(candidates), dtype=torch.float64, device=pool.device)  # of each one's gain
+        self.fresh = torch.zeros_like(self.bound, dtype=torch.bool)  # bounds that are gains now
         with open_bar(progress, len(candidates), "kernels", "image") as bar:
             for start in range(0, len(candidates), step):
                 part = slice(start, start + step)
-                rows = kernel(pool.take(candidates[part]), clients)
+                rows = kernel(pool.take(self.candidates[part]), clients)
                 if self.table is not None:
                     self.table[part] = rows
                 self.bound[part] = self.gains(rows)
                 bar.update(len(rows))
 
     def gains(self, rows: torch.Tensor) -> torch.Tensor:
-        """What candidates of these kernels (b, C) would add, (b,) float64 on the CPU."""
-        return ((rows - self.best).clamp_(min=0).double() @ self.weights).cpu()
+        """What candidates of these kernels (b, C) would add, (b,) float64."""
+        return (rows - self.best).clamp_(min=0).double() @ self.weights
 
     def rows(self, numbers: torch.Tensor) -> torch.Tensor:
         """Kernels (b, C) of candidates by their numbers (b,)."""
         if self.table is not None:
-            return self.table[numbers.to(self.table.device)]
-        return self.kernel(self.pool.take(self.candidates[numbers]), self.clients)
+            return self.table[numbers]
+        return self.kernel(self.pool.take(self.candidates[numbers.to(self.candidates.device)]), self.clients)
 
     def choose(self, budget: int, progress: OpenBar | None) -> torch.Tensor:
         """The positions of `budget` candidates, in order of choice."""
-        chosen = []
+        chosen = torch.empty(budget + 1, dtype=torch.int64, device=self.bound.device)  # the last: of no choice
+        count, before = torch.zeros(1, dtype=torch.int64, device=self.bound.device), 0
         with open_bar(progress, budget, "facility location", "image") as bar:
-            for _ in range(budget):
-                pick = self.largest()
-                chosen.append(pick)
-                self.bound[pick] = -torch.inf
-                self.best = torch.maximum(self.best, self.rows(torch.tensor([pick]))[0])
-                bar.update(1)
-        return self.candidates[torch.tensor(chosen)]
+            while before < budget:
+                for _ in range(1 if self.bound.device.type == "cpu" else STEPS):
+                    self.step(chosen, count)
+                now = min(budget, int(count))
+                bar.update(now - before)
+                before = now
+        return self.candidates.cpu()[chosen[:budget].cpu()]
 
-    def largest(self) -> int:
-        """Number of the candidate that adds most, of equal ones the first.
+    def step(self, chosen: torch.Tensor, count: torch.Tensor) -> None:
+        """Renew the largest bounds, and choose the candidate that adds most, of equal ones the first, if it is certain.
 
         Gains only shrink: one that is the largest of all bounds, computed for the present choice, is the largest gain.
+        chosen: (budget + 1,), count: (1,) how many are chosen, both changed. The host waits for nothing.
         """
-        fresh = torch.zeros(len(self.bound), dtype=torch.bool)
-        while True:
-            top = self.bound.max()
-            leaders = (self.bound == top).nonzero()[:, 0]
-            if top <= 0 or fresh[leaders].all():  # no gain is below 0
-                return int(leaders[0])
-            stale = self.bound.masked_fill(fresh, -torch.inf).topk(min(REFRESHED, len(self.bound))).indices
-            stale = stale[self.bound[stale] > -torch.inf]
-            stale = stale[~fresh[stale]].sort().values
-            self.bound[stale] = self.gains(self.rows(stale))
-            fresh[stale] = True
+        bound, fresh = self.bound, self.fresh
+        stale = bound.masked_fill(fresh, -torch.inf).topk(min(REFRESHED, len(bound))).indices.sort().values
+        done = fresh[stale] | bound[stale].isinf()  # of the few that are left some
+        bound[stale] = torch.where(done, bound[stale], self.gains(self.rows(stale)))
+        fresh[stale] = True
+        top = bound.max()
+        certain = ((top <= 0) | (fresh | (bound < top)).all())[None]  # no gain is below 0
+        pick = bound.argmax()[None]
+        chosen[torch.where(certain, count, len(chosen) - 1).clamp_(max=len(chosen) - 1)] = pick
+        count += certain
+        bound[pick] = torch.where(certain, -torch.inf, top)
+        fresh &= ~certain
+        self.best = torch.where(certain, torch.maximum(self.best, self.rows(pick)[0]), self.best)

@@ -115,9 +115,9 @@ def design(
     chosen = []
     with open_bar(progress, budget, "V-optimal design", "image") as bar:
         for _ in range(budget):
-            chosen.append(plan.pick())
+            chosen.append(plan.pick())  # read at the end: no pick waits for a GPU
             bar.update(1)
-    return candidates[torch.tensor(chosen)]
+    return candidates[torch.cat(chosen).cpu()]
 
 
 class VOptimal:
@@ -140,12 +140,12 @@ class VOptimal:
         """phi_j' A phi_j of every candidate, (n,) float64, for A (F, F)."""
         return torch.cat([((some @ matrix.float()) * some).sum(1).double() for some in self.rows.split(BLOCK)])
 
-    def pick(self) -> int:
-        """Number of the candidate whose label helps most, of equal ones the first; its label is taken as given."""
+    def pick(self) -> torch.Tensor:
+        """Number (1,) of the candidate whose label helps most, of equal ones the first; its label is taken as given."""
         gain = (self.q / (self.noise + self.p.clamp(min=0))).masked_fill(~self.free, -torch.inf)
-        best = int(gain.argmax())
-        self.free[best] = False
-        row = self.rows[best].double()
+        best = gain.argmax()[None]
+        self.free.index_fill_(0, best, False)
+        row = self.rows.index_select(0, best)[0].double()
         u = self.sigma @ row
         half = self.moment @ u
         scale = self.noise + row @ u
