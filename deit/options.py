@@ -53,8 +53,8 @@ def _add_data(flags: Flags) -> None:
         "it is at hand")  # fmt: skip
     add("--labels", metavar="FILE", help="FOLDER: CSV `file,label` for the images in train/, instead of class folders")
     add("--val-labels", metavar="FILE", help="FOLDER: the same for the images in val/")
-    add("--train-path", metavar="DIR", help="FOLDER: the images to train on, a folder or a list of paths, instead of "
-        "train/ in --data-path")  # fmt: skip
+    add("--train-path", metavar="DIR", help="FOLDER: the images to train on, a folder or a list of paths (relative to "
+        "--data-path, else to the list), instead of train/ in --data-path")  # fmt: skip
     add("--val-path", metavar="DIR", help="FOLDER: the evaluation images, likewise, instead of val/ in --data-path; "
         "none: there are none, and nothing is evaluated")  # fmt: skip
     add("--input-size", type=int, help="side of the images in pixels; default by data set: DEMO 28, others 224")

@@ -19,17 +19,19 @@ def open_folders(
     val_labels: Path | str | None = None,
     train_path: Path | str | None = None,
     val_path: Path | str | None = None,
+    base: Path | None = None,
 ) -> tuple[pools.Pool, pools.Pool]:
     """(pool of root/train, pool of root/val), images in the order of feature extraction, classes in sorted order.
 
     labels, val_labels: CSV files with the labels of either part, else they are its class folders. Both parts must have
     the same class folders; a CSV may leave classes of the other part out, but not add any. train_path, val_path: other
-    folders, or lists of paths, for either part; val_path `none`: the second pool is empty.
+    folders, or lists of paths, for either part; val_path `none`: the second pool is empty. base: what relative paths of
+    such a list start from, by default the list's folder.
     """
-    train = labelled_folder(Path(train_path or root / "train"), labels, "--labels", "--train-path")
+    train = labelled_folder(Path(train_path or root / "train"), labels, "--labels", "--train-path", base)
     if val_path == NONE:
         return train, pools.Pool(labels=(), names=(), classes=train.classes, class_names=train.class_names)
-    test = labelled_folder(Path(val_path or root / "val"), val_labels, "--val-labels", "--val-path")
+    test = labelled_folder(Path(val_path or root / "val"), val_labels, "--val-labels", "--val-path", base)
     check_labels(test, range(len(test)), val_labels)
     ours, theirs = train.class_names or (), test.class_names or ()
     if labels is None and val_labels is None and ours != theirs:
@@ -45,7 +47,11 @@ def open_folders(
 
 
 def labelled_folder(
-    folder: Path, labels: Path | str | None, flag: str = "--labels", place: str = "--train-path"
+    folder: Path,
+    labels: Path | str | None,
+    flag: str = "--labels",
+    place: str = "--train-path",
+    base: Path | None = None,
 ) -> pools.Pool:
     """The images of a folder, or list of paths, with the labels of a CSV (-1: not in it).
 
@@ -57,7 +63,7 @@ def labelled_folder(
             f"folders of train/ and val/ with their labels in a CSV ({flag} FILE); {place} names another folder, "
             "or a list of paths"
         )
-    pool = pools.folder_pool(folder) if folder.is_dir() else pools.list_pool(folder, folder.parent)
+    pool = pools.folder_pool(folder) if folder.is_dir() else pools.list_pool(folder, base or folder.parent)
     names = pool.names or ()
     if labels is None and not folder.is_dir():
         raise UserError(f"{folder} is a list, and its labels are read from a CSV: give {flag} FILE")

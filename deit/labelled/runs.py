@@ -24,7 +24,7 @@ MODEL, LABELS, TRAINING = "model.pth", "labels.csv", "training"
 class Labelled:
     """A run folder with its labels. source: where the pool's images are; table: their features.
 
-    whole: whether the source has just the images of the features, no more and no fewer.
+    pool: names of the source's images that the features hold; whole: whether they are all of both.
     """
 
     folder: Path
@@ -32,7 +32,8 @@ class Labelled:
     table: FeatureTable
     answers: Answers
     record: dict[str, Any]
-    whole: bool = True
+    pool: tuple[str, ...]
+    whole: bool
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -82,7 +83,8 @@ def open_run(
             f"{len(gone)} of the {len(answers.labels)} labelled images are not in {where} any longer: {some(gone)}; "
             "say with --source where they are"
         )
-    return Labelled(folder, where, table, answers, record, here == set(table.names))
+    pool = tuple(name for name in table.names if name in here)
+    return Labelled(folder, where, table, answers, record, pool, len(pool) == len(here) == len(table.names))
 
 
 def backbone_flags(run: Labelled, weights: str) -> list[str]:

@@ -11,6 +11,7 @@ from data_selection.common.distributed import one_process
 from data_selection.common.errors import UserError
 from data_selection.common.files import atomic_write, check_own_table, read_json
 from data_selection.common.kinds import Log
+from data_selection.common.listed_names import quoted
 from data_selection.common.progress import OpenBar
 from data_selection.images.answers import write_labels
 from deit.labelled.reporting import report
@@ -66,9 +67,8 @@ def train_on_labels(
     if test_labels and not test:
         raise UserError(f"--test-labels {test_labels} are of the images in --test, which is missing")
     given = open_run(run, labels, source, partial=partial, log=log)
-    if mode == "auto" and not given.whole:  # the pool cannot teach: some of its images may not even be readable
-        log(f"{given.source} has other images than those that were embedded: --mode lp-ft, by the labelled ones alone")
-        mode = "lp-ft"
+    if not given.whole:
+        log(f"{given.source} and the features hold different images: the {len(given.pool)} of both are the pool")
     minutes = MINUTES if mode == "auto" and minutes is None else minutes
     words = [*backbone_flags(given, weights), "--mode", mode, "--seed", str(seed), "--device", device]
     words += ["--minutes", str(minutes)] if minutes is not None else []
@@ -101,7 +101,14 @@ def judges(accuracy: dict[str, Any]) -> str:
 
 def trained(given: Labelled, words: Sequence[str], table: Path, folder: Path) -> dict[str, Any]:
     """Run the trainer, or go on with what it left. Returns the values of its result.json."""
-    data = ["--data-set", "FOLDERSUBSET", "--train-path", str(given.source), "--labels", str(table)]
+    pool = given.source
+    if not given.whole:  # some of the others may not even be readable
+        pool = folder.with_suffix(".txt")
+        pool.parent.mkdir(exist_ok=True)
+        with atomic_write(pool, "w") as handle:
+            handle.write("".join(f"{quoted(name)}\n" for name in given.pool))
+    base = given.source if given.source.is_dir() else given.source.parent
+    data = ["--data-set", "FOLDERSUBSET", "--data-path", str(base), "--train-path", str(pool), "--labels", str(table)]
     data += ["--subset_ids", str(table), "--output_dir", str(folder), "--auto-resume"]
     train(parse([*data, *words]))
     done = folder / "result.json"

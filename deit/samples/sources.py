@@ -59,7 +59,7 @@ def open_images(
     """
     root = find_data(name, data_path)
     if name == "FOLDER":
-        train, test = open_folders(root, labels, val_labels, train_path, val_path)
+        train, test = open_folders(root, labels, val_labels, train_path, val_path, root if data_path else None)
     else:
         train, test = (open_part(name, root, split, category) for split in ("train", "val"))
     train.background = test.background = background

@@ -50,6 +50,11 @@ def test_a_list_of_paths_is_a_part(folder):
     labels = write(folder / "l.csv", "train/c.png,cat\n")
     train, _ = open_folders(folder, labels, train_path=folder / "list.txt")
     assert (train.names, train.labels) == (("val/dog/1.png", "train/c.png"), [-1, 0])
+    (folder / "elsewhere").mkdir()
+    moved = (folder / "list.txt").rename(folder / "elsewhere/list.txt")
+    again, _ = open_folders(folder, labels, train_path=moved, base=folder)
+    assert (again.names, again.paths) == (train.names, train.paths)
+    moved.rename(folder / "list.txt")
     with pytest.raises(UserError, match=r"list\.txt is a list, and its labels are read from a CSV: give --labels FILE"):
         open_folders(folder, train_path=folder / "list.txt")
 
