@@ -13,8 +13,9 @@ from data_selection.common.feature_table import load_features
 from data_selection.embedding.backbones import DEMO_WEIGHTS
 from data_selection.images import pools
 from data_selection.judging.smoothed import fit_smoothed
+from deit import choosing, smoothing
 from deit import epochs as deit_epochs
-from deit import smoothing
+from deit.crossval import asked_ids
 from deit.main import main
 from deit.options import parse
 from tests.support.flag_runs import row
@@ -175,3 +176,24 @@ def test_three_phases_go_on_after_a_kill(colours, tmp_path, monkeypatch):
     main(few_shot(colours, tmp_path / "killed", auto_resume=True, **flags))
     one, two = (checkpoint(tmp_path / name)["model"] for name in ("whole", "killed"))
     assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+@pytest.mark.parametrize("best", ["smoothed", "linear", "full", "self-train"])
+def test_what_auto_decided_stays(best, images, tmp_path, monkeypatch):
+    def said(job, mode):
+        labels = torch.tensor([job.train_pool.label(i) for i in asked_ids(job)])
+        right = torch.arange(len(labels)) < (len(labels) if mode == best else 5)
+        return torch.nn.functional.one_hot(torch.where(right, labels, (labels + 1) % job.classes), job.classes).float()
+
+    monkeypatch.setattr(
+        choosing, "answers", lambda job, source, modes: {mode: said(job, mode) for mode in ("linear", *modes)}
+    )
+    for mode in ("smoothed", "linear"):
+        monkeypatch.setattr(choosing, f"{mode}_said", lambda job, features, mode=mode: said(job, mode))
+    first = run(images, tmp_path, mode="auto", epochs=1, rounds=1)
+    assert first["mode"] == best
+    for name in ("answers", "smoothed_said", "linear_said"):
+        monkeypatch.setattr(choosing, name, None)
+    (tmp_path / "result.json").unlink()
+    again = run(images, tmp_path, mode="auto", epochs=1, rounds=1, auto_resume=True)
+    assert (again["mode"], again["auto"], again["last"]) == (best, first["auto"], first["last"])
