@@ -49,7 +49,8 @@ def build_parser() -> argparse.ArgumentParser:
 def main_choose(argv: Sequence[str] | None = None) -> None:
     """Entry of scripts/choose_images.py. Raises UserError for the user's mistakes, before any work."""
     args = build_parser().parse_args(argv)
-    print(f"{args.out}: {args.budget} images of {args.source}", flush=True)  # what follows imports torch: seconds
+    more = f" and {args.check} drawn at random" if args.check else ""
+    print(f"{args.out}: {args.budget} images{more} of {args.source}", flush=True)  # what follows imports torch: seconds
     from data_selection.commands.run_choose import choose_images
 
     choose_images(

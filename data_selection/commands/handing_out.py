@@ -16,9 +16,10 @@ from data_selection.commands.any_method import NEIGHBOURS
 from data_selection.commands.shared import bar_factory
 from data_selection.common.distributed import World
 from data_selection.common.errors import UserError
-from data_selection.common.feature_table import FeatureTable, load_features
+from data_selection.common.feature_table import FeatureTable, load_features, sidecar
 from data_selection.common.files import atomic_write, read_json
 from data_selection.common.listed_names import quoted
+from data_selection.common.subset_files import CHECK
 from data_selection.images.answers import read_answers, write_labels
 from data_selection.images.pools import Pool
 from data_selection.nearest.stored_graph import pool_graph
@@ -63,6 +64,7 @@ def hand_out(order: Order, pool: Pool, labels: dict[str, str], world: World) -> 
     table, ids = load_features(out / read_run(out)["features"]), read_json(out / SUBSET)
     beliefs = believe(out / BELIEFS, table, labels, ids, world) if labels else None
     likeliest = beliefs.likeliest() if beliefs else None
+    reason = why_chosen(out, names, beliefs) if beliefs else ""
     classes = list(dict.fromkeys([*order.classes, *sorted(set(given.values()))]))
     local = [f"{IMAGES}/{at}" for at in where] if linked else [str(Path(path).absolute())[1:] for path in paths]
     write_label_studio(out, names, local, classes, likeliest)
@@ -73,18 +75,26 @@ def hand_out(order: Order, pool: Pool, labels: dict[str, str], world: World) -> 
         hashlib.sha256("\n".join(names).encode("utf-8", "surrogateescape")).hexdigest()[:16],
         f"{out.resolve().name}: {len(names)} of {len(table)} images", files, shown,
         arrange(np.asarray(table.features[ids]), beliefs), classes=classes, labels=known, beliefs=likeliest,
-        why=why(beliefs) if beliefs else "",
+        why=reason,
     )  # fmt: skip
     with atomic_write(out / PAGE, "w") as handle:
         handle.write(page)
-    if beliefs:
-        print(why(beliefs))
+    if reason:
+        print(reason)
     left = f", {len(given)} of them labelled" if given else ""
     print(
         f"wrote {out / PAGE}: open it with a double click to label {len(names)} images{left}; {ANSWERS}, "
         f"{f'{IMAGES}/, ' if linked else ''}label_studio_tasks.json, label_studio_config.xml and cvat_manifest.jsonl "
         "are beside it"
     )
+
+
+def why_chosen(out: Path, names: list[str], beliefs: Beliefs) -> str:
+    """arrangement.why of the images that were chosen, and how many of `names` were drawn at random beside them."""
+    drawn = set(read_json(sidecar(out / SUBSET, "provenance")).get(CHECK) or ())
+    chosen = [name not in drawn for name in names]
+    words = why(Beliefs(beliefs.probabilities[chosen], beliefs.classes))
+    return f"{words}; {len(drawn)} more were drawn at random, to judge by" if drawn else words
 
 
 def believe(path: Path, table: FeatureTable, labels: dict[str, str], ids: list[int], world: World) -> Beliefs:

@@ -1,6 +1,7 @@
 """Images that are drawn at random beside a choice: which they are, that they are marked, and that later rounds know."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -39,7 +40,9 @@ def test_a_choice_keeps_its_images_and_gets_others_at_random(folder, tmp_path, c
         choose_images(folder, 15, tmp_path / "both", check=20, **WORDS)
 
     write_answers(both.folder / "annotate.csv", {name: word(name) for name in both.files})
+    capsys.readouterr()
     after = choose_images(folder, 5, tmp_path / "after", check=10, labelled=[both.folder], **WORDS)
+    assert re.search(r"\n5 images: .*; 10 more were drawn at random, to judge by\n", capsys.readouterr().out)
     own = record(after.folder)["check"]
     assert not {*own} & {*both.files}
     assert check_names(after.folder) == [*drawn, *own]
