@@ -1,4 +1,4 @@
-"""Write a file so that it is whole or absent; hash one."""
+"""Write a file so that it is whole or absent, by one process at a time; hash one."""
 
 import contextlib
 import errno
@@ -6,11 +6,12 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
 from data_selection.common.errors import UserError
+from data_selection.common.system import lock
 
 
 @contextlib.contextmanager
@@ -36,6 +37,34 @@ def atomic_write(path: Path | str, mode: str = "wb") -> Iterator[IO[Any]]:
         if isinstance(error, OSError) and error.filename is None:  # a full disk: the system names no file
             raise OSError(error.errno or errno.EIO, error.strerror or str(error), str(path)) from error
         raise
+
+
+@contextlib.contextmanager
+def one_at_a_time(path: Path | str, say: Callable[[str], object]) -> Iterator[bool]:
+    """Keep other processes that ask for the same path out of the block; waits for one that is in it, and says so.
+
+    Yields whether it had to wait: what was read before may have changed. X.lock beside the file is there meanwhile.
+    """
+    guard, waited = Path(path).with_suffix(".lock"), False
+    while True:
+        with guard.open("a") as handle:
+            try:
+                lock(handle)
+            except BlockingIOError:
+                say(f"another process is making {path}: waiting for it")
+                lock(handle, wait=True)
+                waited = True
+            try:
+                if not os.path.samestat(os.fstat(handle.fileno()), guard.stat()):
+                    continue  # another process has removed this one, and a third may hold the next
+            except FileNotFoundError:
+                continue
+            try:
+                yield waited
+            finally:
+                with contextlib.suppress(OSError):  # Windows removes no open file
+                    guard.unlink()
+            return
 
 
 def current_umask() -> int:

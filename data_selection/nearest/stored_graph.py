@@ -4,6 +4,7 @@ X.neighbours.npz holds, for each row of X.npy, its neighbours and similarities, 
 and a hash of the row; X.neighbours.json says how many there are of what. Unfinished work lies in X.neighbours.partial.
 """
 
+import contextlib
 import hashlib
 import json
 import shutil
@@ -18,7 +19,7 @@ import torch
 
 from data_selection.common.distributed import World, on_main
 from data_selection.common.feature_table import FeatureTable
-from data_selection.common.files import atomic_write, check_writable
+from data_selection.common.files import atomic_write, check_writable, one_at_a_time
 from data_selection.common.progress import open_bar
 from data_selection.nearest.graph import Finder, nearest_neighbours
 from data_selection.nearest.pool_reader import pool_device, unit_mean, working_memory
@@ -78,28 +79,32 @@ def pool_graph(
     """
     world = world or World(0, 1, pool_device(table.features, None))
     hashes = row_hashes(table.features)
-    stored = None if table.path is None else read_neighbours(neighbours_file(table.path))
-    if stored is not None and np.array_equal(stored.hashes, hashes) and _serves(stored, k):
-        return stored.first(k)
-    centre = unit_mean(table.features, world.device).cpu()
-    plan = _plan(stored, hashes, centre, k)
+    if (stored := _stored(table, hashes, k, world)) is not None:
+        return stored
     path = on_main(world, lambda: _place(table.path, world))
     if path is None:
+        plan = _planned(table, hashes, k, world)
         found = nearest_neighbours(
             table.features, k, world=world, max_bytes=max_bytes, centre=plan.centre, progress=progress
         )
         return Neighbours(found[0].cpu(), found[1].cpu(), plan.centre, hashes)
-    if plan.old is not None:
-        world.say(f"{path.name}: {plan.told()}")
-    width = k if plan.old is None else plan.old.index.shape[1]  # as many as there were: the next one may want them
-    work = _Work(table.features, hashes, plan, width, path, world, max_bytes)
-    on_main(world, work.prepare)
-    work.run(progress)
-    world.barrier()
-    on_main(world, work.finish)
-    done = read_neighbours(path)
-    assert done is not None
-    return done.first(k)
+    with contextlib.ExitStack() as ours:
+        # of two commands that start together one looks up, the other waits and finds
+        on_main(world, lambda: ours.enter_context(one_at_a_time(path, world.say)))
+        if (stored := _stored(table, hashes, k, world)) is not None:
+            return stored
+        plan = _planned(table, hashes, k, world)
+        if plan.old is not None:
+            world.say(f"{path.name}: {plan.told()}")
+        width = k if plan.old is None else plan.old.index.shape[1]  # as many as there were: the next one may want them
+        work = _Work(table.features, hashes, plan, width, path, world, max_bytes)
+        on_main(world, work.prepare)
+        work.run(progress)
+        world.barrier()
+        on_main(world, work.finish)
+        done = read_neighbours(path)
+        assert done is not None
+        return done.first(k)
 
 
 def neighbours_file(features: Path | str) -> Path:
@@ -120,8 +125,27 @@ def read_neighbours(path: Path) -> Neighbours | None:
         return None
 
 
-def _serves(stored: Neighbours, k: int) -> bool:
-    return stored.index.shape[1] >= min(k, len(stored.index) - 1)
+def _stored(table: FeatureTable, hashes: np.ndarray, k: int, world: World) -> Neighbours | None:
+    """The k nearest neighbours as kept beside the table's file, where they are those of its rows today."""
+    box: list[Neighbours | None] = []
+
+    def look() -> bool:
+        stored = None if table.path is None else read_neighbours(neighbours_file(table.path))
+        serves = stored is not None and np.array_equal(stored.hashes, hashes)
+        box.append(stored if serves and stored and stored.index.shape[1] >= min(k, len(hashes) - 1) else None)
+        return box[0] is not None
+
+    if not on_main(world, look):  # rank 0 tells: another command may bring it between two ranks' looks
+        return None
+    if not box:
+        look()
+    assert box[0] is not None
+    return box[0].first(k)
+
+
+def _planned(table: FeatureTable, hashes: np.ndarray, k: int, world: World) -> "_Plan":
+    stored = None if table.path is None else read_neighbours(neighbours_file(table.path))
+    return _plan(stored, hashes, unit_mean(table.features, world.device).cpu(), k)
 
 
 def _place(features: Path | None, world: World) -> Path | None:

@@ -1,5 +1,7 @@
 """Neighbours kept beside the feature file: equal to a fresh search, mended, resumed, shared."""
 
+import threading
+
 import numpy as np
 import pytest
 import torch
@@ -204,6 +206,31 @@ def test_ranks_share_the_work(change, tmp_path, asked, small_blocks):
         assert_fresh(found, table.features, 7)
     if change is None:
         assert asked[200] == 200 * 4  # once by all ranks together, and by each fresh search
+
+
+def test_of_two_commands_at_once_one_looks_up(tmp_path, asked, monkeypatch):
+    """The second begins while the first is at its blocks, and waits for it: locks keep threads apart too."""
+    table, real, waits = table_of(tmp_path, pool_rows()), module._Work.run, threading.Event()
+
+    def run(self, progress):
+        second.start()
+        assert waits.wait(60)
+        real(self, progress)
+
+    def say(world, text):
+        assert text == f"another process is making {neighbours_file(table.path)}: waiting for it"
+        waits.set()
+
+    monkeypatch.setattr(module._Work, "run", run)
+    monkeypatch.setattr(module.World, "say", say)
+    found = []
+    second = threading.Thread(target=lambda: found.append(pool_graph(table, 7)))
+    found.append(pool_graph(table, 7))
+    second.join()
+    assert asked == {200: 200}
+    for one in found:
+        assert_fresh(one, table.features, 7)
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".json", ".npy", ".npz"]
 
 
 def test_ranks_without_a_file_share_the_work():
