@@ -22,9 +22,9 @@ def build_parser() -> argparse.ArgumentParser:
     add("--out", type=Path, required=True, help="folder of everything that is written; it can be moved and renamed")
     add(
         "--method",
-        choices=sorted(LABEL_FREE),
+        choices=[*sorted(LABEL_FREE), "auto"],
         default="activeft",
-        help="how images are chosen without labels",
+        help="how images are chosen without labels; auto: by what suits pool and budget, and why",
     )
     asking = ", ".join(name for name in METHODS if name not in LABEL_FREE)
     add("--strategy", default="auto", help="with --labelled: auto, label-free (as --method says), or a method that "

@@ -40,13 +40,13 @@ class Known:
 def method_of(known: Known, budget: int, method: str, strategy: str) -> tuple[str, str]:
     """(method, why) of a choice: by a model of the labels where there are some of two classes, unless not asked for.
 
-    method: for a choice without a model; strategy: one of STRATEGIES. Raises UserError where a model is asked for by
-    name and there are no labels for it.
+    method: for a choice without a model, AUTO where the pool is to decide; strategy: one of STRATEGIES. Raises
+    UserError where a model is asked for by name and there are no labels for it.
     """
     from data_selection.judging.rounds import advise_rounds
 
-    if method not in LABEL_FREE or strategy not in STRATEGIES:
-        raise UserError(f"method {method!r} and strategy {strategy!r}: {', '.join(LABEL_FREE)} and "
+    if method not in (AUTO, *LABEL_FREE) or strategy not in STRATEGIES:
+        raise UserError(f"method {method!r} and strategy {strategy!r}: {AUTO}, {', '.join(LABEL_FREE)} and "
                         f"{', '.join(STRATEGIES)} are known")  # fmt: skip
     classes = sorted(set(known.labels.values()))
     if len(classes) < 2:

@@ -39,6 +39,7 @@ from data_selection.common.subset_files import CHECK, budget_from_percent, versi
 from data_selection.images.answers import write_labels
 from data_selection.images.list_files import decoded
 from data_selection.images.pools import POOLS, Pool, own_pool
+from data_selection.judging.advice import CORE, advise
 from data_selection.judging.estimate import FEWEST_DRAWN
 from data_selection.methods.table import METHODS
 
@@ -77,12 +78,13 @@ def choose_images(
 ) -> Chosen | None:
     """Choose `budget` images (a number, or percent: "2%") of a folder or list, and make the folder `out` to label them.
 
-    method: a row of LABEL_FREE. check: so many images more, drawn at random from the rest of the pool, which training
-    judges by and learns from, too. labelled: folders of earlier rounds, or label files of any tool; these images are
-    not chosen again, and with labels of two classes a model of them chooses by a strategy, one of STRATEGIES (`auto`:
-    as judging.rounds advises). classes: names for the page, or the `a,b,c` or file of the command. images: `link`,
-    `copy` or `none`. The same call again goes on where it was stopped, and never writes over labels. dry_run: only say
-    what it would do, and return None. Raises UserError for the user's mistakes, before any work.
+    method: a row of LABEL_FREE, or `auto`: as judging.advice says once the pool is embedded. check: so many images
+    more, drawn at random from the rest of the pool, which training judges by and learns from, too. labelled: folders of
+    earlier rounds, or label files of any tool; these images are not chosen again, and with labels of two classes a
+    model of them chooses by a strategy, one of STRATEGIES (`auto`: as judging.rounds advises). classes: names for
+    the page, or the `a,b,c` or file of the command. images: `link`, `copy` or `none`. The same call again goes on where
+    it was stopped, and never writes over labels. dry_run: only say what it would do, and return None. Raises UserError
+    for the user's mistakes, before any work.
     """
     # rank 0 alone looks for neighbours and writes the pages, and each step would form a group of its own at one port
     one_process(
@@ -129,7 +131,7 @@ def choose_images(
 
 @dataclasses.dataclass(frozen=True)
 class Planned:
-    """A choice that is still to be made."""
+    """A choice that is still to be made. method: AUTO where the features are to decide."""
 
     out: Path
     budget: int
@@ -143,10 +145,13 @@ class Planned:
 
     def embed(self, args: argparse.Namespace, labelled: Sequence[Path | str], dry_run: bool) -> bool:
         """Say what is to come, then extract. Returns whether to go on to the choice."""
-        config = METHODS[self.method].config()
+        method = self.method
+        if method == AUTO:  # what it takes for an even pool, for the time that it needs
+            method = "facility" if self.budget + len(self.known.labels) <= CORE else "voptimal"
+        config = METHODS[method].config()
 
         def select(features: torch.Tensor, budget: int) -> torch.Tensor:
-            return METHODS[self.method].select(
+            return METHODS[method].select(
                 features, budget, config=config, seed=self.seed, device=args.device_used, **self.stand_in(features)
             )
 
@@ -167,8 +172,8 @@ class Planned:
 
     def stand_in(self, features: torch.Tensor) -> dict[str, torch.Tensor]:
         """What a method of rounds is tried with, in place of a model's answers."""
-        row = METHODS[self.method]
-        if not row.rounds:
+        row = METHODS.get(self.method)
+        if row is None or not row.rounds:
             return {}
         said = features[:, : len(set(self.known.labels.values()))].softmax(1)
         return {"probabilities": said} | ({"smoothed": features} if row.smoothed else {})
@@ -190,8 +195,6 @@ class Planned:
     def choose(self, device: str) -> None:
         """Choose from the features, and write the list with its record."""
         features = self.out / read_run(self.out)["features"]
-        config = METHODS[self.method].config()
-
         args = argparse.Namespace(
             device=device,
             seed=self.seed,
@@ -206,17 +209,22 @@ class Planned:
             taken, waiting = (
                 [rows[name] for name in some if name in rows] for some in (self.known.labels, self.known.waiting)
             )
-
-            select = functools.partial(METHODS[self.method].select, config=config, seed=self.seed)
-            if METHODS[self.method].rounds:
+            method = self.method
+            if method == AUTO:
+                advice = advise(table.features, self.budget, labelled=taken, excluded=waiting, seed=self.seed)
+                method = advice.method
+                world.say(f"--method {AUTO} takes {method}: {advice.reason}")
+            config = METHODS[method].config()
+            select = functools.partial(METHODS[method].select, config=config, seed=self.seed)
+            if METHODS[method].rounds:
                 select = functools.partial(
-                    next_round, table, numbered(self.known.labels, table), world, self.method, config, self.seed
+                    next_round, table, numbered(self.known.labels, table), world, method, config, self.seed
                 )
             settings = dataclasses.asdict(config) | ({CHECK: self.check} if self.check else {})
             budget = self.budget + self.check
             known = {"labelled": taken, "excluded": waiting}
             return Plan(
-                self.out, SUBSET, budget, select, self.method, settings, self.method, taken=known, check=self.check
+                self.out, SUBSET, budget, select, method, settings, method, taken=known, check=self.check
             )  # fmt: skip
 
         choose(args, features, plan)

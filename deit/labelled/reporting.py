@@ -9,7 +9,9 @@ import torch
 
 from data_selection.annotation.label_report import Facts, write_report
 from data_selection.annotation.originals import file_address, show
-from data_selection.annotation.run_folder import check_names, read_run
+from data_selection.annotation.run_folder import SUBSET, check_names, read_run
+from data_selection.common.feature_table import sidecar
+from data_selection.common.files import read_json
 from data_selection.common.kinds import Features, Log
 from data_selection.common.listed_names import quoted
 from data_selection.common.progress import OpenBar, open_bar
@@ -125,10 +127,11 @@ def notes(run: Labelled) -> list[str]:
 def record_of(run: Labelled, result: dict[str, Any]) -> dict[str, Any]:
     """What, when, with which versions."""
     made, request = pool_provenance(run.table), run.record.get("request") or {}
+    chosen = read_json(sidecar(run.folder / SUBSET, "provenance"))  # a request can leave the method to us
     backbone = made.get("backbone") or {}
     return {
         "images": str(run.source), "pool": len(run.names), "labels": len(run.answers.labels),
-        "chosen by": request.get("method"), "seed": request.get("seed"), "backbone": backbone.get("arch"),
+        "chosen by": chosen.get("method"), "seed": request.get("seed"), "backbone": backbone.get("arch"),
         "weights": backbone.get("weights"), "mode": result.get("mode"), "recipe": result.get("recipe"),
         "epochs": result.get("epochs_run"), "seconds of training": round(result.get("seconds") or 0),
         **{name: value for name, value in versions().items() if value},

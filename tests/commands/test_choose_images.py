@@ -1,6 +1,7 @@
 """From a folder and a budget to everything that it takes to label: once, again, after a stop, moved, and in rounds."""
 
 import csv
+import dataclasses
 import json
 import os
 import shutil
@@ -17,6 +18,8 @@ from data_selection.common.distributed import World
 from data_selection.common.errors import UserError
 from data_selection.common.feature_table import load_features
 from data_selection.images.answers import read_answers
+from data_selection.judging import advice
+from data_selection.methods.table import METHODS
 from tests.support.extraction_cases import COUNT
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -207,6 +210,23 @@ def test_a_round_asks_a_model_of_the_labels_unless_told_not_to(choose, tmp_path,
     margins = abs(everything.probabilities[:, 0] - everything.probabilities[:, 1])
     free = np.delete(margins, json.loads((one / "subset.json").read_text()))
     assert sorted(abs(a - b) for a, b in beliefs) == pytest.approx(np.sort(free)[:8].tolist(), abs=1e-3)
+
+
+@pytest.mark.parametrize(("core", "method"), [(12, "facility"), (11, "voptimal")])
+def test_the_method_can_be_left_to_the_pool(choose, tmp_path, capsys, monkeypatch, core, method):
+    for module in (advice, run_choose):
+        monkeypatch.setattr(module, "CORE", core)
+    out = choose(tmp_path / "out", method="auto")
+    made = json.loads((out / "subset.provenance.json").read_text())
+    assert (made["method"], made["config"]) == (method, dataclasses.asdict(METHODS[method].config()))
+    assert f"--method auto takes {method}: 12 labels of {COUNT} images" in capsys.readouterr().out
+    assert json.loads((out / "run.json").read_text())["request"]["method"] == "auto"
+    choose(tmp_path / "out", method="auto")  # the same again
+    direct = choose(tmp_path / "direct", method=method)
+    assert (direct / "subset.json").read_text() == (out / "subset.json").read_text()
+    label(out, 12)
+    again = choose(tmp_path / "again", method="auto", strategy="label-free", labelled=[out], budget=3)
+    assert json.loads((again / "subset.provenance.json").read_text())["method"] == "voptimal"
 
 
 def test_labels_that_contradict_each_other_are_told_together(choose, tmp_path):

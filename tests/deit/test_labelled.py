@@ -210,12 +210,14 @@ def test_test_images_are_told_and_decide_nothing(run, folder, tmp_path):
 def test_moved_images_are_found_again_and_those_gone_are_named(run, folder, tmp_path):
     pool = shutil.copytree(folder, tmp_path / "pool")
     record = values_of(run) | {"source": str(pool)}
+    record["request"]["method"] = "auto"  # the report names what it came to
     (run / "run.json").write_text(json.dumps(record))
     pool = pool.rename(tmp_path / "moved")
     with pytest.raises(UserError, match=r"images are not in .*pool any longer: say with --source"):
         train(run)
     pool.chmod(0o555)
     train(run, source=pool)
+    assert values(run)["record"]["chosen by"] == json.loads((run / "subset.provenance.json").read_text())["method"]
     pool.chmod(0o755)
     lost = rows(run / "labels.csv")[0][0]
     (pool / lost).unlink()
