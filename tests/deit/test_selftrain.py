@@ -140,3 +140,61 @@ def test_no_test_image_teaches(images, tmp_path):
     train(other, tmp_path / "half")
     whole, half = checkpoint(tmp_path / "all"), checkpoint(tmp_path / "half")
     assert all(torch.equal(whole["model"][key], half["model"][key]) for key in whole["model"])
+
+
+@pytest.fixture
+def begun(monkeypatch):
+    """[(chunk's `done`, whether the optimizer is new, whether the average is the model, the rates of its steps)]."""
+    real, seen = selftrain.train_one_epoch, []
+
+    def noted(learner, data, steps, epoch, *, done, on_step, **rest):
+        rates = []
+        pairs = zip(learner.ema.module.parameters(), learner.model.parameters(), strict=True)
+        seen.append((done, not learner.optimizer.state, all(a.equal(b) for a, b in pairs), rates))
+
+        def step(*told):
+            rates.append(learner.optimizer.param_groups[0]["lr"])
+            on_step(*told)
+
+        return real(learner, data, steps, epoch, done=done, on_step=step, **rest)
+
+    monkeypatch.setattr(selftrain, "train_one_epoch", noted)
+    return seen
+
+
+def test_every_round_begins_anew_and_its_chunks_are_one_schedule(images, tmp_path, begun, monkeypatch):
+    train(images, tmp_path / "parts", model_ema=True)
+    parts = begun.copy()
+    assert [chunk[:3] for chunk in parts] == 2 * [(0, True, True), (2, False, False)]
+    begun.clear()
+    monkeypatch.setattr(selftrain, "CHUNK", 100)
+    train(images, tmp_path / "whole", model_ema=True)
+    for whole, (first, second) in zip(begun, zip(parts[::2], parts[1::2], strict=True), strict=True):
+        assert first[3] + second[3] == whole[3]
+        assert len(set(whole[3])) == 4
+
+
+def test_steps_left_out_of_the_pool_are_counted(images, tmp_path, monkeypatch):
+    class Broken(Criterion):
+        calls = 0
+
+        def __call__(self, *batch):
+            Broken.calls += 1
+            return super().__call__(*batch) * (float("nan") if Broken.calls in (2, 3, 6) else 1)
+
+    monkeypatch.setattr(selftrain, "Criterion", Broken)
+    train(images, tmp_path, skip_nonfinite=True)
+    assert json.loads((tmp_path / "result.json").read_text())["skipped_steps"] == 3
+    assert [line.get("skipped_steps", 0) for line in log_lines(tmp_path)][-4:] == [1, 2, 3, 3]
+
+
+def test_the_graph_spreads_the_labels_over_the_test_images_too(images, tmp_path, monkeypatch):
+    class Probe:
+        def predict(self, features, *, corrected=False):
+            right = [0] * (len(features) // 2) + [1] * (len(features) - len(features) // 2)
+            return torch.eye(2)[right if corrected else [1 - label for label in right]]
+
+    real = selftrain.smoothed_probe
+    monkeypatch.setattr(selftrain, "smoothed_probe", lambda *asked: (Probe(), real(*asked)[1]))
+    train(images, tmp_path)
+    assert json.loads((tmp_path / "result.json").read_text())["graph"]["acc1"] == 100
