@@ -9,7 +9,8 @@ from queue import SimpleQueue
 from data_selection.commands.shared import make_parser
 from data_selection.common.errors import UserError
 from data_selection.judging.report import markdown_table
-from tests.support.mutants import ROOT, TESTS, Copy, draw, tests_of
+from tests.support.mutant_tables import TESTS
+from tests.support.mutants import ROOT, Copy, draw, tests_of
 
 
 def main(argv=None):

@@ -11,110 +11,14 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.support.mutant_tables import NOTHING, TESTS
+
 ROOT = Path(__file__).resolve().parents[2]
 CARRIED = ("data_selection", "deit", "tests", "configs", "scripts", "subsets", "pyproject.toml", "requirements.txt")
 LEFT = shutil.ignore_patterns("__pycache__", "*.pyc", ".*", "outputs", "features")
 
-# Modules where results are made, and the tests that concern each, the quickest first
-SEARCH = ("methods/test_starts.py", "methods/test_activeft.py", "methods/test_activeft_search.py")
-FLAGS = (
-    "deit/test_flag_table.py",
-    "deit/test_flag_pixels.py",
-    "deit/test_flag_mixing.py",
-    "deit/test_flag_data.py",
-    "deit/test_flag_files.py",
-    "deit/test_flag_epochs.py",
-)
-TESTS = {
-    "deit/engine.py": (*FLAGS, "deit/test_recipe.py", "deit/test_few_shot.py"),
-    "deit/losses.py": (*FLAGS, "deit/test_run.py"),
-    "deit/samplers.py": ("deit/test_samplers.py", *FLAGS),
-    "deit/epochs.py": (
-        "deit/test_flag_epochs.py",
-        "deit/test_flag_data.py",
-        "deit/test_flag_files.py",
-        "deit/test_modes.py",
-        "deit/test_flag_table.py",
-        "deit/test_few_shot.py",
-    ),
-    "deit/crossval.py": ("deit/test_crossval.py", "deit/test_flag_epochs.py"),
-    "deit/selftrain.py": ("deit/test_flag_epochs.py", "deit/test_selftrain.py"),
-    "deit/learner/building.py": (*FLAGS, "deit/test_recipe.py", "deit/test_few_shot.py", "deit/test_run.py"),
-    "deit/learner/linear.py": ("deit/test_modes.py", "deit/test_flag_epochs.py"),
-    "deit/samples/draws.py": ("deit/test_draws.py", *FLAGS),
-    "deit/samples/mixing.py": ("deit/test_draws.py", "deit/test_flag_mixing.py"),
-    "deit/samples/pipeline.py": ("deit/test_flag_pixels.py", "deit/test_datasets.py", "deit/test_shift.py"),
-    "deit/samples/resizing.py": ("deit/test_resizing.py", "deit/test_flag_pixels.py"),
-    "deit/samples/tensor_images.py": ("deit/test_shift.py", "deit/test_resizing.py", "deit/test_flag_pixels.py"),
-    "deit/samples/sources.py": ("deit/test_modes.py", "deit/test_labels.py", "deit/test_datasets.py", *FLAGS),
-    "data_selection/images/label_files.py": ("deit/test_labels.py",),
-    "data_selection/images/answers.py": ("images/test_answers.py", "test_any_name.py"),
-    "data_selection/images/answer_files.py": ("images/test_answers.py", "test_any_name.py"),
-    "data_selection/judging/findings.py": ("judging/test_findings.py",),
-    "data_selection/judging/rounds.py": ("judging/test_rounds.py",),
-    "data_selection/commands/given_labels.py": ("commands/test_next_round.py",),
-    "data_selection/annotation/label_report.py": ("annotation/test_report.py",),
-    "deit/predicting.py": ("deit/test_predicting.py", "deit/test_smoothed_mode.py"),
-    "deit/runs/predictions.py": ("deit/test_predicting.py", "test_any_name.py"),
-    "deit/labelled/judging.py": ("deit/test_labelled.py",),
-    "data_selection/methods/activeft.py": SEARCH,
-    "data_selection/methods/activeft_objective.py": SEARCH,
-    "data_selection/methods/starts.py": SEARCH,
-    "data_selection/methods/kmeans.py": ("methods/test_baselines.py", "methods/test_methods.py"),
-    "data_selection/methods/farthest.py": ("methods/test_baselines.py", "methods/test_methods.py"),
-    **{
-        f"data_selection/methods/{name}.py": ("methods/test_clusters.py", "methods/test_methods.py")
-        for name in ("clusters", "typiclust", "probcover", "herding", "zcore", "stratified")
-    },
-    "data_selection/methods/random_choice.py": ("methods/test_baselines.py", "methods/test_methods.py"),
-    "data_selection/methods/bilaf/cores.py": ("methods/test_bilaf.py", "methods/test_bilaf_classes.py"),
-    "data_selection/methods/bilaf/classes.py": ("methods/test_bilaf_classes.py", "methods/test_bilaf.py"),
-    "data_selection/methods/bilaf/steps.py": ("methods/test_bilaf.py", "methods/test_bilaf_classes.py"),
-    "data_selection/methods/bilaf/selection.py": ("methods/test_bilaf.py", "methods/test_bilaf_classes.py"),
-    "data_selection/nearest/": ("nearest", *SEARCH),
-    "data_selection/judging/smoothed.py": ("judging/test_smoothed.py",),
-    **{
-        f"data_selection/judging/{name}.py": (f"judging/test_{name}.py", "judging/test_smoothed.py")
-        for name in ("probe", "calibration", "correction")
-    },
-    "data_selection/judging/logistic.py": ("judging/test_probe.py",),
-    "data_selection/methods/design/": ("methods/test_design.py", "methods/test_methods.py"),
-    "data_selection/judging/quality.py": ("judging/test_quality.py",),
-    "data_selection/judging/advice.py": ("judging/test_advice.py",),
-    "data_selection/judging/evaluation.py": ("judging/test_evaluation.py",),
-    "data_selection/embedding/preprocessing.py": ("embedding/test_preprocessing.py",),
-    "data_selection/common/feature_table.py": ("common/test_feature_table.py",),
-}
 SWAPPED = {ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt}
 TEXTLESS = (ast.Raise, ast.Assert, ast.JoinedStr, ast.arg, ast.AnnAssign)  # messages and types: nothing in here counts
-# (start of the path, what the fault's kind begins with, pattern in its line): why such faults change no result
-NOTHING = {
-    ("", "argument device dropped", ""): "on a CPU all tensors are on one device",
-    (
-        "data_selection/methods/bilaf/",
-        "argument (stable|dim) dropped",
-        "",
-    ): "a CPU sorts short rows stably, the last axis is 1",
-    (
-        "data_selection/nearest/|data_selection/methods/activeft_objective",
-        "constant halved",
-        r"_ROWS =|_BYTES =|COLUMNS =",
-    ): "sizes of products: speed and memory",
-    (
-        "data_selection/methods/bilaf/steps",
-        "operator swapped",
-        r"sign = 1 if",
-    ): "where the sums agree nothing is handed out",
-    ("", "argument strict dropped", ""): "a check of what holds by construction",
-    ("", "argument (desc|unit|progress|non_blocking) dropped", ""): "what a bar says, or how a copy is made",
-    (
-        "data_selection/(nearest|methods)/",
-        "",
-        r"BLOCK|FEW_|MANY_|MOST_|SPARE_|OPEN_|CHUNK|max_bytes|block_rows|row_blocks|hold |resident|screen"
-        r"|perf_counter|narrow_is_faster|short\.copy_",
-    ): "how much at a time, or which of two ways to one result: speed and memory",
-    ("deit/", "", r"BLOCK|CACHE_BYTES|WORKERS"): "how much at a time: speed and memory",
-}
 
 
 @dataclass(frozen=True)
