@@ -35,7 +35,7 @@ TRAINED = {
     "self-train": ["--mode", "self-train"],
 }
 BY_FEATURES = {"smoothed": ["--mode", "smoothed"], "auto": ["--mode", "auto"]}  # --train must be by the model's weights
-MORE = {"three-phase": ["--mode", "three-phase"]} | BY_FEATURES
+MORE = {name: ["--mode", name] for name in ("linear", "full", "three-phase")} | BY_FEATURES
 FACTORS = {
     "few-shot, 15 epochs": [],
     "batch norm in training mode": ["--batch-norm", "train"],
