@@ -92,7 +92,7 @@ def wide_pairs(
         product.masked_fill_(barred, -torch.inf)
 
     def floor_of(guess: torch.Tensor) -> torch.Tensor:
-        top = pick(product, guess).clamp_(min=-2)  # above -inf, so that no barred pair passes
+        top = entries(product, guess).clamp_(min=-2)  # above -inf, so that no barred pair passes
         return (top if best is None else torch.maximum(top, best)) - 2 * product_error(rows.shape[1])
 
     return pairs_above(product, floor_of, MANY_PAIRS if len(rows) > 1 else None)
@@ -130,11 +130,11 @@ def argmax(product: torch.Tensor, folded: torch.Tensor, highest: torch.Tensor, r
     column += folded[row, :, column].argmax(1) * highest.shape[1]
     if rest.shape[1]:
         value, last = rest.max(1)
-        column = torch.where(value > pick(product, column), last + folded[0].numel(), column)
+        column = torch.where(value > entries(product, column), last + folded[0].numel(), column)
     return column
 
 
-def pick(product: torch.Tensor, column: torch.Tensor) -> torch.Tensor:
+def entries(product: torch.Tensor, column: torch.Tensor) -> torch.Tensor:
     """product[i, column[i]], (B,)."""
     return product.gather(1, column[:, None])[:, 0]
 

@@ -13,7 +13,7 @@ from data_selection.common.errors import UserError
 from data_selection.methods.bilaf import cores as bilaf_cores
 from data_selection.methods.bilaf import selection as bilaf
 from data_selection.methods.bilaf import steps as bilaf_steps
-from data_selection.methods.bilaf.classes import Pairs
+from data_selection.methods.bilaf.classes import Distances
 from data_selection.methods.bilaf.selection import default_core_number, select_bilaf
 from data_selection.methods.configs import BILAF_PRESETS as PRESETS
 from data_selection.methods.configs import CHOICES, BiLAFConfig
@@ -139,7 +139,7 @@ def test_memory_limit_changes_nothing(fashion, monkeypatch):
         config = dataclasses.replace(PRESETS[variant], max_memory=0.01)
         assert select_bilaf(fashion[:600], 40, cores=[5, 70, 300], config=config).equal(free)
     full = select_bilaf(fashion, 150, cores=cores)
-    monkeypatch.setattr(Pairs, "build", classmethod(lambda cls, x, *_: cls(x, 1 << 16)))  # no distances held
+    monkeypatch.setattr(Distances, "build", classmethod(lambda cls, x, *_: cls(x, 1 << 16)))  # no distances held
     assert select_bilaf(fashion, 150, cores=cores).equal(full)
     assert select_bilaf(fashion, 150, cores=cores, config=PRESETS["released"]).tolist() == GOLDEN[1]["selected"]
 

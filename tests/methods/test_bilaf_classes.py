@@ -10,7 +10,7 @@ from data_selection.common.distributed import World
 from data_selection.common.errors import UserError
 from data_selection.methods.bilaf import classes, selection
 from data_selection.methods.bilaf import cores as bilaf_cores
-from data_selection.methods.bilaf.classes import Pairs
+from data_selection.methods.bilaf.classes import Distances
 from data_selection.methods.bilaf.cores import Coarse, CoreSearch, assign
 from data_selection.methods.bilaf.selection import select_bilaf
 from data_selection.methods.bilaf.steps import allocate, kept_count
@@ -120,7 +120,7 @@ def test_equally_near_cores_are_taken_by_number(most):
 
 def test_distances_held_and_on_demand_are_the_same():
     x = torch.from_numpy(np.random.default_rng(2).normal(size=(2, 600, 7))) * 2.0**14
-    held, demand = Pairs.build(x, 1 << 30, Scratch(torch.float64)), Pairs(x, 1 << 20)
+    held, demand = Distances.build(x, 1 << 30, Scratch(torch.float64)), Distances(x, 1 << 20)
     assert held.held is not None
     assert (held.held - torch.cdist(x, x).square()).abs().max() <= 1
     local = torch.stack([torch.randperm(600, generator=torch.Generator().manual_seed(g))[:450] for g in range(2)])

@@ -10,12 +10,12 @@ from data_selection.nearest.assignment import distinct_nearest
 from data_selection.nearest.narrow import (
     LOWEST,
     Narrow,
+    entries,
     floor_bits,
     nearest_of_few,
     nearest_unit,
     own_dot,
     pairs_above,
-    pick,
 )
 from data_selection.nearest.screening import Screen
 from tests.support import oracles
@@ -84,7 +84,7 @@ def test_screen_uses_as_many_directions_as_it_takes():
 @pytest.mark.parametrize("columns", [1, 511, 512, 513, 700])
 def test_folded_search_finds_all(columns):
     product = torch.randint(-50, 50, (37, columns), generator=torch.Generator().manual_seed(columns))
-    row, column = pairs_above(product, lambda guess: pick(product, guess) - 9, None)
+    row, column = pairs_above(product, lambda guess: entries(product, guess) - 9, None)
     expected = (product >= product.amax(1, keepdim=True) - 9).nonzero().tolist()
     assert sorted(zip(row.tolist(), column.tolist(), strict=True)) == [tuple(pair) for pair in expected]
 

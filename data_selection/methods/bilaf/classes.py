@@ -70,10 +70,10 @@ class Batch:
     sizes: torch.Tensor
     core: torch.Tensor
     unit: torch.Tensor
-    pairs: "Pairs"
+    pairs: "Distances"
 
 
-class Pairs:
+class Distances:
     """Squared distances within G classes, whole numbers in float64, so that equal distances are equal bit by bit.
 
     x: (G, n, D) float64, centred on the core and scaled to the grid. max_bytes bounds every block. held: (G, N, N) of
@@ -94,8 +94,10 @@ class Pairs:
         self.shape = x.shape[:2] if place is None else place.shape
 
     @classmethod
-    def build(cls, x: torch.Tensor, max_bytes: float, memory: Scratch, square: torch.Tensor | None = None) -> "Pairs":
-        """Pairs of x, held in memory (float64) where max_bytes allows."""
+    def build(
+        cls, x: torch.Tensor, max_bytes: float, memory: Scratch, square: torch.Tensor | None = None
+    ) -> "Distances":
+        """Those of x, held in memory (float64) where max_bytes allows."""
         groups, n, _ = x.shape
         pairs = cls(x, max_bytes, square=square)
         if 8 * groups * n**2 > max_bytes:
@@ -108,11 +110,11 @@ class Pairs:
             held[:, stop:, start:stop] = block[:, :, HALF_ROWS:].mT
         return pairs
 
-    def take(self, local: torch.Tensor) -> "Pairs":
-        """Pairs of the members local (G, m) alone, in that order; not of a selection again."""
+    def take(self, local: torch.Tensor) -> "Distances":
+        """Those of the members local (G, m) alone, in that order; not of a selection again."""
         if self.held is None:
-            return Pairs(self.rows(local), self.max_bytes)
-        return Pairs(self.x, self.max_bytes, self.held, local, self.square)
+            return Distances(self.rows(local), self.max_bytes)
+        return Distances(self.x, self.max_bytes, self.held, local, self.square)
 
     def rows(self, local: torch.Tensor) -> torch.Tensor:
         """Coordinates (G, m, D) of the members local (G, m)."""
@@ -265,7 +267,7 @@ def open_batch(
     square = squared_lengths(x)
     unit = grid_unit(square.amax(1))[:, None, None]
     square.mul_(unit[:, 0]).mul_(unit[:, 0])
-    pairs = Pairs.build(x.mul_(unit), max_bytes // 4, memory, square)
+    pairs = Distances.build(x.mul_(unit), max_bytes // 4, memory, square)
     return Batch(labels, ids, count.to(device), core.to(device), unit, pairs)
 
 

@@ -4,7 +4,7 @@ import heapq
 
 import torch
 
-from data_selection.methods.bilaf.classes import Pairs, key_base, on_grid
+from data_selection.methods.bilaf.classes import Distances, key_base, on_grid
 from data_selection.methods.configs import BiLAFConfig
 
 MERGED = 128  # distances per candidate merged at a time: NumPy's partition is fast up to 256
@@ -35,7 +35,7 @@ def kept_count(sizes: torch.Tensor, config: BiLAFConfig) -> torch.Tensor:
 
 
 def denoise(
-    pairs: Pairs,
+    pairs: Distances,
     sizes: torch.Tensor,
     core: torch.Tensor,
     kept: torch.Tensor,
@@ -93,7 +93,12 @@ def denoise(
 
 
 def _merge_nearest(
-    pairs: Pairs, rest: torch.Tensor, near: torch.Tensor, new: torch.Tensor, position: torch.Tensor, base: float
+    pairs: Distances,
+    rest: torch.Tensor,
+    near: torch.Tensor,
+    new: torch.Tensor,
+    position: torch.Tensor,
+    base: float,
 ) -> torch.Tensor:
     """The k nearest of each candidate, members `new` (G, W) of the cluster counted in.
 
@@ -117,7 +122,12 @@ def _lowest(keys: torch.Tensor, count: int) -> torch.Tensor:
 
 
 def _density(
-    pairs: Pairs, rest: torch.Tensor, near: torch.Tensor, joined: torch.Tensor, base: float, config: BiLAFConfig
+    pairs: Distances,
+    rest: torch.Tensor,
+    near: torch.Tensor,
+    joined: torch.Tensor,
+    base: float,
+    config: BiLAFConfig,
 ) -> torch.Tensor:
     """rho (G, R) of the candidates: mean distance to the members in near (G, R, k); joined: (G,) the cluster's size."""
     found = near < torch.inf
@@ -167,7 +177,7 @@ def allocate(sizes: torch.Tensor, total: int, lower: torch.Tensor, upper: torch.
 
 
 def pick(
-    pairs: Pairs,
+    pairs: Distances,
     sizes: torch.Tensor,
     core: torch.Tensor,
     count: torch.Tensor,
