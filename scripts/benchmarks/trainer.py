@@ -25,6 +25,7 @@ from deit.options import parse
 from deit.runs.meters import RunLog
 from deit.samplers import epoch_order, plan_epoch
 from deit.trainer import train
+from scripts.benchmarks.activeft import Clock
 from tests.support.oracles_trainer import bare_step, released_program
 
 INTERVAL = 50  # epochs between evaluations, as the papers' command has it
@@ -111,25 +112,27 @@ def product(ids, epochs, amp):
     return result["train_seconds"] / epochs + (result["seconds"] - result["train_seconds"]) / INTERVAL
 
 
-def step_times(amp, rounds, epochs=4):
-    """(seconds of a bare step, of a step of the trainer) of the same model and batch, in turn."""
+def step_times(amp, rounds, epochs=4, world=None):
+    """(seconds of a bare step, of a step of the trainer) of the same model and images a process, in turn."""
+    world, log = world or World(0, 1, pick_device("cpu")), RunLog("", False)
     args = parse(
         ["--data-set", "DEMO", "--recipe", "paper", "--amp", amp, "--clip-grad", "2.0", "--batch-size", str(BATCH)]
     )
-    world, log = World(0, 1, pick_device("cpu")), RunLog("", False)
-    pipeline = make_pipeline(args, resolve(args)[1])
-    data = prepare(demo_pools()[0], range(3 * BATCH), pipeline, world.device, train=True)
-    learner = build_learner(args, world, 10, BATCH, 1, log, "none")
-    model = build_model("demo_vit", 10, drop_path_rate=0.1).train()
-    if learner.amp is not None:
+    pipeline, batch = make_pipeline(args, resolve(args)[1]), BATCH * world.size
+    data = prepare(demo_pools()[0], range(3 * batch), pipeline, world.device, train=True)
+    learner = build_learner(args, world, 10, batch, 1, log, "none")
+    model = build_model("demo_vit", 10, drop_path_rate=0.1).train().to(world.device)
+    if learner.amp is not None and world.device.type == "cpu":
         write_out_attention(model)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, nesterov=True, weight_decay=1e-4)
     for epoch in range(rounds * epochs + 1):
-        steps = plan_epoch(epoch_order(len(data), epoch), BATCH, BATCH)
+        steps = plan_epoch(epoch_order(len(data), epoch), batch, BATCH, world.rank, world.size)
         images, labels = next(data.augmented(steps[0].parts, epoch))
-        bare = statistics.mean(bare_step(model, images, labels, optimizer, learner.amp) for _ in steps)
-        began = time.perf_counter()
+        clock = Clock(world.device)
+        for _ in steps:
+            bare_step(model, images, labels, optimizer, learner.amp)
+        bare = clock.lap()[0] / len(steps)
         train_one_epoch(learner, data, steps, epoch, classes=10, seed=0, clip_grad=2.0)
-        ours = (time.perf_counter() - began) / len(steps)
+        ours = clock.lap()[0] / len(steps)
         if epoch:  # the first one warms up
             yield bare, ours

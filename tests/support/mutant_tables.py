@@ -124,6 +124,7 @@ TESTS = {
         "deit/test_meters.py",
         "deit/test_classes.py",
         "deit/test_agreement.py",
+        "deit/test_selftrain.py",
         "deit/test_flag_files.py",
     ),
     "deit/datasets.py": ("deit/test_datasets.py", "deit/test_labels.py", "deit/test_flag_data.py"),
