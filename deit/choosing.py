@@ -10,6 +10,7 @@ import torch
 from deit.crossval import Asked, answers, asked_ids, parts_of, temperature_of, verdict_of
 from deit.job import FROZEN, Job
 from deit.learner.linear import logistic_regression
+from deit.runs.meters import clock
 from deit.selftrain import pool_epochs
 from deit.smoothing import fit_graph_probe, neighbours_of
 from deit.timing import estimate, settle
@@ -31,11 +32,13 @@ def decide(job: Job, source: Path | str, features: torch.Tensor | None) -> Asked
     if features is not None:
         said = {"smoothed": smoothed_said(job, features), "linear": linear_said(job, features)}
     args.mode = "lp-ft"
-    step = settle(job)
+    step = settle(job, alone=False)
     modes = modes_that_fit(job, step) if args.folds else []
     if modes:
+        ahead = max(length(job, step, mode, modes) for mode in modes)
         job.log.say(
-            f"--mode auto asks {', '.join([*said] or ['linear'])}, {', '.join(modes)}{told_of_rest(job, modes)}"
+            f"--mode auto asks {', '.join([*said] or ['linear'])}, {', '.join(modes)}: about {clock(ahead)} with the "
+            f"run itself{told_of_rest(job, modes)}"
         )
         said |= answers(job, source, modes)
     truth = torch.tensor([job.train_pool.label(i) for i in ids])
@@ -107,11 +110,16 @@ def told_of_rest(job: Job, modes: Sequence[str]) -> str:
 
 def fits(job: Job, step: float, mode: str, asked: Sequence[str], rounds: int = 1) -> bool:
     """Whether a run in a mode is estimated to end within --minutes, cross-validation of the modes `asked` included."""
+    return not job.args.minutes or length(job, step, mode, asked, rounds) <= 60 * job.args.minutes
+
+
+def length(job: Job, step: float, mode: str, asked: Sequence[str], rounds: int = 1) -> float:
+    """Seconds that a run in a mode is estimated to take, cross-validation of the modes `asked` included."""
     args = copy.copy(job.args)
     args.mode, args.rounds = mode, rounds
     trial = dataclasses.replace(job, args=args)
     trial.pool_epochs = pool_epochs(trial)
-    return not args.minutes or estimate(trial, step, asked) <= 60 * args.minutes
+    return estimate(trial, step, asked)
 
 
 def lengthen(job: Job, step: float, asked: Sequence[str]) -> tuple[str, str]:

@@ -21,10 +21,11 @@ FEWEST = 3  # epochs that --minutes leaves at least
 WORTH = 1.1  # bf16 must be so many times faster
 
 
-def settle(job: Job) -> float:
+def settle(job: Job, *, alone: bool = True) -> float:
     """Decide what needs a clock, on rank 0: the precision of --amp measured, and how much fits into --minutes.
 
-    Changes job.args and job.settings, and says what it found and how long the run takes. Returns a step's seconds.
+    Changes job.args and job.settings, and says what it found and, where the run is all there is (alone), how long it
+    takes. Returns a step's seconds.
     """
     args = job.args
     seconds = on_main(job.world, lambda: measured(job))
@@ -36,8 +37,8 @@ def settle(job: Job) -> float:
     left_out = fit(job, step) if args.minutes else ""
     job.settings |= {name: getattr(args, name) for name in ("amp", "epochs", "rounds", "folds")}
     told = " or ".join(f"{1000 * took:.0f} ms in {name.replace('off', 'float32')}" for name, took in seconds.items())
-    length = clock(estimate(job, step))
-    job.log.say(f"{args.epochs} epochs of {job.updates} steps (a step takes {told}): about {length}{left_out}")
+    length = f": about {clock(estimate(job, step))}" if alone else ""
+    job.log.say(f"{args.epochs} epochs of {job.updates} steps (a step takes {told}){length}{left_out}")
     return step
 
 

@@ -1,6 +1,7 @@
 """--mode auto: the rule on hand-made answers, which modes there is time for, and what each is asked."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -81,7 +82,7 @@ def stubbed(monkeypatch):
             right = torch.arange(LABELS) < counts[mode.replace("-", "_")]
             return torch.nn.functional.one_hot(torch.where(right, labels, 1 - labels), 2).float()
 
-        monkeypatch.setattr(choosing, "settle", lambda job: 1.0)
+        monkeypatch.setattr(choosing, "settle", lambda job, alone: 1.0)
         monkeypatch.setattr(
             choosing, "answers", lambda job, source, modes: {mode: said(job, mode) for mode in ("linear", *modes)}
         )
@@ -104,7 +105,8 @@ def test_auto_takes_what_the_labels_say(stubbed, job, best, capsys):
     assert found.verdict["finetuned_right"] == (15 if best in TRAINED else 6)
     assert asked.finetuned.argmax(1).equal(torch.tensor([found.train_pool.label(i) for i in asked.ids])) is False
     out = capsys.readouterr().out
-    assert "--mode auto asks smoothed, linear, lp-ft, three-phase, full, self-train\n" in out
+    assert "--mode auto asks smoothed, linear, lp-ft, three-phase, full, self-train: about 0:0" in out
+    assert out.count("about") == 1  # not the time of a run without what comes before it
     assert f"--mode auto takes {best}: right of 16 labels that were left out: smoothed " in out
     assert ("temperature" in found.settings) == (best != "smoothed")
 
@@ -136,7 +138,9 @@ def test_modes_that_do_not_fit_are_not_asked(stubbed, job, capsys, monkeypatch):
     decide(found, "none", FEATURES)
     assert found.args.mode == "lp-ft"
     out = capsys.readouterr().out
-    assert "--mode auto asks smoothed, linear, lp-ft, three-phase; no time in --minutes 0.366667 for full, self" in out
+    told = re.search("asks smoothed, linear, lp-ft, three-phase: about 0:00:(..) with the run itself; no time in", out)
+    assert 16.1 <= int(told[1]) <= 20
+    assert "no time in --minutes 0.366667 for full, self-train" in out
     assert "no round of the pool fits into --minutes" in out
 
 
@@ -158,7 +162,7 @@ def test_the_pool_teaches_further_unasked_where_there_is_time_for_that_alone(stu
 ])  # fmt: skip
 def test_without_time_to_finetune_the_frozen_modes_are_asked(stubbed, job, monkeypatch, counts, mode):
     stubbed(**counts or {})
-    monkeypatch.setattr(choosing, "settle", lambda job: vars(job.args).update(folds=0))
+    monkeypatch.setattr(choosing, "settle", lambda job, alone: vars(job.args).update(folds=0))
     found = job(minutes=1)
     assert decide(found, "none", FEATURES if counts else None) is None
     assert found.args.mode == mode
