@@ -17,6 +17,7 @@ from data_selection.judging.smoothed import fit_smoothed
 from deit import epochs
 from deit.crossval import asked_ids
 from deit.labelled import training
+from deit.labelled.commands import main_predict, main_train
 from deit.labelled.training import predict_images
 from tests.support.extraction_cases import COUNT
 from tests.support.labelled_runs import finetuning_wins, rows, train, values, values_of, word
@@ -66,6 +67,19 @@ def test_labels_become_a_model_a_report_and_predictions(run, folder, monkeypatch
     train(moved)
     assert "the run is finished" in capsys.readouterr().out
     assert json.loads(before[0]) == values(moved) | {"title": json.loads(before[0])["title"]}
+
+
+def test_the_functions_and_the_commands_do_the_same(run, folder, tmp_path):
+    other = shutil.copytree(run, tmp_path / "other" / run.name, symlinks=True)
+    train(run, seed=3)
+    predict_images(run, folder, device="cpu", log=lambda _: None)
+    main_train([str(other), "--mode", "linear", "--seed", "3", "--device", "cpu", "--num_workers", "0"])
+    main_predict([str(other), str(folder), "--device", "cpu"])
+    assert (other / "predictions.csv").read_bytes() == (run / "predictions.csv").read_bytes()
+    one, two = values(run), values(other)
+    assert one | {"record": two["record"]} == two
+    same = {name for name in one["record"] if one["record"][name] == two["record"][name]}
+    assert same >= one["record"].keys() - {"seconds of training", "date"}
 
 
 def test_the_reports_accuracy_is_that_of_the_head_without_each_fifth(run):
