@@ -1,8 +1,12 @@
 """Every subject of scripts/benchmark.py is there and answers --help."""
 
+import sys
+
 import pytest
 
+from data_selection.common.errors import UserError
 from scripts import benchmark
+from scripts.benchmarks import rivals
 
 
 @pytest.mark.parametrize("subject", benchmark.SUBJECTS)
@@ -11,3 +15,18 @@ def test_every_subject_answers_help(subject, capsys):
         benchmark.main([subject, "--help"])
     assert ended.value.code == 0
     assert "--help" in capsys.readouterr().out
+
+
+def test_without_the_library_to_compare_with_it_says_how_to_get_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "skactiveml", None)
+    with pytest.raises(UserError, match="pip install scikit-activeml"):
+        benchmark.main(["rivals"])
+
+
+def test_the_rivals_pool_and_settings_suit_every_method_of_ours(monkeypatch):
+    monkeypatch.setattr(rivals.resource, "setrlimit", lambda *_: None)  # this process goes on
+    monkeypatch.setattr(rivals.torch, "set_num_threads", lambda _: None)
+    for name in rivals.OURS:
+        ids, seconds, _ = rivals.choose(("ours", name, 300, 10, 1, 1.0))
+        assert len(set(ids) - {rivals.FIRST}) == 10
+        assert seconds > 0
