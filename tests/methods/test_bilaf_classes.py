@@ -132,6 +132,18 @@ def test_distances_held_and_on_demand_are_the_same():
         assert a.totals(weight).allclose(b.totals(weight))
 
 
+def test_distances_on_demand_take_the_memory_that_they_are_given(monkeypatch):
+    x = (torch.from_numpy(np.random.default_rng(2).normal(size=(2, 600, 7))) * 2.0**10).round()
+    held = Distances.build(x, 1 << 30, Scratch(torch.float64))
+    demand, asked = Distances(x, 24 * 2 * 7 * 50), []
+    real = Distances.rows
+    monkeypatch.setattr(Distances, "rows", lambda self, local: asked.append(local.shape[1]) or real(self, local))
+    rows = torch.stack([torch.randperm(600, generator=torch.Generator().manual_seed(g))[:130] for g in range(2)])
+    columns = torch.randint(600, (2, 130, 4), generator=torch.Generator().manual_seed(9))
+    assert demand.each(rows, columns).equal(held.each(rows, columns))
+    assert sorted(set(asked)) == [30, 50]
+
+
 @pytest.mark.parametrize("before", [1, 3])
 def test_small_classes_run_on_one_thread(before, monkeypatch):
     seen = []

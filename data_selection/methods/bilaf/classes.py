@@ -156,9 +156,13 @@ class Distances:
             groups, n, _ = self.held.shape
             first = (torch.arange(groups, device=rows.device)[:, None] * n + rows) * n  # (G, R) where a row begins
             return self.held.view(-1).index_select(0, (first[:, :, None] + columns).flatten()).view_as(columns)
-        left = self.rows(rows)  # (G, R, D)
-        parts = [(left - self.rows(some)).square().sum(-1) for some in columns.unbind(2)]
-        return torch.stack(parts, dim=2).round_()
+        step = max(1, int(self.max_bytes // (24 * len(self.x) * self.x.shape[2])))  # three tables of coordinates
+        result = torch.empty(columns.shape, dtype=self.x.dtype, device=self.x.device)
+        for some, lists, part in zip(rows.split(step, 1), columns.split(step, 1), result.split(step, 1), strict=True):
+            left = self.rows(some)  # (G, r, D)
+            for place, other in enumerate(lists.unbind(2)):
+                torch.sum((left - self.rows(other)).square_(), -1, out=part[:, :, place])
+        return result.round_()
 
     def blocks(self, count: int, max_bytes: float | None = None, most: int = 1 << 20) -> list[tuple[int, int]]:
         """(start, stop) over `count` rows, `most` at a time, whose distances to all fit max_bytes (None: its own)."""

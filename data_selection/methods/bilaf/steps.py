@@ -81,7 +81,7 @@ def denoise(
         gone = torch.zeros_like(rest, dtype=torch.bool).scatter_(1, place, joins)
         stay = gone.sort(dim=1, stable=True).indices[:, : int(left.max())]
         rest, near = rest.gather(1, stay), near.gather(1, stay[:, :, None].expand(-1, -1, near.shape[2]))
-        for start, stop in pairs.blocks(len(step), most=MERGED):
+        for start, stop in pairs.blocks(len(step), pairs.max_bytes / 3, most=MERGED):  # each makes three such tables
             near = _merge_nearest(pairs, rest, near, new[:, start:stop], position[:, start:stop], base)
         rho = _density(pairs, rest, near, joined, base, config)
         take = ring
