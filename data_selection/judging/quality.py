@@ -118,8 +118,9 @@ def sliced_wasserstein(rows: torch.Tensor, others: torch.Tensor, along: torch.Te
     """Mean over the directions `along` (S, D) of the Wasserstein-1 distance of two projected tables (n, D), (m, D)."""
     values, order = torch.cat([along @ rows.T, along @ others.T], 1).sort(1)  # (S, n + m)
     own = order < len(rows)
-    ahead = torch.where(own, 1 / len(rows), -1 / len(others)).double().cumsum(1)  # by how much one has more below
-    return (ahead[:, :-1].abs() * values.diff(dim=1)).sum(1).mean().item()
+    ahead = torch.where(own, len(others), -len(rows)).cumsum(1)  # whole numbers: a GPU adds others in any order
+    share = ahead[:, :-1].abs().double() / (len(rows) * len(others))  # by how much one has more below
+    return (share * values.diff(dim=1)).sum(1).mean().item()
 
 
 def mean_discrepancy(rows: torch.Tensor, others: torch.Tensor) -> float:

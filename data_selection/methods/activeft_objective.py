@@ -156,8 +156,8 @@ def add_segment_sums(
     """
     order = index.argsort(stable=True)
     offsets = torch.searchsorted(index[order], torch.arange(len(sums), device=index.device))
-    weights = weights[order]
-    short = weights.to(rows.dtype)
+    masses += F.embedding_bag(order, weights[:, None], offsets, mode="sum")[:, 0]  # index_add_: in any order on a GPU
+    short = weights[order].to(rows.dtype)
     bags_at_once = len(sums) if rows.is_cuda else BAGS  # to cut the samples, the host must know where
     cuts = offsets[bags_at_once::bags_at_once]
     ends = [0, *(cuts.tolist() if len(cuts) else ()), len(rows)]
@@ -165,7 +165,6 @@ def add_segment_sums(
     for some, bags, (first, last) in parts:
         part = slice(first, last)
         some += F.embedding_bag(order[part], rows, bags - first, mode="sum", per_sample_weights=short[part])
-    masses.index_add_(0, index[order], weights)
 
 
 def through_normalisation(gradient: torch.Tensor, centroids: torch.Tensor) -> torch.Tensor:

@@ -9,6 +9,8 @@ from data_selection.common.kinds import Device, Features
 from data_selection.common.progress import OpenBar, open_bar
 from data_selection.nearest.pool_reader import UnitPool, pool_device, working_memory
 
+WEIGHT_UNITS = 2.0**32  # of a squared distance, which is 4 at most: those of 500 million rows add up to an int64
+
 
 def farthest_point(
     features: Features,
@@ -69,10 +71,10 @@ def plus_plus(
     free = torch.arange(pool.count, device=pool.device) >= len(labelled)
     chosen = []
     for _ in range(budget):
-        weights = torch.where(free, gap.clamp(min=0, max=4).double(), 0)  # 4: no distance is known yet
-        weights = torch.where(weights.any(), weights, free.double())  # else only copies of chosen samples are left
-        cumulative = weights.cumsum(0)
-        target = cumulative[-1] * generator.random()
+        weights = torch.where(free, gap.clamp(min=0, max=4).double() * WEIGHT_UNITS, 0).long()  # 4: not known yet
+        weights = torch.where(weights.any(), weights, free.long())  # else only copies of chosen samples are left
+        cumulative = weights.cumsum(0)  # of whole numbers: a GPU adds others in any order
+        target = torch.minimum((cumulative[-1].double() * generator.random()).long(), cumulative[-1] - 1)
         pick = torch.searchsorted(cumulative, target[None], right=True)  # skips samples of weight 0
         chosen.append(pick)
         free.index_fill_(0, pick, False)

@@ -93,6 +93,7 @@ def test_a_step_waits_for_nobody(case, images):
         counted.append((Counter(card.waits), sum(card.launches.values())))
     waits = counted[1][0] - counted[0][0]
     assert sum(waits.values()) <= 2 * most_waits + 3, waits  # 3 at the end of an epoch
+    assert not card.loose
     assert (counted[1][1] - counted[0][1]) / 2 <= most_launches
 
 

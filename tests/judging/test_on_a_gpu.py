@@ -42,6 +42,7 @@ def test_the_answers_of_the_cpu(judge, labelled):
     with pretended() as card:
         found = judge(*(values.to("cuda") for values in labelled)).cpu()
     assert card.faults == []
+    assert not card.loose
     assert torch.allclose(found, expected, atol=1e-5)
 
 

@@ -37,6 +37,7 @@ def test_the_samples_of_the_cpu(name, features):
     with pretended() as card:
         found = method.select(features, 12, device="cuda", **options)
     assert card.faults == []
+    assert not card.loose
     assert found.device.type == "cpu"
     assert torch.equal(found, expected)
 
@@ -64,6 +65,7 @@ def test_no_pick_waits(name, features):
         with pretended() as card:
             method.select(features, budget, device="cuda", **options)
         waits.append(sum(card.waits.values()))
+        assert not card.loose
     assert waits[1] - waits[0] <= (40 if name == "probcover" else 3), card.waits
 
 

@@ -34,6 +34,7 @@ class Card:
 
     def clear(self):
         self.waits, self.launches = Counter(), Counter()
+        self.loose = Counter()  # sums of which a GPU leaves the order open: the last bits are another time others
         self.faults = []
         self.flying = []  # (host tensor, its values) of copies that nobody has waited for
         self.pinned = []  # kept, or another tensor would get the address
@@ -113,6 +114,23 @@ def plain(x):
     return x.values if on_card(x) else x
 
 
+def loose(packet, values):
+    """Whether an operation adds up floats in an order that a GPU leaves open; whole numbers are the same in any."""
+    if packet in (aten.cumsum, aten.cumsum_):
+        return fractions(values[0])
+    if packet in (aten.index_add, aten.index_add_, aten.scatter_add, aten.scatter_add_):
+        _, dim, index, source = values[:4]
+        along = index.sort(0 if index.ndim == 1 else dim).values.diff(dim=0 if index.ndim == 1 else dim)
+        return fractions(source) and bool((along == 0).any())  # two of them to one place
+    if packet is aten.bincount:
+        return len(values) > 1 and values[1] is not None and fractions(values[1])
+    return packet in INDEXING and len(values) > 3 and values[3] is True and fractions(values[2])
+
+
+def fractions(values):
+    return values.is_floating_point() and not values.equal(values.round())
+
+
 def operate(func, args, kwargs):
     """One operation below autograd: checked, counted, computed."""
     tensors = [x for x in tree_leaves((args, kwargs)) if torch.is_tensor(x)]
@@ -130,6 +148,8 @@ def operate(func, args, kwargs):
         return copied(func, args, kwargs, asked or GPU)
     check(func, args, kwargs, ours, [x for x in tensors if not on_card(x)])
     values = tree_map(plain, args)
+    if loose(packet, values):
+        card.loose[place()] += 1
     if packet in (aten._softmax, aten._log_softmax) and values[2]:  # half in, float out: only CUDA has it
         values = (values[0].float(), values[1], False)
     kwargs = {name: plain_value for name, plain_value in tree_map(plain, kwargs).items() if name != "pin_memory"}
