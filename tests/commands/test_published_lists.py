@@ -9,7 +9,7 @@ from data_selection.common.subset_files import budget_from_percent, load_subset
 from data_selection.methods.table import LABEL_FREE, METHODS
 
 ROOT = Path(__file__).parents[2] / "subsets"
-SIZES = {"DEMO": 10_000}
+SIZES = {"DEMO": 10_000, "FashionMNIST": 60_000}
 PERCENTS = (0.1, 0.2, 0.5, 1, 2, 5)
 
 
