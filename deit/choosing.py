@@ -17,6 +17,9 @@ from deit.timing import estimate, settle
 
 TRAINED = ("lp-ft", "three-phase", "full", "self-train")
 ORDER = ("smoothed", "linear", *TRAINED)  # of modes within noise the first is taken: the cheaper, the better tried
+# Labels a class up to which self-training comes before them: with 1 to 10 it was the best of all modes in most runs and
+# within a point in the others, with 50 on easy images below the graph (configs/README.md).
+FEW = 25
 
 
 def decide(job: Job, source: Path | str, features: torch.Tensor | None) -> Asked | None:
@@ -43,7 +46,8 @@ def decide(job: Job, source: Path | str, features: torch.Tensor | None) -> Asked
         said |= answers(job, source, modes)
     truth = torch.tensor([job.train_pool.label(i) for i in ids])
     right = {mode: said[mode].argmax(1) == truth for mode in ORDER if mode in said}
-    mode, reason = best_of(right) if right else ("linear", "the head alone takes seconds")
+    few = len(job.ids) <= FEW * len({job.train_pool.label(i) for i in job.ids})
+    mode, reason = best_of(right, few=few) if right else ("linear", "the head alone takes seconds")
     if not modes:
         reason = f"there is no time to finetune in --minutes {args.minutes:g}; {reason}"
     trained = mode
@@ -66,16 +70,18 @@ def decide(job: Job, source: Path | str, features: torch.Tensor | None) -> Asked
     return asked
 
 
-def best_of(right: Mapping[str, torch.Tensor]) -> tuple[str, str]:
+def best_of(right: Mapping[str, torch.Tensor], *, few: bool = False) -> tuple[str, str]:
     """(mode, why): the first of ORDER that the best one leads by no more than a standard error, never below linear.
 
-    right: (n,) bool by mode, of the same labels; linear among them. If two modes are equally good, the difference of
-    their counts has the standard error sqrt(labels that only one of them has right).
+    right: (n,) bool by mode, of the same labels; linear among them. few: labels, so that self-train comes before ORDER.
+    If two modes are equally good, the difference of their counts has the standard error sqrt(labels that only one of
+    them has right).
     """
     counts = {mode: int(right[mode].sum()) for mode in ORDER if mode in right}
     best = max(counts, key=lambda mode: counts[mode])  # of equals the first
     taken, words = best, ""
-    for mode, count in counts.items():
+    for mode in sorted(counts, key=lambda mode: mode != "self-train") if few else counts:
+        count = counts[mode]
         noise = int((right[best] ^ right[mode]).sum()) ** 0.5
         if counts["linear"] <= count and counts[best] - count <= noise:
             taken = mode

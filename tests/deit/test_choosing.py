@@ -63,6 +63,26 @@ def test_within_noise_the_cheaper_one_is_taken(counts, taken):
     assert best_of(rights(**counts))[0] == taken
 
 
+@pytest.mark.parametrize(("counts", "taken"), [
+    ({"smoothed": 62, "linear": 60, "lp_ft": 62, "self_train": 61}, "self-train"),
+    ({"smoothed": 62, "linear": 60, "lp_ft": 62, "self_train": 60}, "smoothed"),
+    ({"smoothed": 60, "linear": 60, "self_train": 59}, "smoothed"),
+    ({"smoothed": 60, "linear": 60, "lp_ft": 60}, "smoothed"),
+])  # fmt: skip
+def test_of_few_labels_the_pool_teaches_unless_they_say_otherwise(counts, taken):
+    assert best_of(rights(**counts), few=True)[0] == taken
+
+
+@pytest.mark.parametrize(("few", "mode"), [(8, "self-train"), (7, "smoothed")])
+def test_labels_are_few_by_their_number_in_a_class(stubbed, job, monkeypatch, few, mode):
+    """16 labels of two classes."""
+    stubbed(**{mode.replace("-", "_"): 10 for mode in ORDER})
+    monkeypatch.setattr(choosing, "FEW", few)
+    found = job()
+    decide(found, "none", FEATURES)
+    assert found.args.mode == mode
+
+
 def test_noise_is_counted_on_the_same_labels():
     """Five labels ahead: beyond noise where nothing is lost for them, within it where ten are lost for fifteen."""
     few, many = torch.arange(100) < 60, (torch.arange(100) >= 10) & (torch.arange(100) < 75)
