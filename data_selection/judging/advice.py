@@ -14,6 +14,7 @@ import torch
 from data_selection.common.checks import check_request
 from data_selection.common.kinds import Features, Ids
 from data_selection.judging.quality import effective_size, unit_rows
+from data_selection.methods.bilaf.selection import default_core_number
 from data_selection.methods.clusters import fit_clusters
 from data_selection.methods.configs import KMeansConfig
 
@@ -25,11 +26,15 @@ TAUGHT = 0.25  # share of the pool with labels from which on the rest of it adde
 
 
 class Advice(NamedTuple):
-    """method: a row of METHODS. reason: which rule chose it, and by what. labels: what to do with the labels."""
+    """method: a row of METHODS. reason: which rule chose it, and by what. labels: what to do with the labels.
+
+    cores: so many of the budget are best BiLAF's cores, where that is asked for in spite of it.
+    """
 
     method: str
     reason: str
     labels: str
+    cores: int
 
 
 def advise(features: Features, budget: int, *, labelled: Ids = (), excluded: Ids = (), seed: int = 0) -> Advice:
@@ -50,15 +55,15 @@ def advise(features: Features, budget: int, *, labelled: Ids = (), excluded: Ids
         method, reason = "voptimal", f"{size}, more than {CORE}: facility location goes on as V-optimal design"
     if labels >= LARGE * pool:
         reason += f"; at {LARGE:.0%} of a pool and beyond, expect little more than from a random choice"
-    return Advice(method, reason, use_of_labels(labels, pool))
+    return Advice(method, reason, use_of_labels(labels, pool), default_core_number(pool, budget))
 
 
 def use_of_labels(labels: int, pool: int) -> str:
     """What to do with so many labels of a pool of so many images."""
     if labels < TAUGHT * pool:
         return (
-            "train by deit/main.py --mode self-train, where the images without a label teach as well; "
-            "on frozen features, fit_smoothed beats a plain probe"
+            "train by deit/main.py --mode auto, which asks the labels whether the images without one teach best by "
+            "--mode self-train or by --mode smoothed; on frozen features, fit_smoothed beats a plain probe"
         )
     return "train by deit/main.py --mode lp-ft; with so many labels the other images add nothing"
 

@@ -57,6 +57,18 @@ def test_the_labels_of_a_large_share_do_without_the_pool():
     assert advise(EVEN, 20).labels == use_of_labels(20, 600)
 
 
+def test_the_cores_are_those_that_bilaf_takes_by_itself():
+    chosen = []
+
+    def cores(features, count, **_):
+        chosen.append(count)
+        return torch.arange(count)
+
+    for budget in (1, 20, 300):
+        METHODS["bilaf"].select(EVEN, budget, cores=cores)
+        assert advise(EVEN, budget).cores == chosen[-1]
+
+
 def test_a_budget_beyond_the_pool_is_refused():
     with pytest.raises(UserError, match=r"outside 1\.\.600"):
         advise(EVEN, 601)
