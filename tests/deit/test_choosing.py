@@ -150,8 +150,9 @@ def test_modes_that_do_not_fit_are_not_asked(stubbed, job, capsys, monkeypatch):
         found.test_pool = range(0)
         return modes_that_fit(found, 1.0)
 
-    assert [modes(seconds) for seconds in (15, 16.1, 20, 28, 60)] == [
-        [], ["lp-ft"], ["lp-ft", "three-phase"], ["lp-ft", "three-phase", "full"], list(TRAINED)
+    assert [modes(seconds) for seconds in (15, 16.1, 20, 28, 46, 60)] == [
+        [], ["lp-ft"], ["lp-ft", "three-phase"], ["lp-ft", "three-phase", "full"], ["lp-ft", "three-phase", "full"],
+        list(TRAINED),
     ]  # fmt: skip
     found = job(minutes=22 / 60)
     found.test_pool = range(0)
