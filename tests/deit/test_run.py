@@ -45,7 +45,10 @@ def test_a_run_writes_its_files_and_evaluates_the_last_epoch(images, tmp_path, c
     assert "Creating model: demo_vit" in said
     assert "2 tensors keep their fresh values, not in weights.pth: head.weight, head.bias" in said
     assert "top-1 after the last epoch (3)" in said
+    assert said.count("the average stays where it began") == 1  # at the default decay, of 100,000 steps
 
+    main(command(images, epochs=3, model_ema_decay=0.5))
+    assert "the average stays where it began" not in capsys.readouterr().out
     main(command(images, eval=True, finetune=None, resume=tmp_path / "out" / "checkpoint.pth"))
     assert f"the network on the 10 test images: {result['last']['acc1']:.1f}%" in capsys.readouterr().out
 

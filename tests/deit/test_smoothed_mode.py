@@ -72,14 +72,17 @@ def test_the_graph_answers_as_the_library_does(images, smoothed):
     right = probe.predict(test.features).argmax(1) == torch.tensor(asked)
     assert result["last"]["acc1"] == pytest.approx(100 * right.double().mean().item())
     assert result["smoothed"]["reason"] == probe.choice.reason
+    held = 100 * (probe.held[int(probe.choice.corrected)].argmax(1) == torch.tensor(labels)).double().mean().item()
+    assert result["smoothed"]["held_out_acc1"] == pytest.approx(held)
     assert 0 <= result["smoothed"]["held_out_calibration_error"] <= 1
     assert result["mode"] == "smoothed"
     assert (images / "made" / "pets_train.neighbours.npz").exists()
     assert len((folder / "pool_predictions.csv").read_text().splitlines()) == 61
 
 
-def test_its_checkpoint_answers_again(images, smoothed, capsys, tmp_path):
+def test_its_checkpoint_answers_again(images, smoothed, capsys, tmp_path, monkeypatch):
     folder, result = smoothed
+    monkeypatch.setattr("data_selection.judging.smoothed.nearest_neighbours", lambda *_, **__: pytest.fail("kept"))
     again = command(images, eval=True, resume=folder / "checkpoint.pth", recipe="few-shot", finetune=None, lr=None,
                     epochs=None, warmup_epochs=None, model=None, input_size=None)  # fmt: skip
     main(again)
