@@ -61,7 +61,9 @@ def select_activeft(
     ids = None if kept.all() else kept.nonzero()[:, 0]
     if config.batch_size is not None and config.batch_size > kept.sum():
         raise UserError(f"batch_size {config.batch_size} is above the pool's {kept.sum()} images: choose a smaller one")
-    pool = UnitPool(features, ids, device, max_bytes)
+    count, shared = int(kept.sum()), world.size > 1 and config.batch_size is None
+    own = UnitPool.spans(count)[world.rank :: world.size] if shared else None  # those that `optimise` gives this rank
+    pool = UnitPool(features, ids, device, max_bytes, own=own)
     place = kept.cumsum(0) - 1  # (N,) index -> position among the kept rows
     fixed = pool.take(place[labelled])  # (L, D)
     start = place[initial(features, budget, candidates, labelled, config, seed, device, max_bytes)]

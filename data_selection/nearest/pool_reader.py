@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -24,7 +24,9 @@ class UnitPool:
 
     features: (N, D) tensor, array or memory map. ids: (n,) int64, the kept rows, or None for all. max_bytes: working
     memory; a copy of the unit rows stays resident where half of it holds them. centre: (D,), taken off the unit rows,
-    which are brought to unit length again (similarity.about), or None. Reads every value once: NaN raises UserError.
+    which are brought to unit length again (similarity.about), or None. own: spans that this one of several processes
+    reads again and again; on a GPU, and where all rows do not fit, a copy of these stays instead. Reads every value
+    once: NaN raises UserError.
     """
 
     def __init__(
@@ -34,18 +36,24 @@ class UnitPool:
         device: torch.device,
         max_bytes: float,
         centre: torch.Tensor | None = None,
+        own: Sequence[tuple[int, int]] | None = None,
     ) -> None:
         self.features: Features = features.detach() if torch.is_tensor(features) else features
         self.ids, self.device = ids, device
         self.centre = None if centre is None else centre.to(device)
         self.count = len(features) if ids is None else len(ids)
         self.dimensions = features.shape[1]
-        fits = 4 * self.count * self.dimensions <= max_bytes / 2
-        copy = torch.empty(self.count, self.dimensions, device=device) if fits else None
+        most = max_bytes / 2 / (4 * self.dimensions)  # rows
+        whole = self.count <= most and (own is None or device.type == "cpu")
+        copy = torch.empty(self.count, self.dimensions, device=device) if whole else None
+        mine = set(own or ()) if copy is None and sum(stop - start for start, stop in own or ()) <= most else set()
+        self.kept: dict[tuple[int, int], torch.Tensor] = {}
         for start, stop in self.spans(self.count):
             block = self._read(start, stop)
             if copy is not None:
                 copy[start:stop] = block
+            elif (start, stop) in mine:
+                self.kept[start, stop] = block
         self.resident = copy  # (n, D)
 
     @staticmethod
@@ -56,7 +64,10 @@ class UnitPool:
 
     def read(self, start: int, stop: int) -> torch.Tensor:
         """Unit rows at positions start..stop, (B, D) float32 on the device, not to be written to."""
-        return self._read(start, stop) if self.resident is None else self.resident[start:stop]
+        if self.resident is not None:
+            return self.resident[start:stop]
+        kept = self.kept.get((start, stop))
+        return self._read(start, stop) if kept is None else kept
 
     def take(self, positions: torch.Tensor) -> torch.Tensor:
         """Unit rows at positions (B,) on the CPU, (B, D); ascending ones read a memory map onwards."""

@@ -1,5 +1,7 @@
 """How ActiveFT finds what is nearest: every screening gives the exact answer, and leaves most products out."""
 
+import threading
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,6 +13,7 @@ from data_selection.nearest.assignment import distinct_nearest
 from data_selection.nearest.pool_reader import UnitPool
 from tests.support import oracles
 from tests.support.activeft_cases import ALONE, CPU, clusters, trace
+from tests.support.thread_world import on_ranks
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -102,3 +105,28 @@ def test_assignment_is_the_greedy_one(count, repeats, narrow, monkeypatch):
     for step in (7, 300):
         parts = [(first, rows[first : first + step]) for first in range(0, 300, step)]
         assert distinct_nearest(lambda rows, parts=parts: parts, units, barred, ALONE, 1 << 20).tolist() == expected
+
+
+@pytest.mark.parametrize("batch_size", [None, 3000])
+def test_of_the_whole_pool_a_rank_keeps_its_own_spans(batch_size, monkeypatch):
+    """Random batches have rows from everywhere."""
+    rows, config = clusters(5000, 8, 0), ActiveFTConfig(max_iter=3, batch_size=batch_size)
+    alone = activeft.select_activeft(rows, 20, config=config)
+    world_of, given, real = threading.local(), [], activeft.UnitPool
+
+    def noted(*pool, own):
+        given.append(own)
+        return real(*pool, own=own)
+
+    noted.spans = real.spans
+    monkeypatch.setattr(activeft, "UnitPool", noted)
+    monkeypatch.setattr(activeft, "current_world", lambda _: world_of.world)
+
+    def select(world):
+        world_of.world = world
+        return activeft.select_activeft(rows, 20, config=config)
+
+    assert all(found.equal(alone) for found in on_ranks(2, select))
+    spans = real.spans(5000)
+    expected = [None, None] if batch_size else [spans[::2], spans[1::2]]
+    assert sorted(given, key=str) == expected

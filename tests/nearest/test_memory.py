@@ -1,5 +1,9 @@
 """How much memory a selection may take: limits of containers, and what was asked for."""
 
+import contextlib
+from typing import ClassVar
+
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -7,6 +11,7 @@ import torch.nn.functional as F
 from data_selection.methods.starts import PointDistances
 from data_selection.nearest import pool_reader
 from data_selection.nearest.pool_reader import UnitPool, available_memory, container_memory, working_memory
+from tests.support.pretend_cuda import pretended
 
 MB = 1 << 20
 
@@ -58,3 +63,38 @@ def test_rows_that_were_read_stay_as_they_were(limit):
     unit = F.normalize(rows, dim=1)
     torch.testing.assert_close(distances, 1 - unit @ unit[0])
     torch.testing.assert_close(first, unit[:1])
+
+
+class Counted(np.ndarray):
+    """Rows that say which of them are read."""
+
+    seen: ClassVar[list[tuple[int, int]]] = []
+
+    def __getitem__(self, key):
+        if isinstance(key, slice):
+            Counted.seen.append((key.start, key.stop))
+        return np.asarray(super().__getitem__(key))
+
+
+@pytest.mark.parametrize(
+    ("device", "most", "kept"),
+    [("cpu", 1.0, "all"), ("cpu", 0.6, "own"), ("cpu", 0.4, "none"), ("cuda", 1.0, "own"), ("cuda", 0.4, "none")],
+)
+def test_one_of_several_processes_keeps_its_own_spans(device, most, kept):
+    """Half of the pool is its own. On a GPU that is all it keeps; on a CPU the whole pool where there is room."""
+    rows = np.random.default_rng(0).normal(size=(8 * 1024, 4)).astype(np.float32)
+    unit = F.normalize(torch.from_numpy(rows), dim=1)
+    own = UnitPool.spans(len(rows))[1::2]
+    assert len(own) == 4
+    with pretended() if device == "cuda" else contextlib.nullcontext():
+        pool = UnitPool(rows.view(Counted), None, torch.device(device), 2 * most * rows.nbytes, own=own)
+        Counted.seen.clear()
+        for _ in range(2):
+            for start, stop in own:
+                torch.testing.assert_close(pool.read(start, stop).cpu(), unit[start:stop])
+        read = list(Counted.seen)
+        torch.testing.assert_close(pool.read(0, 1024).cpu(), unit[:1024])
+        torch.testing.assert_close(pool.take(torch.tensor([1030, 5])).cpu(), unit[[1030, 5]])
+    assert read == (2 * own if kept == "none" else [])
+    assert (pool.resident is not None) == (kept == "all")
+    assert sum(map(len, pool.kept.values())) == (len(rows) / 2 if kept == "own" else 0)
