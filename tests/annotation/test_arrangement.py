@@ -61,6 +61,11 @@ def test_beliefs_are_the_groups_the_most_certain_first():
 
 def test_why_says_where_classes_meet():
     rows = np.array([[0.5, 0.4, 0.1], [0.4, 0.5, 0.1], [0.1, 0.5, 0.4], [1, 0, 0], [0, 0.9, 0.1], [0.45, 0, 0.55]])
+    every = why(Beliefs(np.vstack([rows, [[0.45, 0.55, 0]]]), ["cat", "dog", "fox"]))
+    assert every == (
+        "7 images: 3 where cat and dog meet, 1 where dog and fox meet, 1 where cat and fox meet, 2 of which the model "
+        "is surer"
+    )
     words = why(Beliefs(rows, ["cat", "dog", "fox"]), shown=1)
     assert words == "6 images: 2 where cat and dog meet, 2 where other classes meet, 2 of which the model is surer"
     assert why(Beliefs(np.ones((3, 1)), ["cat"])) == "3 images: all believed to be cat"

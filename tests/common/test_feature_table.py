@@ -133,3 +133,8 @@ def test_labels_are_compared_by_name():
         labels_like(table(("dog", "owl"), [0, 1]), train)
     with pytest.raises(UserError, match="has no labels"):
         labels_like(FeatureTable(FEATURES), train)
+
+
+def test_labels_of_the_first_class_alone_are_labels(tmp_path):
+    save_features(tmp_path / "X.npy", FEATURES, np.zeros(len(FEATURES), dtype=np.int64))
+    assert load_features(tmp_path / "X.npy").labels.tolist() == [0] * len(FEATURES)

@@ -1,5 +1,6 @@
 """Each value that a flag takes works in a short run or is refused with the reason; losses that are not finite."""
 
+import argparse
 import itertools
 import json
 
@@ -15,7 +16,7 @@ from deit import engine
 from deit import main as entry
 from deit.learner.building import build_learner, make_optimizer, make_scheduler
 from deit.main import main
-from deit.option_checks import SCHEDULES
+from deit.option_checks import SCHEDULES, check_start
 from deit.options import parse
 from deit.runs.meters import RunLog
 from deit.samplers import plan_epoch
@@ -244,3 +245,10 @@ def test_the_flag_that_an_error_advises_is_there(images, tmp_path):
         main(command(images, tmp_path / "out", **words))
     main([*command(images, tmp_path / "out", **words), "--checkpoint_key", "mine"])
     assert all(torch.equal(checkpoint(tmp_path / "out")["model"][key], weights[key]) for key in weights)
+
+
+def test_a_start_beyond_the_last_epoch_is_refused():
+    last = {"epochs": 2, "cooldown_epochs": 1}
+    check_start(argparse.Namespace(**vars(parse([])) | last | {"start_epoch": 3}))
+    with pytest.raises(UserError, match="--start_epoch 4 is after the last epoch, 3"):
+        check_start(argparse.Namespace(**vars(parse([])) | last | {"start_epoch": 4}))

@@ -8,7 +8,7 @@ import torch
 
 from data_selection.common.errors import UserError, run
 from data_selection.embedding.backbones import build_model, load_weights
-from data_selection.embedding.checkpoint_files import read_checkpoint, unwrap
+from data_selection.embedding.checkpoint_files import listed, read_checkpoint, unwrap
 
 ONE, TWO = {"w": torch.ones(1)}, {"w": torch.zeros(1)}
 
@@ -70,3 +70,8 @@ def test_no_terminal_codes_in_messages(tmp_path, capsys):
 
     assert run(fail) == 2
     assert capsys.readouterr().err == "error: red\n"
+
+
+def test_long_lists_of_names_are_cut():
+    assert listed(range(8)) == "0, 1, 2, 3, 4, 5 and 2 more"
+    assert listed(["a", "b"], 2) == "a, b"

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from data_selection.common.errors import UserError
+from data_selection.embedding import table_writer
 from data_selection.embedding.forward import class_tokens
 from tests.support.extraction_cases import COUNT, save, small_pool
 
@@ -60,3 +61,18 @@ def test_marks_are_on_the_disk_before_they_count(model, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="stopped"):
         save(small_pool(), model, tmp_path / "t.npy", embed=failing(4))
     assert (synced[:2], synced[-2:]) == (["table.npy", "done"], ["table.npy", "done"])
+
+
+@pytest.mark.parametrize(("seconds", "some"), [(-1, True), (1e9, False)])
+def test_rows_are_saved_as_time_goes_by(model, tmp_path, monkeypatch, seconds, some):
+    """So that a kill costs little."""
+    monkeypatch.setattr(table_writer, "SAVE_SECONDS", seconds)
+    marks, done, embed = [], tmp_path / "t.partial" / "done", failing(5)
+
+    def looking(*batch):
+        marks.append(done.read_bytes().count(1) if done.exists() else 0)
+        return embed(*batch)
+
+    with pytest.raises(UserError, match="stopped"):
+        save(small_pool(), model, tmp_path / "t.npy", embed=looking)
+    assert (max(marks) > 0) is some

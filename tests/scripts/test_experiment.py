@@ -17,7 +17,7 @@ from data_selection.common.subset_files import load_subset
 from data_selection.judging.evaluation import knn_accuracy
 from data_selection.judging.experiments import curves, evaluations, work
 from data_selection.judging.quality import quality
-from data_selection.judging.smoothed import SMOOTH_C, fit_smoothed
+from data_selection.judging.smoothed import SMOOTH_C, fit_smoothed, smoothing_of
 from data_selection.methods.table import METHODS
 from scripts.experiments import command, trainer
 from tests.support.experiments import EVALUATIONS, make_config, without_times
@@ -154,6 +154,12 @@ def test_the_numbers_are_those_of_the_evaluations_alone(experiment, tmp_path):
         hits = probe.predict(test.tensor(), corrected=corrected).argmax(1) == test_labels
         assert found["smoothed"]["scores"][name] == pytest.approx(100 * hits.double().mean().item())
     assert evaluations.SMOOTH_C == SMOOTH_C
+    pools = command.load(
+        command.build_parser().parse_args([str(tmp_path / "grid.yaml"), "--output_dir", str(tmp_path / "out")])
+    )[2]
+    for k, steps in ((5, 1), (10, 0)):
+        base = smoothing_of(train.tensor(), k=k, steps=steps)
+        torch.testing.assert_close(pools["one"].smoothed(k, steps)[0].smoothed, base.smoothed)
 
 
 def test_a_long_tailed_cut_is_chosen_from_and_listed_in_the_files_rows(experiment, tmp_path):

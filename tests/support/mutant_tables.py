@@ -127,7 +127,13 @@ TESTS = {
         "deit/test_selftrain.py",
         "deit/test_flag_files.py",
     ),
-    "deit/datasets.py": ("deit/test_datasets.py", "deit/test_labels.py", "deit/test_flag_data.py"),
+    "deit/datasets.py": (
+        "deit/test_datasets.py",
+        "deit/test_labels.py",
+        "deit/test_flag_data.py",
+        "deit/test_workers.py",
+        "deit/test_stopping.py",
+    ),
     "deit/samples/keeping.py": ("deit/test_keeping.py", "deit/test_memory.py"),
     "deit/option_checks.py": ("deit/test_accepted_values.py", "deit/test_flags.py", "deit/test_flag_start.py"),
     "deit/options.py": ("deit/test_flags.py", "deit/test_flag_start.py", *FLAGS),
@@ -142,7 +148,7 @@ TESTS = {
         "deit/test_keeping.py",
         "deit/test_few_shot.py",
     ),
-    "deit/job.py": ("deit/test_run.py", "deit/test_flag_epochs.py", "deit/test_modes.py"),
+    "deit/job.py": ("deit/test_run.py", *FLAGS, "deit/test_modes.py", "deit/test_crossval.py"),
     "deit/timing.py": ("deit/test_timing.py",),
     "deit/memory.py": ("deit/test_memory.py",),
 }

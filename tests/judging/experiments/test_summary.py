@@ -7,6 +7,7 @@ import pytest
 from scipy import stats
 
 from data_selection.judging.experiments.summary import labels_needed, paired, summarise
+from data_selection.judging.experiments.tables import make_tables
 
 
 def test_a_paired_interval_by_hand():
@@ -64,3 +65,13 @@ def test_entries():
     assert entries[0].gain is None
     assert entries[3].gain is None
     assert entries[3].needed is None
+
+
+def test_without_a_seed_in_common_there_is_no_table_of_differences():
+    values = {("p", "e", "random", 100): {0: 49.0}, ("p", "e", "best", 100): {1: 59.0}}
+    assert [table.title for table in make_tables(summarise(values, "random", {}), "random")] == [
+        "p, e: accuracy in %, mean ± standard deviation",
+        "p, e: labels that random needs for the same accuracy, and the share saved",
+    ]
+    values["p", "e", "best", 100][0] = 59.0
+    assert "minus random, seed by seed" in make_tables(summarise(values, "random", {}), "random")[1].title
