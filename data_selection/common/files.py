@@ -40,12 +40,12 @@ def atomic_write(path: Path | str, mode: str = "wb") -> Iterator[IO[Any]]:
 
 
 @contextlib.contextmanager
-def one_at_a_time(path: Path | str, say: Callable[[str], object]) -> Iterator[bool]:
+def one_at_a_time(path: Path | str, say: Callable[[str], object]) -> Iterator[None]:
     """Keep other processes that ask for the same path out of the block; waits for one that is in it, and says so.
 
-    Yields whether it had to wait: what was read before may have changed. X.lock beside the file is there meanwhile.
+    What was read before it may have changed. X.lock beside the file is there meanwhile.
     """
-    guard, waited = Path(path).with_suffix(".lock"), False
+    guard = Path(path).with_suffix(".lock")
     while True:
         with guard.open("a") as handle:
             try:
@@ -53,14 +53,13 @@ def one_at_a_time(path: Path | str, say: Callable[[str], object]) -> Iterator[bo
             except BlockingIOError:
                 say(f"another process is making {path}: waiting for it")
                 lock(handle, wait=True)
-                waited = True
             try:
                 if not os.path.samestat(os.fstat(handle.fileno()), guard.stat()):
                     continue  # another process has removed this one, and a third may hold the next
             except FileNotFoundError:
                 continue
             try:
-                yield waited
+                yield
             finally:
                 with contextlib.suppress(OSError):  # Windows removes no open file
                     guard.unlink()
