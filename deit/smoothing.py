@@ -27,7 +27,7 @@ from deit.runs.predictions import OF_POOL, of_pool
 
 if TYPE_CHECKING:
     from data_selection.judging.smoothed import SmoothedProbe
-    from data_selection.nearest.stored_graph import Neighbours
+    from data_selection.nearest.neighbour_files import Neighbours
 
 POOL = "smoothed_pool.npz"
 NEIGHBOURS = 15
@@ -164,7 +164,7 @@ def with_pool(model: nn.Module, checkpoint: Path | str, saved: Settings) -> nn.M
     if saved.get("mode") != "smoothed" or saved.get("distil"):
         return model
     from data_selection.judging.smoothed import Choice, fit_smoothed
-    from data_selection.nearest.stored_graph import Neighbours
+    from data_selection.nearest.neighbour_files import Neighbours
 
     path = Path(checkpoint).with_name(POOL)
     try:

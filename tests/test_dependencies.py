@@ -27,7 +27,7 @@ TRAINER = {  # of deit: what a room, or a module at the top, may import besides 
     "recipes": set(),
     "flags": set(),
     "options": {"flags", "option_checks", "recipes"},
-    "choosing": {"crossval", "job", "learner", "selftrain", "smoothing", "timing"},
+    "choosing": {"crossval", "job", "learner", "runs", "selftrain", "smoothing", "timing"},
     "timing": {"crossval", "epochs", "selftrain", "job", "learner", "engine", "runs"},
     "trainer": {
         "choosing",

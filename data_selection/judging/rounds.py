@@ -14,8 +14,8 @@ from data_selection.judging.correction import UNEVEN, unevenness
 from data_selection.judging.smoothed import Smoothing, at_temperature, fit_smoothed, smoothing_of
 from data_selection.methods.configs import Config
 from data_selection.methods.table import METHODS
+from data_selection.nearest.neighbour_files import Neighbours
 from data_selection.nearest.pool_reader import pool_device
-from data_selection.nearest.stored_graph import Neighbours
 
 A_CLASS = 25  # labels a class up to which the weighted design was best
 

@@ -51,9 +51,9 @@ from data_selection.nearest.graph import (
     smooth_outside,
     times,
 )
+from data_selection.nearest.neighbour_files import Neighbours, row_hashes
 from data_selection.nearest.pool_reader import pool_device, unit_mean, working_memory
 from data_selection.nearest.similarity import about, normalise, read_rows
-from data_selection.nearest.stored_graph import Neighbours, row_hashes
 
 __all__ = [
     "GRID", "SMOOTH_C", "TEMPERATURES", "Probe", "SmoothedProbe", "Smoothing", "at_temperature",

@@ -8,7 +8,6 @@ import contextlib
 import hashlib
 import json
 import shutil
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,43 +21,14 @@ from data_selection.common.feature_table import FeatureTable
 from data_selection.common.files import atomic_write, check_writable, one_at_a_time
 from data_selection.common.progress import open_bar
 from data_selection.nearest.graph import Finder, nearest_neighbours
+from data_selection.nearest.neighbour_files import FORMAT, Neighbours, neighbours_file, read_neighbours, row_hashes
 from data_selection.nearest.pool_reader import pool_device, unit_mean, working_memory
 from data_selection.nearest.similarity import exact_dot
 
-FORMAT = 1
 DRIFT = 0.02  # of the mean of the unit rows: nearer ones keep the point that a stored graph was seen from
 WORTH = 0.7  # of a fresh graph's products: mending one must need fewer
 BLOCK_PRODUCTS = 2.5e11  # of two numbers: what is lost by a kill, some seconds' work
 FEWEST_BLOCKS, LEAST_ROWS = 16, 1024  # so that several processes have work, and each of them enough to be worth it
-HASH_BYTES = 16
-
-
-@dataclass(frozen=True)
-class Neighbours:
-    """A pool's neighbours: index (N, k) int64, similarity (N, k) float32, as graph.nearest_neighbours gives them.
-
-    centre: (D,) float32, which was taken off the unit rows. hashes: (N, 16) uint8, of the rows that they are of.
-    """
-
-    index: torch.Tensor
-    similarity: torch.Tensor
-    centre: torch.Tensor
-    hashes: np.ndarray
-
-    def first(self, k: int) -> "Neighbours":
-        """The k nearest of them."""
-        return Neighbours(self.index[:, :k], self.similarity[:, :k], self.centre, self.hashes)
-
-
-def row_hashes(features: np.ndarray | torch.Tensor) -> np.ndarray:
-    """(N, 16) uint8: a hash of each row's bytes as float32."""
-    result = np.empty((len(features), HASH_BYTES), dtype=np.uint8)
-    for start in range(0, len(features), 4096):
-        part = features[start : start + 4096]
-        rows = np.ascontiguousarray(part.cpu() if torch.is_tensor(part) else part, dtype=np.float32)
-        for place, row in enumerate(rows, start):
-            result[place] = np.frombuffer(hashlib.blake2b(row, digest_size=HASH_BYTES).digest(), dtype=np.uint8)
-    return result
 
 
 def pool_graph(
@@ -105,24 +75,6 @@ def pool_graph(
         done = read_neighbours(path)
         assert done is not None
         return done.first(k)
-
-
-def neighbours_file(features: Path | str) -> Path:
-    """X.neighbours.npz of a feature file X.npy."""
-    path = Path(features)
-    return path.with_name(f"{path.stem}.neighbours.npz")
-
-
-def read_neighbours(path: Path) -> Neighbours | None:
-    """What is kept in X.neighbours.npz; None where it is not there, or cannot be read and is made anew."""
-    try:
-        with np.load(path, allow_pickle=False) as kept:
-            if int(kept["format"]) != FORMAT:
-                return None
-            index, similarity = (torch.from_numpy(kept[name]) for name in ("index", "similarity"))
-            return Neighbours(index.long(), similarity, torch.from_numpy(kept["centre"]), kept["hashes"])
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        return None
 
 
 def _stored(table: FeatureTable, hashes: np.ndarray, k: int, world: World) -> Neighbours | None:

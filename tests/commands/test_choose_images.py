@@ -13,7 +13,7 @@ import torch
 import data_selection
 from data_selection.commands import choose_images as command
 from data_selection.commands import handing_out, run_choose
-from data_selection.commands.choose_images import build_parser, main_choose
+from data_selection.commands.choose_images import build_parser
 from data_selection.common.distributed import World
 from data_selection.common.errors import UserError
 from data_selection.common.feature_table import load_features
@@ -27,23 +27,6 @@ FILES = {
     "annotate.csv", "annotate.html", "cvat_manifest.jsonl", "features", "images", "label_studio_config.xml",
     "label_studio_tasks.json", "run.json", "subset.json", "subset.provenance.json", "subset.txt",
 }  # fmt: skip
-
-
-@pytest.fixture
-def choose(folder, weights):
-    """The command on the shoes, 12 images at random; flags as keywords."""
-
-    def run(out, source=folder, **flags):
-        base = {"budget": 12, "out": out, "method": "random", "model": "demo_vit", "weights": weights, "device": "cpu",
-                "num_workers": 0}  # fmt: skip
-        words = [str(source)]
-        for name, value in (base | flags).items():
-            values = [] if value is True else value if isinstance(value, list) else [value]
-            words += [f"--{name}" if name == "num_workers" else f"--{name.replace('_', '-')}", *map(str, values)]
-        main_choose(words)
-        return out
-
-    return run
 
 
 @pytest.fixture(scope="module")
@@ -299,13 +282,6 @@ def test_every_flag_arrives(choose, folder, tmp_path, monkeypatch):
     assert asked.pop("places") == (str(folder), "3%", tmp_path)
     assert asked == {name: value for name, value in other.items() if name != "budget"}
     assert {action.dest for action in build_parser()._actions} - {"help", "local_rank"} == {*other, "source", "out"}
-
-
-def test_class_names_come_from_words_or_a_file(tmp_path):
-    (tmp_path / "names.txt").write_text("b\na, c\n\nb\n")
-    assert run_choose.class_words(str(tmp_path / "names.txt")) == ["b", "a, c"]
-    assert run_choose.class_words("b, a,,b") == ["b", "a"]
-    assert run_choose.class_words(["x", " "]) == ["x"]
 
 
 def test_several_processes_are_refused(choose, tmp_path, monkeypatch):

@@ -1,8 +1,8 @@
-"""What a choice will take, told from two small ones."""
+"""What comes before a choice: its time, told from two small ones, and the class names."""
 
 import pytest
 
-from data_selection.commands import foresight
+from data_selection.commands import foresight, run_choose
 
 LAWS = {
     "a start and the same for each": lambda rows, budget: budget * (0.002 + 1e-6 * rows),
@@ -32,3 +32,10 @@ def test_a_method_that_refuses_the_small_pools_is_told_as_nothing(monkeypatch):
 
     monkeypatch.setattr(foresight.time, "monotonic", lambda: 5.0)
     assert foresight.try_choice(select, 60_000, 200, 2) == 0
+
+
+def test_class_names_come_from_words_or_a_file(tmp_path):
+    (tmp_path / "names.txt").write_text("b\na, c\n\nb\n")
+    assert run_choose.class_words(str(tmp_path / "names.txt")) == ["b", "a, c"]
+    assert run_choose.class_words("b, a,,b") == ["b", "a"]
+    assert run_choose.class_words(["x", " "]) == ["x"]

@@ -12,7 +12,6 @@ import torch
 from data_selection.common.distributed import World
 from data_selection.common.errors import UserError
 from data_selection.images.pools import Pool
-from data_selection.judging.calibration import temperature
 from deit import crossval
 from deit import epochs as deit_epochs
 from deit.crossval import Asked, asked_table, compare, one_part, split, told
@@ -80,19 +79,6 @@ def test_the_parts_are_drawn_by_the_seed_alone():
     torch.manual_seed(2)
     assert split(range(24), pool, 2, 0) == first
     assert len({str(split(range(24), pool, 2, seed)) for seed in range(5)}) == 5
-
-
-@pytest.mark.parametrize("kept", ["probe", "finetuned"])
-def test_the_temperature_is_that_of_the_model_that_is_kept(kept):
-    draw, pool = torch.Generator().manual_seed(0), pool_of([0, 1] * 20)
-    sure, doubtful = (
-        (torch.randn(40, 2, generator=draw) + scale * torch.eye(2)[torch.tensor(pool.labels)]).softmax(1)
-        for scale in (3, 0.5)
-    )
-    found = crossval.temperature_of({"kept": kept}, Asked(list(range(40)), sure, doubtful), pool)
-    right = {"probe": sure, "finetuned": doubtful}[kept]
-    assert found == temperature(right, torch.tensor(pool.labels))
-    assert temperature(sure, torch.tensor(pool.labels)) != temperature(doubtful, torch.tensor(pool.labels))
 
 
 @pytest.mark.parametrize(("gained", "lost", "kept"), [

@@ -9,8 +9,9 @@ import torch
 from data_selection.common.feature_table import FeatureTable, load_features, save_features
 from data_selection.nearest import stored_graph as module
 from data_selection.nearest.graph import Finder, nearest_neighbours
+from data_selection.nearest.neighbour_files import neighbours_file, read_neighbours, row_hashes
 from data_selection.nearest.pool_reader import unit_mean
-from data_selection.nearest.stored_graph import neighbours_file, pool_graph, read_neighbours, row_hashes
+from data_selection.nearest.stored_graph import pool_graph
 from tests.support.thread_world import on_ranks
 
 pytestmark = pytest.mark.usefixtures("one_thread")
