@@ -129,14 +129,14 @@ def length(job: Job, step: float, mode: str, asked: Sequence[str], rounds: int =
 
 
 def lengthen(job: Job, step: float, asked: Sequence[str]) -> tuple[str, str]:
-    """(mode, why) where finetuning wins: self-train with as many rounds as there is time for, else lp-ft."""
+    """(mode, why) of finetuning: self-train with as many rounds as there is time for, else lp-ft."""
     args = job.args
     for rounds in range(args.rounds, 0, -1):
         if fits(job, step, "self-train", asked, rounds):
             args.rounds = rounds
             how = "" if "self-train" in asked else ", which there was no time to ask"
-            return "self-train", f"; finetuning wins, and {rounds} rounds of the pool fit{how}"
-    return "lp-ft", f"; finetuning wins, and no round of the pool fits into --minutes {args.minutes:g}"
+            return "self-train", f"; {rounds} round{'s' * (rounds > 1)} of the pool fit{how}"
+    return "lp-ft", f"; no round of the pool fits into --minutes {args.minutes:g}"
 
 
 def linear_said(job: Job, features: torch.Tensor) -> torch.Tensor:
