@@ -71,7 +71,7 @@ def decide(job: Job, source: Path | str, features: torch.Tensor | None) -> Asked
 
 
 def best_of(right: Mapping[str, torch.Tensor], *, few: bool = False) -> tuple[str, str]:
-    """(mode, why): the first of ORDER that the best one leads by no more than a standard error, never below linear.
+    """(mode, why): the first of ORDER that the best one leads by no more than a standard error.
 
     right: (n,) bool by mode, of the same labels; linear among them. few: labels, so that self-train comes before ORDER.
     If two modes are equally good, the difference of their counts has the standard error sqrt(labels that only one of
@@ -83,7 +83,7 @@ def best_of(right: Mapping[str, torch.Tensor], *, few: bool = False) -> tuple[st
     for mode in sorted(counts, key=lambda mode: mode != "self-train") if few else counts:
         count = counts[mode]
         noise = int((right[best] ^ right[mode]).sum()) ** 0.5
-        if counts["linear"] <= count and counts[best] - count <= noise:
+        if counts[best] - count <= noise:
             taken = mode
             if count < counts[best]:
                 words = f"; the lead of {best} is within a standard error ({noise:.1f})"

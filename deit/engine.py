@@ -1,6 +1,6 @@
 """One epoch of training, and evaluation: the same numbers on any number of processes, to rounding."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -9,6 +9,7 @@ from timm.utils import ModelEmaV3
 from torch import nn
 
 from data_selection.common.distributed import World
+from deit.gradients import FlatGradients
 from deit.losses import Criterion
 from deit.runs.kinds import Numbers
 from deit.runs.stopping import Asked, NotFinite, Sofar, Stopped, until_asked
@@ -19,29 +20,6 @@ from deit.samples.mixing import Mixing, mix
 LOOK = 16  # steps between looks at the losses on a GPU
 
 OnStep = Callable[[int, int, int, torch.Tensor, float], object]  # see train_one_epoch
-
-
-class FlatGradients:
-    """All gradients as views of one buffer: zeroed, summed over the processes and clipped in one operation each.
-
-    whole: the buffer and after it `loss` and `asked` (to stop), which so are summed in the same operation.
-    """
-
-    def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
-        self.parameters = [parameter for parameter in parameters if parameter.requires_grad]
-        first = self.parameters[0]
-        total = sum(parameter.numel() for parameter in self.parameters)
-        self.whole = torch.zeros(total + 2, dtype=first.dtype, device=first.device)
-        self.buffer, self.loss, self.asked = self.whole[:-2], self.whole[-2], self.whole[-1]
-        views = self.buffer.split([parameter.numel() for parameter in self.parameters])
-        for parameter, view in zip(self.parameters, views, strict=True):
-            # in the parameter's own order in memory (channels_last), as autograd would lay it out
-            parameter.grad = view.as_strided(parameter.shape, parameter.stride(), view.storage_offset())
-
-    def clip(self, limit: float) -> None:
-        """Scale the gradients down to a norm of at most `limit`, without reading the norm back."""
-        norm = torch.linalg.vector_norm(self.buffer)
-        self.buffer.mul_((limit / (norm + 1e-6)).clamp(max=1.0))
 
 
 @dataclass
@@ -110,12 +88,9 @@ def train_one_epoch(
         if learner.by_step and learner.scheduler is not None:
             learner.scheduler.step_update(update)
         before = [buffer.clone() for buffer in model.buffers()] if skip_nonfinite else []
-        learner.gradients.whole.zero_()
+        learner.gradients.zero()
         mine = passes(learner, batches, step, classes, mixing, (seed, epoch, number))
-        learner.gradients.loss.copy_(mine)
-        if world.size > 1:
-            learner.gradients.asked.fill_(float(learner.asked.is_set()))
-        world.sum_(learner.gradients.whole)
+        learner.gradients.sum(mine, learner.asked.is_set())
         losses[number] = learner.gradients.loss
         if on_step is not None:
             rows = sum(len(part.rows) for part in step.parts)
@@ -166,6 +141,7 @@ def passes(
         learner.draws.begin(epoch, number, part.rows, learner.world.device)
         with learner.autocast():
             loss = learner.criterion(images, learner.model(images), targets) / step.size
+        learner.gradients.last_pass = part is step.parts[-1]
         learner.scaler.scale(loss).backward()
         mine += loss.detach()
     if not step.parts:

@@ -40,6 +40,22 @@ class World:
         """Add a tensor up over the ranks, in place; returns it."""
         return self._reduce(tensor, dist.ReduceOp.SUM)
 
+    def begin_sum(self, tensor: torch.Tensor) -> Callable[[], None]:
+        """Begin to add a tensor up over the ranks, in place; what is returned is to be called before it is read.
+
+        The tensor is on this World's device. On a GPU that call makes the stream wait, not the program.
+        """
+        if self.size == 1:
+            return lambda: None
+        with broken_by_others():
+            work = dist.all_reduce(tensor, async_op=True)
+
+        def wait() -> None:
+            with broken_by_others():
+                work.wait()
+
+        return wait
+
     def least(self, value: int) -> int:
         """The lowest of the ranks' values."""
         return int(self._reduce(torch.tensor(value, device=self.device), dist.ReduceOp.MIN)) if self.size > 1 else value

@@ -20,7 +20,8 @@ from data_selection.embedding.backbones import DEMO_WEIGHTS, build_model, load_w
 from data_selection.embedding.forward import memory_layout, write_out_attention
 from data_selection.embedding.preprocessing import Preprocess, preprocess_of
 from data_selection.images import pools
-from deit.engine import FlatGradients, Learner
+from deit.engine import Learner
+from deit.gradients import FlatGradients
 from deit.losses import Criterion
 from deit.runs.checkpoints import classifier_layers, load_pretrained
 from deit.runs.meters import RunLog
@@ -148,7 +149,7 @@ def build_learner(
     return Learner(
         model, optimizer, make_scheduler(args, optimizer, updates), args.sched_unit == "step",
         torch.amp.GradScaler(world.device.type, enabled=amp is torch.float16), ema, draws,
-        FlatGradients(model.parameters()), criterion, amp, world,
+        FlatGradients(model.parameters(), world), criterion, amp, world,
         fixed=batch_norms(model) if args.batch_norm == "fixed" else [], input_size=args.input_size,
     )  # fmt: skip
 

@@ -55,7 +55,8 @@ def test_a_mode_that_is_clearly_best_is_taken(best):
 
 @pytest.mark.parametrize(("counts", "taken"), [
     ({"smoothed": 60, "linear": 60, "lp_ft": 60}, "smoothed"),
-    ({"smoothed": 59, "linear": 60, "lp_ft": 60}, "linear"),  # never below linear, noise or not
+    ({"smoothed": 59, "linear": 60, "lp_ft": 60}, "smoothed"),  # one label: noise
+    ({"smoothed": 58, "linear": 60, "lp_ft": 60}, "linear"),
     ({"linear": 60, "lp_ft": 61}, "linear"),
     ({"linear": 60, "lp_ft": 62}, "lp-ft"),  # two more, none fewer: more than the square root of two
     ({"linear": 60, "lp_ft": 79, "full": 80, "self_train": 80}, "lp-ft"),
@@ -70,7 +71,8 @@ def test_within_noise_the_cheaper_one_is_taken(counts, taken):
 @pytest.mark.parametrize(("counts", "taken"), [
     ({"smoothed": 62, "linear": 60, "lp_ft": 62, "self_train": 61}, "self-train"),
     ({"smoothed": 62, "linear": 60, "lp_ft": 62, "self_train": 60}, "smoothed"),
-    ({"smoothed": 60, "linear": 60, "self_train": 59}, "smoothed"),
+    ({"smoothed": 60, "linear": 60, "self_train": 59}, "self-train"),
+    ({"smoothed": 60, "linear": 61, "self_train": 59}, "smoothed"),
     ({"smoothed": 60, "linear": 60, "lp_ft": 60}, "smoothed"),
 ])  # fmt: skip
 def test_of_few_labels_the_pool_teaches_unless_they_say_otherwise(counts, taken):
