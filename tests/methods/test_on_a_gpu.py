@@ -18,7 +18,7 @@ from tests.support.beliefs import beliefs
 from tests.support.pretend_cuda import pretended
 
 SMALL = {"activeft": {"max_iter": 4}, "kmeans": {"max_iter": 5}, "zcore": {"draws": 500}}
-MOST_OF_BILAF = 64  # launches of a choice in all classes of a batch
+MOST_OF_BILAF = 50  # launches of a choice in all classes of a batch: 250 of 50,000 rows make one
 MOST_LAUNCHES = 56  # of an iteration for each span of the pool, what is done once among them
 
 

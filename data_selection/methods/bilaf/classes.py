@@ -92,6 +92,8 @@ class Distances:
         self.x, self.max_bytes, self.held, self.place = x, max_bytes, held, place
         self.square = squared_lengths(x) if square is None else square
         self.shape = x.shape[:2] if place is None else place.shape
+        self.first = torch.arange(len(x), device=x.device)[:, None] * x.shape[1]  # (G, 1) where a class begins
+        self.at = None if place is None else self.first + place
 
     @classmethod
     def build(
@@ -118,11 +120,11 @@ class Distances:
 
     def rows(self, local: torch.Tensor) -> torch.Tensor:
         """Coordinates (G, m, D) of the members local (G, m)."""
-        return _copy_rows(self.x, local)
+        return _copy_rows(self.x, self.first + local)
 
     def flat(self, local: torch.Tensor) -> torch.Tensor:
         """(G m,) where the members local (G, m) stand in x.flatten(0, 1)."""
-        return _flat(local, self.x.shape[1])
+        return (self.first + local).flatten()
 
     def between(self, rows: torch.Tensor) -> torch.Tensor:
         """(G, R, n) squared distances of members rows (G, R) to all."""
@@ -153,8 +155,7 @@ class Distances:
     def each(self, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
         """(G, R, k) squared distances of members rows (G, R) to their own lists columns (G, R, k); of whole classes."""
         if self.held is not None:
-            groups, n, _ = self.held.shape
-            first = (torch.arange(groups, device=rows.device)[:, None] * n + rows) * n  # (G, R) where a row begins
+            first = (self.first + rows) * self.held.shape[2]  # (G, R) where a row begins
             return self.held.view(-1).index_select(0, (first[:, :, None] + columns).flatten()).view_as(columns)
         step = max(1, int(self.max_bytes // (24 * len(self.x) * self.x.shape[2])))  # three tables of coordinates
         result = torch.empty(columns.shape, dtype=self.x.dtype, device=self.x.device)
@@ -174,7 +175,7 @@ class Distances:
         """(G, R, N) squared distances of members rows (G, R) to whole classes, a copy."""
         if self.held is None:
             return self._product(self.rows(rows), self.square.gather(1, rows), self.x, self.square)
-        return _copy_rows(self.held, rows if self.place is None else self.place.gather(1, rows))
+        return _copy_rows(self.held, self.first + rows if self.at is None else self.at.gather(1, rows))
 
     def _members(self, values: torch.Tensor) -> torch.Tensor:
         """(G, R, n) of values (G, R, N) of whole classes."""
@@ -194,15 +195,9 @@ class Distances:
         return product.add_(a_square[:, :, None]).round_()
 
 
-def _copy_rows(table: torch.Tensor, local: torch.Tensor) -> torch.Tensor:
-    """table[g, local[g, m]], (G, m, width), of a table (G, n, width)."""
-    groups, n, width = table.shape
-    return table.reshape(-1, width).index_select(0, _flat(local, n)).reshape(groups, -1, width)
-
-
-def _flat(local: torch.Tensor, n: int) -> torch.Tensor:
-    """(G m,) row numbers of local (G, m) in a table of n rows for each class."""
-    return (torch.arange(len(local), device=local.device)[:, None] * n + local).flatten()
+def _copy_rows(table: torch.Tensor, flat: torch.Tensor) -> torch.Tensor:
+    """(G, m, width) rows of a table (G, n, width) by their numbers flat (G, m) in table.flatten(0, 1)."""
+    return table.flatten(0, 1).index_select(0, flat.flatten()).reshape(*flat.shape, table.shape[2])
 
 
 def squared_lengths(x: torch.Tensor) -> torch.Tensor:

@@ -4,6 +4,7 @@ import heapq
 
 import torch
 
+from data_selection.common.sending import sent
 from data_selection.methods.bilaf.classes import Distances, key_base, on_grid
 from data_selection.methods.configs import BiLAFConfig
 
@@ -176,6 +177,23 @@ def allocate(sizes: torch.Tensor, total: int, lower: torch.Tensor, upper: torch.
     return torch.tensor(count)
 
 
+def departures(sizes: torch.Tensor, count: torch.Tensor, removal: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """How many candidates leave with each choice but the last, and how many are left then: (T, G) each.
+
+    sizes, count: (G,) int64 on the CPU, as in `pick`; T = max(count) - 1. Whichever members leave, their number is
+    known beforehand: |U| / B_i, at least 1, of those `remaining` or always of the whole `class`. A class whose samples
+    are all chosen goes on as if it had candidates: nothing of it counts.
+    """
+    left, away, after = sizes, [], []
+    for _ in range(int(count.max()) - 1):
+        share = (left if removal == "remaining" else sizes) // count
+        away.append(share.clamp(min=1))
+        left = left - away[-1]
+        after.append(left)
+    empty = sizes.new_empty(0, len(sizes))
+    return torch.stack(away) if away else empty, torch.stack(after) if after else empty
+
+
 def pick(
     pairs: Distances,
     sizes: torch.Tensor,
@@ -203,29 +221,26 @@ def pick(
     local, base = torch.arange(n, dtype=torch.float64, device=device), key_base(n)
     real = local < sizes[:, None]
     alive, free = real.clone(), real.clone()  # candidates; members that are not chosen yet
-    intra, left = pairs.totals(real), sizes.clone()
-    shrinking = "remaining" in (config.intra, config.removal)
-    chosen = torch.full((groups, int(count.max())), -1, device=device)
+    intra = pairs.totals(real)
+    away, left = departures(sizes.cpu(), count.cpu(), config.removal)
+    most = away.amax(1).tolist()
+    away, left = sent(device, away, left)
+    step = torch.arange(max(most, default=0), device=device)
+    last_away = (away - 1)[:, :, None]  # (T, G, 1): which of the nearest is the last one to leave
+    spread = left.clamp(min=1) if config.intra == "remaining" else sizes.expand_as(left)
+    chosen = torch.full((groups, len(away) + 1), -1, device=device)
     chosen[:, 0] = core
     free.scatter_(1, core[:, None], False)
     for turn in range(1, chosen.shape[1]):
         row = pairs.between(chosen[:, turn - 1, None])[:, 0]  # (G, n) to the last choice
         key = torch.where(alive, torch.add(local, row, alpha=base), GONE)
-        if turn == 1 or config.removal == "remaining":
-            remove = (left // count).clamp(min=1)[:, None]
-            if turn == 1 or not remove.is_cuda:  # later ones are at most the first, so a GPU is asked but once
-                most = int(remove.max())
-        nearest, leaving = key.topk(most, dim=1, largest=False)
-        last = nearest.gather(1, remove - 1)
-        alive &= key > last
-        if shrinking:
-            leaves = (nearest <= last) & (nearest < GONE)
-            left = left - leaves.sum(1)
+        nearest, leaving = key.topk(most[turn - 1], dim=1, largest=False)
+        alive &= key > nearest.gather(1, last_away[turn - 1])
         if config.intra == "remaining":
+            leaves = step[: most[turn - 1]] < away[turn - 1, :, None]
             intra = intra - pairs.sums(leaving, leaves)
         if turn == 1 or config.intra == "remaining":
-            spread = left.clamp(min=1) if config.intra == "remaining" else sizes
-            mean = on_grid(intra / spread[:, None])[:, :, None]
+            mean = on_grid(intra / spread[turn - 1, :, None])[:, :, None]
             largest = torch.maximum(distance, mean).clamp_(min=TINY)
         score, border = (factor * distance).sub_(mean).div_(largest).min(dim=2)  # (G, n); low: close to the border
         open_ = alive & free
