@@ -63,6 +63,8 @@ def decide(job: Job, source: Path | str, features: torch.Tensor | None) -> Asked
         asked = Asked(ids, said["linear"], said[trained])
         verdict = verdict_of(asked, job.train_pool)
         verdict |= {"kept": "probe" if mode in FROZEN else "finetuned", "finetuned": trained}
+        if mode == "self-train":  # as without auto: the pool teaches the finetuned model only where that wins
+            verdict["taught"] = verdict_of(Asked(ids, said["linear"], said["lp-ft"]), job.train_pool)["kept"]
         job.settings["verdict"] = verdict
         if mode != "smoothed":  # which has its own
             job.settings["temperature"] = temperature_of(verdict, asked, job.train_pool)

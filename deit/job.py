@@ -102,9 +102,10 @@ class Tally:
 
 
 class Named(TypedDict, total=False):
-    """What --mode auto adds to a Verdict: the mode of its finetuned model."""
+    """What --mode auto adds: the mode of its finetuned model, and which of the two the pool teaches, as `kept`."""
 
     finetuned: str
+    taught: str
 
 
 class Verdict(Named):
@@ -152,8 +153,9 @@ class Job:
 
     @property
     def head_only(self) -> bool:
-        """Whether the run ends with the head fitted to the frozen backbone: asked for, or the better model."""
-        return self.args.mode in FROZEN or bool(self.verdict and self.verdict["kept"] == "probe")
+        """Whether the labels train the head on the frozen backbone alone: asked for, or the better model."""
+        verdict = self.verdict
+        return self.args.mode in FROZEN or bool(verdict and verdict.get("taught", verdict["kept"]) == "probe")
 
     @property
     def light(self) -> bool:

@@ -126,7 +126,7 @@ def test_auto_takes_what_the_labels_say(stubbed, job, best, capsys):
     asked = decide(found, "none", FEATURES)
     assert found.args.mode == found.settings["mode"] == best
     assert (found.pool_epochs > 0) == (best == "self-train")
-    assert found.head_only == (best in ("smoothed", "linear"))
+    assert found.head_only == (best in ("smoothed", "linear", "self-train"))
     assert found.verdict["finetuned"] == (best if best in TRAINED else "lp-ft")
     assert found.verdict["finetuned_right"] == (15 if best in TRAINED else 6)
     assert asked.finetuned.argmax(1).equal(torch.tensor([found.train_pool.label(i) for i in asked.ids])) is False
@@ -136,6 +136,17 @@ def test_auto_takes_what_the_labels_say(stubbed, job, best, capsys):
     assert re.findall("about (.*?) ", out) == [told]
     assert f"--mode auto takes {best}: right of 16 labels that were left out: smoothed " in out
     assert ("temperature" in found.settings) == (best != "smoothed")
+
+
+@pytest.mark.parametrize(("lp_ft", "taught"), [(6, "probe"), (5, "probe"), (7, "finetuned")])
+def test_the_pool_teaches_what_it_teaches_without_auto(stubbed, job, lp_ft, taught):
+    """The finetuned model where it wins against the probe, else the probe."""
+    stubbed(**{mode.replace("-", "_"): 6 for mode in ORDER} | {"lp_ft": lp_ft, "self_train": 15})
+    found = job()
+    decide(found, "none", FEATURES)
+    assert (found.verdict["taught"], found.verdict["kept"]) == (taught, "finetuned")
+    assert found.head_only == (taught == "probe")
+    assert found.labelled_epochs == (0 if taught == "probe" else 2)
 
 
 def test_without_features_the_graph_is_not_asked(stubbed, job):
