@@ -21,6 +21,8 @@ from data_selection.embedding.image_batches import View, to_input
 from data_selection.embedding.reuse import differences
 from data_selection.images.pools import Pool
 from data_selection.images.record import known_files, load_record
+from data_selection.methods.configs import Config
+from data_selection.methods.configs_design import CUT, FacilityConfig, UncertaintyHerdingConfig
 
 TRIED = 8  # images
 BATCH = 128  # images that extraction embeds at a time, at most
@@ -58,8 +60,13 @@ def told_time(seconds: float) -> str:
     return f"about {seconds / 60:.0f} min" if seconds < 5400 else f"about {seconds / 3600:.1f} h"
 
 
-def foresee(ready: Ready, budget: int, select: Callable[..., torch.Tensor], images: str, embed: bool) -> Foresight:
-    """Try a few images and a small choice. select: a method, as choose_images calls it; images, embed: its flags."""
+def foresee(
+    ready: Ready, budget: int, select: Callable[..., torch.Tensor], images: str, embed: bool, enough: int | None
+) -> Foresight:
+    """Try a few images and a small choice. select: a method, as choose_images calls it; images, embed: its flags.
+
+    enough: as rows_looked_at says.
+    """
     pool, count = ready.pool, len(ready.pool)
     places = np.unique(np.linspace(0, count - 1, TRIED).astype(int)).tolist()
     decoding, forward, width = try_images(ready, places)
@@ -67,7 +74,7 @@ def foresee(ready: Ready, budget: int, select: Callable[..., torch.Tensor], imag
     new = not_known(ready)
     workers = max(1, ready.workers)
     embedding = new * (max(decoding / workers, forward) if ready.workers else decoding + forward)
-    choosing = try_choice(select, count, budget, width)
+    choosing = try_choice(select, count, budget, width, enough)
     table = 4.0 * count * (width + 1)
     disk = table + budget * (PAGE_BYTES + (size if images == "copy" else 0) + (4 / 3 * size if embed else 0))
     memory = peak_memory() + 2 * table + budget * PAGE_BYTES * 3
@@ -114,8 +121,23 @@ def try_page(pool: Pool, places: Sequence[int]) -> tuple[float, float]:
     return (time.monotonic() - began) / len(places), float(np.mean(sizes)) if sizes else 0.0
 
 
-def try_choice(select: Callable[..., torch.Tensor], count: int, budget: int, width: int) -> float:
-    """Seconds of a method on (count, width) features: by two small pools, of which the same number is chosen."""
+def rows_looked_at(config: Config, budget: int) -> int | None:
+    """Rows beyond which a method takes no longer, since it looks at a random part of the pool; None: it looks at all.
+
+    That is so where both the rows to be covered and those to choose among are limited.
+    """
+    if not isinstance(config, (FacilityConfig, UncertaintyHerdingConfig)):
+        return None
+    return max(config.clients, config.candidates, CUT * budget)
+
+
+def try_choice(
+    select: Callable[..., torch.Tensor], count: int, budget: int, width: int, enough: int | None = None
+) -> float:
+    """Seconds of a method on (count, width) features: by two small pools, of which the same number is chosen.
+
+    enough: rows beyond which it takes no longer, None: there is no such number.
+    """
     draw = torch.Generator().manual_seed(0)
     large = max(1, min(LARGE, count // 2))
     small = max(1, large // APART)
@@ -126,7 +148,7 @@ def try_choice(select: Callable[..., torch.Tensor], count: int, budget: int, wid
         with contextlib.suppress(UserError):  # too few for the method
             select(torch.randn(rows, width, generator=draw), some)
         times.append(time.monotonic() - began)
-    return grown(times[1], times[2], small, large, count) * budget / some
+    return grown(times[1], times[2], small, large, min(count, enough or count)) * budget / some
 
 
 def grown(before: float, after: float, small: int, large: int, count: int) -> float:

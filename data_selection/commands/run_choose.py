@@ -26,7 +26,7 @@ from data_selection.annotation.run_folder import (
 from data_selection.commands.any_method import next_round
 from data_selection.commands.earlier_rounds import AUTO, Known, borrow, digest, method_of, read_labelled
 from data_selection.commands.extract import build_parser
-from data_selection.commands.foresight import check_disk, foresee
+from data_selection.commands.foresight import check_disk, foresee, rows_looked_at
 from data_selection.commands.given_labels import numbered
 from data_selection.commands.handing_out import Order, hand_out
 from data_selection.commands.run_extract import Ready, extract_pool, output_folder, source_of
@@ -157,7 +157,8 @@ class Planned:
 
         def look(ready: Ready) -> bool:
             args.device_used, args.path = ready.world.device, ready.path
-            ahead = foresee(ready, self.budget + self.check, select, self.order.images, self.order.embed)
+            whole = self.budget + self.check
+            ahead = foresee(ready, whole, select, self.order.images, self.order.embed, rows_looked_at(config, whole))
             ready.world.say(ahead.told(len(ready.pool), self.budget, self.method))
             check_disk(self.out, ahead.disk)
             return not dry_run

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 from data_selection.methods.configs import check_ranges
 
+CUT = 5  # candidates for one to choose, at least
+
 
 @dataclass(frozen=True)
 class FacilityConfig:

@@ -3,6 +3,8 @@
 import pytest
 
 from data_selection.commands import foresight, run_choose
+from data_selection.methods.configs import KMeansConfig
+from data_selection.methods.configs_design import FacilityConfig
 
 LAWS = {
     "a start and the same for each": lambda rows, budget: budget * (0.002 + 1e-6 * rows),
@@ -24,6 +26,26 @@ def test_the_time_of_a_choice_is_told_from_two_small_ones(monkeypatch, law, coun
     told = foresight.try_choice(select, count, budget, 2)
     assert told == pytest.approx(law(count, budget), rel=0.01)
     assert max(rows for rows, _ in asked) <= min(4_000, count // 2)
+
+
+def test_rows_that_a_method_does_not_look_at_take_no_time(monkeypatch):
+    """Facility location covers 10,000 random rows by 10,000, or by five for each to choose."""
+    law, clock = LAWS["each image with each"], [0.0]
+
+    def select(features, some):
+        clock[0] += law(len(features), some)
+
+    monkeypatch.setattr(foresight.time, "monotonic", lambda: clock[0])
+    few, many = FacilityConfig(), FacilityConfig(clients=70_000)
+    for config, budget, rows in (
+        (few, 100, 10_000),
+        (few, 3_000, 15_000),
+        (many, 100, 60_000),
+        (KMeansConfig(), 100, 60_000),
+    ):
+        enough = foresight.rows_looked_at(config, budget)
+        told = foresight.try_choice(select, 60_000, budget, 2, enough)
+        assert told == pytest.approx(law(rows, budget), rel=0.01)
 
 
 def test_a_method_that_refuses_the_small_pools_is_told_as_nothing(monkeypatch):

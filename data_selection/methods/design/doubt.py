@@ -14,13 +14,14 @@ from data_selection.common.kinds import Device, Features, Ids
 from data_selection.common.precision import full_float32
 from data_selection.common.progress import OpenBar
 from data_selection.methods.configs_design import (
+    CUT,
     HalfConfig,
     MarginClustersConfig,
     MarginConfig,
     UncertaintyHerdingConfig,
     WeightedConfig,
 )
-from data_selection.methods.design.facility import CUT, Cover
+from data_selection.methods.design.facility import Cover
 from data_selection.methods.design.kernels import Kernel, draw, sampled_distance
 from data_selection.methods.design.smoothing import smoothed_rows
 from data_selection.methods.design.voptimal import design, embedding

@@ -6,13 +6,12 @@ from data_selection.common.checks import check_request, check_selection
 from data_selection.common.kinds import Device, Features, Ids
 from data_selection.common.precision import full_float32
 from data_selection.common.progress import OpenBar, open_bar
-from data_selection.methods.configs_design import FacilityConfig, MaxHerdingConfig
+from data_selection.methods.configs_design import CUT, FacilityConfig, MaxHerdingConfig
 from data_selection.methods.design.kernels import Kernel, draw, sampled_distance
 from data_selection.nearest.pool_reader import UnitPool, pool_device, working_memory
 from data_selection.nearest.similarity import block_rows, chunk_bytes
 
 REFRESHED = 64  # candidates whose gain is computed together
-CUT = 5  # candidates for one to choose, at least
 STEPS = 32  # on a GPU between two looks at how many are chosen
 
 

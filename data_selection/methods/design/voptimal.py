@@ -8,8 +8,8 @@ from data_selection.common.checks import check_request, check_selection
 from data_selection.common.kinds import Device, Features, Ids
 from data_selection.common.precision import full_float32
 from data_selection.common.progress import OpenBar, open_bar
-from data_selection.methods.configs_design import DesignConfig, FacilityConfig, VOptimalConfig
-from data_selection.methods.design.facility import CUT, cover
+from data_selection.methods.configs_design import CUT, DesignConfig, FacilityConfig, VOptimalConfig
+from data_selection.methods.design.facility import cover
 from data_selection.methods.design.kernels import RandomFeatures, draw
 from data_selection.methods.design.smoothing import smoothed_rows
 from data_selection.nearest.pool_reader import UnitPool, pool_device, working_memory
