@@ -10,10 +10,13 @@ import numpy as np
 import torch
 from scipy.optimize import minimize
 
+from data_selection.common.threads import one_thread_if
+
 MAX_STEPS = 2000
 TOLERANCE = 1e-5  # moves no probability by 1e-4
 MEMORY = 20  # steps that L-BFGS remembers
 BLOCK = 1 << 24  # logits computed at a time
+SMALL = 1 << 23  # numbers: 20,000 rows of 384; 1,000 take 0.08 s on one thread of a quiet machine and 0.2 on two
 Table = tuple[torch.Tensor, torch.Tensor]
 
 
@@ -25,8 +28,14 @@ def logistic_path(
     Minimises, over weight and bias, sum_i CE(targets_i, softmax(weight x_i + bias)) + |weight|^2 / (2 C). features:
     (n, D) floats. targets: (n, P), rows of 0 or more that sum to the row's weight in the loss: one-hot, smoothed or
     soft. tolerance: of the gradient in units of the curvature, per square root of a row. Convex and deterministic, from
-    the lowest C upwards; the biases sum to 0.
+    the lowest C upwards; the biases sum to 0. Up to SMALL numbers in features it is as fast on one thread as on two.
     """
+    with one_thread_if(features.numel() <= SMALL):
+        return path_of(features, targets, strengths, tolerance)
+
+
+def path_of(features: torch.Tensor, targets: torch.Tensor, strengths: Sequence[float], tolerance: float) -> list[Table]:
+    """logistic_path, on as many threads as there are."""
     x, t = features.double(), targets.to(features.device).double()
     centre = x.mean(0)
     x = x - centre

@@ -6,6 +6,7 @@ import torch
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 
+from data_selection.judging import logistic
 from data_selection.judging import probe as module
 from data_selection.judging.probe import GRID, Probe, choose_c, fit_path, fit_probe, folds, held_out, held_out_path
 from tests.support import oracles_graph as oracle
@@ -103,3 +104,17 @@ def test_a_class_with_one_label_decides_nothing():
     features, labels = digits(120)
     alone = torch.cat([labels, torch.tensor([11])])
     assert choose_c(torch.cat([features, features[:1] * 0]), alone, default=7.0) == choose_c(features, labels)
+
+
+@pytest.mark.parametrize(("limit", "threads"), [(20 * 3, 1), (20 * 3 - 1, 2)])
+def test_small_problems_are_solved_on_one_thread(monkeypatch, limit, threads):
+    found, before = [], torch.get_num_threads()
+    monkeypatch.setattr(logistic, "SMALL", limit)
+    monkeypatch.setattr(logistic, "path_of", lambda *_: found.append(torch.get_num_threads()))
+    torch.set_num_threads(2)
+    try:
+        logistic.logistic_path(torch.zeros(20, 3), torch.zeros(20, 2), [1.0])
+        found.append(torch.get_num_threads())
+    finally:
+        torch.set_num_threads(before)
+    assert found == [threads, 2]

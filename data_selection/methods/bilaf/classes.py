@@ -2,7 +2,6 @@
 
 import contextlib
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import reduce
 
@@ -12,6 +11,7 @@ import torch.nn.functional as F
 from data_selection.common.checks import as_tensor
 from data_selection.common.errors import UserError
 from data_selection.common.kinds import Features
+from data_selection.common.threads import one_thread_if
 from data_selection.methods.configs import BiLAFConfig
 from data_selection.nearest.narrow import Scratch
 
@@ -23,20 +23,13 @@ HALF_ROWS = 256  # rows of one product of the symmetric table
 PART_ROWS = 1024  # rows whose squares are added up together
 
 
-@contextlib.contextmanager
-def threads_for(largest: int) -> Iterator[None]:
+def threads_for(largest: int) -> contextlib.AbstractContextManager[None]:
     """One thread within the block where classes have up to `largest` members and so fit the cache.
 
     Their thousands of steps are so short that a second thread saves little, and where another program holds its core,
     every step waits for it: 3 s become 15 (10,000 x 384, 50 cores, 500 images).
     """
-    before = torch.get_num_threads()
-    if 8 * largest**2 <= CACHE_BYTES:
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+    return one_thread_if(8 * largest**2 <= CACHE_BYTES)
 
 
 def rows_at(features: Features, ids: torch.Tensor, device: torch.device, normalised: bool) -> torch.Tensor:
