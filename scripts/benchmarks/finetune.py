@@ -5,11 +5,14 @@ python scripts/benchmark.py finetune --train outputs/quickstart/DEMO_train.npy -
 """
 
 import argparse
+import itertools
 import json
 import os
 import shutil
+import statistics
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -71,7 +74,8 @@ def build_parser() -> argparse.ArgumentParser:
         "--methods", nargs="+", default=["random", "activeft"], choices=sorted(LABEL_FREE), help="how images are chosen"
     )
     add("--budgets", type=int, nargs="+", default=[50, 100, 250, 1000], help="labels of a run")
-    add("--seeds", type=int, nargs="+", default=range(5), help="of the selection and of the training")
+    add("--seeds", type=int, nargs="+", default=range(5), help="of the selection")
+    add("--training_seeds", type=int, nargs="+", help="several trainings on each list; default: the selection's seed")
     add("--ways", nargs="+", default=[*PROBES, *TRAINED], choices=[*PROBES, *WAYS], metavar="WAY",
         help=f"rows of the table, of {'; '.join([*PROBES, *TRAINED, *MORE])}")  # fmt: skip
     add(
@@ -91,31 +95,35 @@ def main(argv: list[str] | None = None) -> None:
     ways = list(FACTORS) if args.factors else args.ways
     args.output_dir.mkdir(parents=True, exist_ok=True)
     scores = args.output_dir / "scores.jsonl"
-    for seed in args.seeds:
-        for method in args.methods:
-            for budget in args.budgets:
-                for way in ways:
-                    cell = {"way": way, "method": method, "budget": budget, "seed": seed}
-                    if key(cell) in read(scores):
-                        continue
-                    subset = chosen(args.output_dir, train, method, budget, seed)
-                    if way in PROBES:
-                        found = probe(way, train, test, pools, load_subset(subset, len(train)))
-                    else:
-                        words = ["--features", str(args.train)] if way in BY_FEATURES else []
-                        found = run(args, subset, seed, WAYS[way] + words)
-                    with scores.open("a", encoding="utf-8") as handle:
-                        handle.write(json.dumps(cell | found) + "\n")
-                    print(json.dumps(cell | found), file=sys.stderr, flush=True)
-    report(read(scores), args.methods, args.budgets, ways, args.seeds)
+    for cell in cells(args.seeds, args.methods, args.budgets, ways, args.training_seeds):
+        if key(cell) in read(scores):
+            continue
+        subset = chosen(args.output_dir, train, cell["method"], cell["budget"], cell["seed"])
+        way = cell["way"]
+        if way in PROBES:
+            found = probe(way, train, test, pools, load_subset(subset, len(train)))
+        else:
+            words = ["--features", str(args.train)] if way in BY_FEATURES else []
+            found = run(args, subset, cell["training"], WAYS[way] + words)
+        with scores.open("a", encoding="utf-8") as handle:
+            handle.write(json.dumps(cell | found) + "\n")
+        print(json.dumps(cell | found), file=sys.stderr, flush=True)
+    report(read(scores), args.methods, args.budgets, ways, args.seeds, args.training_seeds)
+
+
+def cells(seeds, methods, budgets, ways, trainings) -> Iterator[dict]:
+    """What is to be measured: every list, and each way to use it with every seed of the training, of probes one."""
+    for seed, method, budget, way in itertools.product(seeds, methods, budgets, ways):
+        for training in [seed] if way in PROBES else trainings or [seed]:
+            yield {"way": way, "method": method, "budget": budget, "seed": seed, "training": training}
 
 
 def key(cell: dict) -> tuple:
-    return tuple(cell[name] for name in ("way", "method", "budget", "seed"))
+    return (*(cell[name] for name in ("way", "method", "budget", "seed")), cell.get("training", cell["seed"]))
 
 
 def read(scores: Path) -> dict[tuple, dict]:
-    """{(way, method, budget, seed): what was measured}."""
+    """{(way, method, budget, seed, seed of the training): what was measured}."""
     lines = scores.read_text(encoding="utf-8").splitlines() if scores.exists() else []
     return {key(cell): cell for cell in map(json.loads, lines)}
 
@@ -157,26 +165,37 @@ def run(args: argparse.Namespace, subset: Path, seed: int, words: list[str]) -> 
     return found
 
 
-def report(known: dict[tuple, dict], methods, budgets, ways, seeds) -> None:
+def report(known: dict[tuple, dict], methods, budgets, ways, seeds, trainings) -> None:
     """Print accuracy after the last epoch (mean, sd, lists), and median minutes and GiB, of what is known."""
     tables: dict[str, list] = {"last epoch, %": [], "minutes, GiB": []}
     for method in methods:
         for way in ways:
-            cells = [[known[k] for s in seeds if (k := (way, method, b, s)) in known] for b in budgets]
-            tables["last epoch, %"].append([method, way, *(accuracy(cell, "last") for cell in cells)])
-            tables["minutes, GiB"].append([method, way, *(cost(cell) for cell in cells)])
-            if any(cell.get("graph") for some in cells for cell in some):
-                tables["last epoch, %"].append([method, f"{way}, by its graph", *(accuracy(c, "graph") for c in cells)])
+            row = [
+                [known[key(cell)] for cell in cells(seeds, [method], [budget], [way], trainings) if key(cell) in known]
+                for budget in budgets
+            ]
+            tables["last epoch, %"].append([method, way, *(accuracy(some, "last") for some in row)])
+            tables["minutes, GiB"].append([method, way, *(cost(some) for some in row)])
+            if any(cell.get("graph") for some in row for cell in some):
+                tables["last epoch, %"].append([method, f"{way}, by its graph", *(accuracy(c, "graph") for c in row)])
     for title, rows in tables.items():
         print(f"\n{title}\n\n{markdown_table(['chosen by', 'labels used by', *budgets], rows)}")
 
 
-def accuracy(cells: list[dict], name: str) -> str:
-    return f"{mean_sd(cell[name] for cell in cells)} ({len(cells)})" if cells else ""
-
-
-def cost(cells: list[dict]) -> str:
-    if not cells:
+def accuracy(found: list[dict], name: str) -> str:
+    """Mean over the lists of their trainings' means, sd and number of lists; and the sd of the trainings of a list."""
+    if not found:
         return ""
-    minutes = mean_sd(cell["minutes"] for cell in cells).mean
-    return f"{minutes:.1f}" + (f", {max(cell['gib'] for cell in cells):.1f}" if "gib" in cells[0] else "")
+    lists: dict[int, list[float]] = {}
+    for cell in found:
+        lists.setdefault(cell["seed"], []).append(cell[name])
+    words = f"{mean_sd(map(statistics.fmean, lists.values()))} ({len(lists)})"
+    spreads = [statistics.variance(values) for values in lists.values() if len(values) > 1]
+    return words + (f", training ± {statistics.fmean(spreads) ** 0.5:.2f}" if spreads else "")
+
+
+def cost(found: list[dict]) -> str:
+    if not found:
+        return ""
+    minutes = mean_sd(cell["minutes"] for cell in found).mean
+    return f"{minutes:.1f}" + (f", {max(cell['gib'] for cell in found):.1f}" if "gib" in found[0] else "")

@@ -55,6 +55,24 @@ def test_factors_are_the_recipe_with_one_change(flags, tmp_path, monkeypatch):
     assert asked[1][4:] == ["--batch-norm", "train"]
 
 
+def test_the_spread_of_the_training_is_told_apart_from_that_of_the_lists(flags, monkeypatch, capsys):
+    """Two lists with means 52 and 62; within them the trainings are 2 sqrt(2) and 4 sqrt(2) apart in sd."""
+    found = {(0, 7): 50.0, (0, 8): 54.0, (1, 7): 58.0, (1, 8): 66.0}
+
+    def run(args, subset, training, words):
+        return {"last": found[int(subset.stem[-1]), training], "minutes": 1}
+
+    monkeypatch.setattr(finetune, "run", run)
+    words = ["--seeds", "0", "1", "--ways", "few-shot", "plain probe", "--training_seeds", "7", "8"]
+    finetune.main([*flags, *words])
+    table = capsys.readouterr().out
+    assert f"| 57.00 ± {50**0.5:.2f} (2), training ± {20**0.5:.2f} |" in table
+    assert table.count("training ±") == 1  # a probe is fitted once
+    monkeypatch.setattr(finetune, "run", lambda args, subset, training, words: {"last": 10.0 + training, "minutes": 1})
+    finetune.main([*flags, "--seeds", "0", "1", "--ways", "few-shot"])  # one training, with the list's own seed
+    assert "| 10.50 ± 0.71 (2) " in capsys.readouterr().out
+
+
 def test_features_of_other_images_are_refused(flags, tmp_path):
     save_features(tmp_path / "test.npy", np.ones((3, 10), np.float32))
     with pytest.raises(UserError, match=r"test\.npy has 3 rows for 60 images: extract these images"):
