@@ -1,6 +1,7 @@
 """Speed of the finetuning trainer: against the released program's structure, and against a bare training step.
 
 python scripts/benchmark.py trainer
+python scripts/benchmark.py trainer --images --model tf_efficientnet_lite0 --data_path c10 --input_size 128 --batch 32
 """
 
 import argparse
@@ -20,10 +21,12 @@ from data_selection.embedding.forward import write_out_attention
 from data_selection.images import pools
 from deit.datasets import prepare
 from deit.engine import train_one_epoch
-from deit.learner.building import SMALL_GREY, build_learner, make_pipeline, resolve
+from deit.job import where
+from deit.learner.building import SMALL_GREY, build_learner, make_pipeline, memory_layout, resolve
 from deit.options import parse
 from deit.runs.meters import RunLog
 from deit.samplers import epoch_order, plan_epoch
+from deit.samples.sources import open_images
 from deit.trainer import train
 from scripts.benchmarks.activeft import Clock
 from tests.support.oracles_trainer import bare_step, released_program
@@ -35,25 +38,39 @@ BATCH = 256
 def main(argv=None):
     """Print two Markdown tables: epochs per second, and seconds per step."""
     parser = argparse.ArgumentParser(description="Speed of the trainer on the demo ViT, on a CPU.")
-    parser.add_argument("--images", type=int, nargs="+", default=[100, 500, 2500], help="sizes of the subset")
+    parser.add_argument("--images", type=int, nargs="*", default=[100, 500, 2500], help="sizes of the subset")
     parser.add_argument("--epochs", type=int, default=5, help="epochs of one measurement")
     parser.add_argument("--rounds", type=int, default=3, help="measurements of each program, in turn; medians count")
     parser.add_argument("--workers", type=int, default=16, help="of the released program; 16 is its default")
     parser.add_argument(
         "--amp", nargs="+", choices=("off", "bf16"), default=["off", "bf16"], help="precisions to measure"
     )
+    parser.add_argument("--model", help="whose steps to measure, a timm name; default: demo_vit")
+    parser.add_argument("--data_path", type=Path, help="folder with train/CLASS and val/CLASS; default: DEMO")
+    parser.add_argument("--input_size", type=int, help="side of the images in pixels")
+    parser.add_argument("--batch", type=int, default=BATCH, help="images in a step")
     parser.add_argument("--threads", type=int, help="processor cores to use (default: PyTorch's choice)")
     args = parser.parse_args(argv)
     if args.threads:
         torch.set_num_threads(args.threads)
+    if args.images:
+        print_epochs(args)
+    print("\n| precision | bare step, s | step of the trainer, s | ratio |\n|---|---|---|---|")
+    given = (("--model", args.model), ("--data-path", args.data_path), ("--input-size", args.input_size))
+    words = ["--data-set", "FOLDER" if args.data_path else "DEMO"]
+    words += [str(part) for flag, value in given if value for part in (flag, value)]
+    for amp in args.amp:
+        times = zip(*step_times(amp, args.rounds, words=words, size=args.batch), strict=True)
+        bare, ours = map(statistics.median, times)
+        print(f"| {amp} | {bare:.4f} | {ours:.4f} | {ours / bare:.3f} |", flush=True)
+
+
+def print_epochs(args):
+    """The first table."""
     print("| images | released, epochs/s | " + " | ".join(f"{amp}, epochs/s | times" for amp in args.amp) + " |")
     print("|---" * (2 + 2 * len(args.amp)) + "|")
     for count in args.images:
         print(row(count, args), flush=True)
-    print("\n| precision | bare step, s | step of the trainer, s | ratio |\n|---|---|---|---|")
-    for amp in args.amp:
-        bare, ours = (statistics.median(times) for times in zip(*step_times(amp, args.rounds), strict=True))
-        print(f"| {amp} | {bare:.4f} | {ours:.4f} | {ours / bare:.3f} |", flush=True)
 
 
 def row(count, args):
@@ -112,27 +129,31 @@ def product(ids, epochs, amp):
     return result["train_seconds"] / epochs + (result["seconds"] - result["train_seconds"]) / INTERVAL
 
 
-def step_times(amp, rounds, epochs=4, world=None):
-    """(seconds of a bare step, of a step of the trainer) of the same model and images a process, in turn."""
+def step_times(amp, rounds, epochs=4, world=None, words=("--data-set", "DEMO"), size=BATCH):
+    """(seconds of a bare step, of a step of the trainer) of the same model and images a process, in turn.
+
+    words: flags of the trainer that say what is trained on what; size: images in a step of a process.
+    """
     world, log = world or World(0, 1, pick_device("cpu")), RunLog("", False)
-    args = parse(
-        ["--data-set", "DEMO", "--recipe", "paper", "--amp", amp, "--clip-grad", "2.0", "--batch-size", str(BATCH)]
-    )
-    pipeline, batch = make_pipeline(args, resolve(args)[1]), BATCH * world.size
-    data = prepare(demo_pools()[0], range(3 * batch), pipeline, world.device, train=True)
-    learner = build_learner(args, world, 10, batch, 1, log, "none")
-    model = build_model("demo_vit", 10, drop_path_rate=0.1).train().to(world.device)
+    args = parse([*words, "--recipe", "paper", "--amp", amp, "--clip-grad", "2.0", "--batch-size", str(size)])
+    name, defaults = resolve(args)
+    pool, _ = open_images(name, *where(args))
+    batch = size * world.size
+    data = prepare(pool, range(3 * batch), make_pipeline(args, defaults), world.device, train=True)
+    learner = build_learner(args, world, pool.classes, batch, 1, log, "none")
+    model = build_model(args.model, pool.classes, img_size=args.input_size).train().to(world.device)
+    model.to(memory_format=memory_layout(model))
     if learner.amp is not None and world.device.type == "cpu":
         write_out_attention(model)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, nesterov=True, weight_decay=1e-4)
     for epoch in range(rounds * epochs + 1):
-        steps = plan_epoch(epoch_order(len(data), epoch), batch, BATCH, world.rank, world.size)
+        steps = plan_epoch(epoch_order(len(data), epoch, repeated=False), batch, size, world.rank, world.size)
         images, labels = next(data.augmented(steps[0].parts, epoch))
         clock = Clock(world.device)
         for _ in steps:
             bare_step(model, images, labels, optimizer, learner.amp)
         bare = clock.lap()[0] / len(steps)
-        train_one_epoch(learner, data, steps, epoch, classes=10, seed=0, clip_grad=2.0)
+        train_one_epoch(learner, data, steps, epoch, classes=pool.classes, seed=0, clip_grad=2.0)
         ours = clock.lap()[0] / len(steps)
         if epoch:  # the first one warms up
             yield bare, ours
