@@ -83,7 +83,8 @@ def main(argv=None):
     for rows in args.rows:
         for name in args.methods:
             (ids, seconds, peak), (others, their_seconds, their_peak) = (
-                measured((whose, name, rows, args.budget, args.threads, args.most)) for whose in ("ours", "theirs")
+                in_fresh_process(choose, (whose, name, rows, args.budget, args.threads, args.most))
+                for whose in ("ours", "theirs")
             )
             shared = f"{len(set(ids) & set(others))} of {args.budget}" if others else ""
             table.append([
@@ -95,13 +96,14 @@ def main(argv=None):
     print(markdown_table(head, table))
 
 
-def measured(request) -> tuple[list[int], float, float]:
-    """(ids, seconds, peak MB beyond the features) of a choice; no ids where there was not enough memory."""
+def in_fresh_process(function, request):
+    """function(request), whose memory nothing has used before."""
     with multiprocessing.get_context("spawn").Pool(1) as fresh:
-        return fresh.apply(choose, (request,))
+        return fresh.apply(function, (request,))
 
 
 def choose(request) -> tuple[list[int], float, float]:
+    """(ids, seconds, peak MB beyond the features) of a choice; no ids where there was not enough memory."""
     whose, name, rows, budget, threads, most = request
     torch.set_num_threads(threads)
     features = normalise(torch.from_numpy(next(clustered(np.random.default_rng(0), rows, COLUMNS, rows))))

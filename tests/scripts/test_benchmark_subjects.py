@@ -5,8 +5,9 @@ import sys
 import pytest
 
 from data_selection.common.errors import UserError
+from data_selection.methods.table import LABEL_FREE
 from scripts import benchmark
-from scripts.benchmarks import rivals
+from scripts.benchmarks import methods, rivals
 
 
 @pytest.mark.parametrize("subject", benchmark.SUBJECTS)
@@ -30,3 +31,16 @@ def test_the_rivals_pool_and_settings_suit_every_method_of_ours(monkeypatch):
         ids, seconds, _ = rivals.choose(("ours", name, 300, 10, 1, 1.0))
         assert len(set(ids) - {rivals.FIRST}) == 10
         assert seconds > 0
+
+
+def test_every_method_is_timed_or_says_why_not(monkeypatch):
+    monkeypatch.setattr(methods.torch, "set_num_threads", lambda _: None)
+    for name in LABEL_FREE:
+        seconds, _, why = methods.choose((name, 300, 10, 1))
+        assert seconds > 0
+        assert why == ""
+    assert methods.choose(("kmeans", 5, 10, 1))[0] is None
+    seconds, peak, why = methods.choose(("kmeans", 5, 10, 1))
+    assert "10" in why
+    assert methods.told(seconds, peak, why) == (why, "-")
+    assert methods.told(1.25, 70.4, "") == ("1.2", "70")
