@@ -34,7 +34,7 @@ def decide(job: Job, source: Path | str, features: torch.Tensor | None) -> Asked
     ids = asked_ids(job)
     if features is not None:
         said = {"smoothed": smoothed_said(job, features), "linear": linear_said(job, features)}
-    args.mode = "lp-ft"
+    args.mode, precision = "lp-ft", args.amp
     step = settle(job, alone=False)
     modes = modes_that_fit(job, step) if args.folds else []
     if modes:
@@ -55,6 +55,8 @@ def decide(job: Job, source: Path | str, features: torch.Tensor | None) -> Asked
         mode, more = lengthen(job, step, modes)
         reason += more
     args.mode = mode
+    if mode in FROZEN:  # as without auto, where no step is timed
+        args.amp = job.settings["amp"] = precision
     job.pool_epochs = pool_epochs(job)
     job.settings |= {"mode": mode, "verdict": None, "auto": reason, "rounds": args.rounds}
     asked = None

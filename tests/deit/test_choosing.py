@@ -108,7 +108,11 @@ def stubbed(monkeypatch):
             right = torch.arange(LABELS) < counts[mode.replace("-", "_")]
             return torch.nn.functional.one_hot(torch.where(right, labels, 1 - labels), 2).float()
 
-        monkeypatch.setattr(choosing, "settle", lambda job, alone: 1.0)
+        def settle(job, alone):
+            job.args.amp = "bf16"
+            return 1.0
+
+        monkeypatch.setattr(choosing, "settle", settle)
         monkeypatch.setattr(
             choosing, "answers", lambda job, source, modes: {mode: said(job, mode) for mode in ("linear", *modes)}
         )
@@ -122,9 +126,10 @@ def stubbed(monkeypatch):
 def test_auto_takes_what_the_labels_say(stubbed, job, best, capsys):
     counts = dict.fromkeys((mode.replace("-", "_") for mode in ORDER), 6) | {best.replace("-", "_"): 15}
     stubbed(**counts)
-    found = job()
+    found = job(amp="measured")
     asked = decide(found, "none", FEATURES)
     assert found.args.mode == found.settings["mode"] == best
+    assert found.args.amp == ("measured" if best in ("smoothed", "linear") else "bf16")
     assert (found.pool_epochs > 0) == (best == "self-train")
     assert found.head_only == (best in ("smoothed", "linear", "self-train"))
     assert found.verdict["finetuned"] == (best if best in TRAINED else "lp-ft")
