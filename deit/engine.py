@@ -11,7 +11,7 @@ from torch import nn
 from data_selection.common.distributed import World
 from deit.gradients import FlatGradients
 from deit.losses import Criterion
-from deit.runs.kinds import Numbers
+from deit.runs.kinds import Numbers, State
 from deit.runs.stopping import Asked, NotFinite, Sofar, Stopped, until_asked
 from deit.samples.batches import Augmented, Batch, Plain, Step
 from deit.samples.draws import DropDraws
@@ -42,6 +42,12 @@ class Learner:
     input_size: int = 224  # side of the images
     answering: nn.Module | None = None  # what evaluation asks, where that is not the model
     asked: Asked = field(default_factory=Asked)  # to stop
+    kept: dict[str, State] = field(default_factory=dict)  # of several trainings on the labels: see restarts.py
+
+    @property
+    def rate(self) -> float:
+        """The largest learning rate of the parameter groups."""
+        return max(group["lr"] for group in self.optimizer.param_groups)
 
     def autocast(self) -> torch.autocast:
         return autocast(self.world.device, self.amp)

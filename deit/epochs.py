@@ -9,6 +9,7 @@ from torch.nn.functional import cross_entropy, one_hot
 
 from deit.engine import Learner, answers, evaluate, train_one_epoch
 from deit.job import Images, Job, Tally, needed
+from deit.learner import restarts
 from deit.learner.linear import augmented_features, classifiers, fit_head, frozen_features, set_head
 from deit.runs import checkpoints
 from deit.runs.kinds import Numbers, State
@@ -112,7 +113,9 @@ def is_best(tally: Tally, test: Numbers, epoch: int) -> list[str]:
 def one_epoch(job: Job, learner: Learner, data: Images, epoch: int, tally: Tally) -> Numbers:
     """Train one epoch, or fit the head as epoch 0; the first numbers of its line in log.txt."""
     started, count = time.monotonic(), 0
-    rate = 0.0 if epoch == 0 else current_rate(learner)
+    if job.begins_anew(epoch) and tally.sofar is None:
+        restarts.begin(learner)
+    rate = 0.0 if epoch == 0 else learner.rate
     try:
         if data.pool_rows is not None:
             loss, count = fit_with_pool(job, learner, data.pool_rows)
@@ -125,7 +128,7 @@ def one_epoch(job: Job, learner: Learner, data: Images, epoch: int, tally: Tally
         else:
             train = train_epoch if epoch <= job.labelled_epochs else pool_epoch
             loss, count = train(job, learner, data, epoch, tally)
-            rate = current_rate(learner) if learner.by_step else rate  # of the last step
+            rate = learner.rate if learner.by_step else rate  # of the last step
     finally:  # a stopped epoch has taken its time, too
         tally.seconds, tally.images = tally.seconds + time.monotonic() - started, tally.images + count
     tally.epochs += epoch > 0
@@ -135,6 +138,7 @@ def one_epoch(job: Job, learner: Learner, data: Images, epoch: int, tally: Tally
 def train_epoch(job: Job, learner: Learner, data: Images, epoch: int, tally: Tally) -> tuple[float, int]:
     """One pass over the epoch's order. Returns (mean training loss per image, images seen)."""
     args, world, train = job.args, job.world, needed(data.train)
+    training, own = job.within_training(epoch)
     order = epoch_order(len(train), epoch, seed=args.seed, repeated=args.repeated_aug)
     steps = plan_epoch(order, job.global_batch, args.batch_size, world.rank, world.size)
     mixing = Mixing(
@@ -144,14 +148,16 @@ def train_epoch(job: Job, learner: Learner, data: Images, epoch: int, tally: Tal
         loss, left_out = train_one_epoch(
             learner, train, steps, epoch, classes=data.classes, seed=args.seed, mixing=mixing,
             clip_grad=args.clip_grad, skip_nonfinite=args.skip_nonfinite, on_step=job.log.step,
-            sofar=tally.take_sofar(),
+            done=(own - 1) * len(steps), sofar=tally.take_sofar(),
         )  # fmt: skip
     except NotFinite as error:
         ids = [data.ids[row] for row in order.tolist()]
         raise with_batch(error, epoch, ids, job.global_batch, job.log.folder) from None
     tally.skipped += left_out
     if learner.scheduler is not None:
-        learner.scheduler.step(epoch)
+        learner.scheduler.step(own)
+    if args.restarts > 1 and own == job.training_epochs:
+        restarts.end(learner, training, args.restarts)
     return loss, len(order)
 
 
@@ -290,8 +296,3 @@ def conclude(
 def merit(numbers: Numbers) -> float:
     """What the best epoch is chosen by."""
     return numbers.get("val_acc1", numbers.get("acc1", 0.0))
-
-
-def current_rate(learner: Learner) -> float:
-    """The largest learning rate of the parameter groups."""
-    return max(group["lr"] for group in learner.optimizer.param_groups)

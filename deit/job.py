@@ -169,8 +169,23 @@ class Job:
 
     @property
     def labelled_epochs(self) -> int:
-        """Epochs on the labelled images."""
-        return 0 if self.head_only else self.args.epochs + self.args.cooldown_epochs
+        """Epochs on the labelled images, of all trainings on them."""
+        return 0 if self.head_only else self.args.restarts * self.training_epochs
+
+    @property
+    def training_epochs(self) -> int:
+        """Epochs of one training on the labelled images."""
+        return int(self.args.epochs + self.args.cooldown_epochs)
+
+    def within_training(self, epoch: int) -> tuple[int, int]:
+        """(training, epoch in it), both from 1, of an epoch on the labelled images, from 1."""
+        training, own = divmod(epoch - 1, self.training_epochs)
+        return training + 1, own + 1
+
+    def begins_anew(self, epoch: int) -> bool:
+        """Whether one of several trainings on the labels begins with an epoch."""
+        several = self.args.restarts > 1 and 0 < epoch <= self.labelled_epochs
+        return several and self.within_training(epoch)[1] == 1
 
 
 def updates_for(job: Job, count: int) -> int:
@@ -214,7 +229,7 @@ def part_epochs(job: Job, updates: int, steps: int) -> int:
 def part_of(job: Job, ids: list[int], steps: int, desc: str) -> Job:
     """The same job on some of its images, for at most about `steps` steps, with a bar called desc and no words."""
     args = copy.copy(job.args)
-    args.epochs = part_epochs(job, updates_for(job, len(ids)), steps)
+    args.epochs, args.restarts = part_epochs(job, updates_for(job, len(ids)), steps), 1
     log = RunLog("", job.world.is_main, desc=desc, quiet=True)
     return dataclasses.replace(job, args=args, ids=ids, held=[], log=log, settings=dict(job.settings), pool_epochs=0)
 

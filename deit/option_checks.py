@@ -20,6 +20,7 @@ SCHEDULES = ("cosine", "tanh", "step", "constant", "multistep", "poly", "wsd", "
 AT_LEAST = {
     "epochs": 1, "start_epoch": 1, "batch_size": 1, "global_batch_size": 1, "input_size": 1, "eval_interval": 1,
     "save_interval": 1, "num_workers": 0, "warmup_epochs": 0, "cooldown_epochs": 0, "warmup_steps": 0, "rounds": 1,
+    "restarts": 1,
     "recount": 1, "seed": 0,
     "lr": 0, "weight_decay": 0, "warmup_lr": 0, "min_lr": 0, "color_jitter": 0, "mixup": 0, "cutmix": 0,
 }  # fmt: skip

@@ -133,6 +133,8 @@ def _add_optimisation(flags: Flags) -> None:
         "augmented images; auto: one of the others, by cross-validation on the labels and --minutes",
     )
     flags.switch("--distil", False, "smoothed: the result is the model, its head taught the graph's word on the pool")
+    add("--restarts", type=int, default=1, metavar="R",
+        help="train R times on the labels from the same start with other draws, and average the weights")  # fmt: skip
     add("--rounds", type=int, default=2, help="self-train: how often the pool is embedded anew and trained on")
     add(
         "--epochs",

@@ -35,16 +35,17 @@ def settle(job: Job, *, alone: bool = True) -> float:
             args.amp = "auto"
     step = seconds.get(args.amp, min(seconds.values()))
     left_out = fit(job, step) if args.minutes else ""
-    job.settings |= {name: getattr(args, name) for name in ("amp", "epochs", "rounds", "folds")}
+    job.settings |= {name: getattr(args, name) for name in ("amp", "epochs", "restarts", "rounds", "folds")}
     told = " or ".join(f"{1000 * took:.0f} ms in {name.replace('off', 'float32')}" for name, took in seconds.items())
     length = f": about {clock(estimate(job, step))}" if alone else ""
-    job.log.say(f"{args.epochs} epochs of {job.updates} steps (a step takes {told}){length}{left_out}")
+    often = f"{args.restarts} times " if args.restarts > 1 and not job.head_only else ""
+    job.log.say(f"{often}{args.epochs} epochs of {job.updates} steps (a step takes {told}){length}{left_out}")
     return step
 
 
 def take_over(job: Job, saved: Settings) -> None:
     """What the clock of an interrupted run had settled, for the one that continues it and would ask the clock."""
-    timed = ("amp",) * (job.args.amp == "measured") + ("epochs", "rounds", "folds") * bool(job.args.minutes)
+    timed = ("amp",) * (job.args.amp == "measured") + ("epochs", "restarts", "rounds", "folds") * bool(job.args.minutes)
     for name in timed:
         if name in saved:
             setattr(job.args, name, saved[name])
@@ -94,7 +95,7 @@ def estimate(job: Job, step: float, asked: Sequence[str] = ("lp-ft",)) -> float:
     forward = step / 3 / job.global_batch  # of one image: the backward pass takes twice as long
     labels = job.labelled_epochs * job.updates
     pool = args.rounds * steps_of_round(job) if job.pool_epochs else 0
-    looks = 2 + args.epochs // args.eval_interval
+    looks = 2 + job.labelled_epochs // args.eval_interval
     images = looks * len(job.test_pool) + ((args.rounds + 1) * len(job.train_pool) if job.pool_epochs else 0)
     images += job.light * (1 + VIEWS) * len(job.ids) + images_of_parts(job, asked)
     return (labels + steps_of_parts(job, asked) + pool) * step + images * forward / job.world.size
@@ -123,13 +124,15 @@ def images_of_parts(job: Job, asked: Sequence[str]) -> int:
 
 
 def fit(job: Job, step: float) -> str:
-    """Leave out what does not fit into --minutes: rounds, then epochs, then cross-validation. Returns words for it."""
+    """Leave out what does not fit into --minutes: rounds, restarts, epochs, then cross-validation. Says so in words."""
     args, limit, fits = job.args, 60 * job.args.minutes, True
-    asked = {name: getattr(args, name) for name in ("epochs", "rounds", "folds")}
+    asked = {name: getattr(args, name) for name in ("restarts", "epochs", "rounds", "folds")}
     while fits and estimate(job, step) > limit:
         if job.pool_epochs and args.rounds > 1:
             args.rounds -= 1
             job.pool_epochs = pool_epochs(job)
+        elif args.restarts > 1:
+            args.restarts -= 1
         elif args.epochs > FEWEST:
             args.epochs -= max(1, args.epochs // 8)
         elif args.folds:
@@ -137,7 +140,9 @@ def fit(job: Job, step: float) -> str:
         else:
             fits = False
     less = {name: getattr(args, name) for name in asked if getattr(args, name) != asked[name]}
-    words = [f"{less[name]} {name} instead of {asked[name]}" for name in ("epochs", "rounds") if name in less]
+    words = [
+        f"{less[name]} {name} instead of {asked[name]}" for name in ("restarts", "epochs", "rounds") if name in less
+    ]
     told = " and ".join(words + (["no cross-validation"] if "folds" in less else []))
     if not fits:
         even = f" even with {told}" if told else ""

@@ -115,8 +115,10 @@ def bring_up(job: Job, source: Path | str, state: State | None) -> tuple[Learner
     """(learner, epochs done): from pretrained weights, or as a checkpoint left it."""
     learner = new_learner(job, None if state is not None else source)
     if state is not None:
-        checkpoints.restore(learner, state, source, job.log.say)
-        return learner, state["epoch"]
+        done = state["epoch"]
+        own = done % job.training_epochs if job.args.restarts > 1 and done <= job.labelled_epochs else done
+        checkpoints.restore(learner, state, source, job.log.say, own)
+        return learner, done
     done = job.args.start_epoch - 1
     if learner.scheduler is not None and done:
         learner.scheduler.step(done)

@@ -23,8 +23,8 @@ RECIPE = (
     "drop_path", "model_ema_decay", "color_jitter", "aa", "train_interpolation", "repeated_aug", "reprob", "remode",
     "recount", "smoothing", "mixup", "cutmix", "cutmix_minmax", "mixup_prob", "mixup_switch_prob", "mixup_mode",
     "pixels", "background", "augment", "batch_norm", "sched_unit", "warmup_steps", "model_ema_warmup", "folds",
-    "rounds", "distillation_type", "distillation_alpha", "distillation_tau", "teacher_model", "mode", "distil",
-    "train_ids",
+    "rounds", "restarts", "distillation_type", "distillation_alpha", "distillation_tau", "teacher_model", "mode",
+    "distil", "train_ids",
 )  # fmt: skip
 
 
@@ -36,6 +36,7 @@ class Learning(Protocol):
     scheduler: Scheduler | None
     scaler: torch.amp.GradScaler
     ema: ModelEmaV3 | None
+    kept: dict[str, State]
 
 
 def classifier_layers(model: nn.Module) -> tuple[nn.Module, ...]:
@@ -107,8 +108,8 @@ def plain(name: str, value: object) -> object:
     return list(value) if isinstance(value, (tuple, list)) else value
 
 
-def restore(learner: Learning, state: State, source: Path | str, log: Log) -> None:
-    """Put a checkpoint's training state into the learner."""
+def restore(learner: Learning, state: State, source: Path | str, log: Log, epoch: int) -> None:
+    """Put a checkpoint's training state into the learner. epoch: how many of its training are done."""
     try:
         learner.model.load_state_dict(state["model"], strict=True)
         learner.optimizer.load_state_dict(state["optimizer"])
@@ -122,8 +123,9 @@ def restore(learner: Learning, state: State, source: Path | str, log: Log) -> No
         else:
             log(f"{source} holds no EMA: it starts from the checkpoint's weights")
             learner.ema.set(learner.model)
-    if learner.scheduler is not None and state["epoch"]:  # a function of the epoch alone; before the first: as built
-        learner.scheduler.step(state["epoch"])
+    learner.kept |= state.get("restarts") or {}
+    if learner.scheduler is not None and epoch:  # a function of the epoch alone; before the first: as built
+        learner.scheduler.step(epoch)
 
 
 def content(
@@ -132,7 +134,8 @@ def content(
     """A checkpoint's content: the training state after `epoch`.
 
     Entries and names as in the released trainer: model, optimizer, lr_scheduler, epoch, model_ema, scaler, args; and
-    best: the best epoch and its numbers; spent: what the run has taken so far, as keywords of job.Tally; more: of a run
+    best: the best epoch and its numbers; spent: what the run has taken so far, as keywords of job.Tally; restarts, in a
+    run of several trainings on the labels: where they begin, and the sum of what they ended with; more: of a run
     stopped within an epoch, as job.Tally keeps it: the steps after `epoch` that are done (sofar), or the line of
     `epoch`, which is to be judged (line). args is a plain dictionary, so that weights_only=True reads the file.
     """
@@ -146,5 +149,6 @@ def content(
         "args": args,
         "best": best,
         "spent": spent,
+        **({"restarts": learner.kept} if learner.kept else {}),
         **(more or {}),
     }

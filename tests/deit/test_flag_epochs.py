@@ -155,6 +155,12 @@ def test_the_pool_is_gone_through_so_often(runs, one, other):
         assert sum(len(part.images) for part in run.seen[2:]) >= 24 * rounds
 
 
+@row("restarts", 1, 2)
+def test_the_labels_are_trained_on_so_often(runs, one, other):
+    for restarts in (one, other):
+        assert [line["epoch"] for line in runs(epochs=2, restarts=restarts).lines] == [*range(1, 2 * restarts + 1)]
+
+
 @row("folds", 0, 2)
 def test_the_labels_are_asked_where_told(runs, one, other):
     assert runs(epochs=1, mode="lp-ft", folds=one, lr=0.5).result["verdict"] is None

@@ -67,7 +67,7 @@ def test_the_estimate_grows_with_each_of_its_parts(job_of):
     job = job_of(**POOL)
     base = estimate(job, 1.0)
     assert estimate(job, 2.0) == pytest.approx(2 * base)
-    for name, value in (("epochs", 21), ("cooldown_epochs", 1), ("folds", 3), ("rounds", 4)):
+    for name, value in (("epochs", 21), ("cooldown_epochs", 1), ("folds", 3), ("rounds", 4), ("restarts", 2)):
         assert estimate(changed(job, **{name: value}), 1.0) >= base + 1, name
     often, rare = (estimate(changed(job, eval_interval=every), 1.0) for every in (1, 20))
     assert often > rare
@@ -85,6 +85,21 @@ def test_the_estimate_grows_with_each_of_its_parts(job_of):
 
 def left(job):
     return job.args.rounds, job.args.epochs, job.args.folds
+
+
+def test_trainings_go_before_their_epochs_and_after_rounds(job_of):
+    asked = job_of(**POOL, restarts=3)
+    whole, found = estimate(asked, 1.0), []
+    for share in (0.999, 0.8, 0.6, 0.4, 0.2):
+        job = changed(asked, minutes=share * whole / 60)
+        words = fit(job, 1.0)
+        found.append((job.args.rounds, job.args.restarts, job.args.epochs))
+        assert (f"{job.args.restarts} restarts instead of 3" in words) == (job.args.restarts < 3)
+    assert found == sorted(found, reverse=True)
+    assert {restarts for _, restarts, _ in found} == {1, 2, 3}
+    for rounds, restarts, epochs in found:
+        assert restarts == 3 or rounds == 1
+        assert epochs == 20 or restarts == 1
 
 
 def test_rounds_go_first_then_epochs_then_cross_validation(job_of):

@@ -1,0 +1,148 @@
+"""Several trainings on the labels: they begin alike, draw otherwise, and leave the mean of their weights."""
+
+import copy
+
+import pytest
+import torch
+
+from data_selection.common.distributed import World
+from data_selection.common.errors import run
+from deit import engine, epochs
+from deit.job import open_job, part_of
+from deit.learner import restarts
+from deit.main import main
+from deit.options import parse
+from tests.deit.test_lost_work import stopped_in
+from tests.support.trainer_runs import checkpoint, command, few_shot, log_lines, make_colours, make_images
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+EPOCHS, RESTARTS = 2, 3
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    return make_images(tmp_path_factory.mktemp("images"))
+
+
+@pytest.fixture
+def words(images):
+    def make(folder, **flags):
+        usual = {"epochs": EPOCHS, "restarts": RESTARTS, "num_workers": 0, "warmup_epochs": 1, "eval_interval": 99,
+                 "save_interval": 1, "model_ema_decay": 0.5, "auto_resume": True}  # fmt: skip
+        return command(images, folder, **usual | flags)
+
+    return make
+
+
+@pytest.fixture
+def seen(monkeypatch):
+    """What each training began with (weights, average, how many optimiser states) and ended with (weights, average)."""
+    found, begin, end = {"begin": [], "end": []}, restarts.begin, restarts.end
+
+    def weights(learner):
+        return copy.deepcopy((learner.model.state_dict(), learner.ema.module.state_dict()))
+
+    def watched_begin(learner):
+        begin(learner)
+        found["begin"].append((*weights(learner), len(learner.optimizer.state)))
+
+    def watched_end(learner, number, count):
+        found["end"].append(weights(learner))
+        end(learner, number, count)
+
+    monkeypatch.setattr(restarts, "begin", watched_begin)
+    monkeypatch.setattr(restarts, "end", watched_end)
+    return found
+
+
+def far(one, other):
+    return max((one[key].float() - other[key].float()).abs().max().item() for key in one)
+
+
+@pytest.mark.parametrize("unit", ["epoch", "step"])
+def test_the_mean_of_trainings_that_begin_alike(words, seen, tmp_path, unit):
+    main(words(tmp_path, sched_unit=unit, warmup_epochs=1 if unit == "epoch" else 0, opt="adamw", lr=0.01))
+    assert len(seen["begin"]) == len(seen["end"]) == RESTARTS
+    first = seen["begin"][0]
+    for model, average, states in seen["begin"]:
+        assert (far(model, first[0]), far(average, first[0]), states) == (0, 0, 0)
+    kept = checkpoint(tmp_path)
+    for part, key in enumerate(("model", "model_ema")):
+        ends = [weights[part] for weights in seen["end"]]
+        assert far(ends[0], ends[1]) > 1e-4  # other draws
+        assert far(ends[1], ends[2]) > 1e-4
+        mean = {name: sum(weights[name] for weights in ends) / RESTARTS for name in ends[0]}
+        assert far(kept[key], mean) < 1e-6
+    assert "restarts" not in kept
+    rates = [line["train_lr"] for line in log_lines(tmp_path)]
+    assert rates == rates[:EPOCHS] * RESTARTS
+    assert len(set(rates)) == EPOCHS  # a schedule that moves
+
+
+@pytest.mark.parametrize("epoch", [2, 3, 4, 6])
+def test_a_run_that_was_killed_goes_on_as_if_it_were_whole(words, tmp_path, monkeypatch, epoch):
+    main(words(tmp_path / "whole"))
+    stopped_in(monkeypatch, words(tmp_path / "cut"), epoch)
+    assert ("restarts" in checkpoint(tmp_path / "cut")) == (epoch > 1)
+    main(words(tmp_path / "cut"))
+    for key in ("model", "model_ema"):
+        assert far(checkpoint(tmp_path / "whole")[key], checkpoint(tmp_path / "cut")[key]) == 0
+    assert log_lines(tmp_path / "cut")[-1]["train_loss"] == log_lines(tmp_path / "whole")[-1]["train_loss"]
+
+
+@pytest.mark.parametrize("before", [0, 2])
+def test_a_run_that_was_stopped_within_a_training(words, tmp_path, monkeypatch, before):
+    """After the first step of the epoch after `before`: of the first training, and the first epoch of the second."""
+    flags = {"no_repeated_aug": True, "batch_size": 4}
+    main(words(tmp_path / "whole", **flags))
+    real, stops = epochs.train_epoch, []
+
+    def train_epoch(job, learner, data, epoch, tally):
+        with monkeypatch.context() as patch:
+            if epoch == before + 1 and not stops:
+                stops.append(epoch)
+                patch.setattr(engine, "is_asked", lambda learner, look: True)
+            return real(job, learner, data, epoch, tally)
+
+    monkeypatch.setattr(epochs, "train_epoch", train_epoch)
+    run(main, words(tmp_path / "cut", **flags))
+    assert len(checkpoint(tmp_path / "cut")["sofar"]["losses"]) == 1
+    run(main, words(tmp_path / "cut", **flags))
+    assert stops == [before + 1]
+    for key in ("model", "model_ema"):
+        assert far(checkpoint(tmp_path / "whole")[key], checkpoint(tmp_path / "cut")[key]) == 0
+
+
+def test_one_training_keeps_nothing(words, tmp_path, seen):
+    main(words(tmp_path, restarts=1))
+    assert seen == {"begin": [], "end": []}
+    assert "restarts" not in checkpoint(tmp_path)
+    assert len(log_lines(tmp_path)) == EPOCHS
+
+
+def test_numbers_that_are_no_fractions_are_the_last_ones():
+    model = torch.nn.BatchNorm1d(2)
+    learner = engine.Learner(*[None] * 11, kept={})
+    learner.model, learner.ema = model, None
+    for number, seen in ((1, 3), (2, 5)):
+        model.num_batches_tracked.fill_(seen)
+        model.running_mean.fill_(number)
+        restarts.end(learner, number, 2)
+    assert model.num_batches_tracked == 5
+    assert model.running_mean.tolist() == [1.5, 1.5]
+
+
+def test_the_short_runs_of_cross_validation_train_once(tmp_path):
+    images = make_colours(tmp_path)
+    job = open_job(parse(few_shot(images, restarts=3)), World(0, 1, torch.device("cpu")))
+    assert job.labelled_epochs == 3 * job.args.epochs
+    assert part_of(job, job.ids[:4], 100, "").labelled_epochs == job.args.epochs
+    assert [job.within_training(epoch) for epoch in (1, 4, 5, 12)] == [(1, 1), (1, 4), (2, 1), (3, 4)]
+
+
+def test_self_training_begins_with_the_mean(tmp_path, seen):
+    images = make_colours(tmp_path)
+    folder = tmp_path / "run"
+    main(few_shot(images, folder, mode="self-train", restarts=2, epochs=1, rounds=1, save_interval=1, folds=0))
+    assert len(seen["end"]) == 2
+    assert [line["epoch"] for line in log_lines(folder)][:4] == [0, 1, 2, 3]
