@@ -222,8 +222,12 @@ def open_job(args: argparse.Namespace, world: distributed.World) -> Job:
 
 
 def part_epochs(job: Job, updates: int, steps: int) -> int:
-    """Epochs of at most about `steps` steps, where an epoch has `updates` of them; no more than the job's own."""
-    return min(job.args.epochs, max(1, steps // updates))
+    """Epochs of at most about `steps` steps, where an epoch has `updates` of them.
+
+    No more than the job's own, or their share where it trains several times on the labels: what is asked trains once,
+    and asking should not take longer than the run.
+    """
+    return max(1, min(job.args.epochs // job.args.restarts, steps // updates))
 
 
 def part_of(job: Job, ids: list[int], steps: int, desc: str) -> Job:
