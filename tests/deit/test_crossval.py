@@ -197,7 +197,8 @@ def test_where_finetuning_loses_the_run_is_that_of_mode_linear(images, tmp_path,
     for name, key in (("probe", "probe_right"), ("finetuned", "finetuned_right")):
         assert sum(row["label"] == row[name] for row in rows) == verdict[key]
     assert told(verdict) in capsys.readouterr().out
-    main(few_shot(images, tmp_path / "linear", mode="linear", global_batch_size=None, lr=None, epochs=None, **flags))
+    main(few_shot(images, tmp_path / "linear", mode="linear", global_batch_size=None, lr=None, epochs=None,
+                  restarts=None, **flags))  # fmt: skip
     assert log_lines(tmp_path / "spoilt") == log_lines(tmp_path / "linear")
     assert same_weights(tmp_path / "spoilt", tmp_path / "linear")
     one, two = (result(tmp_path / name) for name in ("spoilt", "linear"))

@@ -230,7 +230,7 @@ def test_dropout_is_the_same_on_two_processes(images, tmp_path):
                                        "folds": 0, "lr": 0.02}])  # fmt: skip
 def test_the_whole_recipe_stopped_and_resumed_ends_as_if_unbroken(images, tmp_path, monkeypatch, flags):
     monkeypatch.setattr(timing, "measured", lambda job: {"off": 1.0, "bf16": 2.0})
-    flags = flags | {"epochs": 3, "amp": None, "auto_resume": True}
+    flags = flags | {"epochs": 3, "restarts": 2, "amp": None, "auto_resume": True}
     main(few_shot(images, tmp_path / "whole", **flags))
     real = deit_epochs.one_epoch
 
@@ -248,7 +248,7 @@ def test_the_whole_recipe_stopped_and_resumed_ends_as_if_unbroken(images, tmp_pa
     main(few_shot(images, tmp_path / "part", **flags))
 
     assert log_lines(tmp_path / "part") == log_lines(tmp_path / "whole")
-    assert [line["epoch"] for line in log_lines(tmp_path / "part")] == [0, 1, 2, 3]
+    assert [line["epoch"] for line in log_lines(tmp_path / "part")] == [0, 1, 2, 3, 4, 5, 6]
     one, two = (checkpoint(tmp_path / name) for name in ("whole", "part"))
     for key in ("model", "model_ema"):
         assert all(torch.equal(one[key][name], two[key][name]) for name in one[key])

@@ -134,10 +134,11 @@ def test_numbers_that_are_no_fractions_are_the_last_ones():
 
 def test_the_short_runs_of_cross_validation_train_once(tmp_path):
     images = make_colours(tmp_path)
-    job = open_job(parse(few_shot(images, restarts=3)), World(0, 1, torch.device("cpu")))
+    job = open_job(parse(few_shot(images, restarts=3, epochs=6)), World(0, 1, torch.device("cpu")))
     assert job.labelled_epochs == 3 * job.args.epochs
-    assert part_of(job, job.ids[:4], 100, "").labelled_epochs == job.args.epochs
-    assert [job.within_training(epoch) for epoch in (1, 4, 5, 12)] == [(1, 1), (1, 4), (2, 1), (3, 4)]
+    assert part_of(job, job.ids[:4], 100, "").labelled_epochs == job.args.epochs // 3  # once, and of their share
+    assert part_of(job, job.ids[:4], 1, "").labelled_epochs == 1
+    assert [job.within_training(epoch) for epoch in (1, 6, 7, 18)] == [(1, 1), (1, 6), (2, 1), (3, 6)]
 
 
 def test_self_training_begins_with_the_mean(tmp_path, seen):

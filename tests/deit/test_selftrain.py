@@ -17,7 +17,7 @@ from tests.support.trainer_runs import checkpoint, command, log_lines, make_imag
 
 FLAGS = {
     "recipe": "few-shot", "mode": "self-train", "rounds": 2, "folds": 0, "epochs": 2, "global_batch_size": 8,
-    "batch_size": 8, "lr": 0.01, "amp": "off", "num_workers": 0, "warmup_epochs": None,
+    "restarts": 1, "batch_size": 8, "lr": 0.01, "amp": "off", "num_workers": 0, "warmup_epochs": None,
 }  # fmt: skip
 
 

@@ -106,7 +106,7 @@ def test_stopped_anywhere_it_ends_as_the_unbroken_run(case, images, tmp_path, ca
 def test_every_stage_of_self_training(images, tmp_path, monkeypatch):
     monkeypatch.setattr(selftrain, "CHUNK", 2)
     flags = SMALL | {"recipe": "few-shot", "mode": "self-train", "rounds": 2, "folds": 0, "global_batch_size": 8,
-             "batch_size": 8, "lr": 0.01, "amp": "off", "warmup_epochs": None}  # fmt: skip
+             "restarts": 1, "batch_size": 8, "lr": 0.01, "amp": "off", "warmup_epochs": None}  # fmt: skip
     main(command(images, tmp_path / "whole", **flags))
     for place in [(0, None), (2, 1), (3, 0), (4, 1), (6, 0), (6, None)]:
         with stopped_at(place, signal.SIGTERM):
@@ -127,7 +127,7 @@ def test_the_embedding_of_the_pool_is_left_at_once(images, tmp_path, monkeypatch
     monkeypatch.setattr(selftrain, "frozen_features", asked)
     monkeypatch.setattr(selftrain, "smoothed_probe", lambda *_: pytest.fail("it went on"))
     flags = {"recipe": "few-shot", "mode": "self-train", "rounds": 1, "folds": 0, "amp": "off", "epochs": 1,
-             "warmup_epochs": None}  # fmt: skip
+             "restarts": 1, "warmup_epochs": None}  # fmt: skip
     main(command(images, tmp_path, **SMALL | flags))
     assert checkpoint(tmp_path)["epoch"] == 1
     assert "SIGTERM: stopped at epoch 2 of 2; wrote" in capsys.readouterr().out
