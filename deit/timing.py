@@ -46,6 +46,8 @@ def settle(job: Job, *, alone: bool = True) -> float:
 def take_over(job: Job, saved: Settings) -> None:
     """What the clock of an interrupted run had settled, for the one that continues it and would ask the clock."""
     timed = ("amp",) * (job.args.amp == "measured") + ("epochs", "restarts", "rounds", "folds") * bool(job.args.minutes)
+    if "restarts" not in saved:  # a run of before there were any
+        job.args.restarts = job.settings["restarts"] = 1
     for name in timed:
         if name in saved:
             setattr(job.args, name, saved[name])

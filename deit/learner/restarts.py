@@ -35,7 +35,7 @@ def end(learner: Learner, number: int, count: int) -> None:
             continue
         for key, total in learner.kept[name].items():
             if total.is_floating_point():
-                total += weights[key]
+                total += weights[key].to(total.device)  # a continued run's came from a file
     if number == count:
         for name, weights in now.items():
             for key, value in weights.items():

@@ -23,6 +23,7 @@ CASES = {  # flags
     "head_first": {"mode": "lp-ft"},
     "skipping": {"skip_nonfinite": True},
     "averaged": {"model_ema_force_cpu": True},
+    "restarted": {"restarts": 2, "model_ema_force_cpu": True},
 }
 
 
@@ -71,6 +72,20 @@ def test_resumed_as_if_unbroken(images, tmp_path, monkeypatch):
     assert card.faults == []
     assert max(differences(tmp_path / "whole", tmp_path / "half")) == 0
     once(images, None, "cpu", eval=True, finetune=tmp_path / "half" / "checkpoint.pth")  # and without a GPU
+
+
+def test_several_trainings_go_on_from_a_file(images, tmp_path, monkeypatch):
+    """Stopped in the second one, when what the first one left comes from the checkpoint."""
+    flags = {"epochs": 1, "restarts": 2}
+    with pretended() as card:
+        once(images, tmp_path / "whole", "cuda", **flags)
+        with monkeypatch.context() as patch:
+            patch.setattr(engine, "is_asked", lambda learner, look: "model" in learner.kept)
+            once(images, tmp_path / "half", "cuda", **flags)
+        assert checkpoint(tmp_path / "half")["epoch"] == 1
+        once(images, tmp_path / "half", "cuda", auto_resume=True, **flags)
+    assert card.faults == []
+    assert max(differences(tmp_path / "whole", tmp_path / "half")) == 0
 
 
 # flags, and the most waits and launches in a step

@@ -120,6 +120,16 @@ def test_one_training_keeps_nothing(words, tmp_path, seen):
     assert len(log_lines(tmp_path)) == EPOCHS
 
 
+def test_a_run_of_before_there_were_restarts_stays_one_training(words, tmp_path):
+    main(words(tmp_path, restarts=1))
+    path = tmp_path / "checkpoint.pth"
+    saved = torch.load(path, weights_only=True)
+    del saved["args"]["restarts"]
+    torch.save(saved, path)
+    main(words(tmp_path))
+    assert len(log_lines(tmp_path)) == EPOCHS
+
+
 def test_numbers_that_are_no_fractions_are_the_last_ones():
     model = torch.nn.BatchNorm1d(2)
     learner = engine.Learner(*[None] * 11, kept={})
