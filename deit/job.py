@@ -224,8 +224,7 @@ def open_job(args: argparse.Namespace, world: distributed.World) -> Job:
 def part_epochs(job: Job, updates: int, steps: int) -> int:
     """Epochs of at most about `steps` steps, where an epoch has `updates` of them.
 
-    No more than the job's own, or their share where it trains several times on the labels: what is asked trains once,
-    and asking should not take longer than the run.
+    No more than the job's own, or their share where it trains several times on the labels: what is asked trains once.
     """
     return max(1, min(job.args.epochs // job.args.restarts, steps // updates))
 

@@ -5,12 +5,14 @@ from pathlib import Path
 from typing import Any
 
 from data_selection.common.errors import UserError
-from data_selection.common.feature_table import sidecar
+from data_selection.common.feature_table import load_features, sidecar
 from data_selection.common.files import read_json
 from data_selection.common.subset_files import CHECK
+from data_selection.images.record import load_record
 
 VERSION = 1
 RECORD, SUBSET, ANSWERS, LABELLED = "run.json", "subset.json", "annotate.csv", "labelled.csv"
+UNDERSTOOD = "labels.csv"  # all labels, as training has understood them
 BELIEFS, PAGE, FEATURES, IMAGES = "beliefs.json", "annotate.html", "features", "images"
 REPORT = "report.json"
 OWN = (RECORD, SUBSET, ANSWERS, LABELLED, BELIEFS, PAGE, IMAGES)
@@ -68,6 +70,13 @@ def check_names(folder: Path) -> list[str]:
     """The names of the images of a run and the rounds before it that were drawn at random, to judge by."""
     own = read_json(sidecar(folder / SUBSET, "provenance")).get(CHECK) or []
     return list(dict.fromkeys([*(read_run(folder).get(CHECK) or []), *own]))
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """{name: content hash} of the images that a run chose from, as they were then; {} where nobody has noted it."""
+    path = folder / read_run(folder)["features"]
+    record = load_record(path, len(load_features(path))) if path.exists() else None
+    return {} if record is None or record.names is None else dict(zip(record.names, record.hashes, strict=True))
 
 
 def rounds_of(folders: Iterable[Path]) -> list[dict[str, Any]]:

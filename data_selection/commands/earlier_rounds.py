@@ -11,12 +11,24 @@ from typing import Any
 
 import torch
 
-from data_selection.annotation.run_folder import SUBSET, check_names, is_run, label_files, read_run, rounds_of
+from data_selection.annotation.run_folder import (
+    ANSWERS,
+    SUBSET,
+    UNDERSTOOD,
+    check_names,
+    contents,
+    is_run,
+    label_files,
+    read_run,
+    rounds_of,
+)
 from data_selection.commands.run_extract import source_of
 from data_selection.common.errors import UserError
 from data_selection.common.feature_table import sidecar
 from data_selection.common.files import read_json
-from data_selection.images.answers import read_answers
+from data_selection.images.answers import Answers, read_answers
+from data_selection.images.following import follow, told
+from data_selection.images.label_files import some
 from data_selection.images.pools import Pool
 from data_selection.methods.table import LABEL_FREE, METHODS
 
@@ -66,19 +78,44 @@ def read_labelled(sources: Sequence[Path | str], pool: Pool) -> Known:
     files = [file for source in map(Path, sources) for file in (label_files(source) if source in runs else [source])]
     if not files:
         return Known({}, [])
-    names = pool.names or ()
+    known = {name: value for run in runs for name, value in contents(run).items()}
+    here = set(pool.names or ())
+    names = [*(pool.names or ()), *(name for name in known if name not in here)]
     answers = read_answers(files, names)
     for line in answers.understood:
         print(line)
+    for run in runs:
+        add_understood(answers, run, names)
     if answers.faults:
         raise UserError("the labels cannot be used: " + "; ".join(answers.faults))
     handed = [name for run in runs for name in read_json(sidecar(run / SUBSET, "provenance"))["images"]["name"]]
-    here = set(names)
+    check = [name for run in runs for name in check_names(run)]
+    moved, lost = follow({name: known[name] for name in (*answers.labels, *handed, *check) if name in known}, pool)
+    gone = [name for name in answers.labels if name in lost]
+    if gone:
+        raise UserError(
+            f"the labels cannot be used: {len(gone)} of the {len(answers.labels)} labelled images are gone, or have "
+            f"another content than when they were labelled: {some(gone)}; give them back, or take their rows out of "
+            f"{' and '.join(map(str, files))}"
+        )
+    if moved:
+        print(f"{len(moved)} images of earlier rounds are found by their content: {told(moved, [])}")
+    answers.labels = {moved.get(name, name): label for name, label in answers.labels.items()}
+    handed, check = ([moved.get(name, name) for name in each] for each in (handed, check))
     waiting = [name for name in dict.fromkeys(handed) if name in here and name not in answers.labels]
     rest = f"; {len(waiting)} that were handed out have none, and are not chosen again" if waiting else ""
     print(f"{len(answers.labels)} images have labels of {len(set(answers.labels.values()))} classes{rest}")
-    check = [name for run in runs for name in check_names(run)]
     return Known(answers.labels, waiting, rounds_of(runs), list(dict.fromkeys(check)))
+
+
+def add_understood(answers: Answers, run: Path, names: Sequence[str]) -> None:
+    """Add the labels that a run was trained on and its tables lack, as where they were given with --labels."""
+    path = run / UNDERSTOOD
+    trained = read_answers([path], names).labels if path.exists() else {}
+    new = {name: label for name, label in trained.items() if name not in answers.labels}
+    if new:
+        print(f"{path}: {len(new)} labels that training was given, and {ANSWERS} does not have")
+        answers.labels |= new
 
 
 def digest(known: Known) -> str:

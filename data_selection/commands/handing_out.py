@@ -11,7 +11,16 @@ from data_selection.annotation.arrangement import Beliefs, arrange, why
 from data_selection.annotation.formats import write_cvat, write_label_studio
 from data_selection.annotation.originals import file_address, places, put, relative_address, show
 from data_selection.annotation.pages import annotation_page
-from data_selection.annotation.run_folder import ANSWERS, BELIEFS, IMAGES, PAGE, SUBSET, chosen_names, read_run
+from data_selection.annotation.run_folder import (
+    ANSWERS,
+    BELIEFS,
+    IMAGES,
+    PAGE,
+    SUBSET,
+    chosen_names,
+    contents,
+    read_run,
+)
 from data_selection.commands.any_method import NEIGHBOURS
 from data_selection.commands.shared import bar_factory
 from data_selection.common.distributed import World
@@ -21,6 +30,7 @@ from data_selection.common.files import atomic_write, read_json
 from data_selection.common.listed_names import quoted
 from data_selection.common.subset_files import CHECK
 from data_selection.images.answers import read_answers, write_labels
+from data_selection.images.following import follow, told
 from data_selection.images.pools import Pool
 from data_selection.nearest.stored_graph import pool_graph
 
@@ -46,10 +56,12 @@ def hand_out(order: Order, pool: Pool, labels: dict[str, str], world: World) -> 
     """
     out, names = order.out, order.files()
     found = dict(zip(pool.names or (), pool.paths, strict=True))
-    gone = [name for name in names if name not in found]
-    if gone:
+    noted = contents(out)
+    moved, lost = follow({name: noted.get(name, "") for name in names}, pool)
+    if moved or lost:
         raise UserError(
-            f"{len(gone)} of the chosen images are not in {order.source} any longer, first {gone[0]!r}: give them back"
+            f"{len(moved) + len(lost)} of the chosen images are not in {order.source} as they were: "
+            f"{told(moved, lost)}; give them back, or choose again into another --out with --labelled {out}"
         )
     paths, where, linked = [found[name] for name in names], places(names), order.images != "none"
     if linked:

@@ -8,16 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_selection.annotation.run_folder import ANSWERS, chosen_names, label_files, read_run
+from data_selection.annotation.run_folder import ANSWERS, UNDERSTOOD, chosen_names, contents, label_files, read_run
 from data_selection.common.errors import UserError
 from data_selection.common.feature_table import FeatureTable, load_features
 from data_selection.common.kinds import Log
 from data_selection.common.subset_files import pool_provenance
 from data_selection.embedding.backbones import DEMO_WEIGHTS, DINO_WEIGHTS, local_file
 from data_selection.images.answers import Answers, alone, read_answers, some
+from data_selection.images.following import follow, told
 from data_selection.images.pools import open_pool
 
-MODEL, LABELS, TRAINING = "model.pth", "labels.csv", "training"
+MODEL, LABELS, TRAINING = "model.pth", UNDERSTOOD, "training"
 
 
 @dataclass(frozen=True)
@@ -76,12 +77,14 @@ def open_run(
     counts = len(answers.labels), len(set(answers.labels.values()))
     log(f"{counts[0]} labelled images of {counts[1]} classes" + (
         f", {len(answers.unlabelled)} handed out without a label" if answers.unlabelled else ""))  # fmt: skip
-    here = set(open_pool(str(where)).names or ())
-    gone = [name for name in answers.labels if name not in here]
-    if gone:
+    today, noted = open_pool(str(where)), contents(folder)
+    here = set(today.names or ())
+    moved, lost = follow({name: noted.get(name, "") for name in answers.labels}, today)
+    if moved or lost:
         raise UserError(
-            f"{len(gone)} of the {len(answers.labels)} labelled images are not in {where} any longer: {some(gone)}; "
-            "say with --source where they are"
+            f"{len(moved) + len(lost)} of the {len(answers.labels)} labelled images are not in {where} as they were: "
+            f"{told(moved, lost)}; give them back, or say with --source where they are (a further round of "
+            f"scripts/choose_images.py with --labelled {folder} finds renamed ones)"
         )
     pool = tuple(name for name in table.names if name in here)
     return Labelled(folder, where, table, answers, record, pool, len(pool) == len(here) == len(table.names))

@@ -180,8 +180,7 @@ def test_a_part_is_short(images, monkeypatch):
         job = open_job(parse(few_shot(images, epochs=epochs)), ALONE)  # 12 labels: 3 steps an epoch
         one_part(job, str(images / "blind.pth"), job.ids[:12], job.ids[12:], "", ["lp-ft"])
         assert lengths == list(range(1, expected + 1))
-        lengths.clear()
-        assert job.args.epochs == epochs
+        assert (lengths.clear(), job.args.epochs) == (None, epochs)
 
 
 @pytest.mark.parametrize("mode", ["lp-ft", "full"])
@@ -197,8 +196,8 @@ def test_where_finetuning_loses_the_run_is_that_of_mode_linear(images, tmp_path,
     for name, key in (("probe", "probe_right"), ("finetuned", "finetuned_right")):
         assert sum(row["label"] == row[name] for row in rows) == verdict[key]
     assert told(verdict) in capsys.readouterr().out
-    main(few_shot(images, tmp_path / "linear", mode="linear", global_batch_size=None, lr=None, epochs=None,
-                  restarts=None, **flags))  # fmt: skip
+    flags |= dict.fromkeys(("global_batch_size", "lr", "epochs", "restarts"))
+    main(few_shot(images, tmp_path / "linear", mode="linear", **flags))
     assert log_lines(tmp_path / "spoilt") == log_lines(tmp_path / "linear")
     assert same_weights(tmp_path / "spoilt", tmp_path / "linear")
     one, two = (result(tmp_path / name) for name in ("spoilt", "linear"))

@@ -235,7 +235,7 @@ def test_moved_images_are_found_again_and_those_gone_are_named(run, folder, tmp_
     pool.chmod(0o755)
     lost = rows(run / "labels.csv")[0][0]
     (pool / lost).unlink()
-    with pytest.raises(UserError, match=f"1 of the 30 labelled images are not in .*moved any longer: {lost}"):
+    with pytest.raises(UserError, match=f"1 of the 30 labelled images are not in .*moved as they were: '{lost}' is"):
         train(run, source=pool)
 
 

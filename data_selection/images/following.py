@@ -1,0 +1,28 @@
+"""Images that were known by name, followed by their content: renamed ones are found, exchanged ones noticed."""
+
+from collections.abc import Mapping
+
+from data_selection.images.pools import Pool
+from data_selection.images.record import file_hash, match, record_pool
+
+
+def follow(known: Mapping[str, str], pool: Pool) -> tuple[dict[str, str], list[str]]:
+    """({name: today's}, lost) of images that a pool had: those whose content has another name, and those that are gone.
+
+    known: {name: content hash, "" where nobody knows}. An image is lost, too, where its name has another content and
+    its own is nowhere. The files of these names are read, all others only where one of them is not what it was.
+    """
+    here = dict(zip(pool.names or (), pool.paths, strict=True))
+    if all(name in here and (not value or file_hash(here[name]) == value) for name, value in known.items()):
+        return {}, []
+    names, today = list(known), record_pool(pool)
+    rows, moved, changed = match(names, list(known.values()), today)
+    found = {names[place]: (pool.names or ())[rows[place] or 0] for place in moved}
+    return found, [name for place, name in enumerate(names) if rows[place] is None or place in set(changed)]
+
+
+def told(moved: Mapping[str, str], lost: list[str], shown: int = 3) -> str:
+    """The first of what follow has found, in words."""
+    words = [f"{old!r} is now {new!r}" for old, new in moved.items()]
+    words += [f"{name!r} is gone or has another content" for name in lost]
+    return "; ".join(words[:shown]) + (f" and {len(words) - shown} more" if len(words) > shown else "")

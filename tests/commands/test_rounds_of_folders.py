@@ -1,0 +1,69 @@
+"""A next round takes over the labels of a run: by content where files were renamed, and those training was given."""
+
+import shutil
+
+import pytest
+
+from data_selection.annotation.run_folder import chosen_names, read_run
+from data_selection.common.errors import UserError
+from data_selection.images.answers import write_labels
+
+
+@pytest.fixture
+def shoes(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "shoes")
+    return tmp_path / "shoes"
+
+
+def label(run):
+    """Labels for all chosen images: their own names, in two classes."""
+    names = sorted(chosen_names(run))
+    labels = {name: f"class {place % 2}" for place, name in enumerate(names)}
+    (run / "annotate.csv").write_text(write_labels(labels))
+    return labels
+
+
+def taken(run):
+    rows = (run / "labelled.csv").read_text().splitlines()[1:]
+    return dict(row.split(",") for row in rows)
+
+
+def test_labels_follow_the_content_of_renamed_and_exchanged_files(choose, shoes, tmp_path, capsys):
+    one = choose(tmp_path / "one", source=shoes)
+    labels = label(one)
+    first, second, third, *_ = labels
+    (shoes / first).rename(shoes / "t.png")
+    (shoes / second).rename(shoes / first)
+    (shoes / "t.png").rename(shoes / second)
+    (shoes / third).rename(shoes / "new.png")
+    two = choose(tmp_path / "two", source=shoes, labelled=[one], budget=5)
+    expected = {**labels, first: labels[second], second: labels[first], "new.png": labels[third]}
+    del expected[third]
+    assert taken(two) == expected
+    assert "3 images of earlier rounds are found by their content" in capsys.readouterr().out
+    assert not set(chosen_names(two)) & set(expected)
+
+
+def test_a_labelled_image_that_is_gone_or_another_is_named(choose, shoes, tmp_path):
+    one = choose(tmp_path / "one", source=shoes)
+    first, second, *_ = label(one)
+    (shoes / first).write_bytes((shoes / second).read_bytes() + b"0")
+    with pytest.raises(UserError, match=f"1 of the 12 labelled images are gone, or .*{first}; give them back, or take"):
+        choose(tmp_path / "two", source=shoes, labelled=[one], budget=5)
+    with pytest.raises(UserError, match=f"1 of the chosen images .*'{first}' is gone or has another content"):
+        choose(one, source=shoes)
+    assert read_run(one)["source"] == str(shoes)
+
+
+def test_labels_that_training_was_given_count(choose, shoes, tmp_path, capsys):
+    """labels.csv is what training has understood; what annotate.csv says of an image goes before it."""
+    one = choose(tmp_path / "one", source=shoes)
+    labels = label(one)
+    _, second, third, *_ = labels
+    (one / "labels.csv").write_text(write_labels({**labels, second: "class 9"}))
+    (one / "annotate.csv").write_text(
+        write_labels({**dict.fromkeys(labels, ""), second: labels[second], third: labels[third]})
+    )
+    two = choose(tmp_path / "two", source=shoes, labelled=[one], budget=5)
+    assert taken(two) == labels
+    assert "labels.csv: 10 labels that training was given" in capsys.readouterr().out
