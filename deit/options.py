@@ -142,7 +142,7 @@ def _add_optimisation(flags: Flags) -> None:
         default=1000,
         help="auto: by the number of labels, 30 for 100 of them, 15 for 1,000",
     )
-    add("--minutes", type=float, metavar="M", help="fewer epochs where they would take longer, as timed at the start")
+    add("--minutes", type=float, metavar="M", help="fewer rounds, restarts, epochs where they would take longer")
     add("--start_epoch", type=int, default=1, help="first epoch, counted from 1")
     add(
         "--folds",

@@ -14,6 +14,7 @@ from data_selection.common.kinds import Log
 from data_selection.common.listed_names import quoted
 from data_selection.common.progress import OpenBar
 from data_selection.images.answers import write_labels
+from data_selection.images.label_files import labelled_folder
 from deit.labelled.reporting import report
 from deit.labelled.runs import LABELS, MODEL, Labelled, backbone_flags, open_run, training_folder
 from deit.options import parse
@@ -66,6 +67,8 @@ def train_on_labels(
     one_process("train_on_labels.py", f"; deit/main.py --labels {Path(run) / LABELS} trains with several")
     if test_labels and not test:
         raise UserError(f"--test-labels {test_labels} are of the images in --test, which is missing")
+    if test:
+        labelled_folder(Path(test), test_labels, "--test-labels", "--test")  # what is wrong there is said before work
     given = open_run(run, labels, source, partial=partial, log=log)
     if not given.whole:
         log(f"{given.source} and the features hold different images: the {len(given.pool)} of both are the pool")

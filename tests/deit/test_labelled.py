@@ -183,6 +183,8 @@ def test_what_is_wrong_is_told_together_before_work(run, tmp_path, monkeypatch):
     monkeypatch.setattr(training, "trained", lambda *_: pytest.fail("it has begun"))
     labels = dict(rows(run / "annotate.csv"))
     first, second, *_ = labels
+    (tmp_path / "flat").mkdir()
+    (tmp_path / "flat" / "x.png").touch()
     write_answers(run / "annotate.csv", labels | {first: "", second: "topp", "none.png": "top"})
     with pytest.raises(UserError, match=r"1 rows are of no image.*'topp' .*did you mean 'top'.*1 of 30 .*no label"):
         train(run)
@@ -191,6 +193,8 @@ def test_what_is_wrong_is_told_together_before_work(run, tmp_path, monkeypatch):
         train(run)
     with pytest.raises(UserError, match="of the images in --test, which is missing"):
         train(run, test_labels=tmp_path / "test.csv")
+    with pytest.raises(UserError, match=r"lies in no class folder: .* in a CSV with --test-labels FILE"):
+        train(run, test=tmp_path / "flat")
     with pytest.raises(UserError, match=r"does not exist: .*--weights says where"):
         train(run, partial=True, weights=str(tmp_path / "none.pth"))
     with pytest.raises(UserError, match=r"has no model\.pth yet"):
