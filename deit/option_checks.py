@@ -135,6 +135,11 @@ def check_mode(args: argparse.Namespace) -> None:
         raise UserError(
             f"--start_epoch {args.start_epoch} is for --mode full: {args.mode} starts with fitting the head"
         )
+    if args.start_epoch != 1 and args.restarts > 1:
+        raise UserError(
+            f"--start_epoch {args.start_epoch} is within one training, --restarts {args.restarts} are several: leave "
+            "the first out, or say --restarts 1"
+        )
     if args.mode in ("self-train", "auto") and args.sched_unit != "step":
         raise UserError(f"--mode {args.mode} needs --sched-unit step, as in --recipe few-shot")
     if args.mode == "self-train" and args.distillation_type != "none":

@@ -166,7 +166,7 @@ def announce(job: Job) -> None:
         f"{len(job.test_pool) or 'none'}"
     )
     say_of_labels(job.args.mode, pool, job.ids, job.log.say)
-    args, steps = job.args, job.labelled_epochs * job.updates
+    args, steps = job.args, (job.training_epochs if job.labelled_epochs else 0) * job.updates
     if args.model_ema and not args.model_ema_warmup and 0 < steps < (memory := 1 / (1.0000001 - args.model_ema_decay)):
         job.log.say(
             f"--model-ema-decay {args.model_ema_decay} averages the weights over about {memory:.0f} steps, and the run "

@@ -4,21 +4,22 @@ With few labels a training's augmentation and order decide a part of what it lea
 be averaged (Wortsman et al., 2022, "Model soups"), and the mean answers as fast as one of them.
 """
 
+import copy
+
 from deit.engine import Learner
 from deit.runs.kinds import State
 
 
 def begin(learner: Learner) -> None:
-    """Begin a training: the first one keeps where it began, the others go back there."""
+    """Begin a training: the first one keeps where it began, the others go back there, the optimiser, too."""
     if "start" not in learner.kept:
         learner.kept["start"] = copied(learner.model.state_dict())
+        learner.kept["optimizer"] = copy.deepcopy(learner.optimizer.state_dict())  # rates and counts of steps are in it
         return
     learner.model.load_state_dict(learner.kept["start"])
-    learner.optimizer.state.clear()
+    learner.optimizer.load_state_dict(copy.deepcopy(learner.kept["optimizer"]))
     if learner.ema is not None:
         learner.ema.set(learner.model)
-    if learner.scheduler is not None:
-        learner.scheduler.step(0)  # does nothing where it moves by steps, which are counted anew
 
 
 def end(learner: Learner, number: int, count: int) -> None:

@@ -32,7 +32,7 @@ def starting_point(
         raise UserError(
             f"--start_epoch {args.start_epoch}: {source} says itself where it continues; leave the flag out"
         )
-    timed = ("epochs", "rounds", "folds") if args.minutes else ()  # set by the clock of the run to continue
+    timed = ("epochs", "restarts", "rounds", "folds") if args.minutes else ()  # set by the clock of the run to continue
     asked = {name: value for name, value in settings.items() if name not in timed}
     checkpoints.check_same_recipe(checkpoints.saved_args(state), asked, source)
     steps = checkpoints.steps_done(state)

@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from data_selection.common.distributed import World
-from data_selection.common.errors import run
-from deit import engine, epochs
+from data_selection.common.errors import UserError, run
+from deit import engine, epochs, selftrain, timing
 from deit.job import open_job, part_of
 from deit.learner import restarts
+from deit.learner.restarts import copied
 from deit.main import main
 from deit.options import parse
 from tests.deit.test_lost_work import stopped_in
@@ -44,7 +45,11 @@ def seen(monkeypatch):
 
     def watched_begin(learner):
         begin(learner)
-        found["begin"].append((*weights(learner), len(learner.optimizer.state)))
+        state = learner.optimizer.state_dict()
+        found["begin"].append((*weights(learner), len(state["state"])))
+        found.setdefault("groups", []).append([
+            {key: value for key, value in group.items() if key != "params"} for group in state["param_groups"]
+        ])  # fmt: skip
 
     def watched_end(learner, number, count):
         found["end"].append(weights(learner))
@@ -59,9 +64,11 @@ def far(one, other):
     return max((one[key].float() - other[key].float()).abs().max().item() for key in one)
 
 
-@pytest.mark.parametrize("unit", ["epoch", "step"])
-def test_the_mean_of_trainings_that_begin_alike(words, seen, tmp_path, unit):
-    main(words(tmp_path, sched_unit=unit, warmup_epochs=1 if unit == "epoch" else 0, opt="adamw", lr=0.01))
+@pytest.mark.parametrize(("unit", "opt"), [("epoch", "adamw"), ("step", "adamw"), ("step", "lookahead_adamw"),
+                                           ("epoch", "lamb")])  # fmt: skip
+def test_the_mean_of_trainings_that_begin_alike(words, seen, tmp_path, unit, opt):
+    main(words(tmp_path, sched_unit=unit, warmup_epochs=1 if unit == "epoch" else 0, opt=opt, lr=0.01))
+    assert seen["groups"][1:] == seen["groups"][:1] * (RESTARTS - 1)  # rates, and counts of steps that some keep there
     assert len(seen["begin"]) == len(seen["end"]) == RESTARTS
     first = seen["begin"][0]
     for model, average, states in seen["begin"]:
@@ -151,9 +158,30 @@ def test_the_short_runs_of_cross_validation_train_once(tmp_path):
     assert [job.within_training(epoch) for epoch in (1, 6, 7, 18)] == [(1, 1), (1, 6), (2, 1), (3, 6)]
 
 
-def test_self_training_begins_with_the_mean(tmp_path, seen):
+def test_a_start_within_a_training_is_refused(words, tmp_path):
+    with pytest.raises(UserError, match=r"--start_epoch 2 .*--restarts 3"):
+        main(words(tmp_path, start_epoch=2))
+
+
+def test_what_the_clock_has_cut_stays_cut(words, tmp_path, monkeypatch):
+    monkeypatch.setattr(timing, "measured", lambda job: {"off": 1.0})
+    flags = {"minutes": 0.2}
+    stopped_in(monkeypatch, words(tmp_path, **flags), 2)
+    main(words(tmp_path, **flags))
+    assert checkpoint(tmp_path)["args"]["restarts"] == 1
+    assert len(log_lines(tmp_path)) == EPOCHS
+
+
+def test_self_training_begins_with_the_mean(tmp_path, seen, monkeypatch):
+    def begin_round(job, learner, *rest):
+        begun.append(copied(learner.model.state_dict()))
+        return real(job, learner, *rest)
+
+    begun, real = [], selftrain.begin_round
+    monkeypatch.setattr(selftrain, "begin_round", begin_round)
     images = make_colours(tmp_path)
     folder = tmp_path / "run"
     main(few_shot(images, folder, mode="self-train", restarts=2, epochs=1, rounds=1, save_interval=1, folds=0))
-    assert len(seen["end"]) == 2
+    one, two = (model for model, _ in seen["end"])
+    assert far(begun[0], {name: (one[name] + two[name]) / 2 for name in one}) < 1e-6
     assert [line["epoch"] for line in log_lines(folder)][:4] == [0, 1, 2, 3]

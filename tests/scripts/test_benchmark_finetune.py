@@ -50,9 +50,9 @@ def test_factors_are_the_recipe_with_one_change(flags, tmp_path, monkeypatch):
     )
     finetune.main([*flags, "--seeds", "0", "--factors"])
     assert len(asked) == len(finetune.FACTORS)
-    assert all(words[:4] == ["--folds", "0", "--epochs", "15"] for words in asked)
-    assert asked[0][4:] == []
-    assert asked[1][4:] == ["--batch-norm", "train"]
+    assert all(words[:6] == ["--folds", "0", "--epochs", "15", "--restarts", "1"] for words in asked)
+    assert asked[0][6:] == []
+    assert asked[1][6:] == ["--batch-norm", "train"]
 
 
 def test_the_spread_of_the_training_is_told_apart_from_that_of_the_lists(flags, monkeypatch, capsys):
