@@ -32,13 +32,6 @@ from scripts.experiments.trainer import train
 PROBES = ("plain probe", "smoothed probe")
 PAPER = ["--recipe", "paper", "--clip-grad", "2", "--epochs", "30", "--batch-size", "32"]
 SHORT = ["--folds", "0", "--epochs", "15", "--restarts", "1"]  # the few-shot recipe, but nothing is asked first
-    "--folds",
-    "0",
-    "--epochs",
-    "15",
-    "--restarts",
-    "1",
-]  # the few-shot recipe as it is, but nothing is asked before it starts
 TRAINED = {
     "paper recipe, 30 epochs": PAPER,
     "few-shot": [],
