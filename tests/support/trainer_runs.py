@@ -63,7 +63,7 @@ def few_shot(images, output=None, **flags):
     small = {
         "recipe": "few-shot", "data_set": "FOLDER", "subset_ids": None, "input_size": None, "warmup_epochs": None,
         "finetune": images / "blind.pth", "amp": "off", "batch_size": 4, "global_batch_size": 4, "lr": 0.1, "epochs": 4,
-        "num_workers": 0, "restarts": 1,
+        "num_workers": 0, "restarts": None if flags.get("mode") == "linear" else 1,
     }  # fmt: skip
     return command(images, output, **small | flags)
 
