@@ -99,3 +99,13 @@ def test_a_round_without_labels_says_what_to_begin_with(select, tmp_path, capsys
         select("margin", "labels.csv")
     assert run(main_select, ["--method", "margin", "--features", str(tmp_path / "x.npy"), "--budget", "3"]) == 2
     assert "asks a model" in capsys.readouterr().err
+
+
+def test_a_mended_label_makes_another_request(select, tmp_path):
+    told = []
+    for word in ("a", "b"):
+        text = (tmp_path / "labels.csv").read_text().replace("a/000.png;a", f"a/000.png;{word}")
+        (tmp_path / "labels.csv").write_text(text)
+        select("margin", "labels.csv")
+        told.append(json.loads((tmp_path / "out.provenance.json").read_text())["config"]["labels"])
+    assert told[0] != told[1]

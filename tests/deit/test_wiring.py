@@ -1,0 +1,61 @@
+"""What train_on_labels hands on to the trainer, and which labels it takes."""
+
+import json
+
+import pytest
+
+from data_selection.commands.run_choose import choose_images
+from data_selection.common.errors import UserError
+from deit.labelled import training
+from tests.support.labelled_runs import rows, train, values_of, word
+from tests.support.pages import write_answers
+
+pytestmark = pytest.mark.usefixtures("one_thread", "quick_report")
+
+
+@pytest.fixture
+def begun(monkeypatch):
+    """The words that the trainer is called with; it does nothing."""
+    seen = []
+    monkeypatch.setattr(training, "train", seen.append)
+    return seen
+
+
+def test_labels_in_files_of_their_own_stand_beside_those_of_earlier_rounds(folder, tmp_path):
+    words = {"method": "random", "model": "demo_vit", "device": "cpu", "num_workers": 0}
+    one, two = tmp_path / "one", tmp_path / "two"
+    first = choose_images(folder, 12, one, **words)
+    write_answers(one / "annotate.csv", {name: word(name) for name in first.files})
+    second = choose_images(folder, 12, two, labelled=[one], strategy="label-free", **words)
+    write_answers(tmp_path / "back.csv", {name: word(name) for name in second.files})
+    train(two, labels=[tmp_path / "back.csv"])
+    assert {row[0] for row in rows(two / "labels.csv")} == {*first.files, *second.files}
+
+
+def test_flags_reach_the_trainer(folder, tmp_path, begun):
+    done = choose_images(folder, 12, tmp_path / "run", method="random", model="demo_vit", device="cpu", num_workers=0)
+    write_answers(tmp_path / "run" / "annotate.csv", {name: word(name) for name in done.files})
+    write_answers(tmp_path / "test.csv", {path.name: word(path.name) for path in folder.iterdir()})
+    for flags in (
+        {"mode": "auto"},
+        {"mode": "lp-ft"},
+        {"mode": "lp-ft", "minutes": 7, "seed": 4, "test": folder, "test_labels": tmp_path / "test.csv"},
+    ):
+        with pytest.raises(UserError, match="training was stopped"):
+            train(tmp_path / "run", **flags)
+    auto, plain, other = begun
+    assert (auto.minutes, plain.minutes, other.minutes) == (training.MINUTES, None, 7)
+    assert (plain.seed, other.seed) == (0, 4)
+    assert (str(plain.val_path), str(other.val_path)) == ("none", str(folder))
+    assert str(other.val_labels) == str(tmp_path / "test.csv")
+
+
+def test_patches_that_the_trainer_has_not(folder, tmp_path):
+    done = choose_images(folder, 12, tmp_path / "run", method="random", model="demo_vit", device="cpu", num_workers=0)
+    write_answers(tmp_path / "run" / "annotate.csv", {name: word(name) for name in done.files})
+    beside = (tmp_path / "run" / values_of(tmp_path / "run")["features"]).with_suffix(".provenance.json")
+    told = json.loads(beside.read_text())
+    told["backbone"] |= {"arch": "vit_small", "patch_size": 8}
+    beside.write_text(json.dumps(told))
+    with pytest.raises(UserError, match="of vit_small with patches of 8 pixels, and the trainer has 16"):
+        train(tmp_path / "run")
