@@ -26,7 +26,7 @@ from data_selection.commands.run_extract import source_of
 from data_selection.common.errors import UserError
 from data_selection.common.feature_table import sidecar
 from data_selection.common.files import read_json
-from data_selection.images.answers import Answers, read_answers
+from data_selection.images.answers import read_answers
 from data_selection.images.following import follow, told
 from data_selection.images.label_files import some
 from data_selection.images.pools import Pool
@@ -73,26 +73,26 @@ def method_of(known: Known, budget: int, method: str, strategy: str) -> tuple[st
 
 
 def read_labelled(sources: Sequence[Path | str], pool: Pool) -> Known:
-    """The labels of earlier rounds, what was understood told. Raises UserError with all that is wrong in them."""
+    """The labels of earlier rounds, what was understood told. Raises UserError with all that is wrong in them.
+
+    The images of run folders are followed by their content, those of other sources by name.
+    """
     runs = [Path(source) for source in sources if is_run(Path(source))]
-    files = [file for source in map(Path, sources) for file in (label_files(source) if source in runs else [source])]
-    if not files:
+    if not sources:
         return Known({}, [])
-    known = {name: value for run in runs for name, value in contents(run).items()}
+    noted = {name: value for run in runs for name, value in contents(run).items()}
     here = set(pool.names or ())
-    names = [*(pool.names or ()), *(name for name in known if name not in here)]
+    names = [*(pool.names or ()), *(name for name in noted if name not in here)]
+    files = [file for source in map(Path, sources) for file in tables_of(source, names)]
     answers = read_answers(files, names)
     for line in answers.understood:
         print(line)
-    for run in runs:
-        add_understood(answers, run, names)
     if answers.faults:
         raise UserError("the labels cannot be used: " + "; ".join(answers.faults))
     handed = [name for run in runs for name in read_json(sidecar(run / SUBSET, "provenance"))["images"]["name"]]
     check = [name for run in runs for name in check_names(run)]
-    moved, lost = follow({name: known[name] for name in (*answers.labels, *handed, *check) if name in known}, pool)
-    gone = [name for name in answers.labels if name in lost]
-    if gone:
+    moved, lost = follow({name: noted[name] for name in (*answers.labels, *handed, *check) if name in noted}, pool)
+    if gone := [name for name in answers.labels if name in lost]:
         raise UserError(
             f"the labels cannot be used: {len(gone)} of the {len(answers.labels)} labelled images are gone, or have "
             f"another content than when they were labelled: {some(gone)}; give them back, or take their rows out of "
@@ -100,22 +100,32 @@ def read_labelled(sources: Sequence[Path | str], pool: Pool) -> Known:
         )
     if moved:
         print(f"{len(moved)} images of earlier rounds are found by their content: {told(moved, [])}")
-    answers.labels = {moved.get(name, name): label for name, label in answers.labels.items()}
+    labels = {moved.get(name, name): label for name, label in answers.labels.items()}
+    if len(labels) < len(answers.labels):
+        raise UserError(f"the labels cannot be used: two names are one image today ({told(moved, [])}): keep one row")
     handed, check = ([moved.get(name, name) for name in each] for each in (handed, check))
-    waiting = [name for name in dict.fromkeys(handed) if name in here and name not in answers.labels]
+    waiting = [name for name in dict.fromkeys(handed) if name in here and name not in labels]
     rest = f"; {len(waiting)} that were handed out have none, and are not chosen again" if waiting else ""
-    print(f"{len(answers.labels)} images have labels of {len(set(answers.labels.values()))} classes{rest}")
-    return Known(answers.labels, waiting, rounds_of(runs), list(dict.fromkeys(check)))
+    print(f"{len(labels)} images have labels of {len(set(labels.values()))} classes{rest}")
+    return Known(labels, waiting, rounds_of(runs), list(dict.fromkeys(check)))
 
 
-def add_understood(answers: Answers, run: Path, names: Sequence[str]) -> None:
-    """Add the labels that a run was trained on and its tables lack, as where they were given with --labels."""
-    path = run / UNDERSTOOD
-    trained = read_answers([path], names).labels if path.exists() else {}
-    new = {name: label for name, label in trained.items() if name not in answers.labels}
-    if new:
-        print(f"{path}: {len(new)} labels that training was given, and {ANSWERS} does not have")
-        answers.labels |= new
+def tables_of(source: Path, names: Sequence[str]) -> list[Path]:
+    """The label tables of a run folder, or the file or folder itself. Raises UserError where that holds no label.
+
+    Where nothing is in a run's annotate.csv, what training was given is its table: labels.csv.
+    """
+    if not is_run(source):
+        if not read_answers([source], names).labels:
+            raise UserError(
+                f"--labelled {source} holds no label: give the folder of an earlier round, a table of file,label, an "
+                "annotation tool's export, or a folder of class folders"
+            )
+        return [source]
+    files, own, trained = label_files(source), source / ANSWERS, source / UNDERSTOOD
+    if trained.exists() and not (own in files and read_answers([own], names).labels):
+        files = [*(file for file in files if file != own), trained]
+    return files
 
 
 def digest(known: Known) -> str:

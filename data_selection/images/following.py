@@ -15,10 +15,14 @@ def follow(known: Mapping[str, str], pool: Pool) -> tuple[dict[str, str], list[s
     here = dict(zip(pool.names or (), pool.paths, strict=True))
     if all(name in here and (not value or file_hash(here[name]) == value) for name, value in known.items()):
         return {}, []
-    names, today = list(known), record_pool(pool)
-    rows, moved, changed = match(names, list(known.values()), today)
-    found = {names[place]: (pool.names or ())[rows[place] or 0] for place in moved}
-    return found, [name for place, name in enumerate(names) if rows[place] is None or place in set(changed)]
+    rows, moved, changed = match(list(known), list(known.values()), record_pool(pool))
+    found, lost = {}, []
+    for place, (name, row) in enumerate(zip(known, rows, strict=True)):
+        if row is None or place in changed:
+            lost.append(name)
+        elif place in moved:
+            found[name] = pool.paths[row] if pool.names is None else pool.names[row]
+    return found, lost
 
 
 def told(moved: Mapping[str, str], lost: list[str], shown: int = 3) -> str:

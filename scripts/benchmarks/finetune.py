@@ -37,8 +37,14 @@ TRAINED = {
     "few-shot": [],
     "self-train": ["--mode", "self-train"],
 }
+RESTARTS = {  # the same start, without asking the labels whether to finetune
+    "one training": ["--folds", "0", "--restarts", "1"],
+    "one of twice the epochs for 100 labels": ["--folds", "0", "--restarts", "1", "--epochs", "60"],
+    "two trainings": ["--folds", "0", "--restarts", "2"],
+    "three trainings": ["--folds", "0", "--restarts", "3"],
+}
 BY_FEATURES = {"smoothed": ["--mode", "smoothed"], "auto": ["--mode", "auto"]}  # --train must be by the model's weights
-MORE = {name: ["--mode", name] for name in ("linear", "full", "three-phase")} | BY_FEATURES
+MORE = {name: ["--mode", name] for name in ("linear", "full", "three-phase")} | BY_FEATURES | RESTARTS
 FACTORS = {
     "few-shot, 15 epochs": [],
     "batch norm in training mode": ["--batch-norm", "train"],
@@ -166,7 +172,7 @@ def run(args: argparse.Namespace, subset: Path, seed: int, words: list[str]) -> 
 
 
 def report(known: dict[tuple, dict], methods, budgets, ways, seeds, trainings) -> None:
-    """Print accuracy after the last epoch (mean, sd, lists), and median minutes and GiB, of what is known."""
+    """Print accuracy after the last epoch (mean, sd, lists), mean minutes and largest GiB, of what is known."""
     tables: dict[str, list] = {"last epoch, %": [], "minutes, GiB": []}
     for method in methods:
         for way in ways:

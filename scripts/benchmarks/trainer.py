@@ -141,7 +141,11 @@ def step_times(amp, rounds, epochs=4, world=None, words=("--data-set", "DEMO"), 
     batch = size * world.size
     data = prepare(pool, range(3 * batch), make_pipeline(args, defaults), world.device, train=True)
     learner = build_learner(args, world, pool.classes, batch, 1, log, "none")
-    model = build_model(args.model, pool.classes, img_size=args.input_size).train().to(world.device)
+    model = (
+        build_model(args.model, pool.classes, img_size=args.input_size, drop_path_rate=args.drop_path)
+        .train()
+        .to(world.device)
+    )
     model.to(memory_format=memory_layout(model))
     if learner.amp is not None and world.device.type == "cpu":
         write_out_attention(model)

@@ -56,14 +56,30 @@ def test_a_labelled_image_that_is_gone_or_another_is_named(choose, shoes, tmp_pa
 
 
 def test_labels_that_training_was_given_count(choose, shoes, tmp_path, capsys):
-    """labels.csv is what training has understood; what annotate.csv says of an image goes before it."""
+    """labels.csv, what training has understood, in place of an annotate.csv that nobody has filled in."""
     one = choose(tmp_path / "one", source=shoes)
     labels = label(one)
-    _, second, third, *_ = labels
-    (one / "labels.csv").write_text(write_labels({**labels, second: "class 9"}))
-    (one / "annotate.csv").write_text(
-        write_labels({**dict.fromkeys(labels, ""), second: labels[second], third: labels[third]})
-    )
-    two = choose(tmp_path / "two", source=shoes, labelled=[one], budget=5)
-    assert taken(two) == labels
-    assert "labels.csv: 10 labels that training was given" in capsys.readouterr().out
+    first, second, *_ = labels
+    (one / "annotate.csv").rename(one / "labels.csv")
+    (one / "annotate.csv").write_text(write_labels(dict.fromkeys(labels, "")))
+    assert taken(choose(tmp_path / "two", source=shoes, labelled=[one], budget=5)) == labels
+    assert "labels.csv: a table" in capsys.readouterr().out
+    some = {first: labels[first], second: labels[second]}  # a row that was emptied stays empty
+    (one / "annotate.csv").write_text(write_labels({**dict.fromkeys(labels, ""), **some}))
+    assert taken(choose(tmp_path / "three", source=shoes, labelled=[one], budget=5)) == some
+
+
+def test_a_source_without_any_label_is_refused(choose, shoes, tmp_path):
+    one = choose(tmp_path / "one", source=shoes)
+    for source in (one / "subset.txt", one / "images"):
+        with pytest.raises(UserError, match=f"--labelled {source} holds no label: give the folder of an earlier round"):
+            choose(tmp_path / "two", source=shoes, labelled=[source], budget=5)
+
+
+def test_two_rows_that_are_one_image_today_are_refused(choose, shoes, tmp_path):
+    one = choose(tmp_path / "one", source=shoes)
+    first, *_ = label(one)
+    (shoes / first).rename(shoes / "new.png")
+    (tmp_path / "more.csv").write_text("file,label\nnew.png,class 1\n")
+    with pytest.raises(UserError, match=f"two names are one image today .'{first}' is now 'new.png'"):
+        choose(tmp_path / "two", source=shoes, labelled=[one, tmp_path / "more.csv"], budget=5)
