@@ -143,6 +143,14 @@ def test_images_are_copied_or_left_where_they_are(choose, folder, tmp_path, how)
     assert (out / "annotate.html").read_text().count("data:image/png") == 12
 
 
+@pytest.mark.parametrize(("method", "enough"), [("facility", 10_000), ("random", None)])
+def test_the_forecast_knows_how_much_a_method_looks_at(choose, tmp_path, monkeypatch, method, enough):
+    real, told = run_choose.foresee, []
+    monkeypatch.setattr(run_choose, "foresee", lambda *words: told.append(words[-1]) or real(*words))
+    choose(tmp_path / "run", method=method)
+    assert told == [enough]
+
+
 def test_a_round_takes_labels_in_and_embeds_nothing_again(choose, tmp_path, capsys):
     one = choose(tmp_path / "one")
     label(one, 9)

@@ -44,6 +44,19 @@ def test_labels_follow_the_content_of_renamed_and_exchanged_files(choose, shoes,
     assert not set(chosen_names(two)) & set(expected)
 
 
+def test_an_image_that_waits_for_its_label_is_not_chosen_again_under_another_name(choose, shoes, tmp_path):
+    one = choose(tmp_path / "one", source=shoes)
+    first, second, third, *_ = label(one)
+    (one / "annotate.csv").write_text(write_labels({first: "a", second: "b"}))
+    (shoes / third).rename(shoes / "new.png")
+    rest = len(list(shoes.iterdir())) - 12
+    two = choose(tmp_path / "two", source=shoes, labelled=[one], budget=rest)
+    assert "new.png" not in chosen_names(two)
+    assert len(chosen_names(two)) == rest
+    with pytest.raises(UserError, match=f"1 of the chosen images .*'{third}' is now 'new.png'; give them back"):
+        choose(one, source=shoes)
+
+
 def test_a_labelled_image_that_is_gone_or_another_is_named(choose, shoes, tmp_path):
     one = choose(tmp_path / "one", source=shoes)
     first, second, *_ = label(one)

@@ -1,7 +1,9 @@
 """The gradients of all processes are summed whole, in one order, and while the backward pass goes on."""
 
+import contextlib
 import copy
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,7 +11,10 @@ from torch import nn
 
 from data_selection.common.distributed import World
 from deit import gradients
+from deit.engine import passes
 from deit.gradients import AHEAD, FlatGradients, bucketed
+from deit.samples.batches import Part, Step
+from deit.samples.mixing import Mixing
 from tests.support.thread_world import on_ranks
 
 ASKED = 2.0
@@ -96,6 +101,26 @@ def test_sums_begin_before_the_backward_pass_has_ended(monkeypatch):
         assert torch.equal(tensor, flat.whole[bucket])  # whole, when its sum began
     flat.sum(torch.ones(()), asked=False)
     assert [what for what, *_ in seen[len(begun) :]] == ["begun"] + ["waited"] * len(flat.buckets)
+    seen.clear()
+    flat.zero()
+    flat.last_pass = True
+    loss_of(model, 0, 1).backward()  # in the next step as in the first
+    assert [what for what, *_ in seen] == ["begun"] * (len(flat.buckets) - 1)
+
+
+def test_a_step_says_which_pass_is_its_last():
+    """Three parts of a step; where a gradient arrives, the buffer knows whether another pass follows."""
+    weight = torch.ones(1, requires_grad=True)
+    told, gradients = [], SimpleNamespace(last_pass=False)
+    weight.register_post_accumulate_grad_hook(lambda _: told.append(gradients.last_pass))
+    learner = SimpleNamespace(
+        world=World(0, 1, torch.device("cpu")), draws=SimpleNamespace(begin=lambda *_: None), gradients=gradients,
+        autocast=contextlib.nullcontext, model=lambda images: images * weight,
+        scaler=torch.amp.GradScaler(enabled=False), criterion=lambda images, logits, targets: logits.sum(),
+    )  # fmt: skip
+    step = Step(3, [Part(*[torch.tensor([row])] * 3) for row in range(3)])
+    passes(learner, iter([(torch.ones(1), None)] * 3), step, 1, Mixing(), (0, 1, 0))
+    assert told == [False, False, True]
 
 
 def test_alone_nothing_is_summed(monkeypatch):

@@ -158,6 +158,12 @@ def test_the_short_runs_of_cross_validation_train_once(tmp_path):
     assert [job.within_training(epoch) for epoch in (1, 6, 7, 18)] == [(1, 1), (1, 6), (2, 1), (3, 6)]
 
 
+def test_a_run_goes_on_with_as_many_trainings(words, tmp_path):
+    main(words(tmp_path))
+    with pytest.raises(UserError, match=r"another recipe: --restarts 2 \(was 3\)"):
+        main(words(tmp_path, restarts=2))
+
+
 def test_a_start_within_a_training_is_refused(words, tmp_path):
     with pytest.raises(UserError, match=r"--start_epoch 2 .*--restarts 3"):
         main(words(tmp_path, start_epoch=2))

@@ -1,6 +1,7 @@
 """What train_on_labels hands on to the trainer, and which labels it takes."""
 
 import json
+import shutil
 
 import pytest
 
@@ -58,4 +59,13 @@ def test_patches_that_the_trainer_has_not(folder, tmp_path):
     told["backbone"] |= {"arch": "vit_small", "patch_size": 8}
     beside.write_text(json.dumps(told))
     with pytest.raises(UserError, match="of vit_small with patches of 8 pixels, and the trainer has 16"):
+        train(tmp_path / "run")
+
+
+def test_a_labelled_image_under_another_name_is_told(folder, tmp_path):
+    pool = shutil.copytree(folder, tmp_path / "pool")
+    done = choose_images(pool, 12, tmp_path / "run", method="random", model="demo_vit", device="cpu", num_workers=0)
+    write_answers(tmp_path / "run" / "annotate.csv", {name: word(name) for name in done.files})
+    (pool / done.files[0]).rename(pool / "new.png")
+    with pytest.raises(UserError, match=rf"1 of the 12 labelled .*'{done.files[0]}' is now 'new\.png'; give them back"):
         train(tmp_path / "run")
