@@ -96,7 +96,7 @@ def leave(job: Job, learner: Learner, saver: Saver, epoch: int, tally: Tally, st
         done = epoch - (sofar is not None)
         saver.save([NEWEST], checkpoints.content(learner, done, tally.best, job.settings, tally.spent(), more))
     saver.wait()
-    job.log.stopped(learner.asked.told, place)
+    job.log.stopped(learner.asked.told, place, resumes=job.args.auto_resume)
 
 
 def is_best(tally: Tally, test: Numbers, epoch: int) -> list[str]:

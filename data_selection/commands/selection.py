@@ -171,7 +171,8 @@ def set_aside(args: argparse.Namespace, table: FeatureTable, known: Collection[i
         free = [row for row in group if row not in known]
         spare += free[1:] if len(free) == len(group) else free
     if spare:
-        log(f"set aside: {len(spare)} exact copies of other images (--keep-duplicates: they can be chosen, too)")
+        how = "--keep-duplicates of the selection scripts chooses among all"
+        log(f"set aside: {len(spare)} exact copies of other images ({how})")
     return spare
 
 

@@ -67,7 +67,12 @@ def open_run(
     for line in answers.understood:
         log(line)
     faults = answers.faults
-    if answers.unlabelled and not partial:
+    if not answers.labels:
+        faults = [
+            *faults,
+            f"no image has a label: fill in {folder / ANSWERS}, or name the files that hold them (--labels)",
+        ]
+    elif answers.unlabelled and not partial:
         bare = f"{len(answers.unlabelled)} of {len(asked)} images have no label: {some(answers.unlabelled)}"
         faults = [*faults, f"{bare}; --partial goes on with what is labelled"]
     if faults:

@@ -114,12 +114,16 @@ class RunLog:
         if self.events is not None:
             self.events.close()
 
-    def stopped(self, by: str, place: str) -> None:
-        """Say that the run ends early, as asked by `by`, at a place of it, in words."""
+    def stopped(self, by: str, place: str, *, resumes: bool) -> None:
+        """Say that the run ends early, as asked by `by`, at a place of it, in words.
+
+        resumes: whether the same command goes on by itself.
+        """
         self.close()
         where = "nothing is saved without --output_dir"
         if self.folder:
-            where = f"wrote checkpoint.pth in {self.folder}; the same command with --auto-resume continues"
+            again = "" if resumes else " with --auto-resume"
+            where = f"wrote checkpoint.pth in {self.folder}; the same command{again} continues"
             if not (self.folder / "checkpoint.pth").exists():
                 where = "there was nothing to save yet"
         self.say(f"{by}: stopped {place} of {self.epochs}; {where}")

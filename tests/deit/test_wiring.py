@@ -69,3 +69,12 @@ def test_a_labelled_image_under_another_name_is_told(folder, tmp_path):
     (pool / done.files[0]).rename(pool / "new.png")
     with pytest.raises(UserError, match=rf"1 of the 12 labelled .*'{done.files[0]}' is now 'new\.png'; give them back"):
         train(tmp_path / "run")
+
+
+@pytest.mark.parametrize("partial", [False, True])
+def test_no_label_at_all_is_said(folder, tmp_path, partial):
+    choose_images(folder, 12, tmp_path / "run", method="random", model="demo_vit", device="cpu", num_workers=0)
+    (tmp_path / "run" / "annotate.csv").unlink()
+    with pytest.raises(UserError, match=r"no image has a label: fill in .*annotate\.csv, or name the files .*--labels"):
+        train(tmp_path / "run", partial=partial)
+    assert not (tmp_path / "run" / "labels.csv").exists()
