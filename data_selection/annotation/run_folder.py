@@ -1,12 +1,13 @@
 """The folder that choosing images leaves: what is where in it, and what was asked for."""
 
+import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from data_selection.common.errors import UserError
 from data_selection.common.feature_table import load_features, sidecar
-from data_selection.common.files import read_json
+from data_selection.common.files import atomic_write, read_json
 from data_selection.common.subset_files import CHECK
 from data_selection.images.record import load_record
 
@@ -21,8 +22,8 @@ OWN = (RECORD, SUBSET, ANSWERS, LABELLED, BELIEFS, PAGE, IMAGES)
 def read_run(folder: Path | str) -> dict[str, Any]:
     """The record of a run folder: `version`, `source`, `features` (below the folder), `request`, `versions`, `command`.
 
-    And `weights`, the file or address as it was given, `rounds`: see rounds_of, and `check`: check_names of earlier
-    rounds. Raises UserError where the folder is none.
+    And `weights`, the file or address as it was given, `rounds`: see rounds_of, `check`: check_names of earlier
+    rounds, and `classes`: see know_classes. Raises UserError where the folder is none.
     """
     path = Path(folder) / RECORD
     if not path.exists():
@@ -31,6 +32,17 @@ def read_run(folder: Path | str) -> dict[str, Any]:
     if not isinstance(record, dict) or record.get("version") != VERSION:
         raise UserError(f"{path} is no record of version {VERSION}: choose again, into another folder")
     return record
+
+
+def know_classes(folder: Path, classes: list[str]) -> list[str]:
+    """The class names of a run folder's record, which are `classes` from now on where there are some."""
+    record = read_run(folder)
+    known = list(record.get("classes") or ())
+    if not classes or classes == known:
+        return known
+    with atomic_write(folder / RECORD, "w") as handle:
+        json.dump(record | {"classes": classes}, handle, indent=1)
+    return classes
 
 
 def is_run(path: Path) -> bool:

@@ -19,6 +19,7 @@ from data_selection.annotation.run_folder import (
     SUBSET,
     chosen_names,
     contents,
+    know_classes,
     read_run,
 )
 from data_selection.commands.any_method import NEIGHBOURS
@@ -37,7 +38,10 @@ from data_selection.nearest.stored_graph import pool_graph
 
 @dataclass(frozen=True)
 class Order:
-    """How the chosen images are handed out. images: `link`, `copy` or `none`; embed: into the page."""
+    """How the chosen images are handed out.
+
+    classes: their names, [] for those of an earlier start; images: `link`, `copy` or `none`; embed: into the page.
+    """
 
     out: Path
     source: Path
@@ -77,7 +81,8 @@ def hand_out(order: Order, pool: Pool, labels: dict[str, str], world: World) -> 
     beliefs = believe(out / BELIEFS, table, labels, ids, world) if labels else None
     likeliest = beliefs.likeliest() if beliefs else None
     reason = why_chosen(out, names, beliefs) if beliefs else ""
-    classes = list(dict.fromkeys([*order.classes, *sorted(set(given.values()))]))
+    announced = know_classes(out, order.classes)
+    classes = list(dict.fromkeys([*announced, *sorted({*labels.values()}), *sorted({*given.values()})]))
     local = [f"{IMAGES}/{at}" for at in where] if linked else [str(Path(path).absolute())[1:] for path in paths]
     write_label_studio(out, names, local, classes, likeliest)
     write_cvat(out / "cvat_manifest.jsonl", where if linked else names, paths, shown)

@@ -105,7 +105,7 @@ def choose_images(
         CHECK: check or None, "labelled": digest(known) if labelled else None,
         "strategy": strategy if known.labels else None,
     }  # fmt: skip
-    order = Order(out, source, [*dict.fromkeys([*words, *sorted(set(known.labels.values()))])], images, embed)
+    order = Order(out, source, words, images, embed)
     if not is_chosen(out, request):
         free = len(pool) - len(known.labels) - len(known.waiting)
         if not 1 <= count <= free - check:

@@ -13,6 +13,8 @@ from data_selection.images.answer_files import Finder, read_source
 from data_selection.images.label_files import some
 
 CLOSE = 0.8  # difflib's measure from which two words may be one misspelt
+CLOSE_TO_KNOWN = 0.6  # where one of them is known to be a class: short words have few letters to agree in
+RARE = 2  # images: a word that more of them have is no slip
 
 
 @dataclass
@@ -37,8 +39,9 @@ def read_answers(
     sources: .csv, .tsv or .txt tables (any separator, encoding, order and number of columns, header or not), Label
     Studio's JSON, JSON-MIN or CSV, CVAT's XML (alone or in its .zip), folders (or a .zip) of class folders. names: of
     the pool's images; a source may have them absolute, from another root, percent-encoded or without folders. asked:
-    names of the images sent out, which win where a bare file name fits several. classes:
-    the only words allowed, where they are known. Raises UserError for a file that cannot be read as any of these.
+    names of the images sent out, which win where a bare file name fits several. classes: words that are known to be
+    classes; others are, too, unless they look like one of them misspelt. Raises UserError for a file that cannot be
+    read as any of these.
     """
     result = Answers()
     finder, rows = Finder(names, asked), []
@@ -70,25 +73,36 @@ def collect(rows: Sequence[tuple[str, str, Path]], finder: Finder, result: Answe
 
 
 def check_words(result: Answers, classes: Sequence[str]) -> None:
-    """Put words that look misspelt, are no class, or are alone among the faults."""
+    """Put words that look misspelt, or are alone, among the faults; tell those that nobody has announced."""
     counts = Counter(result.labels.values())
-    for word in sorted(counts):
-        others = list(classes) if classes else [other for other in counts if counts[other] > counts[word]]
-        if classes and word in classes:
-            continue
+    known = set(classes)
+    new = sorted(counts.keys() - known)
+    for word in new:
+        others = [*known, *(other for other in new if counts[other] > counts[word])]
         folded = [other for other in others if other.casefold().split() == word.casefold().split()]
-        rare = classes or counts[word] <= 2
-        close = folded or (difflib.get_close_matches(word, others, 1, CLOSE) if rare else [])
-        hint = f": did you mean {close[0]!r}?" if close else ""
-        if classes:
-            allowed = "" if close else f": the classes are {some(list(classes))}"
-            result.faults.append(f"{word!r} ({counts[word]} images) is no class{hint}{allowed}")
+        close = folded or (closest(word, others, known) if counts[word] <= RARE else [])
+        if close and close[0] in known:
+            result.faults.append(
+                f"{word!r} ({counts[word]} images) is not among the classes {some(list(classes))}: did you mean "
+                f"{close[0]!r}? If it is a class, choose_images.py again with all of --classes makes it known"
+            )
         elif close:
             result.faults.append(
-                f"{word!r} ({counts[word]} images) stands beside {close[0]!r} ({counts[close[0]]}){hint}"
+                f"{word!r} ({counts[word]} images) stands beside {close[0]!r} ({counts[close[0]]}): did you mean "
+                f"{close[0]!r}?"
             )
+    if known and new:
+        told = some([f"{word!r} ({counts[word]} images)" for word in new])
+        result.understood.append(f"classes that are not among {some(list(classes))}: {told}")
     if len(counts) == 1:
         result.faults.append(f"all {sum(counts.values())} labels are {next(iter(counts))!r}: two classes are needed")
+
+
+def closest(word: str, others: Sequence[str], known: set[str]) -> list[str]:
+    """The word among others that `word` may be a slip of, in a list, or none."""
+    return difflib.get_close_matches(word, sorted(known), 1, CLOSE_TO_KNOWN) or difflib.get_close_matches(
+        word, others, 1, CLOSE
+    )
 
 
 def alone(answers: Answers) -> list[str]:

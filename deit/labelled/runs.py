@@ -129,5 +129,7 @@ def backbone_flags(run: Labelled, weights: str) -> list[str]:
 
 def training_folder(run: Labelled, settings: object) -> Path:
     """Where labels with these settings are trained: the same ones again find what they left."""
-    content = json.dumps([sorted(run.answers.labels.items()), settings], default=str)
+    content = json.dumps(
+        [sorted(run.answers.labels.items()), settings, *([] if run.whole else [run.pool])], default=str
+    )
     return run.folder / TRAINING / hashlib.sha256(content.encode("utf-8", "surrogateescape")).hexdigest()[:12]

@@ -1,10 +1,16 @@
 """What is part of a request, so that another one is not taken for made, and what is free to be chosen."""
 
+import json
+import re
+import shutil
+
 import pytest
 
+from data_selection.annotation.run_folder import read_run
 from data_selection.commands import run_choose
 from data_selection.common.errors import UserError
-from tests.commands.test_choose_images import label
+from deit.labelled.runs import open_run, training_folder
+from tests.commands.test_choose_images import label, rows
 from tests.support.extraction_cases import COUNT
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -33,3 +39,36 @@ def test_auto_looks_by_the_seed(choose, tmp_path, monkeypatch):
     )
     choose(tmp_path / "out", method="auto", seed=5)
     assert seeds == [5]
+
+
+def classes_in(page):
+    return json.loads(re.search(r'"classes": (\[.*?\])', page.read_text())[1])
+
+
+def test_class_names_are_remembered(choose, tmp_path):
+    out = choose(tmp_path / "run", classes="odd,even,none")
+    label(out, 3)
+    shown = ["odd", "even", "none"]
+    choose(out)  # without a word of them they stay
+    assert classes_in(out / "annotate.html") == read_run(out)["classes"] == shown
+    choose(out, classes="even,odd")
+    assert classes_in(out / "annotate.html") == read_run(out)["classes"] == ["even", "odd"]
+    first = rows(out)[1][0]
+    label(out, 3, lambda name: "od" if name == first else "even")
+    with pytest.raises(UserError, match=r"'od' \(1 images\) is not among the classes even, odd: did you mean 'odd'"):
+        open_run(out, [], None, partial=True, log=lambda _: None)
+    choose(out, classes="even,odd,od")
+    assert len(set(open_run(out, [], None, partial=True, log=lambda _: None).answers.labels.values())) == 2
+
+
+def test_another_pool_is_another_training(choose, tmp_path, folder):
+    moving = shutil.copytree(folder, tmp_path / "images")
+    out = choose(tmp_path / "run", source=moving)
+    label(out, 12)
+    (moving / "069.png").rename(tmp_path / "kept.png")  # not chosen by this seed
+    some = open_run(out, [], None, partial=True, log=lambda _: None)
+    (tmp_path / "kept.png").rename(moving / "069.png")
+    whole = open_run(out, [], None, partial=True, log=lambda _: None)
+    assert (some.whole, whole.whole) == (False, True)
+    assert training_folder(some, ["--seed", "0"]) != training_folder(whole, ["--seed", "0"])
+    assert training_folder(whole, ["--seed", "1"]) != training_folder(whole, ["--seed", "0"])

@@ -170,9 +170,25 @@ def test_misspelt_words_are_named(tmp_path):
     thrice = ["Pullover"] * 4 + ["Pulover"] * 3 + ["Shirt"] * 2  # too many for a slip
     (tmp_path / "c.csv").write_text("".join(f"{name},{word}\n" for name, word in zip(names, thrice, strict=True)))
     assert read_answers([tmp_path / "c.csv"], names).faults == []
-    bound = read_answers([tmp_path / "a.csv"], names, classes=["Pullover", "Shirt"])
-    assert [fault.split(" ")[0] for fault in bound.faults] == ["'Coat'", "'PULLOVER'", "'Pulover'"]
-    assert bound.faults[0].endswith("is no class: the classes are Pullover, Shirt")
+
+
+def test_words_beside_the_classes_that_are_known(tmp_path):
+    names = [f"{i}.png" for i in range(9)]
+
+    def found(words, classes):
+        rows = [f"{name},{word}\n" for name, word in zip(names, words, strict=False)]
+        (tmp_path / "a.csv").write_text("".join(rows))
+        return read_answers([tmp_path / "a.csv"], names, classes=classes)
+
+    slips = found(["cat", "dog", "cta", "Dog", "cow"], ["cat", "dog"])
+    assert [fault.split(" ")[0] for fault in slips.faults] == ["'Dog'", "'cta'"]
+    assert "'Dog' (1 images) is not among the classes cat, dog: did you mean 'dog'? If it is" in slips.faults[0]
+    assert slips.understood[-1].endswith("not among cat, dog: 'Dog' (1 images), 'cow' (1 images), 'cta' (1 images)")
+    assert found(["cat", "dog", "cta", "cta", "cta"], ["cat", "dog"]).faults == []  # three times is no slip
+    assert found(["cat", "dog", "car"], ["cat", "dog", "car"]).faults == []
+    assert found(["cat", "dog", "car"], []).faults == []
+    among = found(["horse", "horse", "hrse", "cat"], ["cat", "dog"])
+    assert among.faults == ["'hrse' (1 images) stands beside 'horse' (2): did you mean 'horse'?"]
 
 
 @pytest.mark.parametrize(
