@@ -62,7 +62,7 @@ TRAINER = Kind(SCORES, False, check, run, key)
 
 
 def train(words, folder, processes=1):
-    """Run deit/main.py with these words; it writes to `folder`. Returns its SCORES, verdict, minutes and GiB.
+    """Run deit/main.py with these words; it writes to `folder`. Returns its SCORES, verdict (as in result.json), minutes and GiB.
 
     Its output goes to FOLDER.log, which stays where it fails; then UserError with the last line.
     """
@@ -85,7 +85,7 @@ def train(words, folder, processes=1):
     Path(log.name).unlink()
     result = read_json(folder / "result.json")
     return {name: result[name] and result[name]["acc1"] for name in SCORES} | {
-        "kept": result["verdict"] and result["verdict"]["kept"],
+        "verdict": result["verdict"],
         "minutes": (time.perf_counter() - began) / 60,
         "gib": usage.ru_maxrss / 2**20,
     }
