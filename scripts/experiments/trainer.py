@@ -62,7 +62,7 @@ TRAINER = Kind(SCORES, False, check, run, key)
 
 
 def train(words, folder, processes=1):
-    """Run deit/main.py with these words; it writes to `folder`. Returns its SCORES, verdict (as in result.json), minutes and GiB.
+    """Run deit/main.py with these words; it writes to `folder`. Returns its SCORES, verdict, minutes and GiB.
 
     Its output goes to FOLDER.log, which stays where it fails; then UserError with the last line.
     """
