@@ -23,7 +23,10 @@ def atomic_write(path: Path | str, mode: str = "wb") -> Iterator[IO[Any]]:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     encoding = None if "b" in mode else "utf-8"
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
+    try:
+        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
+    except OSError as error:
+        raise named(error, path) from None
     temporary = Path(name)
     try:
         with os.fdopen(descriptor, mode, encoding=encoding) as handle:
@@ -35,8 +38,13 @@ def atomic_write(path: Path | str, mode: str = "wb") -> Iterator[IO[Any]]:
     except BaseException as error:
         temporary.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.filename is None:  # a full disk: the system names no file
-            raise OSError(error.errno or errno.EIO, error.strerror or str(error), str(path)) from error
+            raise named(error, path) from error
         raise
+
+
+def named(error: OSError, path: Path) -> OSError:
+    """The same error of a file that the user knows, in place of a temporary one or none."""
+    return OSError(error.errno or errno.EIO, error.strerror or str(error), str(path))
 
 
 @contextlib.contextmanager
@@ -96,8 +104,11 @@ def check_writable(path: Path | str) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.is_dir():
         raise IsADirectoryError(21, "is a folder, not a file to write", str(path))
-    with tempfile.TemporaryFile(dir=path.parent):
-        return path
+    try:
+        with tempfile.TemporaryFile(dir=path.parent):
+            return path
+    except OSError as error:
+        raise named(error, path) from None
 
 
 def check_own_table(path: Path | str, title: str) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from data_selection.annotation.run_folder import read_run
 from data_selection.common.distributed import one_process
 from data_selection.common.errors import UserError
-from data_selection.common.files import atomic_write, check_own_table, read_json
+from data_selection.common.files import atomic_write, check_own_table, check_writable, read_json
 from data_selection.common.kinds import Log
 from data_selection.common.listed_names import quoted
 from data_selection.common.progress import OpenBar
@@ -161,12 +161,18 @@ def predict_images(
     folder = Path(run)
     model = folder if folder.is_file() else folder / MODEL
     if not model.is_file():
+        if not folder.exists():
+            raise UserError(
+                f"{folder} does not exist: name a folder of scripts/choose_images.py, or a model.pth of one"
+            )
         read_run(folder)  # says so where it is no run
         raise UserError(f"{folder} has no {MODEL} yet: train it with scripts/train_on_labels.py {folder}")
     target = Path(out) if out else (model.parent / "predictions.csv")
     if target.suffix.lower() != ".csv":
         raise UserError(f"--out {target} must end in .csv")
     check_own_table(target, TITLE)
+    if target.parent.exists():  # one that is made for it is made when there is something to write
+        check_writable(target)
     predictions = predict(model, images, device=device, log=log, progress=progress)
     predictions.write(target)
     rest = f"; {len(predictions.unread)} that cannot be read have no label, and come last" if predictions.unread else ""

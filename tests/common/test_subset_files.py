@@ -134,6 +134,18 @@ def test_a_failed_write_leaves_the_old_file_and_no_rubbish(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["s.json"]
 
 
+def test_an_error_names_the_file_and_not_its_temporary_one(tmp_path):
+    path = tmp_path / f"{'x' * 250}.csv"  # its temporary file's name would be too long
+
+    def write():
+        with atomic_write(path, "w"):
+            pass
+
+    with pytest.raises(OSError, match="too long") as error:
+        write()
+    assert error.value.filename == str(path)
+
+
 def test_a_subset_may_not_take_the_provenance_of_a_feature_file(tmp_path):
     save_features(tmp_path / "P_train.npy", [[1.0, 2.0]])
     with pytest.raises(UserError, match=r"share its provenance file with .*P_train\.npy"):

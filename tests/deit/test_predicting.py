@@ -1,8 +1,10 @@
 """A checkpoint says what it was taught, of any folder of images."""
 
 import csv
+import errno
 import io
 import shutil
+import tempfile
 
 import numpy as np
 import pytest
@@ -86,6 +88,23 @@ def test_the_function_and_the_command_predict_the_same(run, tmp_path, capsys):
                                 "and come last")  # fmt: skip
     assert (tmp_path / "b.csv").read_text() == (tmp_path / "a.csv").read_text() == found.table()
     assert found.table().splitlines()[-1] == "lost.png,,,,"
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_work(run, tmp_path, monkeypatch, capsys):
+    images, folder = run
+
+    def refuse(**_):
+        raise PermissionError(errno.EACCES, "Permission denied", "some temporary name")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+    monkeypatch.setattr("deit.labelled.training.predict", lambda *_, **__: pytest.fail("work has begun"))
+    words = [str(folder / "checkpoint.pth"), str(images / "val"), "--out", str(tmp_path / "a.csv")]
+    assert end_of(main_predict, words) == 2
+    assert capsys.readouterr().err == f"error: Permission denied: {tmp_path / 'a.csv'}\n"
+    assert end_of(main_predict, [str(tmp_path / "none"), str(images / "val")]) == 2
+    assert capsys.readouterr().err == (
+        f"error: {tmp_path / 'none'} does not exist: name a folder of choose_images.py, or a model.pth\n"
+    )
 
 
 def test_the_temperature_of_the_run_is_used_unless_another_is_given(run, tmp_path):
