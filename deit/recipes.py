@@ -1,14 +1,13 @@
 """Named recipes and configurations: YAML files of flags, which the command line wins over. Imports nothing slow."""
 
 import argparse
-import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from data_selection.common.errors import UserError
+from data_selection.common.errors import UserError, meant
 from data_selection.common.paths import ROOT
 
 FOLDER = ROOT / "configs" / "recipes"
@@ -32,9 +31,8 @@ def recipe_file(word: str, data_set: str) -> Path:
         return named
     if Path(word).is_file():
         return Path(word)
-    close = difflib.get_close_matches(word, recipe_names(), 1)
-    hint = f" Did you mean {close[0]}?" if close else ""
-    raise UserError(f"--recipe {word!r} is neither a file nor one of {', '.join(recipe_names())}.{hint}")
+    names = recipe_names()
+    raise UserError(f"--recipe {word!r} is neither a file nor one of {', '.join(names)}{meant(word, names)}")
 
 
 def config_tokens(
@@ -65,8 +63,7 @@ def flag_tokens(
     for key, value in values.items():
         name = str(key).replace("-", "_")
         if name not in flags or name in barred:
-            close = difflib.get_close_matches(name, flags, 1)
-            raise UserError(f"{where}: unknown key {key!r}" + (f"; did you mean {close[0]}?" if close else ""))
+            raise UserError(f"{where}: unknown key {key!r}{meant(name, flags)}")
         action, option = flags[name], flags[name].option_strings[0]
         if isinstance(value, bool) != (action.nargs == 0):
             raise UserError(f"{where}: {key} must be " + ("true or false" if action.nargs == 0 else "a value"))

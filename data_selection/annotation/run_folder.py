@@ -64,9 +64,14 @@ def is_chosen(folder: Path, request: Mapping[str, object]) -> bool:
         return False
     keys = [key for key in before | dict(request) if before.get(key) != request.get(key)]
     if keys:
-        told = "; ".join(f"{key} was {before.get(key)}, now {request.get(key)}" for key in keys)
+        told = "; ".join(f"{key} was {asked_for(before, key)}, now {asked_for(request, key)}" for key in keys)
         raise UserError(f"{folder} holds a choice that was asked for otherwise ({told}): choose another --out")
     return True
+
+
+def asked_for(request: Mapping[str, object], key: str) -> object:
+    """A value of a request for a message."""
+    return "not given" if request.get(key) in (None, "") else request[key]
 
 
 def chosen_names(folder: Path) -> list[str]:

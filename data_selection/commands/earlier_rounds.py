@@ -23,7 +23,7 @@ from data_selection.annotation.run_folder import (
     rounds_of,
 )
 from data_selection.commands.run_extract import source_of
-from data_selection.common.errors import UserError
+from data_selection.common.errors import UserError, meant
 from data_selection.common.feature_table import sidecar
 from data_selection.common.files import read_json
 from data_selection.images.answers import read_answers
@@ -57,9 +57,9 @@ def method_of(known: Known, budget: int, method: str, strategy: str) -> tuple[st
     """
     from data_selection.judging.rounds import advise_rounds
 
-    if method not in (AUTO, *LABEL_FREE) or strategy not in STRATEGIES:
-        raise UserError(f"method {method!r} and strategy {strategy!r}: {AUTO}, {', '.join(LABEL_FREE)} and "
-                        f"{', '.join(STRATEGIES)} are known")  # fmt: skip
+    for flag, word, known_words in (("--method", method, (AUTO, *LABEL_FREE)), ("--strategy", strategy, STRATEGIES)):
+        if word not in known_words:
+            raise UserError(f"{flag} {word!r} is none of {', '.join(known_words)}{meant(word, known_words)}")
     classes = sorted(set(known.labels.values()))
     if len(classes) < 2:
         if strategy not in (AUTO, WITHOUT):

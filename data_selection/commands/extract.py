@@ -44,6 +44,8 @@ def build_parser() -> argparse.ArgumentParser:
         help=f"{', '.join(SPLITS)} (test and val: the held-out part); part of the file name "
         "(a folder called like a split says it itself, and this flag then does nothing)",
     )
+    add("--labels", metavar="folders|FILE", help="labels of your own images, to judge choices by (no choice looks at "
+        "them): `folders` where each image lies in a folder called like its class, or a CSV `file,label`")  # fmt: skip
     add("--arch", "--model", default="auto", help="demo_vit, vit_tiny, vit_small, vit_base, timm:NAME; auto: demo_vit "
         "for DEMO, vit_small otherwise")  # fmt: skip
     add("--input_size", type=at_least(1), help="side of the images in pixels that the backbone sees (default: its own)")

@@ -33,10 +33,12 @@ from data_selection.commands.run_extract import Ready, extract_pool, output_fold
 from data_selection.commands.selection import Plan, choose
 from data_selection.common.distributed import World, on_main, one_process, start
 from data_selection.common.errors import UserError
+from data_selection.common.feature_table import load_features
 from data_selection.common.files import atomic_write, read_json
 from data_selection.common.listed_names import composed
 from data_selection.common.subset_files import CHECK, budget_from_percent, versions
 from data_selection.images.answers import write_labels
+from data_selection.images.label_files import some
 from data_selection.images.list_files import decoded
 from data_selection.images.pools import POOLS, Pool, own_pool
 from data_selection.judging.advice import CORE, advise
@@ -120,13 +122,26 @@ def choose_images(
             if not plan.embed(embedding, labelled, dry_run):
                 return None
             plan.choose(device)
-    elif dry_run:
-        print(f"{out} holds this choice already: its page and lists would be made anew, labels kept")
-        return None
+    else:
+        say_new(pool, out)
+        if dry_run:
+            print(f"{out} holds this choice already: its page and lists would be made anew, labels kept")
+            return None
     with start(device) as world:
         if world.is_main:
             hand_out(order, pool, known.labels, world)
     return Chosen(out, read_json(out / SUBSET), order.files())
+
+
+def say_new(pool: Pool, out: Path) -> None:
+    """Say how many images have come to a pool since `out` was chosen from it."""
+    seen = set(load_features(out / read_run(out)["features"]).names or ())
+    new = [name for name in pool.names or () if name not in seen]
+    if new:
+        print(
+            f"{len(new)} images are new since this choice, or could not be read then, and are not in it: {some(new)}; "
+            f"a further round (--labelled {out}) chooses among them"
+        )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -36,6 +36,7 @@ from data_selection.embedding.preprocessing import Preprocess, preprocess_of
 from data_selection.images.downloads import check_address
 from data_selection.images.folders import SPLIT_NAMES
 from data_selection.images.inventory import inventory, save_duplicates
+from data_selection.images.label_files import labelled_folder
 from data_selection.images.pools import POOLS, Pool, open_pool
 from data_selection.images.record import load_record, record_pool
 
@@ -76,7 +77,7 @@ def extract_pool(
     check_address(args.pretrained_weights, "--pretrained_weights", args.allow_http)
     name, split = name_parts(args.dataset, args.split)
     path = args.output_dir / f"{name}{args.extra_name}{split}.npy"
-    pool = on_main_first(world, lambda: open_pool(args.dataset, args.split, args.data_path))
+    pool = on_main_first(world, lambda: open_images(args))
     model, weights = on_main_first(world, lambda: open_backbone(args, arch, say))
     preprocess = replace(preprocess_of(arch, args.input_size), background=args.background)
     if args.input_size is not None:
@@ -109,6 +110,17 @@ def extract_pool(
         note_place(path, source)
         say(take_stock(path, pool, stats))
     say(summary(stats, path))
+
+
+def open_images(args: argparse.Namespace) -> Pool:
+    """The pool of --dataset, with the labels of --labels."""
+    if args.labels and args.dataset in POOLS:
+        raise UserError(f"--labels is for a folder of images or a list: {args.dataset} has its own, leave the flag out")
+    pool = open_pool(args.dataset, args.split, args.data_path)  # checks what a pool has to be
+    if not args.labels:
+        return pool
+    labels = None if args.labels == "folders" else args.labels
+    return labelled_folder(Path(args.dataset), labels, "--labels", "--dataset", args.data_path)
 
 
 def take_stock(path: Path, pool: Pool, stats: Stats) -> str:

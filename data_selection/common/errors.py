@@ -1,10 +1,11 @@
 """A user's mistake ends in one clear line and exit status 2; everything else keeps its traceback."""
 
+import difflib
 import io
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 CODES = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")  # for a terminal: torch's messages are bold in places
 
@@ -14,6 +15,12 @@ class UserError(ValueError):
 
     def __init__(self, text: str) -> None:
         super().__init__(CODES.sub("", text))
+
+
+def meant(word: str, words: Iterable[str]) -> str:
+    """The known word that is closest to one that is not known, as part of an error; "" where none is close."""
+    close = difflib.get_close_matches(word, list(words), 1)
+    return f" (did you mean {close[0]}?)" if close else ""
 
 
 def run(main: Callable[[Sequence[str] | None], object], argv: Sequence[str] | None = None) -> int:

@@ -26,6 +26,8 @@ def colour(text: str) -> str:
 class Parser(argparse.ArgumentParser):
     """An ArgumentParser that refuses abbreviated flags: a typo must not pass for a flag."""
 
+    words: Sequence[str] = ()  # that are parsed
+
     def __init__(self, **settings: Any) -> None:
         super().__init__(
             usage="%(prog)s [flags]",
@@ -35,14 +37,14 @@ class Parser(argparse.ArgumentParser):
 
     def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
         """As argparse; a home folder's `~` is expanded where the shell leaves it, as in --weights=~/w.pth."""
-        return super().parse_known_args(
-            [expanded(word) for word in (sys.argv[1:] if args is None else args)], namespace
-        )
+        self.words = [expanded(word) for word in (sys.argv[1:] if args is None else args)]
+        return super().parse_known_args(self.words, namespace)
 
     def error(self, message: str) -> NoReturn:
         """End with status 2 and two lines, the second with what is wrong and the flag that may be meant."""
-        start, _, words = message.partition("unrecognized arguments: ")
-        hints = [] if start else [self.nearest(word) for word in words.split() if word.startswith("--")]
+        lacks = message.startswith(("the following arguments are required", "unrecognized arguments"))
+        flags = [word.split("=")[0] for word in self.words if lacks and word.startswith("--")]
+        hints = [self.nearest(flag) for flag in flags if flag not in self._option_string_actions]
         hint = "".join(f"; did you mean {close}?" for close in hints if close)
         self.exit(2, f"usage: {self.prog} [flags], which --help tells\n{self.prog}: error: {message}{hint}\n")
 

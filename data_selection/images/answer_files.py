@@ -28,6 +28,7 @@ class Finder:
     def __init__(self, names: Sequence[str], asked: Sequence[str] = ()) -> None:
         self.names = set(names)
         self.asked = set(asked)
+        self.folded: dict[str, str] | None = None
         self.ends: dict[str, list[str]] = defaultdict(list)
         for name in names:
             self.ends[PurePosixPath(name).name].append(name)
@@ -47,6 +48,25 @@ class Finder:
                 if len(choice) == 1:
                     return choice[0]
         return None
+
+    def why_not(self, file: str) -> str:
+        """Why no image is found by `file`, as far as there is something to say: for a message."""
+        words = spellings(file)
+        if any(path.rpartition("/")[2] in self.ends for path in words):
+            return "; several are called so"
+        if self.folded is None:
+            names = sorted(self.names)
+            self.folded = {PurePosixPath(name).name.casefold(): name for name in names}
+            self.folded |= {name.casefold(): name for name in names}
+        meant = next((self.folded[path.casefold()] for path in words if path.casefold() in self.folded), None)
+        return f"; did you mean {meant}?" if meant else ""
+
+
+def by_file_name_alone(file: str, name: str) -> bool:
+    """Whether what a program calls `file` and the name that Finder has found for it lie in folders called otherwise."""
+    ends = [tuple(path.split("/")) for path in spellings(file)]
+    own = tuple(name.split("/"))
+    return all(one[-len(own) :] != own[-len(one) :] for one in ends)
 
 
 def common_end(ours: Sequence[str], theirs: Sequence[str]) -> Iterable[str]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from data_selection.common.listed_names import composed, quoted, unquoted
-from data_selection.images.answer_files import Finder, read_source
+from data_selection.images.answer_files import Finder, by_file_name_alone, read_source
 from data_selection.images.label_files import some
 
 CLOSE = 0.8  # difflib's measure from which two words may be one misspelt
@@ -57,15 +57,19 @@ def read_answers(
 
 def collect(rows: Sequence[tuple[str, str, Path]], finder: Finder, result: Answers) -> None:
     """Put the rows' labels under the pool's names, and what does not fit among the faults."""
-    unknown, both = [], []
+    unknown, both, elsewhere = [], [], []
     for file, label, source in rows:
         name = finder.find(file)
+        if name is not None and by_file_name_alone(file, name):
+            elsewhere.append(f"{file} as {name}")
         if name is None:
-            unknown.append(f"{file} ({source.name})")
+            unknown.append(f"{file} ({source.name}{finder.why_not(file)})")
         elif label and result.labels.get(name, label) != label:
             both.append(f"{name} ({result.labels[name]!r} and {label!r})")
         elif label:
             result.labels[name] = label
+    if elsewhere:
+        result.understood.append(f"{len(elsewhere)} rows by their file name, in another folder: {some(elsewhere)}")
     if unknown:
         result.faults.append(f"{len(unknown)} rows are of no image of the pool: {some(unknown)}")
     if both:
@@ -108,6 +112,11 @@ def closest(word: str, others: Sequence[str], known: set[str]) -> list[str]:
 def alone(answers: Answers) -> list[str]:
     """The classes that have one image, which cross-validation can say nothing about."""
     return sorted(word for word, count in Counter(answers.labels.values()).items() if count == 1)
+
+
+def can_be_judged(answers: Answers) -> bool:
+    """Whether any class has a second image, which a model that has learned from the first can be asked for."""
+    return len(alone(answers)) < len(set(answers.labels.values()))
 
 
 def write_labels(labels: dict[str, str]) -> str:

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from data_selection.common.errors import UserError
+from data_selection.common.errors import UserError, meant
 from data_selection.common.listed_names import composed
 from data_selection.images import pools
 from data_selection.images.list_files import TABLES, UNKNOWN, read_list
@@ -125,9 +125,8 @@ def renumber(pool: pools.Pool, class_names: tuple[str, ...], source: Path | str 
     own = pool.class_names or ()
     strange = [name for name in own if name not in class_names]
     if strange:
-        close = difflib.get_close_matches(strange[0], class_names, 1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise UserError(f"{source} has the label {strange[0]!r}, no class of {other} ({some(class_names)}){hint}")
+        hint = meant(strange[0], class_names)
+        raise UserError(f"{source} has the label {strange[0]!r}{hint}, no class of {other} ({some(class_names)})")
     number = [class_names.index(name) for name in own] + [UNKNOWN]  # the last one for -1
     pool.labels = [number[label] for label in pool.labels or ()]
     pool.class_names, pool.classes = class_names, len(class_names)

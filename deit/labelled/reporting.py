@@ -16,6 +16,7 @@ from data_selection.common.kinds import Features, Log
 from data_selection.common.listed_names import quoted
 from data_selection.common.progress import OpenBar, open_bar
 from data_selection.common.subset_files import pool_provenance, versions
+from data_selection.images.answers import can_be_judged
 from data_selection.images.pools import open_pool
 from data_selection.judging.estimate import estimate
 from data_selection.judging.findings import REPEATS, SHARES, Curve, learning_curve
@@ -28,6 +29,7 @@ from deit.labelled.runs import Labelled
 from deit.smoothing import ALONE, NEIGHBOURS, fit_graph_probe
 
 FEWEST = 10  # labels for a learning curve
+NOTHING = "no class has two labelled images, and one that is held out leaves none to learn its class from"
 AHEAD = (1.5, 2, 3)  # times the labels, to which the learning curve is extrapolated
 
 
@@ -115,13 +117,14 @@ def covered(features: Features, ids: torch.Tensor) -> dict[str, float]:
 
 
 def notes(run: Labelled) -> list[str]:
-    """Lines on what extraction found strange among the images."""
+    """Lines on what is to be known of labels and images before the numbers are believed."""
+    unknown = [] if can_be_judged(run.answers) else [f"The accuracy on this page says nothing: {NOTHING}."]
     beside = run.folder / read_run(run.folder)["features"]
     duplicates = beside.with_suffix(".duplicates.txt")
     if not duplicates.exists():
-        return []
+        return unknown
     groups = [part for part in duplicates.read_text(encoding="utf-8", errors="replace").split("\n\n") if part.strip()]
-    return [f"{len(groups)} groups of images are exact duplicates of each other: see {duplicates.name}."]
+    return [*unknown, f"{len(groups)} groups of images are exact duplicates of each other: see {duplicates.name}."]
 
 
 def record_of(run: Labelled, result: dict[str, Any]) -> dict[str, Any]:

@@ -13,9 +13,9 @@ from data_selection.common.files import atomic_write, check_own_table, check_wri
 from data_selection.common.kinds import Log
 from data_selection.common.listed_names import quoted
 from data_selection.common.progress import OpenBar
-from data_selection.images.answers import write_labels
+from data_selection.images.answers import can_be_judged, write_labels
 from data_selection.images.label_files import labelled_folder
-from deit.labelled.reporting import report
+from deit.labelled.reporting import NOTHING, report
 from deit.labelled.runs import LABELS, MODEL, Labelled, backbone_flags, open_run, training_folder
 from deit.options import parse
 from deit.predicting import predict
@@ -69,12 +69,14 @@ def train_on_labels(
         raise UserError(f"--test-labels {test_labels} are of the images in --test, which is missing")
     if test:
         labelled_folder(Path(test), test_labels, "--test-labels", "--test")  # what is wrong there is said before work
+    minutes = MINUTES if mode == "auto" and minutes is None else minutes
+    settings = ["--mode", mode, "--seed", str(seed), "--device", device]
+    settings += ["--minutes", str(minutes)] if minutes is not None else []
+    parse(["--data-set", "FOLDER", *settings])  # likewise
     given = open_run(run, labels, source, partial=partial, log=log)
     if not given.whole:
         log(f"{given.source} and the features hold different images: the {len(given.pool)} of both are the pool")
-    minutes = MINUTES if mode == "auto" and minutes is None else minutes
-    words = [*backbone_flags(given, weights), "--mode", mode, "--seed", str(seed), "--device", device]
-    words += ["--minutes", str(minutes)] if minutes is not None else []
+    words = [*backbone_flags(given, weights), *settings]
     words += ["--val-path", str(test)] if test else ["--val-path", "none"]
     words += ["--val-labels", str(test_labels)] if test_labels else []
     folder = training_folder(given, words)
@@ -86,11 +88,11 @@ def train_on_labels(
     result = trained(given, words, table, folder)
     place(folder, given.folder)
     page, values = report(given, folder, result, seed=seed, log=log, progress=progress)
-    accuracy = values["accuracy"]
+    accuracy, doubt = values["accuracy"], "" if can_be_judged(given.answers) else f", which says nothing: {NOTHING}"
     log(
         f"accuracy {accuracy['value']:.1f} % ({accuracy['low']:.1f} to {accuracy['high']:.1f}) by cross-validation on "
-        f"{judges(accuracy)}; wrote {MODEL}, {page.name}, {page.with_suffix('.json').name} and {LABELS} in "
-        f"{given.folder}"
+        f"{judges(accuracy)}{doubt}; wrote {MODEL}, {page.name}, "
+        f"{page.with_suffix('.json').name} and {LABELS} in {given.folder}"
     )
     return Trained(given.folder / MODEL, page, accuracy["value"], (result.get("last") or {}).get("acc1"))
 

@@ -11,8 +11,8 @@ import time
 from pathlib import Path
 
 from data_selection.commands.shared import add_device, make_parser
-from data_selection.common.errors import UserError, run
-from data_selection.judging.experiments.plan import PoolSpec, near, read_plan, resolve
+from data_selection.common.errors import UserError, meant, run
+from data_selection.judging.experiments.plan import PoolSpec, read_plan, resolve
 from scripts.experiments.trainer import die_with_us
 
 DESCRIPTION = """Compare methods: pools x methods x budgets x seeds x evaluations, as a config says. Killed and started
@@ -71,7 +71,7 @@ def plan_of(args):
     names = [pool.name for pool in plan.pools]
     for name in args.only or ():
         if name not in names:
-            raise UserError(f"--only {name}: the pools are {', '.join(names)}{near(name, names)}")
+            raise UserError(f"--only {name}: the pools are {', '.join(names)}{meant(name, names)}")
     return dataclasses.replace(plan, pools=tuple(pool for pool in plan.pools if pool.name in (args.only or names)))
 
 

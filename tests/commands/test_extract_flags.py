@@ -1,5 +1,7 @@
 """Every flag of extract_feature.py has a test, through the command, that fails where the flag is ignored."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ import torch
 from data_selection.commands import run_extract
 from data_selection.commands.extract import build_parser, main_extract
 from data_selection.common.errors import UserError
+from data_selection.common.feature_table import load_features
 from tests.support.extraction_cases import command
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -43,8 +46,8 @@ def rows_of(out, name="few_train.npy"):
     return np.load(out / name)
 
 
-ROWS = {"dataset", "data_path", "split", "arch", "input_size", "patch_size", "pretrained_weights", "checkpoint_key",
-        "n_last_blocks", "avgpool_patchtokens", "batch_size_per_gpu", "num_workers", "output_dir", "extra_name", "amp",
+ROWS = {"dataset", "data_path", "split", "labels", "arch", "input_size", "patch_size", "pretrained_weights",
+        "checkpoint_key", "n_last_blocks", "avgpool_patchtokens", "batch_size_per_gpu", "num_workers", "output_dir", "extra_name", "amp",
         "compile", "dtype", "on_error", "device", "allow_http", "background"}  # fmt: skip
 
 
@@ -66,6 +69,26 @@ def test_the_pool_is_the_one_asked_for(weights, few, tmp_path, asked, monkeypatc
     assert [(name, split, str(path)) for name, split, path in opened] == [
         ("CIFAR100", "train", "None"), ("CIFAR100", "val", "/there"),
     ]  # fmt: skip
+
+
+def test_labels_are_those_of_folders_or_of_a_table(weights, folder, tmp_path):
+    for i, kind in enumerate(("cat", "dog", "dog")):
+        (tmp_path / "pool" / kind).mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(folder / f"{i:03}.png", tmp_path / "pool" / kind / f"{i}.png")
+    (tmp_path / "l.csv").write_text("file,label\ndog/1.png,wolf\ncat/0.png,lynx\n")
+
+    def labels(*flags, dataset=tmp_path / "pool"):
+        main_extract(command(weights, tmp_path, *flags, dataset=dataset))
+        table = load_features(tmp_path / "pool_train.npy")
+        return table.class_names, None if table.labels is None else table.labels.tolist()
+
+    assert labels() == (None, None)
+    assert labels("--labels", "folders") == (("cat", "dog"), [0, 1, 1])
+    assert labels("--labels", str(tmp_path / "l.csv")) == (("lynx", "wolf"), [0, 1, -1])
+    with pytest.raises(UserError, match=r"000\.png lies in no class folder: .* in a CSV with --labels FILE"):
+        labels("--labels", "folders", dataset=folder)
+    with pytest.raises(UserError, match=r"--labels is for a folder of images or a list: DEMO has its own"):
+        labels("--labels", "folders", dataset="DEMO")
 
 
 def test_files_are_named_as_asked(weights, few, tmp_path):

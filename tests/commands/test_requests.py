@@ -8,6 +8,7 @@ import pytest
 
 from data_selection.annotation.run_folder import read_run
 from data_selection.commands import run_choose
+from data_selection.commands.run_choose import choose_images
 from data_selection.common.errors import UserError
 from deit.labelled.runs import open_run, training_folder
 from tests.commands.test_choose_images import label, rows
@@ -72,3 +73,27 @@ def test_another_pool_is_another_training(choose, tmp_path, folder):
     assert (some.whole, whole.whole) == (False, True)
     assert training_folder(some, ["--seed", "0"]) != training_folder(whole, ["--seed", "0"])
     assert training_folder(whole, ["--seed", "1"]) != training_folder(whole, ["--seed", "0"])
+
+
+def test_what_cannot_be_meant_is_said_with_what_may_be(choose, tmp_path, folder):
+    for flag, words in (("--method", {"method": "activft"}), ("--strategy", {"strategy": "activft"})):
+        with pytest.raises(UserError, match=rf"^{flag} 'activft' is none of auto, .*"):
+            choose_images(folder, 5, tmp_path / "out", model="demo_vit", device="cpu", **words)
+    with pytest.raises(UserError, match=r"'facilty' is none of .* \(did you mean facility\?\)"):
+        choose_images(folder, 5, tmp_path / "out", model="demo_vit", device="cpu", method="facilty")
+    out = choose(tmp_path / "run")
+    with pytest.raises(UserError, match=r"weights was .*\.safetensors, now not given"):
+        choose(out, weights="")
+
+
+def test_images_that_came_later_are_told(choose, tmp_path, folder, capsys):
+    growing = shutil.copytree(folder, tmp_path / "images")
+    out = choose(tmp_path / "run", source=growing)
+    shutil.copyfile(growing / "000.png", growing / "late.png")
+    capsys.readouterr()
+    choose(out, source=growing)
+    assert f"1 images are new since this choice, or could not be read then, and are not in it: late.png; a further " \
+           f"round (--labelled {out}) chooses among them" in capsys.readouterr().out  # fmt: skip
+    (growing / "late.png").unlink()
+    choose(out, source=growing)
+    assert "new since" not in capsys.readouterr().out

@@ -29,6 +29,16 @@ def test_a_wrong_flag_ends_in_two_lines_with_the_nearest_one(parser, capsys, wor
     assert capsys.readouterr().err.splitlines() == ["usage: choose.py [flags], which --help tells", second]
 
 
+def test_the_nearest_flag_is_named_where_another_is_missed(parser, capsys):
+    parser.add_argument("--labels", required=True)
+    for words, hint in ((["--lables", "x"], "; did you mean --labels?"), (["--mode", "a"], "")):
+        with pytest.raises(SystemExit):
+            parser.parse_args(words)
+        assert capsys.readouterr().err.splitlines()[1] == (
+            f"choose.py: error: the following arguments are required: --labels{hint}"
+        )
+
+
 def test_the_home_folder_is_expanded_wherever_the_shell_leaves_it(parser, monkeypatch):
     monkeypatch.setenv("HOME", "/home/anna")
     args = parser.parse_args(["--model=~/w.pth", "~/a", "x~", "a=~/b", "~"])

@@ -56,7 +56,7 @@ WRONG = [
     ({"distillation_type": "hard", "teacher_path": "t.pth"}, "needs a distilled --model"),
     ({"auto_resume": True}, r"--auto-resume needs --output_dir"),
     ({"device": "tpu9"}, "unknown device 'tpu9'"),
-    ({"config": "epoch: 3"}, r"unknown key 'epoch'; did you mean epochs\?"),
+    ({"config": "epoch: 3"}, r"unknown key 'epoch' \(did you mean epochs\?\)"),
     ({"config": "repeated-aug: 3"}, "repeated-aug must be true or false"),
 ]
 

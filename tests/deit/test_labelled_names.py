@@ -5,7 +5,9 @@ import shutil
 import pytest
 
 from data_selection.commands.run_choose import choose_images
+from data_selection.common.errors import UserError
 from data_selection.common.listed_names import quoted, unquoted
+from deit.labelled.reporting import NOTHING
 from deit.labelled.training import predict_images
 from tests.support.labelled_runs import finetuning_wins, rows, train, values
 from tests.support.pages import write_answers
@@ -36,3 +38,21 @@ def test_any_name_and_any_class_word_come_through(folder, tmp_path, monkeypatch)
     found = predict_images(run, pool, device="cpu", log=lambda _: None)
     assert {*found.names} == {*names}
     assert {unquoted(row[1]) for row in rows(run / "predictions.csv")} <= {*words}
+
+
+def test_labels_that_judge_nothing_are_told(folder, tmp_path):
+    run = tmp_path / "run"
+    done = choose_images(folder, 4, run, method="random", model="demo_vit", device="cpu", num_workers=0)
+    write_answers(run / "annotate.csv", dict(zip(done.files, ("ant", "bee", "cow", "elk"), strict=True)))
+    _, said = train(run)
+    assert f"by cross-validation on 4 labels, which says nothing: {NOTHING}; wrote model.pth" in said
+    assert f"The accuracy on this page says nothing: {NOTHING}." in (run / "report.html").read_text()
+    write_answers(run / "annotate.csv", dict(zip(done.files, ("ant", "bee", "cow", "cow"), strict=True)))
+    _, said = train(run)
+    assert "says nothing" not in said + (run / "report.html").read_text()
+
+
+def test_flags_are_checked_before_labels_are_read(tmp_path):
+    for words, message in (({"minutes": 0}, "--minutes 0.0 must be above 0"), ({"seed": -1}, "--seed -1 is below 0")):
+        with pytest.raises(UserError, match=message):
+            train(tmp_path / "nowhere", **words)

@@ -78,7 +78,7 @@ def test_a_part_that_lacks_a_class_counts_as_the_other_one(tmp_path):
 WRONG = [
     ("file,label\nc.jpg,dog\n", r"1 of 1 files are not in .*train, first 'c\.jpg'; names .* such as 'c\.png'"),
     ("c.png,dog\nb.png,cat\nc.png,dog\n", r"names 'c\.png' more than once"),
-    ("c.png,dgo\n", r"l\.csv has the label 'dgo', no class of .*val \(cat, dog\); did you mean 'dog'\?"),
+    ("c.png,dgo\n", r"l\.csv has the label 'dgo' \(did you mean dog\?\), no class of .*val \(cat, dog\)"),
     ("c.png,\n", "holds no label"),
     ("", "holds no label"),
     ("c.png,dog,1\n", "3 columns"),

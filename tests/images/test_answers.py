@@ -144,7 +144,7 @@ def test_what_is_wrong_is_told_together(tmp_path):
     found = read(tmp_path / "a.csv", table, asked=["cats/b.jpg", "dogs/c,d.jpg"])
     assert found.labels == {"cats/b.jpg": "Cat"}
     unknown, both, one = found.faults
-    assert unknown == "2 rows are of no image of the pool: none.jpg (a.csv), a b.jpg (a.csv)"  # `a b.jpg` fits two
+    assert unknown == "2 rows are of no image of the pool: none.jpg (a.csv), a b.jpg (a.csv; several are called so)"
     assert both == "1 images have two labels: cats/b.jpg ('Cat' and 'Dog')"
     assert one == "all 1 labels are 'Cat': two classes are needed"
     assert found.unlabelled == ["dogs/c,d.jpg"]
@@ -153,6 +153,24 @@ def test_what_is_wrong_is_told_together(tmp_path):
 def test_a_bare_name_is_the_image_that_was_asked_for(tmp_path):
     found = read(tmp_path / "a.csv", "a b.jpg,Dog\nb.jpg,Cat\n", asked=["dogs/a b.jpg"])
     assert found.labels == {"dogs/a b.jpg": "Dog", "cats/b.jpg": "Cat"}
+
+
+def test_what_a_file_was_found_by_is_told(tmp_path):
+    def lines(*files):
+        (tmp_path / "a.csv").write_text(
+            "".join(f"{file},{'Cat' if i % 2 else 'Dog'}\n" for i, file in enumerate(files))
+        )
+        return read_answers([tmp_path / "a.csv"], ["cats/b.jpg", "dogs/C.jpg", "e.jpg"])
+
+    assert len(lines("cats/b.jpg", "C.jpg", "/data/e.jpg", "/data/cats/b.jpg").understood) == 1
+    other = lines("birds/b.jpg", "C.jpg")
+    assert other.labels == {"cats/b.jpg": "Dog", "dogs/C.jpg": "Cat"}
+    assert other.understood[1] == "1 rows by their file name, in another folder: birds/b.jpg as cats/b.jpg"
+    capitals = lines("CATS/B.jpg", "c.jpg", "x.jpg", "e.jpg")
+    assert capitals.faults[0] == (
+        "3 rows are of no image of the pool: CATS/B.jpg (a.csv; did you mean cats/b.jpg?), "
+        "c.jpg (a.csv; did you mean dogs/C.jpg?), x.jpg (a.csv)"
+    )
 
 
 def test_misspelt_words_are_named(tmp_path):

@@ -199,7 +199,7 @@ def test_a_dry_run_computes_nothing_and_estimates_by_what_is_done(experiment, tm
         ((), {"evaluations": {"probe": {"c": "no"}}}, r"c 'no' must be a number above 0, or auto"),
         ((), {"evaluations": {"smoothed": {"score": "lr"}}}, r"score 'lr' is none of csZ, lrZ \(did you mean lrZ\?\)"),
         ((), {"budgets": [121]}, r"budget 121 exceeds the 120 images of pool one"),
-        ((), {"evaluations": {"trainer": {"moed": "linear"}}}, r"unknown key 'moed'; did you mean mode\?"),
+        ((), {"evaluations": {"trainer": {"moed": "linear"}}}, r"unknown key 'moed' \(did you mean mode\?\)"),
         ((), {"evaluations": {"trainer": {"mode": "linear"}}}, r"pool 'one' needs trainer: \{data-set: "),
         ((), {"evaluations": {"trainer": {"seed": 3}}}, r"unknown key 'seed'"),
         (("--jobs", 0), {}, r"--jobs 0 must be at least 1"),
@@ -208,6 +208,17 @@ def test_a_dry_run_computes_nothing_and_estimates_by_what_is_done(experiment, tm
 def test_mistakes_end_before_any_work(experiment, flags, changes, told, tmp_path):
     with pytest.raises(UserError, match=told):
         experiment(*flags, **changes)
+    assert not (tmp_path / "out" / "lists").exists()
+
+
+@pytest.mark.parametrize("part", ["train", "test"])
+def test_files_without_labels_are_named_before_any_work(experiment, tmp_path, part):
+    make_config(tmp_path, **SMALL)
+    table = np.load(tmp_path / f"one_{part}.npy")
+    table[:, -1] = -1
+    np.save(tmp_path / f"one_{part}.npy", table)
+    with pytest.raises(UserError, match=rf"one_{part}\.npy has no labels.* extract again with --labels folders"):
+        experiment()
     assert not (tmp_path / "out" / "lists").exists()
 
 

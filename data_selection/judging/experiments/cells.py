@@ -13,12 +13,12 @@ import numpy as np
 import torch
 
 from data_selection.common.checks import check_finite
-from data_selection.common.errors import UserError
+from data_selection.common.errors import UserError, meant
 from data_selection.common.feature_table import FeatureTable, labels_like, load_features
 from data_selection.common.files import atomic_write, read_json, sha256
 from data_selection.common.subset_files import budget_from_percent, describe
 from data_selection.images.dataset_files import imbalanced_rows
-from data_selection.judging.experiments.plan import Plan, PoolSpec, Row, method_of, near, settings_of
+from data_selection.judging.experiments.plan import Plan, PoolSpec, Row, method_of, settings_of
 from data_selection.methods.configs import Config
 from data_selection.methods.table import Method
 
@@ -105,9 +105,16 @@ class LoadedPool:
         return int(max(labels.max(), test_labels.max())) + 1
 
     def known_labels(self) -> np.ndarray:
-        """Labels of all of the file's rows (N,). Raises UserError where it has none."""
-        if self.train.labels is None:
-            raise UserError(f"feature file {self.spec.train} has no labels: accuracy can't be judged without them")
+        """Labels of all of the pool's rows (N,). Raises UserError where it, or the test images' file, has none."""
+        bare = next(
+            (table.path for table in (self.train, self.test) if table is not None and table.labels is None), None
+        )
+        if bare is not None:
+            raise UserError(
+                f"feature file {bare} has no labels, and accuracy can't be judged without: extract again with --labels "
+                "folders, where each image lies in a folder of its class, or --labels FILE, a CSV of file,label"
+            )
+        assert self.train.labels is not None
         return self.train.labels
 
     @functools.cached_property
@@ -239,14 +246,16 @@ def judge_of(
     """(score, what the result depends on besides list and seed, settings) of an evaluation; UserError for mistakes."""
     where = f"{path}: evaluation {row.name!r}"
     if row.kind not in kinds:
-        raise UserError(f"{where}: kind {row.kind!r} is none of {', '.join(kinds)}{near(row.kind, kinds)}")
+        raise UserError(f"{where}: kind {row.kind!r} is none of {', '.join(kinds)}{meant(row.kind, kinds)}")
     kind = kinds[row.kind]
     settings = settings_of(row, pool.spec.name, asked)
     score = settings.pop("score", kind.scores[0])
     if score not in kind.scores:
-        raise UserError(f"{where}: score {score!r} is none of {', '.join(kind.scores)}{near(str(score), kind.scores)}")
+        raise UserError(f"{where}: score {score!r} is none of {', '.join(kind.scores)}{meant(str(score), kind.scores)}")
     if kind.frozen and pool.test_hash is None:
         raise UserError(f"{where}: pool {pool.spec.name!r} needs test: a feature file of images to evaluate on")
+    if kind.frozen:
+        pool.known_labels()  # says so where there are none
     test = {"test": pool.test_hash} if kind.frozen else {}
     complete = kind.check(settings, pool.spec, where)
     return score, {"kind": row.kind, **kind.key(complete), **test}, complete

@@ -1,7 +1,6 @@
 """Read an experiment's config and check every word of it. Imports nothing slow: mistakes are told at once."""
 
 import dataclasses
-import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from data_selection.common.errors import UserError
+from data_selection.common.errors import UserError, meant
 from data_selection.common.paths import ROOT
 from data_selection.methods.configs import BILAF_PRESETS, Config
 from data_selection.methods.table import LABEL_FREE, METHODS, Method
@@ -78,7 +77,7 @@ def read_plan(path: Path | str) -> Plan:
     )
     baseline = content.get("baseline", "random")
     if baseline not in [row.name for row in methods] and "baseline" in content:
-        raise UserError(f"{path}: baseline {baseline!r} is none of the methods" + near(baseline, content["methods"]))
+        raise UserError(f"{path}: baseline {baseline!r} is none of the methods" + meant(baseline, content["methods"]))
     plan = Plan(
         path, pools, methods, _budgets(content["budgets"], path), _seeds(content.get("seeds", 5), path),
         evaluations, baseline, content.get("published") or {},
@@ -97,14 +96,8 @@ def known(values: Any, allowed: Iterable[str], where: str) -> None:
     for key in values:
         if key not in allowed:
             raise UserError(
-                f"{where}: unknown key {key!r}{near(str(key), allowed)}; allowed: {', '.join(sorted(allowed))}"
+                f"{where}: unknown key {key!r}{meant(str(key), allowed)}; allowed: {', '.join(sorted(allowed))}"
             )
-
-
-def near(word: str, allowed: Iterable[str]) -> str:
-    """The allowed word that is meant, as the tail of an error; "" where none is close."""
-    close = difflib.get_close_matches(word, list(allowed), 1)
-    return f" (did you mean {close[0]}?)" if close else ""
 
 
 def resolve(word: str) -> Path:
@@ -148,7 +141,7 @@ def method_of(row: Row, pool: str, budget: int | str, path: Path) -> tuple[Metho
         cores = given.pop("cores")
         if cores not in METHODS or METHODS[cores].cores:
             usable = [name for name, other in METHODS.items() if not other.cores]
-            raise UserError(f"{where}: cores {cores!r} must be one of {', '.join(usable)}{near(str(cores), usable)}")
+            raise UserError(f"{where}: cores {cores!r} must be one of {', '.join(usable)}{meant(str(cores), usable)}")
         method = dataclasses.replace(method, cores=METHODS[cores].home)
     try:
         return method, dataclasses.replace(config, **given)
@@ -190,11 +183,11 @@ def _row(name: str, spec: Any, key: str, table: Iterable[str] | None, pools: lis
         raise UserError(f"{where} must hold lines `setting: value`, not {spec!r}")
     kind = str(spec.get(key, name))
     if table is not None and kind not in table:
-        raise UserError(f"{where}: {kind!r} is unknown{near(kind, table)}; use one of {', '.join(table)}")
+        raise UserError(f"{where}: {kind!r} is unknown{meant(kind, table)}; use one of {', '.join(table)}")
     for setting_name, value in spec.items():
         for chosen in value if isinstance(value, dict) else ():
             if chosen != OTHER and not any(chosen == pool or str(chosen).startswith(f"{pool} ") for pool in pools):
-                raise UserError(f"{where}: {setting_name} is set for {chosen!r}, no pool{near(str(chosen), pools)}")
+                raise UserError(f"{where}: {setting_name} is set for {chosen!r}, no pool{meant(str(chosen), pools)}")
     wanted = spec.get("pools")
     if wanted is not None and not (isinstance(wanted, list) and set(wanted) <= set(pools)):
         raise UserError(f"{where}: pools {wanted!r} must be a list of some of {', '.join(pools)}")
