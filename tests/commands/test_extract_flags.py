@@ -47,8 +47,8 @@ def rows_of(out, name="few_train.npy"):
 
 
 ROWS = {"dataset", "data_path", "split", "labels", "arch", "input_size", "patch_size", "pretrained_weights",
-        "checkpoint_key", "n_last_blocks", "avgpool_patchtokens", "batch_size_per_gpu", "num_workers", "output_dir", "extra_name", "amp",
-        "compile", "dtype", "on_error", "device", "allow_http", "background"}  # fmt: skip
+        "checkpoint_key", "n_last_blocks", "avgpool_patchtokens", "batch_size_per_gpu", "num_workers", "output_dir",
+        "extra_name", "amp", "compile", "dtype", "on_error", "device", "allow_http", "background"}  # fmt: skip
 
 
 def test_every_flag_has_a_row():
