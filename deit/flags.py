@@ -5,11 +5,29 @@ from collections.abc import Sequence
 from typing import Any
 
 from data_selection.common.errors import UserError
+from data_selection.common.parsing import Defaults
+from deit.recipes import FEW_SHOT, recipe_values
 
 
 def whole_or_auto(text: str) -> int | str:
     """A whole number, or the word auto."""
     return text if text == "auto" else int(text)
+
+
+class Help(Defaults, argparse.RawDescriptionHelpFormatter):
+    """Defaults are told, the flags' own and those of the recipe for a few labels; the examples keep their lines."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        told, few = super()._get_help_string(action) or "", recipe_values(FEW_SHOT).get(action.dest, action.default)
+        if few == action.default:
+            return told
+        words = f"{FEW_SHOT}: {told_value(few)}"
+        return f"{told[:-1]}; {words})" if told.endswith("(default: %(default)s)") else f"{told} ({words})"
+
+
+def told_value(value: object) -> object:
+    """A value of a recipe, for --help."""
+    return ("off", "on")[value] if isinstance(value, bool) else value
 
 
 class Refused(argparse.Action):

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 
 from data_selection.common.parsing import BACKGROUND, Parser, colour
-from deit.flags import Flags, Refused, whole_or_auto
+from deit.flags import Flags, Help, Refused, whole_or_auto
 from deit.option_checks import DATA_SET, DATA_SETS, SCHEDULES, check, check_at_hand, check_no_idle_flag
 from deit.recipes import FOLDER, config_tokens, recipe_file, recipe_names
 
@@ -23,10 +23,6 @@ papers:
   python -m torch.distributed.launch --nproc_per_node=2 --use_env deit/main.py --data-set CIFAR100SUBSET \\
       --subset_ids SUBSET.json --resume dino_deitsmall16_pretrain.pth --clip-grad 2.0 --output_dir outputs/cifar
 """
-
-
-class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Defaults are told, and the examples keep their lines."""
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -1,6 +1,7 @@
 """Named recipes and configurations: YAML files of flags, which the command line wins over. Imports nothing slow."""
 
 import argparse
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from data_selection.common.errors import UserError, meant
 from data_selection.common.paths import ROOT
 
 FOLDER = ROOT / "configs" / "recipes"
+FEW_SHOT = "few-shot"
 PAPERS = ("CIFAR10", "CIFAR100", "IMNET", "INAT", "INAT19", "CUB2011")  # data sets with a paper's recipe
 
 
@@ -19,13 +21,20 @@ def recipe_names() -> list[str]:
     return sorted(path.stem for path in FOLDER.glob("*.yaml"))
 
 
+@functools.cache
+def recipe_values(name: str) -> Mapping[str, Any]:
+    """{flag as the parser stores it: value} of a recipe that has a name."""
+    values = yaml.safe_load((FOLDER / f"{name}.yaml").read_text(encoding="utf-8"))
+    return {key.replace("-", "_"): value for key, value in values.items()}
+
+
 def recipe_file(word: str, data_set: str) -> Path:
     """The file of --recipe: a name, a path, or `auto`: `paper` where a paper trains on the data set, else `few-shot`.
 
     Raises UserError for a word that is neither.
     """
     if word == "auto":
-        word = "paper" if data_set.removesuffix("SUBSET") in PAPERS else "few-shot"
+        word = "paper" if data_set.removesuffix("SUBSET") in PAPERS else FEW_SHOT
     named = FOLDER / f"{word}.yaml"
     if named.is_file():
         return named

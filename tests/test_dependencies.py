@@ -26,7 +26,7 @@ TRAINER = {  # of deit: what a room, or a module at the top, may import besides 
     "crossval": {"epochs", "selftrain", "job", "learner", "engine", "samples"},
     "option_checks": set(),
     "recipes": set(),
-    "flags": set(),
+    "flags": {"recipes"},
     "options": {"flags", "option_checks", "recipes"},
     "choosing": {"crossval", "job", "learner", "runs", "selftrain", "smoothing", "timing"},
     "timing": {"crossval", "epochs", "selftrain", "job", "learner", "engine", "runs"},

@@ -23,6 +23,13 @@ def colour(text: str) -> str:
     return f"#{red:02x}{green:02x}{blue:02x}"
 
 
+class Defaults(argparse.ArgumentDefaultsHelpFormatter):
+    """Defaults are told, where there are any."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default in (None, False, "") else super()._get_help_string(action)
+
+
 class Parser(argparse.ArgumentParser):
     """An ArgumentParser that refuses abbreviated flags: a typo must not pass for a flag."""
 
@@ -31,7 +38,7 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, **settings: Any) -> None:
         super().__init__(
             usage="%(prog)s [flags]",
-            formatter_class=settings.pop("formatter_class", argparse.ArgumentDefaultsHelpFormatter),
+            formatter_class=settings.pop("formatter_class", Defaults),
             allow_abbrev=False, **settings,
         )  # fmt: skip
 

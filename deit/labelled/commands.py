@@ -1,7 +1,6 @@
 """The commands train_on_labels.py and predict.py: flags. Imports nothing slow."""
 
 import functools
-from argparse import ArgumentDefaultsHelpFormatter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -16,7 +15,6 @@ def main_train(argv: Sequence[str] | None = None) -> None:
     """Entry of scripts/train_on_labels.py. Raises UserError for the user's mistakes, before any work."""
     parser = Parser(
         description="Train on the labels of a folder of choose_images.py, and leave a model and a report in it.",
-        formatter_class=ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
     add("run", metavar="RUN", help="the folder that choose_images.py made (its --out)")
@@ -52,7 +50,6 @@ def main_predict(argv: Sequence[str] | None = None) -> None:
     """Entry of scripts/predict.py. Raises UserError for the user's mistakes, before any work."""
     parser = Parser(
         description="Ask a trained model for the classes of images: a CSV of file, label, confidence, second label.",
-        formatter_class=ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("run", metavar="RUN", help="a folder of train_on_labels.py, or a checkpoint of deit/main.py")
     parser.add_argument("images", metavar="IMAGES", help="a folder of images, or a list of paths")

@@ -10,7 +10,7 @@ from data_selection.commands.shared import make_parser
 from data_selection.common.errors import UserError
 from data_selection.judging.report import markdown_table
 from tests.support.mutant_tables import TESTS
-from tests.support.mutants import ROOT, Copy, draw, tests_of
+from tests.support.mutants import ROOT, Copy, draw, failed_in, tests_of
 
 
 def main(argv=None):
@@ -60,4 +60,4 @@ def check_sound(copies, faults):
     status, said = copy.run(sorted({test for fault in faults for test in tests_of(fault.path)}))
     copies.put(copy)
     if status != "0":
-        raise UserError(f"the tests fail without any fault ({status}): {said.strip().splitlines()[-1:]}")
+        raise UserError(f"the tests fail without any fault ({status}): {failed_in(said)}")

@@ -60,8 +60,10 @@ def test_one_word_means_one_thing_in_all_commands():
 
 
 def test_help_tells_defaults(parser, capsys):
+    parser.add_argument("--weights", default="", help="a file")
     with pytest.raises(SystemExit):
         parser.parse_args(["--help"])
     told = capsys.readouterr().out
     assert "usage: choose.py [flags]" in told
     assert "images (default: 3)" in told
+    assert told.rstrip().endswith("a file")

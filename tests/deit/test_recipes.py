@@ -215,3 +215,16 @@ def test_epochs_by_the_number_of_labels(images):
         assert job.settings["epochs"] == job.args.epochs  # what a continued run must have the same
     with pytest.raises(UserError, match=r"--start_epoch 99 is after the last epoch, 49"):
         open_job(parse(command(images, epochs="auto", start_epoch=99)), ALONE)
+
+
+def test_help_tells_what_the_recipe_for_a_few_labels_has_otherwise(capsys):
+    with pytest.raises(SystemExit):
+        build_parser().parse_args(["--help"])
+    told = " ".join(capsys.readouterr().out.split())
+    for words in (
+        "scaled by the global batch (default: 0.003; few-shot: 0.0048) ",
+        "needs --sched-unit step (few-shot: 20) ",
+        "subset per epoch (default: True; few-shot: off) ",
+        " --momentum MOMENTUM of SGD and the optimisers that have one (default: 0.9) ",
+    ):
+        assert words in told

@@ -186,10 +186,14 @@ class Copy:
             status, said = self.run(tests_of(fault.path))
         finally:
             path.write_bytes(whole)
-        failed = [line for line in said.splitlines() if line.startswith(("FAILED", "ERROR"))]
         word = {"0": "survived", "timeout": "timed out"}.get(status, "killed")
-        return word, (failed or [status])[0].split(" - ")[0]
+        return word, failed_in(said).split(" - ")[0] or status
 
     def close(self) -> None:
         self.nursery.stdin.close()
         self.nursery.wait()
+
+
+def failed_in(said: str) -> str:
+    """The line of the first test that failed, of what pytest said; "" where none did."""
+    return next((line for line in said.splitlines() if line.startswith(("FAILED", "ERROR"))), "")
