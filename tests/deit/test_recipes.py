@@ -217,7 +217,8 @@ def test_epochs_by_the_number_of_labels(images):
         open_job(parse(command(images, epochs="auto", start_epoch=99)), ALONE)
 
 
-def test_help_tells_what_the_recipe_for_a_few_labels_has_otherwise(capsys):
+def test_help_tells_what_the_recipe_for_a_few_labels_has_otherwise(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "999")  # no word is broken
     with pytest.raises(SystemExit):
         build_parser().parse_args(["--help"])
     told = " ".join(capsys.readouterr().out.split())
