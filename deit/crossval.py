@@ -46,7 +46,7 @@ def answers(job: Job, source: Path | str, modes: Sequence[str]) -> dict[str, tor
 
 
 def compare(job: Job, source: Path | str) -> tuple[Verdict, Asked]:
-    """answers of the job's mode beside the probe's. `kept` is `probe` unless finetuning gains more than it loses.
+    """answers of the job's mode beside the probe's. `kept` is `finetuned` unless that loses beyond a standard error.
 
     Of self-training it is the model that the pool has not taught yet.
     """
@@ -62,7 +62,11 @@ def asked_ids(job: Job) -> list[int]:
 
 
 def verdict_of(asked: Asked, pool: Pool) -> Verdict:
-    """How many labels each of the two had right."""
+    """How many labels each of the two had right, and which is kept.
+
+    A part learns from fewer labels and in fewer steps than the run, which costs finetuning more than the probe: so it
+    has to lose by more than the standard error that the difference has where both are equally good.
+    """
     labels = torch.tensor([pool.label(i) for i in asked.ids])
     probe, finetuned = (found.argmax(1) == labels for found in asked[1:])
     gained, lost = int((finetuned & ~probe).sum()), int((probe & ~finetuned).sum())
@@ -72,7 +76,7 @@ def verdict_of(asked: Asked, pool: Pool) -> Verdict:
         "finetuned_right": int(finetuned.sum()),
         "only_probe": lost,
         "only_finetuned": gained,
-        "kept": "finetuned" if gained > lost else "probe",
+        "kept": "probe" if lost - gained > (lost + gained) ** 0.5 else "finetuned",
     }
 
 
@@ -114,6 +118,8 @@ def parts_of(job: Job) -> list[tuple[list[int], list[int]]]:
 def told(verdict: Verdict) -> str:
     """A verdict in one line."""
     kept = "the head on the frozen backbone is kept" if verdict["kept"] == "probe" else "finetuning goes on"
+    if verdict["kept"] == "finetuned" and verdict["only_probe"] > verdict["only_finetuned"]:
+        kept += ", as the lead of the probe is within a standard error"
     return (
         f"cross-validation on {verdict['labels']} labels: the probe has {verdict['probe_right']} right, the finetuned "
         f"model {verdict['finetuned_right']} ({verdict['only_finetuned']} that only it has, {verdict['only_probe']} "

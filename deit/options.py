@@ -145,8 +145,8 @@ def _add_optimisation(flags: Flags) -> None:
         type=int,
         default=0,
         metavar="K",
-        help="lp-ft: train on all but one of K parts of the labels first, and where that loses on the parts left out, "
-        "keep the model that it starts from; 0: do not ask",
+        help="lp-ft: train on all but one of K parts of the labels first, and where that loses on the parts left out "
+        "by more than a standard error, keep the model that it starts from; 0: do not ask",
     )
     add("--opt", default="SGD", help="a timm optimiser; SGD has Nesterov momentum")
     add("--opt-eps", type=float, default=1e-8, help="for the optimisers that have one (SGD has none)")

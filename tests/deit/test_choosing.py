@@ -131,7 +131,7 @@ def test_auto_takes_what_the_labels_say(stubbed, job, best, capsys):
     assert found.args.mode == found.settings["mode"] == best
     assert found.args.amp == ("measured" if best in ("smoothed", "linear") else "bf16")
     assert (found.pool_epochs > 0) == (best == "self-train")
-    assert found.head_only == (best in ("smoothed", "linear", "self-train"))
+    assert found.head_only == (best in ("smoothed", "linear"))
     assert found.verdict["finetuned"] == (best if best in TRAINED else "lp-ft")
     assert found.verdict["finetuned_right"] == (15 if best in TRAINED else 6)
     assert asked.finetuned.argmax(1).equal(torch.tensor([found.train_pool.label(i) for i in asked.ids])) is False
@@ -143,9 +143,9 @@ def test_auto_takes_what_the_labels_say(stubbed, job, best, capsys):
     assert ("temperature" in found.settings) == (best != "smoothed")
 
 
-@pytest.mark.parametrize(("lp_ft", "taught"), [(6, "probe"), (5, "probe"), (7, "finetuned")])
+@pytest.mark.parametrize(("lp_ft", "taught"), [(4, "probe"), (5, "finetuned"), (7, "finetuned")])
 def test_the_pool_teaches_what_it_teaches_without_auto(stubbed, job, lp_ft, taught):
-    """The finetuned model where it wins against the probe, else the probe."""
+    """The probe where the finetuned model loses against it by more than chance, else the finetuned model."""
     stubbed(**{mode.replace("-", "_"): 6 for mode in ORDER} | {"lp_ft": lp_ft, "self_train": 15})
     found = job()
     decide(found, "none", FEATURES)

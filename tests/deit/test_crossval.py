@@ -82,10 +82,10 @@ def test_the_parts_are_drawn_by_the_seed_alone():
 
 
 @pytest.mark.parametrize(("gained", "lost", "kept"), [
-    (0, 0, "probe"), (1, 0, "finetuned"), (5, 2, "finetuned"), (2, 3, "probe"), (4, 4, "probe"), (0, 9, "probe"),
-    (7, 6, "finetuned"), (9, 0, "finetuned"),
+    (0, 0, "finetuned"), (2, 3, "finetuned"), (9, 0, "finetuned"), (0, 1, "finetuned"), (0, 2, "probe"),
+    (0, 9, "probe"), (3, 6, "finetuned"), (3, 7, "probe"),
 ])  # fmt: skip
-def test_finetuning_must_gain_more_labels_than_it_loses_over_all_parts(monkeypatch, gained, lost, kept):
+def test_finetuning_must_lose_more_than_chance_to_be_left_out(monkeypatch, gained, lost, kept):
     probe = torch.tensor([False] * gained + [True] * lost + [True] * 3 + [False] * 2)
     after = torch.tensor([True] * gained + [False] * lost + [True] * 3 + [False] * 2)
     ids, pool = list(range(len(probe))), pool_of([0, 1] * 11)
@@ -125,6 +125,7 @@ def test_finetuning_must_gain_more_labels_than_it_loses_over_all_parts(monkeypat
         for part, (train, left) in enumerate(parts, 1)
     ]
     words = "finetuning goes on" if kept == "finetuned" else "the head on the frozen backbone is kept"
+    words += ", as the lead of the probe is within a standard error" * (kept == "finetuned" and lost > gained)
     assert told(verdict) == (
         f"cross-validation on {gained + lost + 5} labels: the probe has {lost + 3} right, the finetuned model "
         f"{gained + 3} ({gained} that only it has, {lost} that only the probe has): {words}"
@@ -220,14 +221,8 @@ def test_where_finetuning_wins_it_goes_on(won):
 
 
 def test_mode_full_starts_from_a_fresh_head_where_finetuning_wins(images, tmp_path, monkeypatch):
-    kept = {
-        "labels": 9,
-        "probe_right": 0,
-        "finetuned_right": 9,
-        "only_probe": 0,
-        "only_finetuned": 9,
-        "kept": "finetuned",
-    }
+    kept = {"labels": 9, "probe_right": 0, "finetuned_right": 9, "only_probe": 0, "only_finetuned": 9}
+    kept["kept"] = "finetuned"
     monkeypatch.setattr(crossval, "compare", lambda job, source: (kept, Asked([0, 1], torch.eye(2), torch.eye(2))))
     main(few_shot(images, tmp_path, mode="full", epochs=1))
     assert [line["epoch"] for line in log_lines(tmp_path)] == [1]
