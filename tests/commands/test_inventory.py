@@ -75,6 +75,11 @@ def test_images_in_memory_are_counted_too():
     )
 
 
+def test_an_image_whose_size_is_not_known_is_not_unusual():
+    pool, record = Pool(paths=["a", "b"]), PoolRecord(("h", "i"), ("a", "b"), widths=(0, 12), heights=(0, 20))
+    assert inventory(pool, 2, 0, [], record).endswith("exact copies: none; under 16 pixels a side: 1, first 'b'")
+
+
 def test_sizes_are_measured_once(tmp_path, monkeypatch, capsys):
     for name in ("a.png", "b.png"):
         paint(tmp_path / "pool" / name, 30, 25)

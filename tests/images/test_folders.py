@@ -30,7 +30,7 @@ def folder(tmp_path):
     files = (
         "a.jpg", "b.JFIF", "c.avif", "d.heic", "e.jp2", "notes.txt", "raw.dng", ".hidden.jpg", "cats/f.png",
         "@eaDir/a.jpg", "cats/@eaDir/f.png/SYNO.jpg", "__MACOSX/._a.jpg", "__MACOSX/info", ".ipynb_checkpoints/a.jpg",
-        ".thumbs/a.jpg", "$RECYCLE.BIN/S-1/a.jpg", "#recycle/a.jpg",
+        ".thumbs/a.jpg", "$RECYCLE.BIN/S-1/a.jpg", "#recycle/a.jpg", "#recycle/b.jpg",
     )  # fmt: skip
     for name in files:
         path = tmp_path / "images" / name
@@ -47,7 +47,7 @@ def test_junk_is_left_out_and_counted(folder, heif, monkeypatch):
     assert pool.left_out == {
         ".heic, not read by the installed Pillow": 1, ".jp2, not read by the installed Pillow": 1, "hidden": 2,
         "in folders @eaDir": 2, "in folders __MACOSX": 1, "in folders .ipynb_checkpoints": 1,
-        "in folders $RECYCLE.BIN": 1, "in folders #recycle": 1, "no images by their endings": 2,
+        "in folders $RECYCLE.BIN": 1, "in folders #recycle": 2, "no images by their endings": 2,
     }  # fmt: skip
 
 

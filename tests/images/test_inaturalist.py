@@ -39,6 +39,14 @@ def test_images_keep_the_order_of_the_list(root):
     assert pool[0][0].size == (40, 30)
 
 
+def test_classes_are_those_of_the_training_images_for_both_parts(root):
+    val = json.loads((root / "val2018.json").read_text())
+    val["annotations"] = [mark | {"category_id": 7} for mark in val["annotations"]]
+    (root / "val2018.json").write_text(json.dumps(val))
+    pool = open_pool("INAT", "val", root)
+    assert (pool.labels, pool.classes) == ([2, 2, 2], 3)
+
+
 def test_a_rank_joins_species(root):
     train, val = open_images("INAT", root, category="genus")
     assert (train.class_names, train.labels, val.labels) == (("Felis", "Zea"), [1, 0, 0, 1, 0, 0], [0, 1, 0])

@@ -66,6 +66,7 @@ NOW = PoolRecord(("h1", "h2", "h3", "h3", "h5"), ("a", "b", "c", "d", "e"))
     ([("d", "h3"), ("c", "h3")], [3, 2], [], []),  # copies keep their names
     ([("x", "h3"), ("d", "h3"), ("y", "h3")], [2, 3, None], [0], []),  # a copy is one image, once
     ([("a", "h5"), ("z", "h1")], [4, 0], [0, 1], []),  # the name of one is the content of another
+    ([("old", "h1"), ("a", "h0")], [0, None], [0], []),  # the name of one that is gone is another's now
     ([("c", "")], [2], [], []),  # known by its name alone
     ([(None, "h5")], [4], [0], []),  # without names
 ])  # fmt: skip

@@ -1,0 +1,43 @@
+"""Downloads from servers that begin anew or send elsewhere, and beside another process."""
+
+import io
+import urllib.request
+
+import pytest
+
+from data_selection.common.errors import UserError
+from data_selection.images import downloads
+from data_selection.images.downloads import fetch_file
+
+
+class Answer(io.BytesIO):
+    """A server's answer: bytes, and the address that they come from in the end."""
+
+    def __init__(self, data, address):
+        super().__init__(data)
+        self.address, self.status, self.headers = address, 200, {"Content-Length": str(len(data))}
+
+    def geturl(self):
+        return self.address
+
+
+def test_a_server_that_knows_no_ranges_is_read_from_the_start(tmp_path, monkeypatch):
+    monkeypatch.setattr(urllib.request, "urlopen", lambda request, timeout: Answer(b"abcd", request.full_url))
+    (tmp_path / "w.pth.partial").write_bytes(b"ab")
+    assert fetch_file("https://host/w.pth", tmp_path, progress=False).read_bytes() == b"abcd"
+    assert [path.name for path in tmp_path.iterdir()] == ["w.pth"]
+
+
+def test_an_address_that_leads_to_an_unsafe_one_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(urllib.request, "urlopen", lambda request, timeout: Answer(b"abcd", "http://other/w.pth"))
+    with pytest.raises(UserError, match=r"https://host/w\.pth leads to http://other/w\.pth, which is not safe"):
+        fetch_file("https://host/w.pth", tmp_path, progress=False)
+    assert not (tmp_path / "w.pth").exists()
+    assert fetch_file("http://host/w.pth", tmp_path, progress=False).read_bytes() == b"abcd"  # which was allowed
+
+
+def test_what_another_process_has_fetched_meanwhile_is_taken(tmp_path, monkeypatch):
+    monkeypatch.setattr(downloads, "lock", lambda handle, wait: (tmp_path / "w.pth").write_bytes(b"whole"))
+    monkeypatch.setattr(urllib.request, "urlopen", lambda *_, **__: pytest.fail("it is there"))
+    assert fetch_file("https://host/w.pth", tmp_path).read_bytes() == b"whole"
+    assert [path.name for path in tmp_path.iterdir()] == ["w.pth"]
