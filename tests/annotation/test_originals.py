@@ -45,6 +45,7 @@ def test_links_and_copies_replace_each_other_and_leave_the_pool_alone(pool, tmp_
             assert (out / name).read_bytes() == content
             assert open(path, "rb").read() == content  # noqa: PTH123, SIM115
     if then == "copy":
+        assert all((out / name).stat().st_mode & 0o777 == 0o644 for name in NAMES)
         (out / "a.png").write_bytes(b"mine")  # a copy can be written to, though the original cannot
         put(out, NAMES, pool, "copy")
         assert (out / "a.png").read_bytes() == before[0]  # half a copy is made whole

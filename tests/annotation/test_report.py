@@ -2,9 +2,11 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 
+from data_selection.annotation import label_report
 from data_selection.annotation.label_report import axes, last_round, outlook, places, report_values
 from data_selection.judging.estimate import Estimate
 from data_selection.judging.findings import Curve, Point, Share
@@ -76,6 +78,14 @@ def test_regions_and_map_hold_every_image_once():
     assert [point["class"] for point in sorted(where["known"], key=lambda one: one["row"])] == given.labels.tolist()
 
 
+def test_the_map_fills_its_square_both_ways(monkeypatch):
+    points = np.array([[float(i % 5), 100.0 * (i // 5)] for i in range(10)])
+    monkeypatch.setattr(label_report, "project_2d", lambda *_, **__: (np.arange(10), points))
+    where = places(facts())
+    assert where["pool"] == [(0.25, 1.0), (0.5, 1.0), (0.75, 1.0), (1.0, 1.0)]
+    assert [(one["x"], one["y"]) for one in where["known"]] == [(i / 4, 0.0) for i in range(5)] + [(0.0, 1.0)]
+
+
 @pytest.mark.parametrize(
     ("ahead", "says"),
     [((71, 62, 80), "another round pays"), ((61, 55, 65), "another round may pay"), ((60.2, 59, 62), "add little")],
@@ -85,6 +95,7 @@ def test_the_outlook_says_whether_another_round_pays(ahead, says):
     told = outlook(Curve(points))
     assert says in told
     assert told.startswith(f"With 20 labels the accuracy is expected to change by {ahead[0] - 60:+.1f} points")
+    assert f"({ahead[1] - 60:+.1f} to {ahead[2] - 60:+.1f}) from that with 10: " in told
     assert outlook(Curve(())).startswith("Too few labels")
 
 

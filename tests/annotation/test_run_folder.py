@@ -1,0 +1,45 @@
+"""What a run folder says of itself: whose it is, what was asked for, which rounds came before."""
+
+import json
+
+import pytest
+
+from data_selection.annotation.run_folder import check_names, is_chosen, rounds_of
+from data_selection.common.errors import UserError
+
+
+def make_run(folder, **record):
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "run.json").write_text(json.dumps({"version": 1} | record))
+    (folder / "subset.json").write_text("[0]")
+    return folder
+
+
+def test_a_request_for_more_than_was_known_before_is_another(tmp_path):
+    """A record of before a flag was there does not name it."""
+    run = make_run(tmp_path, request={"budget": 5})
+    assert is_chosen(run, {"budget": 5, "check": None})
+    with pytest.raises(UserError, match=r"asked for otherwise \(check was not given, now 20\)"):
+        is_chosen(run, {"budget": 5, "check": 20})
+
+
+def test_somebodys_link_is_not_replaced_though_it_leads_nowhere(tmp_path):
+    (tmp_path / "images").symlink_to(tmp_path / "disk that is not there")
+    with pytest.raises(UserError, match="holds images, which is not from this command"):
+        is_chosen(tmp_path, {})
+
+
+def test_rounds_are_told_in_the_order_of_their_labels(tmp_path):
+    first, second, third = ({"labels": labels, "accuracy": 50.0 + labels} for labels in (9, 30, 100))
+    for name, rounds in (("late", [first, third]), ("early", [second])):
+        make_run(tmp_path / name)
+        (tmp_path / name / "report.json").write_text(json.dumps({"rounds": rounds}))
+    (tmp_path / "untrained").mkdir()
+    found = rounds_of([tmp_path / name for name in ("late", "untrained", "early")])
+    assert found == [first, second, third]
+
+
+def test_images_to_judge_by_are_those_of_every_round_once(tmp_path):
+    run = make_run(tmp_path, check=["b.png", "a.png"])
+    (run / "subset.provenance.json").write_text(json.dumps({"check": ["c.png", "a.png"]}))
+    assert check_names(run) == ["b.png", "a.png", "c.png"]
