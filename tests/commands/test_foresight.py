@@ -1,10 +1,20 @@
 """What comes before a choice: its time, told from two small ones, and the class names."""
 
+import os
+import types
+from pathlib import Path
+
+import numpy as np
 import pytest
 
 from data_selection.commands import foresight, run_choose
+from data_selection.common.errors import UserError
+from data_selection.common.feature_table import save_features
+from data_selection.images.pools import open_pool
+from data_selection.images.record import record_pool, save_record
 from data_selection.methods.configs import KMeansConfig
 from data_selection.methods.configs_design import FacilityConfig
+from tests.support.trainer_runs import write_images
 
 LAWS = {
     "a start and the same for each": lambda rows, budget: budget * (0.002 + 1e-6 * rows),
@@ -61,3 +71,33 @@ def test_class_names_come_from_words_or_a_file(tmp_path):
     assert run_choose.class_words(str(tmp_path / "names.txt")) == ["b", "a, c"]
     assert run_choose.class_words("b, a,,b") == ["b", "a"]
     assert run_choose.class_words(["x", " "]) == ["x"]
+
+
+def test_a_disk_that_is_too_full_is_told_before_the_work(tmp_path, monkeypatch):
+    asked = []
+    usage = types.SimpleNamespace(free=2e6)
+    monkeypatch.setattr(foresight.shutil, "disk_usage", lambda path: asked.append(path) or usage)
+    foresight.check_disk(tmp_path / "a" / "b", 2e6)
+    with pytest.raises(UserError, match=r"b needs 3\.00 MB, 2\.00 MB are free there: choose another --out, or make"):
+        foresight.check_disk(tmp_path / "a" / "b", 3e6)
+    assert asked == [tmp_path] * 2
+
+
+def test_images_are_known_by_name_size_and_time(tmp_path):
+    for name in ("a.png", "b.png", "c.png", "d.png"):
+        write_images(tmp_path / "pool", [name])
+    pool, path = open_pool(str(tmp_path / "pool")), tmp_path / "x.npy"
+    ready = types.SimpleNamespace(pool=pool, path=path, provenance={})
+    assert foresight.not_known(ready) == 4
+    save_features(path, np.eye(4), names=pool.names, provenance={})
+    save_record(path, record_pool(pool))
+    assert foresight.not_known(ready) == 0
+    first, second, third, _ = map(Path, pool.paths)
+    os.utime(first, ns=(1, 1))
+    before = second.stat().st_mtime_ns
+    second.write_bytes(second.read_bytes() + b"0")
+    os.utime(second, ns=(before, before))
+    assert foresight.not_known(ready) == 2
+    third.rename(tmp_path / "pool" / "e.png")
+    ready.pool = open_pool(str(tmp_path / "pool"))
+    assert foresight.not_known(ready) == 3

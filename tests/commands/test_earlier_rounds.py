@@ -1,0 +1,86 @@
+"""What a round takes over from the ones before it: features, images to judge by, what is still waiting."""
+
+import argparse
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data_selection.annotation.arrangement import Beliefs
+from data_selection.annotation.run_folder import check_names, chosen_names
+from data_selection.commands.earlier_rounds import borrow
+from data_selection.commands.handing_out import why_chosen
+from data_selection.common.feature_table import save_features
+from data_selection.images.answers import write_labels
+from tests.support.extraction_cases import COUNT
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture
+def shoes(folder, tmp_path):
+    return Path(shutil.copytree(folder, tmp_path / "shoes"))
+
+
+@pytest.fixture
+def earlier(tmp_path):
+    """A run of tmp_path/shoes with features of two images."""
+    run = tmp_path / "run"
+    save_features(run / "features" / "x.npy", np.eye(2), names=["a", "b"], provenance={"source": "s"})
+    content = {"version": 1, "source": os.path.realpath(tmp_path / "shoes"), "features": "features/x.npy"}
+    (run / "run.json").write_text(json.dumps(content))
+    return run
+
+
+def borrowed(folder, source, runs):
+    """The files that a new run has of earlier ones, in the order in which they came."""
+    came, real = [], Path.hardlink_to
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Path, "hardlink_to", lambda self, file: came.append(self.name) or real(self, file))
+        folder.mkdir(exist_ok=True)
+        borrow(argparse.Namespace(output_dir=folder, dataset=str(source)), runs)
+    return came
+
+
+def test_features_come_after_what_tells_of_them(earlier, tmp_path):
+    """A kill in between leaves no table that nobody can tell the rows of."""
+    came = borrowed(tmp_path / "new", tmp_path / "shoes", [tmp_path / "none", earlier])
+    assert set(came) == {"x.npy", "x.names.json", "x.provenance.json"}
+    assert came[-1] == "x.npy"
+
+
+def test_features_of_another_pool_or_beside_ones_own_are_left_alone(earlier, tmp_path):
+    assert borrowed(tmp_path / "new", tmp_path / "boots", [earlier]) == []
+    (tmp_path / "new" / "x.partial").mkdir()  # begun: its rows go on
+    assert borrowed(tmp_path / "new", tmp_path / "shoes", [earlier]) == []
+
+
+def test_images_drawn_at_random_judge_later_rounds_whatever_they_are_called(choose, shoes, tmp_path):
+    one = choose(tmp_path / "one", source=shoes, budget=2, check=10)
+    names, drawn = chosen_names(one), check_names(one)
+    (one / "annotate.csv").write_text(write_labels({name: f"class {i % 2}" for i, name in enumerate(names)}))
+    (shoes / drawn[0]).rename(shoes / "new.png")
+    two = choose(tmp_path / "two", source=shoes, labelled=[one], budget=2)
+    assert len(drawn) == 10
+    assert check_names(two) == ["new.png", *drawn[1:]]
+
+
+def test_an_image_that_waited_for_its_label_and_is_gone_takes_no_place(choose, shoes, tmp_path, capsys):
+    one = choose(tmp_path / "one", source=shoes)
+    first, second, third, *_ = chosen_names(one)
+    (one / "annotate.csv").write_text(write_labels({first: "a", second: "b"}))
+    (shoes / third).unlink()
+    two = choose(tmp_path / "two", source=shoes, labelled=[one], budget=COUNT - 12)
+    assert len(chosen_names(two)) == COUNT - 12
+    assert "2 images have labels of 2 classes; 9 that were handed out have none" in capsys.readouterr().out
+
+
+def test_the_reason_is_that_of_the_images_which_were_not_drawn(tmp_path):
+    (tmp_path / "subset.provenance.json").write_text(json.dumps({"check": ["b"]}))
+    beliefs = Beliefs(np.array([[0.5, 0.5], [1.0, 0.0], [0.6, 0.4]]), ["cat", "dog"])
+    assert why_chosen(tmp_path, ["a", "b", "c"], beliefs) == (
+        "2 images: 2 where cat and dog meet; 1 more were drawn at random, to judge by"
+    )

@@ -1,0 +1,59 @@
+"""What stands beside a choice: addresses for tools, the labels so far, and who is drawn at random."""
+
+import json
+import re
+import shutil
+from urllib.parse import quote
+
+import numpy as np
+import pytest
+
+from data_selection.annotation.run_folder import chosen_names
+from data_selection.commands.selection import draw_rest
+from data_selection.common.feature_table import FeatureTable
+from data_selection.images.answers import write_labels
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def page_of(out):
+    """What the page of a run is told."""
+    page = (out / "annotate.html").read_text()
+    return json.loads(re.search(r'<script type="application/json" id="data">(.*)</script>', page)[1])
+
+
+def test_tools_find_images_that_stay_where_they_are(choose, folder, tmp_path):
+    out = choose(tmp_path / "run", images="none", budget=3)
+    names = chosen_names(out)
+    tasks = json.loads((out / "label_studio_tasks.json").read_text())
+    assert [task["data"] for task in tasks] == [
+        {"image": f"/data/local-files/?d={quote(str(folder / name)[1:])}", "file": name} for name in names
+    ]  # below the root, which is Label Studio's document root then
+    _, _, *lines = map(json.loads, (out / "cvat_manifest.jsonl").read_text().splitlines())
+    assert [line["name"] + line["extension"] for line in lines] == names
+
+
+def test_labels_so_far_are_shown_whatever_the_files_are_called(choose, folder, tmp_path):
+    names = ['"quotes".png', "plain.png", "two\nlines.png"]
+    (tmp_path / "pool").mkdir()
+    for i, name in enumerate(names):
+        shutil.copyfile(folder / f"{i:03}.png", tmp_path / "pool" / name)
+    out = choose(tmp_path / "run", source=tmp_path / "pool", budget=3)
+    (out / "annotate.csv").write_text(write_labels(dict(zip(names, "abc", strict=True))))
+    choose(out, source=tmp_path / "pool", budget=3)
+    assert sorted(image["label"] for image in page_of(out)["images"]) == ["a", "b", "c"]
+    assert page_of(out)["classes"] == ["a", "b", "c"]
+
+
+def test_classes_of_earlier_rounds_can_be_chosen_at_once(choose, tmp_path):
+    one = choose(tmp_path / "one", budget=4)
+    labels = dict(zip(chosen_names(one), ["dogs", "cats", "dogs", "cats"], strict=True))
+    (one / "annotate.csv").write_text(write_labels(labels))
+    two = choose(tmp_path / "two", budget=4, labelled=[one], classes="owls")
+    assert page_of(two)["classes"] == ["owls", "cats", "dogs"]
+
+
+def test_images_that_are_excluded_are_not_drawn_either():
+    table, taken = FeatureTable(np.eye(9)), {"labelled": [0], "excluded": [3, 4]}
+    drawn = draw_rest(table, 4, [0, 1, 2], taken, seed=0)
+    assert sorted(drawn.tolist()) == [5, 6, 7, 8]

@@ -1,0 +1,28 @@
+"""What missing cells may take, by the times of finished ones."""
+
+import types
+
+from scripts.experiments.forecast import forecast
+
+
+def cell(name, chosen, budget=10, method="kmeans", kind="probe", pool="one"):
+    return types.SimpleNamespace(
+        pool=pool, evaluation=kind, method=method, asked=str(budget), budget=budget, seed=0, digest=name,
+        list_digest=chosen, chosen={"method": method}, judged={"kind": kind},
+    )  # fmt: skip
+
+
+def test_a_list_takes_its_time_once_and_by_its_size():
+    done = [cell("a", "first"), cell("b", "first", kind="knn")]
+    todo = [cell("c", "second", 40), cell("d", "second", 40, kind="knn"), cell("e", "first", kind="smoothed"),
+            cell("f", "third", method="random"), cell("g", "fourth", pool="two")]  # fmt: skip
+    records = {"a": {"seconds_choosing": 20, "seconds": 3}, "b": {"seconds_choosing": 20, "seconds": 1}}
+    *lines, first, second, third, fourth = forecast([*done, *todo, todo[0]], records, jobs=2).splitlines()
+    assert [line.rpartition("  ")[2] for line in lines[:-1]] == ["done"] * 2 + ["to do"] * 6
+    assert lines[2] == "one, probe, kmeans, 40 (40), seed 0  to do"
+    # the second list takes four times what the first one took, and is judged twice; the third one's choice is unknown
+    assert lines[-1] == "8 cells, 5 to do: 44 seconds by what finished ones took"
+    assert [first, second, third, fourth] == [
+        f"  and 1 times {what}, of which none is finished yet"
+        for what in ("smoothed in one", "choosing by random in one", "choosing by kmeans in two", "probe in two")
+    ]
