@@ -72,6 +72,7 @@ def test_lengths_that_leave_a_schedule_no_fall_are_refused():
     for words in (("step", "20"), ("wsd", "16")):
         with pytest.raises(UserError, match=rf"--sched {words[0]} with --decay-epochs {words[1]} does not fall"):
             parse(["--epochs", "20", "--sched", words[0], "--decay-epochs", words[1]])
+    parse(["--epochs", "20", "--sched", "wsd", "--decay-epochs", "16", "--sched-unit", "step", "--warmup-steps", "9"])
 
 
 @pytest.mark.parametrize(("opt", "why"), [

@@ -195,11 +195,13 @@ def test_flags_that_a_shift_leaves_out_are_refused():
         parse(["--data-set", "FOLDER", "--augment", "crop", *words])
 
 
-def test_linear_refuses_every_flag_of_the_average():
+def test_linear_refuses_every_flag_of_the_average(tmp_path):
     for words in (["--model-ema-warmup"], ["--no-model-ema"], ["--model-ema-decay", "0.9"], ["--warmup-steps", "3"]):
         with pytest.raises(UserError, match=r"does nothing in --mode linear"):
             parse(["--data-set", "FOLDER", "--mode", "linear", *words])
     assert parse(["--data-set", "FOLDER", "--mode", "linear"]).model_ema_warmup  # the recipe's: it serves every mode
+    (tmp_path / "mine.yaml").write_text("lr: 0.1\nmodel-ema-decay: 0.9\n")  # and so does a config
+    assert parse(["--data-set", "FOLDER", "--mode", "linear", "--config", str(tmp_path / "mine.yaml")]).lr == 0.1
 
 
 def test_epochs_by_the_number_of_labels(images):

@@ -1,0 +1,140 @@
+"""What train_on_labels makes of its arguments and of a run folder, without any training."""
+
+import json
+
+import numpy as np
+import pytest
+
+from data_selection.common.errors import UserError
+from data_selection.common.feature_table import load_features, save_features
+from data_selection.embedding.backbones import DINO_WEIGHTS
+from data_selection.images.answers import Answers
+from deit.labelled import runs, training
+from deit.labelled.commands import main_train
+from deit.labelled.reporting import NOTHING, covered, notes
+from deit.labelled.runs import Labelled, backbone_flags, open_run
+from deit.labelled.training import features_flag, place
+from deit.runs.saving import NEWEST
+from tests.support.labelled_runs import train
+from tests.support.pages import write_answers
+from tests.support.trainer_runs import write_images
+
+NAMES = ["a.png", "bb.png", "ccc.png", "dddd.png", "eeeee.png"]
+
+
+def embedded(folder, arch="demo_vit", weights="", patch=None):
+    """A Labelled whose features are by that backbone."""
+    made = {"backbone": {"arch": arch, "patch_size": patch}, "preprocess": arch and {"size": 96}}
+    save_features(folder / "x.npy", np.eye(5), names=NAMES, provenance=made)
+    return Labelled(folder, folder, load_features(folder / "x.npy"), Answers(), {"weights": weights}, (), True)
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run folder by hand: two images handed out and labelled, two labelled in the round before."""
+    write_images(tmp_path / "images", NAMES)
+    out = tmp_path / "run"
+    out.mkdir()
+    embedded(out)
+    content = {"version": 1, "source": str(tmp_path / "images"), "features": "x.npy"}
+    (out / "run.json").write_text(json.dumps(content))
+    (out / "subset.json").write_text("[2, 3]")
+    (out / "subset.provenance.json").write_text(json.dumps({"images": {"name": NAMES[2:4]}}))
+    write_answers(out / "labelled.csv", {"a.png": "cat", "bb.png": "dog"})
+    write_answers(out / "annotate.csv", {"ccc.png": "dog", "dddd.png": "dog"})
+    return out
+
+
+def test_every_flag_arrives(monkeypatch):
+    asked = {}
+    monkeypatch.setattr(training, "train_on_labels", lambda *places, **words: asked.update(words, places=places))
+    words = {"test": "t", "test_labels": "t.csv", "mode": "linear", "minutes": 3.0, "weights": "w.pth", "source": "s",
+             "seed": 5, "device": "cpu", "num_workers": 2}  # fmt: skip
+    flags = [f"--{name if name == 'num_workers' else name.replace('_', '-')}={value}" for name, value in words.items()]
+    main_train(["run", "--labels", "a.csv", "b.csv", "--partial", *flags])
+    assert asked.pop("progress") is not None
+    assert asked == words | {"places": ("run", ["a.csv", "b.csv"]), "partial": True}
+
+
+def test_labels_that_are_given_stand_for_the_runs_own_and_those_of_earlier_rounds_stay(run, tmp_path):
+    write_answers(tmp_path / "mine.csv", {"ccc.png": "cat", "dddd.png": "dog"})
+    before = {"a.png": "cat", "bb.png": "dog"}
+    for labels, own in (([], "dog"), ([tmp_path / "mine.csv"], "cat")):
+        found = open_run(run, labels, None, partial=False, log=lambda _: None)
+        assert found.answers.labels == before | {"ccc.png": own, "dddd.png": "dog"}
+
+
+def test_test_images_come_with_their_labels_and_processes_change_no_training(run, tmp_path, monkeypatch):
+    told = []
+
+    def stop(_given, words, _table, folder):
+        told.append((words, folder))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "trained", stop)
+    write_images(tmp_path / "test", ["x.png"])
+    write_answers(tmp_path / "test.csv", {"x.png": "cat"})
+    for count in (0, 1):
+        with pytest.raises(KeyboardInterrupt):
+            train(run, test=tmp_path / "test", test_labels=tmp_path / "test.csv", num_workers=count)
+    (words, folder), (others, same) = told
+    place = words.index("--val-path")
+    assert words[place : place + 4] == [
+        "--val-path", str(tmp_path / "test"), "--val-labels", str(tmp_path / "test.csv"),
+    ]  # fmt: skip
+    assert folder == same
+    assert [each[each.index("--num_workers") + 1] for each in (words, others)] == ["0", "1"]
+
+
+def test_the_backbone_is_that_of_the_features_unless_other_weights_are_given(tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "local_file", lambda source: source)  # nothing is fetched
+    pixels = ["--pixels", "model", "--input-size", "96"]
+    own, small = embedded(tmp_path, "vit_small", "http://host/w.pth", 16), ["--model", "vit_small", *pixels]
+    assert backbone_flags(own, "") == [*small, "--allow-http", "--finetune", "http://host/w.pth"]
+    assert backbone_flags(own, "o.pth") == [*small, "--finetune", "o.pth"]
+    published = backbone_flags(embedded(tmp_path, "vit_base", patch=16), "")
+    assert published == ["--model", "vit_base", *pixels, "--finetune", DINO_WEIGHTS["vit_base", 16]]
+    assert backbone_flags(embedded(tmp_path, "timm:resnet18"), "") == ["--model", "timm:resnet18", *pixels]
+    with pytest.raises(UserError, match="are of vit_small with patches of 8 pixels, and the trainer has 16"):
+        backbone_flags(embedded(tmp_path, "vit_small", patch=8), "")
+    with pytest.raises(UserError, match=r"x\.npy does not say what embedded it"):
+        backbone_flags(embedded(tmp_path, ""), "")
+
+
+def test_features_serve_the_modes_that_look_at_the_pool(tmp_path):
+    given = embedded(tmp_path)
+    own = ["--features", str(tmp_path / "x.npy")]
+    for mode, weights, flags in (
+        ("linear", "", own), ("auto", "", own), ("smoothed", "", own), ("full", "", []),
+        ("linear", "w.pth", []), ("auto", "w.pth", []), ("smoothed", "w.pth", own),  # the graph is of the features
+    ):  # fmt: skip
+        assert features_flag(given, mode, weights) == flags, (mode, weights)
+
+
+def test_a_model_that_was_left_half_placed_is_not_written_through(tmp_path):
+    """It may be a second name of an earlier training's file."""
+    old, new, run = (tmp_path / name for name in ("old", "new", "run"))
+    for folder in (old, new, run):
+        folder.mkdir()
+    for folder in (old, new):
+        (folder / NEWEST).write_text(folder.name)
+    (run / ".model.pth.partial").hardlink_to(old / NEWEST)
+    place(new, run)
+    assert {path.name: path.read_text() for path in run.iterdir()} == {"model.pth": "new"}
+    assert (old / NEWEST).read_text() == "old"
+
+
+def test_what_is_to_be_known_of_labels_and_images_is_told_together(run):
+    found = open_run(run, [], None, partial=False, log=lambda _: None)
+    (run / "x.duplicates.txt").write_text("a.png\nbb.png\n\nccc.png\ndddd.png\n")
+    copies = "2 groups of images are exact duplicates of each other: see x.duplicates.txt."
+    assert notes(found) == [copies]
+    found.answers.labels.clear()
+    found.answers.labels.update({"a.png": "cat", "bb.png": "dog"})
+    assert notes(found) == [f"The accuracy on this page says nothing: {NOTHING}.", copies]
+
+
+def test_the_pool_is_covered_on_average_and_for_nearly_all():
+    rows = np.repeat(np.eye(2), [60, 40], axis=0)
+    average, most, _ = covered(rows, np.array([0])).values()
+    assert (average, most) == pytest.approx((0.4 * 2**0.5, 2**0.5), rel=1e-5)
