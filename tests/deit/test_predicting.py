@@ -103,7 +103,7 @@ def test_a_folder_that_cannot_be_written_is_told_before_work(run, tmp_path, monk
     assert capsys.readouterr().err == f"error: Permission denied: {tmp_path / 'a.csv'}\n"
     assert end_of(main_predict, [str(tmp_path / "none"), str(images / "val")]) == 2
     assert capsys.readouterr().err == (
-        f"error: {tmp_path / 'none'} does not exist: name a folder of choose_images.py, or a model.pth\n"
+        f"error: {tmp_path / 'none'} does not exist: name a folder of scripts/choose_images.py, or a model.pth of one\n"
     )
 
 
