@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from data_selection.annotation.run_folder import check_names, is_chosen, rounds_of
+from data_selection.annotation.run_folder import is_chosen, rounds_of
 from data_selection.common.errors import UserError
 
 
@@ -37,9 +37,3 @@ def test_rounds_are_told_in_the_order_of_their_labels(tmp_path):
     (tmp_path / "untrained").mkdir()
     found = rounds_of([tmp_path / name for name in ("late", "untrained", "early")])
     assert found == [first, second, third]
-
-
-def test_images_to_judge_by_are_those_of_every_round_once(tmp_path):
-    run = make_run(tmp_path, check=["b.png", "a.png"])
-    (run / "subset.provenance.json").write_text(json.dumps({"check": ["c.png", "a.png"]}))
-    assert check_names(run) == ["b.png", "a.png", "c.png"]

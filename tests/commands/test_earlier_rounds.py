@@ -9,10 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_selection.annotation.arrangement import Beliefs
 from data_selection.annotation.run_folder import check_names, chosen_names
 from data_selection.commands.earlier_rounds import borrow
-from data_selection.commands.handing_out import why_chosen
 from data_selection.common.feature_table import save_features
 from data_selection.images.answers import write_labels
 from tests.support.extraction_cases import COUNT
@@ -76,11 +74,3 @@ def test_an_image_that_waited_for_its_label_and_is_gone_takes_no_place(choose, s
     two = choose(tmp_path / "two", source=shoes, labelled=[one], budget=COUNT - 12)
     assert len(chosen_names(two)) == COUNT - 12
     assert "2 images have labels of 2 classes; 9 that were handed out have none" in capsys.readouterr().out
-
-
-def test_the_reason_is_that_of_the_images_which_were_not_drawn(tmp_path):
-    (tmp_path / "subset.provenance.json").write_text(json.dumps({"check": ["b"]}))
-    beliefs = Beliefs(np.array([[0.5, 0.5], [1.0, 0.0], [0.6, 0.4]]), ["cat", "dog"])
-    assert why_chosen(tmp_path, ["a", "b", "c"], beliefs) == (
-        "2 images: 2 where cat and dog meet; 1 more were drawn at random, to judge by"
-    )

@@ -1,16 +1,13 @@
-"""What stands beside a choice: addresses for tools, the labels so far, and who is drawn at random."""
+"""What stands beside a choice: addresses for tools, the labels and the classes so far."""
 
 import json
 import re
 import shutil
 from urllib.parse import quote
 
-import numpy as np
 import pytest
 
 from data_selection.annotation.run_folder import chosen_names
-from data_selection.commands.selection import draw_rest
-from data_selection.common.feature_table import FeatureTable
 from data_selection.images.answers import write_labels
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -51,9 +48,3 @@ def test_classes_of_earlier_rounds_can_be_chosen_at_once(choose, tmp_path):
     (one / "annotate.csv").write_text(write_labels(labels))
     two = choose(tmp_path / "two", budget=4, labelled=[one], classes="owls")
     assert page_of(two)["classes"] == ["owls", "cats", "dogs"]
-
-
-def test_images_that_are_excluded_are_not_drawn_either():
-    table, taken = FeatureTable(np.eye(9)), {"labelled": [0], "excluded": [3, 4]}
-    drawn = draw_rest(table, 4, [0, 1, 2], taken, seed=0)
-    assert sorted(drawn.tolist()) == [5, 6, 7, 8]

@@ -1,0 +1,64 @@
+"""By whose answers a report judges, and in which words."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from deit.labelled.judging import judge
+
+WORDS, LABELS = ["cat", "dog"], torch.tensor([0, 1, 0, 1])
+FILES = ["a.png", "b.png", "c.png", "d.png"]
+FINETUNED = {"kept": "finetuned", "finetuned": "lp-ft"}
+
+
+@pytest.fixture
+def judged(tmp_path):
+    """A function of what the trainer left: the verdict of judge on four images."""
+    (tmp_path / "args.yaml").write_text("folds: 2\nsmoothing: 0.1\n")
+    head = "file,label,probe,probe_confidence,finetuned,finetuned_confidence"
+    rows = [f"{file},cat,cat,0.95,{WORDS[i % 2]},0.{i + 6}" for i, file in enumerate(FILES)]
+    (tmp_path / "cross_validation.csv").write_text("\n".join([head, *reversed(rows)]) + "\n")
+
+    def found(mode, verdict=None, probe=None):
+        features = torch.nn.functional.one_hot(LABELS, 3).float()
+        return judge(tmp_path, {"mode": mode, "verdict": verdict}, FILES, WORDS, features, LABELS, probe)
+
+    return found
+
+
+@pytest.mark.parametrize(
+    ("mode", "taught", "words"),
+    [("lp-ft", "lp-ft", ""), ("self-train", "lp-ft", " before the pool taught it"), ("self-train", "self-train", "")],
+)
+def test_a_finetuned_model_is_judged_by_what_its_cross_validation_said(judged, mode, taught, words):
+    found = judged(mode, FINETUNED | {"finetuned": taught})
+    assert found.answers.tolist() == [0, 1, 0, 1]
+    assert found.sure.tolist() == pytest.approx([0.6, 0.7, 0.8, 0.9])
+    half = "each label judged by a training on 50 % of the labels, without it"
+    assert found.by == f"by the finetuned model{words}, {half}"
+
+
+@pytest.mark.parametrize(
+    ("mode", "verdict", "words"),
+    [
+        ("lp-ft", None, " (there was no time to ask the finetuned model)"),
+        ("lp-ft", FINETUNED | {"kept": "probe"}, ""),
+        ("linear", None, ""),
+        ("linear", FINETUNED, ""),
+    ],
+)
+def test_a_head_stands_for_what_nobody_asked(judged, mode, verdict, words):
+    quarters = "each label judged by a training on 75 % of the labels, without it"
+    assert judged(mode, verdict).by == f"by a head on the frozen backbone{words}, {quarters}"
+
+
+@pytest.mark.parametrize(("corrected", "answers", "sure"), [(True, [1], 0.81 / 0.82), (False, [0], 2 / 3)])
+def test_the_graph_is_as_sure_as_its_own_temperature_says(judged, corrected, answers, sure):
+    held = SimpleNamespace(corrected=torch.tensor([[0.1, 0.9]]), plain=torch.tensor([[0.8, 0.2]]))
+    choice = SimpleNamespace(corrected=corrected)
+    probe = SimpleNamespace(held=held, choice=choice, corrected_temperature=0.5, temperature=2.0)
+    found = judged("smoothed", probe=probe)
+    assert found.answers.tolist() == answers
+    assert found.sure.item() == pytest.approx(sure)
+    assert found.by.startswith("by the pool's graph, each label judged by a training on 80 % of the labels")
