@@ -57,7 +57,8 @@ def main(argv=None):
 def check_sound(copies, faults):
     """Raise UserError where the tests fail without a fault, which would count every fault as found."""
     copy = copies.get()
-    status, said = copy.run(sorted({test for fault in faults for test in tests_of(fault.path)}))
+    tests = sorted({test for fault in faults for test in tests_of(fault.path)})
+    status, said = copy.run(tests, copy.limit * len(tests))
     copies.put(copy)
     if status != "0":
         raise UserError(f"the tests fail without any fault ({status}): {failed_in(said)}")

@@ -7,12 +7,14 @@ from PIL import Image
 
 from data_selection.common.errors import UserError
 from data_selection.common.feature_table import load_features
-from data_selection.embedding.extraction import check_labels
+from data_selection.embedding import table_writer
+from data_selection.embedding.extraction import _digest, check_labels
 from data_selection.embedding.forward import class_tokens
 from data_selection.embedding.image_batches import View, resize, to_input
 from data_selection.embedding.preprocessing import Preprocess
+from data_selection.embedding.table_writer import TableWriter, runs
 from data_selection.images.pools import load_demo, open_pool
-from tests.support.extraction_cases import COUNT, oracle, save, small_pool
+from tests.support.extraction_cases import ALONE, COUNT, oracle, save, small_pool
 
 
 def test_features_are_timms_and_labels_come_last(model, tmp_path):
@@ -130,3 +132,21 @@ def test_a_bad_first_image_is_skipped_under_any_preprocessing(model, tmp_path, f
     pool = open_pool(str(tmp_path / "l.txt"))
     for transform in (None, lambda image: View(Preprocess(28))(image).float()):
         assert save(pool, model, tmp_path / "t.npy", transform=transform, on_error="skip").shape == (1, 193)
+
+
+def test_the_digest_of_a_long_list_is_of_all_of_it():
+    names = [f"{i}.png" for i in range(2000)]
+    for place in (0, 1023, 1024, 1999):
+        assert _digest([*names[:place], "other", *names[place + 1 :]]) != _digest(names)
+    assert _digest(names[:-1]) != _digest(names) == _digest(tuple(names))
+
+
+def test_rows_are_copied_in_pieces_without_a_loss(tmp_path, monkeypatch):
+    monkeypatch.setattr(table_writer, "COPY_ROWS", 4)
+    table = np.arange(33, dtype=np.float32).reshape(11, 3)
+    with TableWriter(tmp_path / "t.npy", (11, 3), "float32", {}, ALONE) as writer:
+        writer.write(0, table, skipped=[2])
+        assert writer.finish(files=[f"{i}.png" for i in range(11)]) == 10
+    np.testing.assert_array_equal(np.load(tmp_path / "t.npy"), np.delete(table, 2, axis=0))
+    pieces = [piece.tolist() for piece in runs(np.array([0, 1, 2, 3, 4, 7, 8]), 2)]
+    assert pieces == [[0, 1], [2, 3], [4], [7, 8]]

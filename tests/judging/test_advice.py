@@ -101,3 +101,21 @@ def test_auto_takes_labels_into_account(tmp_path, capsys):
     (made,) = [path for path in tmp_path.glob("TAIL_train_kmeans*.json") if "provenance" not in path.name]
     row = METHODS["kmeans"]
     assert json.loads(made.read_text()) == row.select(TAIL, 5, config=row.config(), labelled=range(45)).tolist()
+
+
+def test_only_images_that_may_be_chosen_and_labels_in_all_decide(monkeypatch):
+    crowd = 5 + 0.01 * torch.randn(400, 12, generator=torch.Generator().manual_seed(1))
+    whole = torch.cat([EVEN, crowd])
+    assert advise(whole, 20).method == "kmeans"
+    assert advise(whole, 20, excluded=range(600, 1000)).method == "facility"
+    assert advise(EVEN, 130, excluded=range(100)).labels == use_of_labels(130, 500) != use_of_labels(130, 600)
+    assert "little more than from a random choice" in advise(EVEN, 10, labelled=range(50)).reason
+    monkeypatch.setattr(advice, "SAMPLE", 500)  # drawn from all, not the first ones
+    assert evenness(whole[:600], torch.arange(600)) > advice.EVEN > evenness(whole, torch.arange(1000))
+
+
+def test_the_seed_draws_the_images_that_are_looked_at(monkeypatch):
+    seen = []
+    monkeypatch.setattr(advice, "evenness", lambda features, ids, seed=0: seen.append(seed))
+    advise(EVEN, 20, seed=7)
+    assert seen == [7]

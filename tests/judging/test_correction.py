@@ -75,6 +75,13 @@ def test_uncorrected_probes_are_calibrated_too():
     assert found.held.plain.allclose(held_out_of(found, labels[LABELLED]), atol=1e-3)
 
 
+def test_pool_probabilities_that_are_not_corrected_are_calibrated():
+    pool, labels, _, _ = digits()
+    found = fit_smoothed(pool, labels[LABELLED], LABELLED, classes=10, correct=False)
+    assert found.temperature != 1
+    assert found.pool_probabilities().equal(at_temperature(found.pool, found.temperature))
+
+
 def held_out_of(found, known):
     from data_selection.nearest.graph import smooth
 

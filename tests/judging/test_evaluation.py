@@ -9,6 +9,7 @@ from sklearn.datasets import load_digits
 
 from data_selection.common.errors import UserError
 from data_selection.common.feature_table import FeatureTable
+from data_selection.judging import evaluation
 from data_selection.judging.evaluation import PROBE_C, judge_subset, knn_accuracy, mean_sd, probe_accuracy
 from data_selection.judging.probe import choose_c, fit_probe
 from data_selection.nearest.similarity import normalise
@@ -124,3 +125,11 @@ def test_judge_subset_compares_classes_by_name(digits):
     assert judge_subset(ids, tables[0], turned) == judge_subset(ids, *tables)
     with pytest.raises(UserError, match="has images of z, 1 classes that"):
         judge_subset(ids, tables[0], FeatureTable(test, test_labels, class_names=("z", *names[1:])))
+
+
+def test_knn_in_blocks_is_the_same(digits, monkeypatch):
+    train, train_labels, test, test_labels = digits
+    arguments = (train[:90], train_labels[:90], test[:50], test_labels[:50])
+    whole = knn_accuracy(*arguments)
+    monkeypatch.setattr(evaluation, "row_blocks", lambda n, width: [(at, min(n, at + 7)) for at in range(0, n, 7)])
+    assert knn_accuracy(*arguments) == whole > 40

@@ -86,3 +86,9 @@ def test_a_choice_that_covers_is_told_from_one_that_does_not(rows):
 def test_wrong_ids_are_refused(rows):
     with pytest.raises(UserError, match="subset id 60 is outside"):
         quality(rows, [60])
+
+
+def test_blocks_of_rows_change_nothing(rows, monkeypatch):
+    whole = quality(rows, range(0, 60, 2))
+    monkeypatch.setattr(module, "row_blocks", lambda n, width: [(at, min(n, at + 7)) for at in range(0, n, 7)])
+    assert quality(rows, range(0, 60, 2)) == pytest.approx(whole, rel=1e-5)

@@ -66,3 +66,9 @@ def test_contact_sheet_places_images_row_by_row():
 def test_markdown_table_is_aligned():
     lines = markdown_table(["a", "long"], [["xyz", 1], ["b", 22]]).splitlines()
     assert lines == ["| a   | long |", "|-----|------|", "| xyz | 1    |", "| b   | 22   |"]
+
+
+def test_the_map_is_of_directions(images):
+    features = images[:15].reshape(15, -1).astype(np.float32)
+    lengths = 2.0 ** np.arange(15, dtype=np.float32)[:, None]
+    np.testing.assert_array_equal(project_2d(features * lengths)[1], project_2d(features)[1])

@@ -9,6 +9,7 @@ from data_selection.common.errors import UserError
 from data_selection.judging import rounds
 from data_selection.judging.rounds import advise_rounds, choose_next
 from data_selection.judging.smoothed import at_temperature, fit_smoothed
+from data_selection.methods.configs_design import MarginClustersConfig
 from data_selection.methods.table import METHODS
 from tests.support.thread_world import on_ranks
 
@@ -109,3 +110,15 @@ def test_a_pool_that_is_smoothed_already_is_not_smoothed_again(monkeypatch):
     base = rounds.smoothing_of(features)
     monkeypatch.setattr(rounds, "smoothing_of", None)
     assert len(choose_next(features, labels[:12], range(12), 6, base=base).ids) == 6
+
+
+def test_settings_and_the_number_of_classes_are_passed_on():
+    features, labels = pool()
+    ids = torch.arange(0, 60, 5)
+    default = choose_next(features, labels[ids], ids, 6, method="margin-clusters")
+    found = choose_next(
+        features, labels[ids], ids, 6, method="margin-clusters", config=MarginClustersConfig(pool=1), classes=5
+    )
+    assert found.probabilities.shape == (120, 5)
+    closest = METHODS["margin"].select(features, 6, labelled=ids, probabilities=found.probabilities)
+    assert found.ids.tolist() == closest.tolist() != default.ids.tolist()

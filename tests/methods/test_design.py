@@ -17,7 +17,7 @@ from data_selection.methods.configs_design import (
     VOptimalConfig,
     WeightedConfig,
 )
-from data_selection.methods.design import doubt, facility
+from data_selection.methods.design import doubt, facility, smoothing
 from data_selection.methods.design.doubt import (
     margins,
     select_half,
@@ -209,6 +209,45 @@ def test_uncertainty_herding_covers_what_is_in_doubt(rows, probabilities):
     assert len(select_uncertainty_herding(rows, 10, probabilities=probabilities)) == 10  # no labelled rows
 
 
+def test_the_doubt_is_that_of_the_clients_and_one_label_tells_no_width(rows, probabilities):
+    units, asked = normalise(rows)[KEPT], {"excluded": EXCLUDED, "probabilities": probabilities}
+    weights = 1 - torch.tensor(plain_margins(probabilities), dtype=torch.float64)[KEPT]
+    kernel = oracle.gaussians(units, units, [median_distance(units)])
+    wanted = in_pool(oracle.facility(kernel, weights, 6, [KEPT.index(3)]))
+    assert select_uncertainty_herding(rows, 6, labelled=[3], **asked).tolist() == wanted
+    known, generator = [KEPT.index(i) for i in LABELLED], torch.Generator().manual_seed(4)
+    clients = torch.randperm(len(KEPT), generator=generator)[:40].sort().values
+    kernel = oracle.gaussians(units, units[clients], [max(0.05, torch.pdist(units[known].double()).min().item())])
+    wanted = in_pool(oracle.facility(kernel, weights[clients], 6, known))
+    config = UncertaintyHerdingConfig(clients=40)
+    assert select_uncertainty_herding(rows, 6, config=config, labelled=LABELLED, seed=4, **asked).tolist() == wanted
+
+
+def test_without_smoothing_clusters_are_of_the_rows_themselves(rows, probabilities):
+    margin = plain_margins(probabilities)
+    doubtful = sorted(range(COUNT), key=margin.__getitem__)[:40]
+    clusters = MiniBatchKMeans(n_clusters=8, n_init=1, random_state=0).fit_predict(normalise(rows)[doubtful].numpy())
+    wanted = [next(i for i, c in zip(doubtful, clusters, strict=True) if c == one) for one in sorted(set(clusters))]
+    plain, asked = MarginClustersConfig(pool=5, steps=0), {"probabilities": probabilities}
+    chosen = select_margin_clusters(rows, 8, config=plain, **asked).tolist()
+    assert chosen == sorted(wanted, key=margin.__getitem__)
+    assert chosen != select_margin_clusters(rows, 8, config=MarginClustersConfig(pool=5), **asked).tolist()
+    half = select_half(rows, 16, config=HalfConfig(pool=5, steps=0), **asked).tolist()
+    assert half[8:] == select_margin_clusters(rows, 8, config=plain, labelled=half[:8], **asked).tolist()
+    assert (
+        half[8:]
+        != select_margin_clusters(rows, 8, config=MarginClustersConfig(pool=5), labelled=half[:8], **asked).tolist()
+    )
+
+
+def test_large_pools_are_smoothed_where_it_is_asked_for_alone(rows, monkeypatch):
+    monkeypatch.setattr(smoothing, "LARGE", COUNT - 1)
+    assert smoothed_rows(rows, None, torch.device("cpu"), None) is None
+    assert smoothed_rows(rows, 2, torch.device("cpu"), None).shape == rows.shape
+    monkeypatch.setattr(smoothing, "LARGE", COUNT)
+    assert smoothed_rows(rows, None, torch.device("cpu"), None).shape == rows.shape
+
+
 def test_half_is_both_in_turn(rows, probabilities):
     asked = {"excluded": EXCLUDED, "probabilities": probabilities, "seed": 3}
     chosen = select_half(rows, 7, labelled=LABELLED, **asked).tolist()
@@ -238,3 +277,9 @@ def test_smallest_distance_over_blocks(rows, monkeypatch):
 def test_settings_outside_their_range(config, field, value):
     with pytest.raises(UserError, match=rf"^{field} {value} is outside \S+\.\."):
         config(**{field: value})
+
+
+def test_labelled_rows_of_several_blocks_are_all_served(rows, monkeypatch):
+    whole = select_facility(rows, 6, labelled=LABELLED).tolist()
+    monkeypatch.setattr(facility, "block_rows", lambda *_: 2)
+    assert select_facility(rows, 6, labelled=LABELLED).tolist() == whole

@@ -1,6 +1,7 @@
 """How much memory a selection may take: limits of containers, and what was asked for."""
 
 import contextlib
+from types import SimpleNamespace
 from typing import ClassVar
 
 import numpy as np
@@ -51,6 +52,16 @@ def test_the_least_of_all_limits_counts(monkeypatch):
     assert available_memory() == 40 * MB < free
     monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
     assert working_memory(None, torch.device("cpu")) == 10 * MB
+    assert working_memory(0.05, torch.device("cpu")) == 50_000_000
+
+
+def test_what_the_kernel_calls_available_counts_and_processes_share_it(monkeypatch):
+    told = SimpleNamespace(read_text=lambda encoding: "MemTotal: 900 kB\nMemFree: 10 kB\nMemAvailable:  400 kB\n")
+    monkeypatch.setattr(pool_reader, "Path", lambda path: told)
+    monkeypatch.setattr(pool_reader, "container_memory", lambda: iter([]))
+    assert available_memory() == 400 * 1024
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert working_memory(None, torch.device("cpu")) == 400 * 1024 // 16
     assert working_memory(0.05, torch.device("cpu")) == 50_000_000
 
 

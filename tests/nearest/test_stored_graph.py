@@ -170,6 +170,38 @@ def test_unfinished_work_of_another_pool_is_dropped(tmp_path, small_blocks):
     assert not folder.exists()
 
 
+def test_unfinished_work_for_another_number_of_neighbours_is_dropped(tmp_path, small_blocks, monkeypatch):
+    table, write = table_of(tmp_path, pool_rows()), module.atomic_write
+
+    def killed(path, mode="wb"):
+        if path.name == "000003.npz":
+            raise KeyboardInterrupt
+        return write(path, mode)
+
+    monkeypatch.setattr(module, "atomic_write", killed)
+    with pytest.raises(KeyboardInterrupt):
+        pool_graph(table, 7)
+    monkeypatch.setattr(module, "atomic_write", write)
+    assert_fresh(pool_graph(table, 5), table.features, 5)
+
+
+def test_rows_of_another_length_are_searched_anew(tmp_path):
+    pool_graph(table_of(tmp_path, rows(60, 6)), 5)
+    table = table_of(tmp_path, rows(60, 8))
+    assert_fresh(pool_graph(table, 5), table.features, 5)
+
+
+def test_a_file_of_another_format_is_made_anew(tmp_path):
+    table = table_of(tmp_path, rows(60))
+    pool_graph(table, 5)
+    path = neighbours_file(table.path)
+    with np.load(path) as kept:
+        content = dict(kept)
+    np.savez(path, **(content | {"format": module.FORMAT + 1}))
+    assert read_neighbours(path) is None
+    assert_fresh(pool_graph(table, 5), table.features, 5)
+
+
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut off", b"\x93NUMPY"])
 def test_a_damaged_file_is_made_anew(content, tmp_path):
     table = table_of(tmp_path, rows(40))

@@ -169,11 +169,11 @@ class Copy:
             stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         )  # fmt: skip
 
-    def run(self, tests: list[str]) -> tuple[str, str]:
+    def run(self, tests: list[str], limit: float | None = None) -> tuple[str, str]:
         """(`0` where all pass, else pytest's status or `timeout`; what pytest said at the end)."""
         said = self.folder.parent / "said.txt"
         words = ["-x", "-q", "-p", "no:cacheprovider", "--no-header", "--tb=line", *tests, str(said)]
-        self.nursery.stdin.write(json.dumps([words, self.limit]) + "\n")
+        self.nursery.stdin.write(json.dumps([words, limit or self.limit]) + "\n")
         self.nursery.stdin.flush()
         return self.nursery.stdout.readline().strip(), said.read_text(errors="replace")[-2000:]
 

@@ -4,7 +4,8 @@ import pytest
 import yaml
 
 from data_selection.common.errors import UserError
-from data_selection.judging.experiments.plan import method_of, read_plan, setting
+from data_selection.common.paths import ROOT
+from data_selection.judging.experiments.plan import method_of, read_plan, resolve, setting
 from tests.support.experiments import make_config
 
 BAD = [
@@ -72,3 +73,14 @@ def test_a_plan_is_what_the_file_says(tmp_path):
     assert plan.seeds == (3, 5)
     assert plan.budgets == (8, "10%", 30)
     assert plan.baseline == "random"
+
+
+def test_a_path_that_is_not_here_is_looked_for_in_the_repository(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert resolve("configs/README.md") == ROOT / "configs" / "README.md"
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "README.md").touch()
+    assert resolve("configs/README.md").resolve() == tmp_path / "configs" / "README.md"
+    assert str(resolve("gone/x.npy")) == "gone/x.npy"
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert resolve("~/configs") == tmp_path / "configs"

@@ -117,3 +117,16 @@ def test_mistakes_are_told(tmp_path, published, told):
     assert yaml.safe_load(path.read_text())["published"] == published
     with pytest.raises(UserError, match=told):
         read_published(read_plan(path))
+
+
+def test_a_pool_with_budgets_of_its_own_is_compared_at_these(tmp_path):
+    pools = {"one": {"train": "x.npy", "budgets": [5, "2%"]}}
+    numbers = {"probe": {"one": {"random": [50, 60]}}}
+    plan = read_plan(make_config(tmp_path, pools=pools, published={"numbers": numbers}))
+    ours = {
+        ("one", "probe", "random", "5"): Number(51.0, 1.0, "51"),
+        ("one", "probe", "random", "8"): Number(9, 1, "9"),
+    }
+    lines = compare(plan, ours, read_published(plan)).splitlines()
+    rows = [[word.strip() for word in line.split("|")[1:-1]] for line in lines if line.startswith("| ")]
+    assert rows == [["chosen by", "5", "2%"], ["random", "51 (50)", "- (60)"]]

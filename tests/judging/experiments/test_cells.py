@@ -1,0 +1,106 @@
+"""What a cell's digest depends on, which cells a plan has, and the pool that they are computed in."""
+
+import os
+
+import numpy as np
+import pytest
+import torch
+
+from data_selection.common.feature_table import load_features, save_features
+from data_selection.common.files import sha256
+from data_selection.judging.experiments import cells as module
+from data_selection.judging.experiments.cells import Hashes, LoadedPool, make_cells
+from data_selection.judging.experiments.evaluations import FROZEN
+from data_selection.judging.experiments.plan import PoolSpec, read_plan
+from data_selection.judging.smoothed import smoothing_of
+from tests.support.experiments import blobs, make_config
+
+
+def cells_of(folder, **changes):
+    """The cells of a config, whose feature files are those of make_config."""
+    plan = read_plan(make_config(folder, **({"seeds": 1, "budgets": [8]} | changes)))
+    hashes = Hashes(folder)
+    return make_cells(plan, {spec.name: LoadedPool(spec, hashes) for spec in plan.pools}, FROZEN)
+
+
+def files(folder):
+    return {"train": f"{folder}/one_train.npy", "test": f"{folder}/one_test.npy"}
+
+
+def loaded(folder, **changes):
+    make_config(folder)
+    spec = PoolSpec("one", folder / "one_train.npy", folder / "one_test.npy", **changes)
+    return LoadedPool(spec, Hashes(folder))
+
+
+def test_a_cut_is_another_pool_than_the_whole_file(tmp_path):
+    pools = {"whole": files(tmp_path), "cut": files(tmp_path) | {"imbalance": 4}}
+    found = cells_of(tmp_path, pools=pools, methods={"random": None}, evaluations={"knn": {}})
+    assert len({cell.digest for cell in found}) == len({cell.list_digest for cell in found}) == 2
+
+
+def test_lists_around_other_cores_are_other_lists(tmp_path):
+    methods = {name: {"method": "bilaf", "cores": name} for name in ("random", "kmeans")}
+    found = cells_of(tmp_path, methods=methods, evaluations={"knn": {}})
+    assert len({cell.list_digest for cell in found}) == 2
+
+
+def test_other_test_images_are_judged_anew_on_the_same_lists(tmp_path):
+    before = cells_of(tmp_path)
+    blobs(tmp_path / "one_test.npy", 61, seed=9)
+    after = cells_of(tmp_path)
+    assert [cell.list_digest for cell in after] == [cell.list_digest for cell in before]
+    assert not {cell.digest for cell in after} & {cell.digest for cell in before}
+
+
+def test_pools_have_budgets_methods_and_evaluations_of_their_own(tmp_path):
+    pools = {"one": files(tmp_path), "two": files(tmp_path) | {"budgets": [5, "10%"]}}
+    found = cells_of(
+        tmp_path, pools=pools, methods={"random": None, "fps": {"pools": ["one"]}},
+        evaluations={"knn": {}, "probe": {"pools": ["two"]}},
+    )  # fmt: skip
+    assert [(cell.pool, cell.budget, cell.method, cell.evaluation) for cell in found] == [
+        ("one", 8, "random", "knn"), ("one", 8, "fps", "knn"),
+        ("two", 5, "random", "knn"), ("two", 5, "random", "probe"),
+        ("two", 12, "random", "knn"), ("two", 12, "random", "probe"),
+    ]  # fmt: skip
+
+
+def test_a_file_is_hashed_again_where_its_size_or_time_has_changed(tmp_path, monkeypatch):
+    path = tmp_path / "a.npy"
+    path.write_bytes(b"one")
+    first = Hashes(tmp_path).of(path)
+    path.write_bytes(b"two")
+    os.utime(path, ns=(0, 7))
+    second = Hashes(tmp_path).of(path)
+    assert second == sha256(path) != first
+    path.write_bytes(b"three")
+    os.utime(path, ns=(0, 7))
+    third = Hashes(tmp_path).of(path)
+    assert third == sha256(path) != second
+    monkeypatch.setattr(module, "sha256", None)
+    assert Hashes(tmp_path).of(path) == third
+
+
+def test_test_labels_are_told_in_the_pools_class_numbers(tmp_path):
+    names = tuple("abcd")
+    for part in ("train", "test"):
+        blobs(tmp_path / f"one_{part}.npy", 60, seed=1)
+        table = load_features(tmp_path / f"one_{part}.npy")
+        labels = table.labels if part == "train" else 3 - table.labels
+        words = names if part == "train" else names[::-1]
+        save_features(tmp_path / f"two_{part}.npy", table.features, labels, class_names=words)
+    pool = LoadedPool(PoolSpec("two", tmp_path / "two_train.npy", tmp_path / "two_test.npy"), Hashes(tmp_path))
+    assert pool.tensors[3].equal(pool.tensors[1])  # the same images, though numbered the other way round
+
+
+@pytest.mark.parametrize("imbalance", [None, 4])
+def test_a_pool_is_smoothed_as_it_is_asked_for_over_its_own_rows(tmp_path, imbalance):
+    pool = loaded(tmp_path, imbalance=imbalance)
+    rows = torch.from_numpy(np.array(pool.train.features[pool.rows]))
+    assert len(rows) == 120 or imbalance
+    for steps in (1, 0, 1):
+        base, outside = pool.smoothed(5, steps)
+        expected = smoothing_of(rows, k=5, steps=steps)
+        torch.testing.assert_close(base.smoothed, expected.smoothed)
+        torch.testing.assert_close(outside.smoothed, expected.outside(pool.tensors[2]).smoothed)
