@@ -84,8 +84,9 @@ def test_an_earlier_run_is_set_aside_whole(images, tmp_path, monkeypatch, capsys
 
 
 def test_a_beginning_without_a_checkpoint_is_written_anew_by_auto_resume(images, tmp_path):
-    (tmp_path / "log.txt").write_text('{"epoch": 1}\n')
+    (tmp_path / "log.txt").write_text('{"epoch": 0}\n{"epoch": 1}\n')
     main(command(images, tmp_path, auto_resume=True, epochs=1))
+    assert [line["epoch"] for line in log_lines(tmp_path)] == [1]
     assert not (tmp_path / "earlier_1").exists()
     (tmp_path / "log.txt").write_text('{"epoch": 7}\n')
     main(command(images, tmp_path, epochs=1))

@@ -7,6 +7,7 @@ import json
 import pytest
 import torch
 import yaml
+from timm.utils import ModelEmaV3
 
 from data_selection.common.errors import UserError, run
 from data_selection.images import pools
@@ -16,6 +17,7 @@ from deit.learner import building
 from deit.learner.building import make_optimizer, make_scheduler
 from deit.main import main
 from deit.options import parse
+from deit.runs.checkpoints import restore
 from tests.support.trainer_runs import checkpoint, command, log_lines, make_images
 
 
@@ -109,6 +111,28 @@ def test_a_checkpoint_of_the_released_trainer_is_continued(images, tmp_path, arg
     if args:
         with pytest.raises(UserError, match=r"--lr 0.1 \(was 0.05\)"):
             main(command(images, finetune=None, resume=tmp_path / "released.pth", lr=0.1))
+
+
+def test_an_average_that_a_checkpoint_lacks_starts_from_its_weights():
+    torch.manual_seed(0)
+    model, saved, said = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2), []
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    learner = argparse.Namespace(
+        model=model, optimizer=optimizer, scheduler=None, scaler=None, ema=ModelEmaV3(model), kept={}
+    )
+    state = {"model": saved.state_dict(), "optimizer": optimizer.state_dict(), "epoch": 1}
+    restore(learner, state, "old.pth", said.append, 1)
+    assert same_weights(learner.ema.module.state_dict(), saved.state_dict())
+    assert said == ["old.pth holds no EMA: it starts from the checkpoint's weights"]
+
+
+def test_what_cross_validation_has_found_goes_on_with_the_run(images, tmp_path):
+    main(command(images, tmp_path / "begun", epochs=2))
+    state = checkpoint(tmp_path / "begun", "checkpoint_previous.pth")
+    found = {"temperature": 0.5, "verdict": {"kept": "finetuned"}}
+    torch.save(state | {"args": state["args"] | found}, tmp_path / "asked.pth")
+    main(command(images, tmp_path / "on", finetune=None, resume=tmp_path / "asked.pth", epochs=2))
+    assert checkpoint(tmp_path / "on")["args"] | found == checkpoint(tmp_path / "on")["args"]
 
 
 def test_accumulated_passes_follow_the_same_curve(images, tmp_path, capsys):
