@@ -52,6 +52,12 @@ def test_links_and_copies_replace_each_other_and_leave_the_pool_alone(pool, tmp_
     assert sorted(path.name for path in out.rglob("*") if path.is_file()) == ["a.png", "a.png", "c.jpg"]
 
 
+def test_a_link_follows_an_image_that_has_moved(pool, tmp_path):
+    for path in pool[:2]:
+        put(tmp_path / "out", ["a.png"], [path], "link")
+        assert str((tmp_path / "out" / "a.png").readlink()) == path
+
+
 def decoded(uri):
     return Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2])))
 

@@ -11,8 +11,8 @@ import timm
 import torch
 from PIL import Image
 
-from data_selection.commands.extract import main_extract
-from data_selection.commands.run_extract import pick_amp
+from data_selection.commands.extract import build_parser, main_extract
+from data_selection.commands.run_extract import open_backbone, pick_amp
 from data_selection.common.errors import run
 from data_selection.common.feature_table import load_features, sidecar
 from data_selection.embedding import extraction
@@ -255,6 +255,17 @@ def test_a_typed_key_must_be_there(model, folder, tmp_path, capsys):
     assert run(main_extract, flags) == 2
     assert "hold entries teacher, epoch, no tensors in 'studnet'" in capsys.readouterr().err
     assert run(main_extract, flags[:-2]) == 0
+
+
+def test_another_entry_of_a_checkpoint_is_other_weights(model, tmp_path):
+    torch.save({"one": model.state_dict(), "two": model.state_dict()}, tmp_path / "w.pth")
+    words = command(str(tmp_path / "w.pth"), tmp_path, dataset="DEMO")
+    told = [
+        open_backbone(build_parser().parse_args([*words, "--checkpoint_key", key]), "demo_vit", lambda _: None)[1]
+        for key in ("one", "two")
+    ]
+    assert [one["checkpoint_key"] for one in told] == ["one", "two"]
+    assert told[0] == told[1] | {"checkpoint_key": "one"}
 
 
 def test_distilled_weights_belong_to_distilled_models(folder, tmp_path, capsys):

@@ -71,6 +71,16 @@ def test_the_pool_is_the_one_asked_for(weights, few, tmp_path, asked, monkeypatc
     ]  # fmt: skip
 
 
+def test_paths_of_a_list_with_labels_start_where_they_are_said_to(weights, folder, tmp_path):
+    (tmp_path / "list.txt").write_text("004.png\n002.png\n")
+    (tmp_path / "l.csv").write_text("file,label\n002.png,lynx\n")
+    words = ["--data_path", str(folder), "--labels", str(tmp_path / "l.csv")]
+    asked = build_parser().parse_args(command(weights, tmp_path, *words, dataset=tmp_path / "list.txt"))
+    pool = run_extract.open_images(asked)
+    assert (pool.class_names, pool.labels) == (("lynx",), [-1, 0])
+    assert pool.paths == [str(folder / name) for name in ("004.png", "002.png")]
+
+
 def test_labels_are_those_of_folders_or_of_a_table(weights, folder, tmp_path):
     for i, kind in enumerate(("cat", "dog", "dog")):
         (tmp_path / "pool" / kind).mkdir(parents=True, exist_ok=True)

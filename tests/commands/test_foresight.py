@@ -71,6 +71,7 @@ def test_class_names_come_from_words_or_a_file(tmp_path):
     assert run_choose.class_words(str(tmp_path / "names.txt")) == ["b", "a, c"]
     assert run_choose.class_words("b, a,,b") == ["b", "a"]
     assert run_choose.class_words(["x", " "]) == ["x"]
+    assert run_choose.class_words("e\u0301te\u0301,\u00e9t\u00e9") == ["\u00e9t\u00e9"]  # as labels are read
 
 
 def test_a_disk_that_is_too_full_is_told_before_the_work(tmp_path, monkeypatch):

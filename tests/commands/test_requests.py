@@ -33,6 +33,14 @@ def test_what_waits_for_labels_is_not_free(choose, tmp_path):
     assert not (tmp_path / "two").exists()
 
 
+def test_the_folder_of_images_is_left_alone_by_any_name(folder, tmp_path):
+    (tmp_path / "link").symlink_to(folder)
+    for source, out in ((folder, tmp_path / "link" / "run"), (tmp_path / "link", folder / "run")):
+        with pytest.raises(UserError, match="lies in the folder of images"):
+            run_choose.open_images(source, out)
+    assert len(run_choose.open_images(folder, tmp_path / "run")) == COUNT
+
+
 def test_auto_looks_by_the_seed(choose, tmp_path, monkeypatch):
     real, seeds = run_choose.advise, []
     monkeypatch.setattr(

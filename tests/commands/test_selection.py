@@ -2,6 +2,7 @@
 
 import json
 import re
+import tempfile
 
 import pytest
 
@@ -115,6 +116,16 @@ def test_a_history_is_written_of_a_list_that_is_there(select, tmp_path):
     assert (tmp_path / "labels.csv").read_text() == "file,label\na.png,cat\n"
     (tmp_path / "labels.csv").unlink()
     assert {name: content for name, (content, _) in files(tmp_path).items() if "provenance" not in name} == before
+
+
+def test_a_history_that_cannot_be_written_is_told_before_the_choice(select, tmp_path, monkeypatch):
+    def refuse(**_):
+        raise PermissionError(13, "Permission denied", "some temporary name")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+    status, said = select("--history", tmp_path / "steps.csv", main=lambda argv: main_activeft("activeft_cifar", argv))
+    assert (status, said) == (2, f"error: Permission denied: {tmp_path / 'steps.csv'}\n")
+    assert not (tmp_path / "lists").exists()
 
 
 @pytest.mark.parametrize("name", ["mine.txt", "round.1", ".json", "mine"])

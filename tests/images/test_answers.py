@@ -155,6 +155,17 @@ def test_a_bare_name_is_the_image_that_was_asked_for(tmp_path):
     assert found.labels == {"dogs/a b.jpg": "Dog", "cats/b.jpg": "Cat"}
 
 
+def test_an_image_that_was_asked_for_and_lies_elsewhere_is_not_taken(tmp_path):
+    names = ["1/a/b.jpg", "2/a/b.jpg", "3/c/b.jpg"]
+    (tmp_path / "a.csv").write_text("a/b.jpg,Cat\na%2Fb.jpg, Dog \n3/c/b.jpg, Dog \n")
+    found = read_answers([tmp_path / "a.csv"], names, asked=["3/c/b.jpg"])
+    assert found.labels == {"3/c/b.jpg": "Dog"}
+    assert found.faults[0] == (
+        "2 rows are of no image of the pool: a/b.jpg (a.csv; several are called so), "
+        "a%2Fb.jpg (a.csv; several are called so)"
+    )
+
+
 def test_what_a_file_was_found_by_is_told(tmp_path):
     def lines(*files):
         (tmp_path / "a.csv").write_text(
