@@ -12,6 +12,7 @@ import torch
 
 from data_selection.common.errors import UserError
 from data_selection.common.errors import run as end_of
+from data_selection.common.listed_names import unquoted
 from data_selection.images.pools import Pool
 from deit.labelled.commands import main_predict
 from deit.labelled.training import predict_images
@@ -132,6 +133,13 @@ def test_the_table_keeps_names_and_order():
     rows = list(csv.reader(io.StringIO(table.table())))
     assert rows[0] == ["file", "label", "confidence", "second", "second_confidence"]
     assert rows[1:] == [['a,"b".png', "y", "0.7500", "x", "0.2500"], ["é.png", "x", "0.5000", "z", "0.4000"]]
+
+
+def test_names_of_images_that_were_not_read_come_back_too():
+    names = ("two\nlines.png", '"quotes".png')
+    table = Predictions(("a.png",), torch.tensor([[0.25, 0.75]]), ("x", "y"), unread=names)
+    *_, first, second = csv.reader(io.StringIO(table.table()))
+    assert (unquoted(first[0]), unquoted(second[0])) == names
 
 
 def test_weights_alone_are_refused(run, tmp_path):
