@@ -135,10 +135,10 @@ def test_the_table_keeps_names_and_order():
     assert rows[1:] == [['a,"b".png', "y", "0.7500", "x", "0.2500"], ["é.png", "x", "0.5000", "z", "0.4000"]]
 
 
-def test_names_of_images_that_were_not_read_come_back_too():
-    names = ("two\nlines.png", '"quotes".png')
-    table = Predictions(("a.png",), torch.tensor([[0.25, 0.75]]), ("x", "y"), unread=names)
-    *_, first, second = csv.reader(io.StringIO(table.table()))
+def test_names_of_images_that_were_not_read_come_back_too(tmp_path):
+    names = ("bytes\udcff.png", '"quotes.png"')
+    Predictions(("a.png",), torch.tensor([[0.25, 0.75]]), ("x", "y"), unread=names).write(tmp_path / "p.csv")
+    *_, first, second = csv.reader(io.StringIO((tmp_path / "p.csv").read_text(encoding="utf-8")))
     assert (unquoted(first[0]), unquoted(second[0])) == names
 
 
