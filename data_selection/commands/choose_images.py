@@ -29,8 +29,8 @@ def build_parser() -> argparse.ArgumentParser:
     asking = ", ".join(name for name in METHODS if name not in LABEL_FREE)
     add("--strategy", default="auto", help="with --labelled: auto, label-free (as --method says), or a method that "
         f"asks a model of the labels: {asking}")  # fmt: skip
-    add("--model", "--arch", default="vit_small", help="what embeds the images: vit_small (DINO's), demo_vit, "
-        "timm:NAME, ... as for extract_feature.py --arch")  # fmt: skip
+    add("--model", "--arch", help="what embeds the images: vit_small (DINO's), demo_vit, timm:NAME, ... as for "
+        "extract_feature.py --arch; default: that of the round before (--labelled), else vit_small")  # fmt: skip
     add("--weights", "--pretrained_weights", default="",
         help="checkpoint of it (.pth, .pt, .safetensors) or https address; empty: the published ones")  # fmt: skip
     add("--allow-http", action="store_true", help="take weights from an address without https")

@@ -32,6 +32,7 @@ from data_selection.images.label_files import some
 from data_selection.images.pools import Pool
 from data_selection.methods.table import LABEL_FREE, METHODS
 
+MODEL = "vit_small"
 AUTO, WITHOUT = "auto", "label-free"
 STRATEGIES = (AUTO, WITHOUT, *(name for name, method in METHODS.items() if method.rounds))
 
@@ -131,6 +132,17 @@ def tables_of(source: Path, names: Sequence[str]) -> list[Path]:
 def digest(known: Known) -> str:
     text = json.dumps([sorted(known.labels.items()), sorted(known.waiting)])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def backbone_of(model: str | None, weights: str, labelled: Sequence[Path | str]) -> tuple[str, str]:
+    """(model, weights) that embed a pool: those asked for, else those of the newest earlier round, else MODEL."""
+    runs = [Path(source) for source in labelled if is_run(Path(source))]
+    if model is not None or not runs:
+        return model or MODEL, weights
+    record = read_run(runs[-1])
+    model, own = record["request"]["model"], weights or record.get("weights") or ""
+    print(f"the backbone is that of {runs[-1]}: {model}{f', {own}' if own else ''} (--model names another)")
+    return model, own
 
 
 def borrow(args: argparse.Namespace, labelled: Sequence[Path | str]) -> None:

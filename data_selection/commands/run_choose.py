@@ -24,7 +24,7 @@ from data_selection.annotation.run_folder import (
     read_run,
 )
 from data_selection.commands.any_method import next_round
-from data_selection.commands.earlier_rounds import AUTO, Known, borrow, digest, method_of, read_labelled
+from data_selection.commands.earlier_rounds import AUTO, Known, backbone_of, borrow, digest, method_of, read_labelled
 from data_selection.commands.extract import build_parser
 from data_selection.commands.foresight import check_disk, foresee, rows_looked_at
 from data_selection.commands.given_labels import numbered
@@ -65,7 +65,7 @@ def choose_images(
     *,
     method: str = "activeft",
     strategy: str = AUTO,
-    model: str = "vit_small",
+    model: str | None = None,
     weights: str = "",
     allow_http: bool = False,
     check: int = 0,
@@ -83,10 +83,11 @@ def choose_images(
     method: a row of LABEL_FREE, or `auto`: as judging.advice says once the pool is embedded. check: so many images
     more, drawn at random from the rest of the pool, which training judges by and learns from, too. labelled: folders of
     earlier rounds, or label files of any tool; these images are not chosen again, and with labels of two classes a
-    model of them chooses by a strategy, one of STRATEGIES (`auto`: as judging.rounds advises). classes: names for
-    the page, or the `a,b,c` or file of the command. images: `link`, `copy` or `none`. The same call again goes on where
-    it was stopped, and never writes over labels. dry_run: only say what it would do, and return None. Raises UserError
-    for the user's mistakes, before any work.
+    model of them chooses by a strategy, one of STRATEGIES (`auto`: as judging.rounds advises). model: by default that
+    of the last folder of `labelled`, with its weights, else MODEL. classes: names for the page, or the `a,b,c` or file
+    of the command. images: `link`, `copy` or `none`. The same call again goes on where it was stopped, and never writes
+    over labels. dry_run: only say what it would do, and return None. Raises UserError for the user's mistakes, before
+    any work.
     """
     # rank 0 alone looks for neighbours and writes the pages, and each step would form a group of its own at one port
     one_process(
@@ -96,6 +97,7 @@ def choose_images(
     if images not in HOW:
         raise UserError(f"images {images!r}: {', '.join(HOW)} are known")
     words = class_words(classes)
+    model, weights = backbone_of(model, weights, labelled)
     pool = open_images(source, out)
     count = number(budget, len(pool))
     if check and check < FEWEST_DRAWN:

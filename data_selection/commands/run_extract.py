@@ -37,6 +37,7 @@ from data_selection.images.downloads import check_address
 from data_selection.images.folders import SPLIT_NAMES
 from data_selection.images.inventory import inventory, save_duplicates
 from data_selection.images.label_files import labelled_folder
+from data_selection.images.list_files import UNKNOWN
 from data_selection.images.pools import POOLS, Pool, open_pool
 from data_selection.images.record import load_record, record_pool
 
@@ -85,6 +86,7 @@ def extract_pool(
     source = source_of(args.dataset, args.data_path)
     if on_main(world, lambda: check_own(path, source, pool)):
         say(f"{path} exists: its rows are kept where images, backbone and pixels are the same")
+        keep_labels(path, pool, say)
     amp = on_main(world, lambda: pick_amp(args.amp, world.device))  # machines may differ
     backbone = {
         "arch": arch, "patch_size": args.patch_size if arch in WIDTHS else None, "n_last_blocks": args.n_last_blocks,
@@ -121,6 +123,18 @@ def open_images(args: argparse.Namespace) -> Pool:
         return pool
     labels = None if args.labels == "folders" else args.labels
     return labelled_folder(Path(args.dataset), labels, "--labels", "--dataset", args.data_path)
+
+
+def keep_labels(path: Path, pool: Pool, say: Log) -> None:
+    """Give a pool without labels those that its feature file has: an extraction without --labels loses none."""
+    table = load_features(path)
+    if pool.labels is not None or table.labels is None or table.class_names is None:
+        return
+    known = dict(zip(table.names or (), table.labels.tolist(), strict=False))
+    pool.labels = [known.get(name, UNKNOWN) for name in pool.names or ()]
+    pool.class_names, pool.classes = table.class_names, len(table.class_names)
+    bare = pool.labels.count(UNKNOWN)
+    say(f"the labels in {path} are kept" + (f"; {bare} images have none: give --labels again" if bare else ""))
 
 
 def take_stock(path: Path, pool: Pool, stats: Stats) -> str:

@@ -1,5 +1,6 @@
 """Labels as they come back from annotation: tables of any spreadsheet, Label Studio's and CVAT's exports, folders."""
 
+import contextlib
 import csv
 import difflib
 import io
@@ -14,6 +15,7 @@ from data_selection.images.label_files import some
 
 CLOSE = 0.8  # difflib's measure from which two words may be one misspelt
 CLOSE_TO_KNOWN = 0.6  # where one of them is known to be a class: short words have few letters to agree in
+MISSING = ("n/a", "na", "nan", "null", "none", "?", "-", "--", "#n/a")  # what people write for no label
 RARE = 2  # images: a word that more of them have is no slip
 
 
@@ -81,9 +83,14 @@ def check_words(result: Answers, classes: Sequence[str]) -> None:
     counts = Counter(result.labels.values())
     known = set(classes)
     new = sorted(counts.keys() - known)
-    for word in new:
+    for word in [word for word in new if word.casefold() in MISSING]:
+        result.faults.append(
+            f"{word!r} ({counts[word]} images) says that there is no label: leave these cells empty, or, if it is a "
+            "class, name all of them with --classes of choose_images.py"
+        )
+    for word in [word for word in new if word.casefold() not in MISSING]:
         others = [*known, *(other for other in new if counts[other] > counts[word])]
-        folded = [other for other in others if other.casefold().split() == word.casefold().split()]
+        folded = [other for other in others if alike(other) == alike(word)]
         close = folded or (closest(word, others, known) if counts[word] <= RARE else [])
         if close and close[0] in known:
             result.faults.append(
@@ -100,6 +107,13 @@ def check_words(result: Answers, classes: Sequence[str]) -> None:
         result.understood.append(f"classes that are not among {some(list(classes))}: {told}")
     if len(counts) == 1:
         result.faults.append(f"all {sum(counts.values())} labels are {next(iter(counts))!r}: two classes are needed")
+
+
+def alike(word: str) -> object:
+    """What words that look the same to people have in common: capitals and spaces left aside, 1 and 1.0 one number."""
+    with contextlib.suppress(ValueError, OverflowError):
+        return float(word)
+    return word.casefold().split()
 
 
 def closest(word: str, others: Sequence[str], known: set[str]) -> list[str]:

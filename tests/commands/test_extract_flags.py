@@ -94,6 +94,10 @@ def test_labels_are_those_of_folders_or_of_a_table(weights, folder, tmp_path):
 
     assert labels() == (None, None)
     assert labels("--labels", "folders") == (("cat", "dog"), [0, 1, 1])
+    assert labels() == (("cat", "dog"), [0, 1, 1])  # are not lost where the flag is forgotten
+    shutil.copyfile(folder / "004.png", tmp_path / "pool" / "cat" / "z.png")
+    assert labels() == (("cat", "dog"), [0, -1, 1, 1])
+    (tmp_path / "pool" / "cat" / "z.png").unlink()
     assert labels("--labels", str(tmp_path / "l.csv")) == (("lynx", "wolf"), [0, 1, -1])
     with pytest.raises(UserError, match=r"000\.png lies in no class folder: .* in a CSV with --labels FILE"):
         labels("--labels", "folders", dataset=folder)

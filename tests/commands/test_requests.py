@@ -8,6 +8,7 @@ import pytest
 
 from data_selection.annotation.run_folder import read_run
 from data_selection.commands import run_choose
+from data_selection.commands.earlier_rounds import backbone_of
 from data_selection.commands.run_choose import choose_images
 from data_selection.common.errors import UserError
 from deit.labelled.runs import open_run, training_folder
@@ -105,3 +106,15 @@ def test_images_that_came_later_are_told(choose, tmp_path, folder, capsys):
     (growing / "late.png").unlink()
     choose(out, source=growing)
     assert "new since" not in capsys.readouterr().out
+
+
+def test_a_further_round_goes_on_with_the_backbone_of_the_one_before(folder, weights, tmp_path, capsys):
+    how = {"method": "random", "device": "cpu", "num_workers": 0}
+    one = choose_images(folder, 9, tmp_path / "one", model="demo_vit", weights=weights, **how).folder
+    label(one, 9)
+    two = choose_images(folder, 9, tmp_path / "two", labelled=[one], **how).folder
+    first, second = (read_run(out) for out in (one, two))
+    assert (second["request"]["model"], second["weights"]) == ("demo_vit", first["weights"])
+    assert f"the backbone is that of {one}: demo_vit, {weights} (--model names another)" in capsys.readouterr().out
+    assert backbone_of("vit_tiny", "", [one]) == ("vit_tiny", "")
+    assert backbone_of(None, "w.pth", [tmp_path]) == ("vit_small", "w.pth")

@@ -58,6 +58,7 @@ def test_evaluation_needs_no_flag_but_the_checkpoint_and_images(trained, images,
     assert f"* Acc@1 {accuracy:.3f}" in told
     assert "checkpoint.pth was made: --model demo_vit --input-size 35 --pixels data-set" in told
     assert "--input-size" not in evaluate(capsys, images, out, "--input-size", "28", "--model", "demo_vit")
+    assert f"* Acc@1 {accuracy:.3f}" in evaluate(capsys, images, out, "--data-set", "FOLDERSUBSET")
 
 
 def test_classes_are_matched_by_name(trained, images, tmp_path, capsys):

@@ -1,6 +1,7 @@
 """Labels come back from annotation in many forms; all mean the same, and what is wrong is told."""
 
 import json
+import re
 import unicodedata
 import zipfile
 from pathlib import Path
@@ -242,3 +243,16 @@ def test_what_is_no_label_file_is_refused(tmp_path, name, content, message):
 def test_written_labels_are_read_again(tmp_path):
     assert read(tmp_path / "labels.csv", write_labels(WANTED)).labels == WANTED
     assert write_labels({"b.png": "", "a,b.png": "Cat"}) == 'file,label\n"a,b.png",Cat\nb.png,\n'
+
+
+@pytest.mark.parametrize(("words", "fault"), [
+    (["cat", "dog", "N/A"], r"^'N/A' \(1 images\) says that there is no label: leave these cells empty"),
+    (["cat", "dog", "?", "?", "?", "?"], r"^'\?' \(4 images\) says that there is no label"),
+    (["1", "1", "1", "1.0", "2", "2"], r"^'1.0' \(1 images\) stands beside '1' \(3\)"),
+])  # fmt: skip
+def test_words_that_no_class_is_called_by_are_asked_about(tmp_path, words, fault):
+    names = [f"{i}.png" for i in range(len(words))]
+    (tmp_path / "a.csv").write_text("".join(f"{name},{word}\n" for name, word in zip(names, words, strict=True)))
+    (found,) = read_answers([tmp_path / "a.csv"], names).faults
+    assert re.search(fault, found)
+    assert read_answers([tmp_path / "a.csv"], names, classes=sorted(set(words))).faults == []

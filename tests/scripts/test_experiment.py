@@ -202,6 +202,7 @@ def test_a_dry_run_computes_nothing_and_estimates_by_what_is_done(experiment, tm
         ((), {"evaluations": {"trainer": {"moed": "linear"}}}, r"unknown key 'moed' \(did you mean mode\?\)"),
         ((), {"evaluations": {"trainer": {"mode": "linear"}}}, r"pool 'one' needs trainer: \{data-set: "),
         ((), {"evaluations": {"trainer": {"seed": 3}}}, r"unknown key 'seed'"),
+        ((), {"evaluations": {"trainer": {"data-set": "DEMOSUBSET", "data-path": "no"}}}, r"no is no folder"),
         (("--jobs", 0), {}, r"--jobs 0 must be at least 1"),
     ],
 )  # fmt: skip
@@ -220,6 +221,12 @@ def test_files_without_labels_are_named_before_any_work(experiment, tmp_path, pa
     with pytest.raises(UserError, match=rf"one_{part}\.npy has no labels.* extract again with --labels folders"):
         experiment()
     assert not (tmp_path / "out" / "lists").exists()
+
+
+def test_a_pool_is_not_judged_by_its_own_images(experiment, tmp_path):
+    file = str(tmp_path / "one_train.npy")
+    with pytest.raises(UserError, match="train and test of pool 'one' are one file: test needs other images"):
+        experiment(pools={"one": {"train": file, "test": file}})
 
 
 def test_a_cell_that_fails_is_named(experiment, tmp_path):

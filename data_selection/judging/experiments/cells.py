@@ -256,6 +256,8 @@ def judge_of(
         raise UserError(f"{where}: pool {pool.spec.name!r} needs test: a feature file of images to evaluate on")
     if kind.frozen:
         pool.known_labels()  # says so where there are none
+    if kind.frozen and pool.test_hash == pool.train_hash:
+        raise UserError(f"{where}: train and test of pool {pool.spec.name!r} are one file: test needs other images")
     test = {"test": pool.test_hash} if kind.frozen else {}
     complete = kind.check(settings, pool.spec, where)
     return score, {"kind": row.kind, **kind.key(complete), **test}, complete

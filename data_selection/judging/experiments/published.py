@@ -60,7 +60,7 @@ def number(value: Any, where: str) -> Number:
 
 def read_results(path: Path) -> dict[Place, Number]:
     """Our numbers, from the table.csv that run_experiment.py wrote; path: it, its folder or a file beside it."""
-    file = (path if path.is_dir() else path.parent) / "table.csv"
+    file = (path if path.is_dir() or not path.suffix else path.parent) / "table.csv"
     if not file.exists():
         raise UserError(f"{file} does not exist: run scripts/run_experiment.py on the config, then name its folder")
     found = {}

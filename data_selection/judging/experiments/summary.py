@@ -33,7 +33,8 @@ class Entry:
     """A method at a budget in a pool under an evaluation.
 
     score: over its seeds. gain: to the baseline seed by seed, None for the baseline itself and where no seed is shared.
-    needed: labels that the baseline needs for the same accuracy; beyond: it needs more than that, its largest budget.
+    needed: labels that the baseline needs for the same accuracy; beyond: it needs more than that, its largest budget;
+    at_most: it has more accuracy with that, its smallest one.
     """
 
     pool: str
@@ -45,6 +46,7 @@ class Entry:
     gain: Interval | None = None
     needed: float | None = None
     beyond: bool = False
+    at_most: bool = False
 
     @property
     def saved(self) -> float | None:
@@ -76,8 +78,8 @@ def labels_needed(accuracy: float, budgets: Sequence[int], means: Sequence[float
     """(labels, beyond) that a curve of mean accuracies needs to reach an accuracy.
 
     budgets: ascending. The curve is made monotone (a fall keeps what was reached before), and read between budgets by
-    straight lines over the logarithm of the labels. An accuracy below the curve needs its smallest budget; one above
-    it needs more than the largest, which is given with beyond=True.
+    straight lines over the logarithm of the labels. An accuracy below the curve needs less than its smallest budget,
+    which is given; one above it needs more than the largest, which is given with beyond=True.
     """
     reached = np.maximum.accumulate(np.asarray(means, dtype=np.float64))
     if accuracy > reached[-1]:
@@ -105,12 +107,13 @@ def summarise(
     for (pool, evaluation, method, budget), scores in values.items():
         if not scores:
             continue
-        score, gain, needed, beyond = mean_sd(scores.values()), None, None, False
+        score, gain, needed, beyond, at_most = mean_sd(scores.values()), None, None, False, False
         if method != baseline:
             gain = paired(scores, values.get((pool, evaluation, baseline, budget), {}))
             if curve := curves.get((pool, evaluation)):
                 budgets = sorted(curve)
                 needed, beyond = labels_needed(score.mean, budgets, [curve[size] for size in budgets])
+                at_most = score.mean < curve[budgets[0]]
         told = (asked or {}).get((pool, budget), str(budget))
-        entries.append(Entry(pool, evaluation, method, budget, told, score, gain, needed, beyond))
+        entries.append(Entry(pool, evaluation, method, budget, told, score, gain, needed, beyond, at_most))
     return entries

@@ -130,3 +130,10 @@ def test_a_pool_with_budgets_of_its_own_is_compared_at_these(tmp_path):
     lines = compare(plan, ours, read_published(plan)).splitlines()
     rows = [[word.strip() for word in line.split("|")[1:-1]] for line in lines if line.startswith("| ")]
     assert rows == [["chosen by", "5", "2%"], ["random", "51 (50)", "- (60)"]]
+
+
+def test_a_mistyped_folder_is_named_and_not_the_one_above_it(tmp_path):
+    (tmp_path / "table.csv").write_text("pool,evaluation,method,asked,mean,sd\n")
+    assert read_results(tmp_path) == {}
+    with pytest.raises(UserError, match=r"nosuch/table\.csv does not exist: run "):
+        read_results(tmp_path / "nosuch")

@@ -1,5 +1,7 @@
 """Intervals and labels saved against numbers calculated by hand, and against SciPy's paired t-test."""
 
+import csv
+import io
 import math
 
 import numpy as np
@@ -7,7 +9,7 @@ import pytest
 from scipy import stats
 
 from data_selection.judging.experiments.summary import labels_needed, paired, summarise
-from data_selection.judging.experiments.tables import make_tables
+from data_selection.judging.experiments.tables import as_csv, make_tables
 
 
 def test_a_paired_interval_by_hand():
@@ -65,6 +67,17 @@ def test_entries():
     assert entries[0].gain is None
     assert entries[3].gain is None
     assert entries[3].needed is None
+
+
+def test_what_lies_below_all_that_random_reached_is_marked():
+    values = {("p", "e", "random", 8): {0: 50.0}, ("p", "e", "random", 16): {0: 60.0}}
+    values |= {("p", "e", "bad", 16): {0: 49.0}, ("p", "e", "even", 16): {0: 50.0}, ("p", "e", "good", 16): {0: 61.0}}
+    entries = summarise(values, "random", {})
+    table = next(table for table in make_tables(entries, "random") if "needs" in table.title)
+    told = {row[0]: row[-1] for row in table.rows}
+    assert told == {"bad": "< 8 (< -100 %)", "even": "8 (-100 %)", "good": "> 16 (> 0 %)"}
+    rows = csv.DictReader(io.StringIO(as_csv(entries)))
+    assert {row["method"]: row["at_most"] for row in rows} == {"random": "0", "bad": "1", "even": "0", "good": "0"}
 
 
 def test_without_a_seed_in_common_there_is_no_table_of_differences():
