@@ -81,6 +81,7 @@ def finetune(args: argparse.Namespace, world: distributed.World) -> tuple[dict[s
     announce(job)
     if state is None:
         say_of_classes(source, job.settings["class_names"], job.log.say)
+        try_weights(job, source)
     timed = state is None and args.mode not in (*FROZEN, "auto")
     if timed and (args.amp == "measured" or args.minutes):
         settle(job)
@@ -109,6 +110,13 @@ def finetune(args: argparse.Namespace, world: distributed.World) -> tuple[dict[s
                 return run_epochs(job, learner, data, saver, done, tally), learner.asked
         finally:
             job.log.close()
+
+
+def try_weights(job: Job, source: Path | str | None) -> None:
+    """Raise UserError for weights that do not fit, before cross-validation begins to work with them."""
+    args = job.args
+    if source is not None and (args.mode == "auto" or (args.folds and args.mode not in FROZEN)):
+        new_learner(part_of(job, job.ids, 1, ""), source)
 
 
 def bring_up(job: Job, source: Path | str, state: State | None) -> tuple[Learner, int]:

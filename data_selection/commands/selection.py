@@ -95,6 +95,7 @@ def choose(
         known = {*todo.cores, *(i for ids in taken.values() for i in ids)}
         if spare := set_aside(args, table, known, world.say):
             taken["excluded"] = [*taken.get("excluded", ()), *spare]
+            check_distinct(todo, len(table), len(known), len(spare))
         began = time.monotonic()
         progress = None if quiet else bar_factory(world)
         ids = todo.select(table.features, todo.budget - todo.check, device=world.device, progress=progress, **taken)
@@ -174,6 +175,17 @@ def set_aside(args: argparse.Namespace, table: FeatureTable, known: Collection[i
         how = "--keep-duplicates of the selection scripts chooses among all"
         log(f"set aside: {len(spare)} exact copies of other images ({how})")
     return spare
+
+
+def check_distinct(todo: Plan, images: int, known: int, spare: int) -> None:
+    """Raise UserError where a budget asks for more than the distinct images, of which exact copies are set aside."""
+    left = images - known - spare
+    if not todo.cores and todo.budget > left:
+        asked = f"{todo.budget - todo.check}" + (f" and {todo.check} to judge by" if todo.check else "")
+        raise UserError(
+            f"a budget of {asked} is too large: of {images} images {known} are labelled or excluded and {spare} are "
+            f"exact copies of others, which leaves {left}: choose a smaller one"
+        )
 
 
 def images_of(table: FeatureTable, ids: list[int]) -> dict[str, list[str] | None] | None:

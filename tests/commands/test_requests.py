@@ -118,3 +118,16 @@ def test_a_further_round_goes_on_with_the_backbone_of_the_one_before(folder, wei
     assert f"the backbone is that of {one}: demo_vit, {weights} (--model names another)" in capsys.readouterr().out
     assert backbone_of("vit_tiny", "", [one]) == ("vit_tiny", "")
     assert backbone_of(None, "w.pth", [tmp_path]) == ("vit_small", "w.pth")
+
+
+def test_copies_that_leave_too_few_images_are_told(folder, weights, tmp_path):
+    twins = shutil.copytree(folder, tmp_path / "twins")
+    for i in range(40, 70):
+        shutil.copyfile(twins / "000.png", twins / f"{i:03}.png")
+    how = {"method": "random", "model": "demo_vit", "weights": weights, "device": "cpu", "num_workers": 0}
+    told = "of 70 images 0 are labelled or excluded and 30 are exact copies of others, which leaves 40"
+    with pytest.raises(UserError, match=f"a budget of 41 is too large: {told}"):
+        choose_images(twins, 41, tmp_path / "one", **how)
+    with pytest.raises(UserError, match=f"a budget of 30 and 11 to judge by is too large: {told}"):
+        choose_images(twins, 30, tmp_path / "two", check=11, **how)
+    assert len(choose_images(twins, 30, tmp_path / "two", check=10, **how).ids) == 40

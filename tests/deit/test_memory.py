@@ -5,6 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from data_selection.common.errors import UserError
@@ -120,3 +121,12 @@ def test_other_pixels_than_those_it_was_chosen_by_are_said(images, tmp_path, cap
     )
     assert [part.split()[0] for part in differing.split("; ")] == ["mean", "std"]
     assert differing.startswith("mean [0.5, 0.5, 0.5] there, [0.485")
+
+
+def test_weights_that_do_not_fit_are_told_before_any_clock_or_part(images, tmp_path, monkeypatch):
+    torch.save({"state_dict": {"stem.weight": torch.zeros(3)}}, tmp_path / "other.pth")
+    for name in ("settle", "ask", "decide"):
+        monkeypatch.setattr(f"deit.trainer.{name}", lambda *_: pytest.fail("work has begun"))
+    for mode in ("lp-ft", "auto"):
+        with pytest.raises(UserError, match=r"other\.pth do"):
+            main(few_shot(images, tmp_path / "out", mode=mode, finetune=tmp_path / "other.pth", amp="measured"))
