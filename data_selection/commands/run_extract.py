@@ -127,7 +127,10 @@ def open_images(args: argparse.Namespace) -> Pool:
 
 def keep_labels(path: Path, pool: Pool, say: Log) -> None:
     """Give a pool without labels those that its feature file has: an extraction without --labels loses none."""
-    table = load_features(path)
+    try:
+        table = load_features(path)
+    except UserError:  # damaged: it is made anew
+        return
     if pool.labels is not None or table.labels is None or table.class_names is None:
         return
     known = dict(zip(table.names or (), table.labels.tolist(), strict=False))

@@ -99,6 +99,8 @@ def test_labels_are_those_of_folders_or_of_a_table(weights, folder, tmp_path):
     assert labels() == (("cat", "dog"), [0, -1, 1, 1])
     (tmp_path / "pool" / "cat" / "z.png").unlink()
     assert labels("--labels", str(tmp_path / "l.csv")) == (("lynx", "wolf"), [0, 1, -1])
+    (tmp_path / "pool_train.npy").write_bytes(b"damaged")
+    assert labels() == (None, None)
     with pytest.raises(UserError, match=r"000\.png lies in no class folder: .* in a CSV with --labels FILE"):
         labels("--labels", "folders", dataset=folder)
     with pytest.raises(UserError, match=r"--labels is for a folder of images or a list: DEMO has its own"):
