@@ -22,7 +22,8 @@ def test_steps_move_the_backbone_and_a_checkpoint_brings_it_back(objective):
         first, second = (script.OBJECTIVES[objective](ARGS) for _ in range(2))
     before = script.embed(first.backbone, images)
     generator = torch.Generator().manual_seed(0)
-    losses = [first.step(images[:, None].float() / 255, i / 20, generator) for i in range(12)]
+    steps = 6 if objective == "reconstruction" else 2  # dino sees several crops of each image
+    losses = [first.step(images[:, None].float() / 255, i / 20, generator) for i in range(steps)]
     after = script.embed(first.backbone, images)
     assert all(loss > 0 for loss in losses)
     assert not torch.equal(before, after)
