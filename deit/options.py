@@ -289,7 +289,7 @@ def parse(argv: Sequence[str] | None = None, *, complete: bool = False) -> argpa
         args.model_ema_warmup = args.recipe != "paper"
     if given.warmup_steps is None and (given.sched_unit == "epoch" or given.warmup_epochs is not None):
         args.warmup_steps = None  # the recipe's, which no flag could unset
-    if args.eval and args.resume and not args.subset_ids:  # what it was trained on is not asked
+    if args.eval and not args.subset_ids:  # which images it was trained on is not asked
         args.data_set = args.data_set.removesuffix("SUBSET")
     args.given = given_flags(parser, typed)
     check(args)

@@ -131,11 +131,11 @@ def keep_labels(path: Path, pool: Pool, say: Log) -> None:
         table = load_features(path)
     except UserError:  # damaged: it is made anew
         return
-    if pool.labels is not None or table.labels is None or table.class_names is None:
+    if pool.labels is not None or table.labels is None:
         return
     known = dict(zip(table.names or (), table.labels.tolist(), strict=False))
     pool.labels = [known.get(name, UNKNOWN) for name in pool.names or ()]
-    pool.class_names, pool.classes = table.class_names, len(table.class_names)
+    pool.class_names, pool.classes = table.class_names, len(table.class_names or ()) or None
     bare = pool.labels.count(UNKNOWN)
     say(f"the labels in {path} are kept" + (f"; {bare} images have none: give --labels again" if bare else ""))
 

@@ -15,7 +15,7 @@ from data_selection.images.label_files import some
 
 CLOSE = 0.8  # difflib's measure from which two words may be one misspelt
 CLOSE_TO_KNOWN = 0.6  # where one of them is known to be a class: short words have few letters to agree in
-MISSING = ("n/a", "na", "nan", "null", "none", "?", "-", "--", "#n/a")  # what people write for no label
+MISSING = ("n/a", "#n/a", "nan", "?", "-", "--")  # what people and spreadsheets write for no label
 RARE = 2  # images: a word that more of them have is no slip
 
 

@@ -37,8 +37,9 @@ def check(settings, pool, where):
     for name in (*FILES, "data_path"):
         path = resolve(str(flags.get(name) or "none"))
         flags |= {name: str(path.absolute())} if path.exists() else {}
-    if flags.get("data_path") and not Path(flags["data_path"]).is_dir():
-        raise UserError(f"{where}: data-path {flags['data_path']} is no folder that exists: check the path")
+    folder = flags.get("data_path") if str(flags["data_set"]).startswith("FOLDER") else None  # others are downloaded
+    if folder and not Path(folder).is_dir():
+        raise UserError(f"{where}: data-path {folder} is no folder that exists: check the path")
     recipe_file(flags.get("recipe", "auto"), flags["data_set"])
     return {"flags": flags, "processes": processes}
 

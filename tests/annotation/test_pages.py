@@ -1,11 +1,9 @@
 """What the annotation page is told of each image, in the order in which it shows them."""
 
-import json
-import re
-
 from data_selection.annotation.arrangement import Arrangement
 from data_selection.annotation.originals import Shown
 from data_selection.annotation.pages import annotation_page
+from tests.support.pages import page_data
 
 
 def test_every_image_has_its_own_words_group_and_look_alikes():
@@ -13,7 +11,7 @@ def test_every_image_has_its_own_words_group_and_look_alikes():
     shown = [Shown(10 + i, 20 + i, f"thumb {i}", f"images/{i}") for i in range(3)]
     beliefs = [("cat", 0.25), ("dog", 0.5), ("fox", 0.75)]
     page = annotation_page("id", "t", ["a", "b", "c"], shown, arranged, labels={"b": "dog"}, beliefs=beliefs)
-    told = json.loads(re.search(r'<script type="application/json" id="data">(.*)</script>', page)[1])
+    told = page_data(page)
     assert told["groups"] == ["near", "far"]
     assert [(one["file"], one["group"], one["alike"], one["twins"]) for one in told["images"]] == [
         ("c", 0, [1, 2], 1), ("a", 0, [2, 0], 2), ("b", 1, [1], 0),

@@ -1,7 +1,6 @@
 """What stands beside a choice: addresses for tools, the labels and the classes so far."""
 
 import json
-import re
 import shutil
 from urllib.parse import quote
 
@@ -9,14 +8,9 @@ import pytest
 
 from data_selection.annotation.run_folder import chosen_names
 from data_selection.images.answers import write_labels
+from tests.support.pages import page_data
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-def page_of(out):
-    """What the page of a run is told."""
-    page = (out / "annotate.html").read_text()
-    return json.loads(re.search(r'<script type="application/json" id="data">(.*)</script>', page)[1])
 
 
 def test_tools_find_images_that_stay_where_they_are(choose, folder, tmp_path):
@@ -38,8 +32,8 @@ def test_labels_so_far_are_shown_whatever_the_files_are_called(choose, folder, t
     out = choose(tmp_path / "run", source=tmp_path / "pool", budget=3)
     (out / "annotate.csv").write_text(write_labels(dict(zip(names, "abc", strict=True))))
     choose(out, source=tmp_path / "pool", budget=3)
-    assert sorted(image["label"] for image in page_of(out)["images"]) == ["a", "b", "c"]
-    assert page_of(out)["classes"] == ["a", "b", "c"]
+    assert sorted(image["label"] for image in page_data(out / "annotate.html")["images"]) == ["a", "b", "c"]
+    assert page_data(out / "annotate.html")["classes"] == ["a", "b", "c"]
 
 
 def test_classes_of_earlier_rounds_can_be_chosen_at_once(choose, tmp_path):
@@ -47,4 +41,4 @@ def test_classes_of_earlier_rounds_can_be_chosen_at_once(choose, tmp_path):
     labels = dict(zip(chosen_names(one), ["dogs", "cats", "dogs", "cats"], strict=True))
     (one / "annotate.csv").write_text(write_labels(labels))
     two = choose(tmp_path / "two", budget=4, labelled=[one], classes="owls")
-    assert page_of(two)["classes"] == ["owls", "cats", "dogs"]
+    assert page_data(two / "annotate.html")["classes"] == ["owls", "cats", "dogs"]

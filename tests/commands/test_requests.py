@@ -1,7 +1,5 @@
 """What is part of a request, so that another one is not taken for made, and what is free to be chosen."""
 
-import json
-import re
 import shutil
 
 import pytest
@@ -14,6 +12,7 @@ from data_selection.common.errors import UserError
 from deit.labelled.runs import open_run, training_folder
 from tests.commands.test_choose_images import label, rows
 from tests.support.extraction_cases import COUNT
+from tests.support.pages import page_data
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -51,18 +50,14 @@ def test_auto_looks_by_the_seed(choose, tmp_path, monkeypatch):
     assert seeds == [5]
 
 
-def classes_in(page):
-    return json.loads(re.search(r'"classes": (\[.*?\])', page.read_text())[1])
-
-
 def test_class_names_are_remembered(choose, tmp_path):
     out = choose(tmp_path / "run", classes="odd,even,none")
     label(out, 3)
     shown = ["odd", "even", "none"]
     choose(out)  # without a word of them they stay
-    assert classes_in(out / "annotate.html") == read_run(out)["classes"] == shown
+    assert page_data(out / "annotate.html")["classes"] == read_run(out)["classes"] == shown
     choose(out, classes="even,odd")
-    assert classes_in(out / "annotate.html") == read_run(out)["classes"] == ["even", "odd"]
+    assert page_data(out / "annotate.html")["classes"] == read_run(out)["classes"] == ["even", "odd"]
     first = rows(out)[1][0]
     label(out, 3, lambda name: "od" if name == first else "even")
     with pytest.raises(UserError, match=r"'od' \(1 images\) is not among the classes even, odd: did you mean 'odd'"):

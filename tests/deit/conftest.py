@@ -1,10 +1,16 @@
-"""Reports without what takes their time."""
+"""Reports without what takes their time, and jobs of a test module's images."""
 
 import numpy as np
 import pytest
+import torch
 
 from data_selection.annotation import label_report
+from data_selection.common.distributed import World
+from deit.job import open_job
 from deit.labelled import reporting
+from deit.options import parse
+from deit.selftrain import pool_epochs
+from tests.support.trainer_runs import command
 
 
 @pytest.fixture
@@ -16,3 +22,15 @@ def quick_report(monkeypatch):
     monkeypatch.setattr(
         label_report, "project_2d", lambda features, *_, **__: (np.arange(len(features)), np.array(features[:, :2]))
     )
+
+
+@pytest.fixture
+def job_of(images):
+    """A function of flags: the opened Job, as trainer.finetune has it when it asks for the time."""
+
+    def make(**flags):
+        job = open_job(parse(command(images, **flags)), World(0, 1, torch.device("cpu")))
+        job.pool_epochs = pool_epochs(job)
+        return job
+
+    return make

@@ -9,10 +9,8 @@ import torch
 from data_selection.common.distributed import World
 from deit import epochs as deit_epochs
 from deit import timing
-from deit.job import open_job
 from deit.learner.building import autocast_type
 from deit.main import main
-from deit.options import parse
 from deit.selftrain import pool_epochs, steps_of_round
 from deit.timing import FEWEST, estimate, fit, measured, settle
 from tests.support.trainer_runs import checkpoint, command, log_lines, make_images
@@ -26,18 +24,6 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
     return make_images(tmp_path_factory.mktemp("images"))
-
-
-@pytest.fixture
-def job_of(images):
-    """A function of flags: the opened Job, as trainer.finetune has it when it asks for the time."""
-
-    def make(**flags):
-        job = open_job(parse(command(images, **flags)), ALONE)
-        job.pool_epochs = pool_epochs(job)
-        return job
-
-    return make
 
 
 def changed(job, **values):

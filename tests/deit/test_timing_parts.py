@@ -9,12 +9,10 @@ import torch
 from data_selection.common.distributed import World
 from deit import timing
 from deit.epochs import VIEWS
-from deit.job import open_job
-from deit.options import parse
-from deit.selftrain import pool_epochs, steps_of_round
+from deit.selftrain import steps_of_round
 from deit.timing import estimate, images_of_parts, measured, settle, take_over
 from tests.support.thread_world import on_ranks
-from tests.support.trainer_runs import command, make_images
+from tests.support.trainer_runs import make_images
 
 CPU = torch.device("cpu")
 LABELS, POOL, BATCH = 20, 24, 8
@@ -27,44 +25,43 @@ def images(tmp_path_factory):
 
 
 @pytest.fixture
-def job_of(images):
+def timed(job_of):
+    """job_of with steps of BATCH images, which see each image once."""
+
     def make(mode="lp-ft", **flags):
         usual = {"global_batch_size": BATCH, "no_repeated_aug": True, "mode": mode, "epochs": 20}
-        usual |= {"sched_unit": "step", "rounds": 3} if mode == "self-train" else {}
-        job = open_job(parse(command(images, **usual | flags)), World(0, 1, CPU))
-        job.pool_epochs = pool_epochs(job)
-        return job
+        return job_of(**usual | ({"sched_unit": "step", "rounds": 3} if mode == "self-train" else {}) | flags)
 
     return make
 
 
-def test_the_last_head_of_three_phases_takes_a_forward_pass_of_every_view(job_of):
-    more = estimate(job_of("three-phase"), 1.0) - estimate(job_of(), 1.0)
+def test_the_last_head_of_three_phases_takes_a_forward_pass_of_every_view(timed):
+    more = estimate(timed("three-phase"), 1.0) - estimate(timed(), 1.0)
     assert more == pytest.approx((1 + VIEWS) * LABELS / 3 / BATCH)
 
 
 @pytest.mark.parametrize(("asked", "count"), [
     (["lp-ft", "full"], 0), (["lp-ft", "three-phase"], (1 + VIEWS) * LABELS), (["self-train"], 2 * POOL),
 ])  # fmt: skip
-def test_each_part_that_is_asked_has_its_own_views_and_embeds_the_pool(job_of, asked, count):
-    job = job_of(folds=2)  # each part learns from half of the labels, and sees the whole pool
+def test_each_part_that_is_asked_has_its_own_views_and_embeds_the_pool(timed, asked, count):
+    job = timed(folds=2)  # each part learns from half of the labels, and sees the whole pool
     assert images_of_parts(job, asked) == count
     steps = 2 * 20 * 2 * (1 + ("full" in asked)) + 2 * steps_of_round(job) * ("self-train" in asked)
     without = dataclasses.replace(job, args=argparse.Namespace(**vars(job.args) | {"folds": 0}))
     assert estimate(job, 1.0, asked) - estimate(without, 1.0, asked) == pytest.approx(steps + count / 3 / BATCH)
 
 
-def test_each_of_several_processes_has_its_share_of_a_steps_passes(job_of, monkeypatch):
+def test_each_of_several_processes_has_its_share_of_a_steps_passes(timed, monkeypatch):
     monkeypatch.setattr(timing, "lap", lambda *_: 2.0)
     for size, passes in ((1, 4), (2, 2), (4, 1)):
-        job = job_of(amp="off", batch_size=2)
+        job = timed(amp="off", batch_size=2)
         job.world = World(0, size, CPU)
         assert measured(job) == {"off": 2.0 * passes}
 
 
-def test_the_first_process_clock_decides_for_all(job_of, monkeypatch):
+def test_the_first_process_clock_decides_for_all(timed, monkeypatch):
     """Each would choose another precision and other epochs by its own."""
-    jobs = [job_of(amp="measured", minutes=0.5) for _ in range(2)]
+    jobs = [timed(amp="measured", minutes=0.5) for _ in range(2)]
     clocks = {0: {"off": 1.0, "bf16": 0.5}, 1: {"off": 3.0, "bf16": 9.0}}
     monkeypatch.setattr(timing, "measured", lambda job: clocks[job.world.rank])
 
@@ -77,17 +74,17 @@ def test_the_first_process_clock_decides_for_all(job_of, monkeypatch):
     assert first[:2] == (0.5, "bf16")
 
 
-def test_all_that_the_clock_has_changed_is_in_the_settings(job_of, monkeypatch):
+def test_all_that_the_clock_has_changed_is_in_the_settings(timed, monkeypatch):
     monkeypatch.setattr(timing, "measured", lambda job: {"off": 9.0})
-    job = job_of("self-train", amp="off", folds=2, restarts=2, minutes=0.1)
+    job = timed("self-train", amp="off", folds=2, restarts=2, minutes=0.1)
     settle(job)
     left = {name: getattr(job.args, name) for name in ("restarts", "epochs", "rounds", "folds")}
     assert left == {"restarts": 1, "epochs": timing.FEWEST, "rounds": 1, "folds": 0}
     assert {name: job.settings[name] for name in left} == left
 
 
-def test_a_continued_run_has_as_many_chunks_as_its_rounds_have(job_of):
-    job = job_of("self-train", minutes=1)
+def test_a_continued_run_has_as_many_chunks_as_its_rounds_have(timed):
+    job = timed("self-train", minutes=1)
     asked = job.pool_epochs
     take_over(job, {"restarts": 1, "epochs": 20, "rounds": 1, "folds": 0})
     assert (asked, job.pool_epochs, job.args.rounds) == (3, 1, 1)

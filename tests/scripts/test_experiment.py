@@ -202,7 +202,7 @@ def test_a_dry_run_computes_nothing_and_estimates_by_what_is_done(experiment, tm
         ((), {"evaluations": {"trainer": {"moed": "linear"}}}, r"unknown key 'moed' \(did you mean mode\?\)"),
         ((), {"evaluations": {"trainer": {"mode": "linear"}}}, r"pool 'one' needs trainer: \{data-set: "),
         ((), {"evaluations": {"trainer": {"seed": 3}}}, r"unknown key 'seed'"),
-        ((), {"evaluations": {"trainer": {"data-set": "DEMOSUBSET", "data-path": "no"}}}, r"no is no folder"),
+        ((), {"evaluations": {"trainer": {"data-set": "FOLDERSUBSET", "data-path": "no"}}}, r"no is no folder"),
         (("--jobs", 0), {}, r"--jobs 0 must be at least 1"),
     ],
 )  # fmt: skip

@@ -2,7 +2,10 @@
 
 import contextlib
 import csv
+import json
+import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -59,6 +62,12 @@ def make_page(folder, names, *, beliefs=None, thumbnail=None, **settings):
         encoding="utf-8",
     )
     return page
+
+
+def page_data(page):
+    """What a page of annotation is told, of its file or its text."""
+    text = page.read_text(encoding="utf-8") if isinstance(page, Path) else page
+    return json.loads(re.search(r'<script type="application/json" id="data">(.*)</script>', text)[1])
 
 
 def write_answers(path, labels):

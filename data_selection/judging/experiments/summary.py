@@ -33,8 +33,8 @@ class Entry:
     """A method at a budget in a pool under an evaluation.
 
     score: over its seeds. gain: to the baseline seed by seed, None for the baseline itself and where no seed is shared.
-    needed: labels that the baseline needs for the same accuracy; beyond: it needs more than that, its largest budget;
-    at_most: it has more accuracy with that, its smallest one.
+    needed: labels that the baseline needs for the same accuracy; bound: "" where it needs so many, ">" where more, its
+    largest budget, "<" where fewer, its smallest one.
     """
 
     pool: str
@@ -45,8 +45,7 @@ class Entry:
     score: MeanSd
     gain: Interval | None = None
     needed: float | None = None
-    beyond: bool = False
-    at_most: bool = False
+    bound: str = ""
 
     @property
     def saved(self) -> float | None:
@@ -74,22 +73,24 @@ def paired(values: Mapping[int, float], others: Mapping[int, float]) -> Interval
     return Interval(found.mean, found.mean - half, found.mean + half, found.size)
 
 
-def labels_needed(accuracy: float, budgets: Sequence[int], means: Sequence[float]) -> tuple[float, bool]:
-    """(labels, beyond) that a curve of mean accuracies needs to reach an accuracy.
+def labels_needed(accuracy: float, budgets: Sequence[int], means: Sequence[float]) -> tuple[float, str]:
+    """(labels, bound) that a curve of mean accuracies needs to reach an accuracy.
 
     budgets: ascending. The curve is made monotone (a fall keeps what was reached before), and read between budgets by
-    straight lines over the logarithm of the labels. An accuracy below the curve needs less than its smallest budget,
-    which is given; one above it needs more than the largest, which is given with beyond=True.
+    straight lines over the logarithm of the labels. For an accuracy below the curve its smallest budget is given and
+    "<", for one above it the largest and ">"; else the bound is "".
     """
     reached = np.maximum.accumulate(np.asarray(means, dtype=np.float64))
     if accuracy > reached[-1]:
-        return float(budgets[-1]), True
+        return float(budgets[-1]), ">"
+    if accuracy < reached[0]:
+        return float(budgets[0]), "<"
     after = int(np.argmax(reached >= accuracy))
     if after == 0:
-        return float(budgets[0]), False
+        return float(budgets[0]), ""
     low, high = reached[after - 1], reached[after]
     share = (accuracy - low) / (high - low)
-    return float(np.exp((1 - share) * np.log(budgets[after - 1]) + share * np.log(budgets[after]))), False
+    return float(np.exp((1 - share) * np.log(budgets[after - 1]) + share * np.log(budgets[after]))), ""
 
 
 def summarise(
@@ -107,13 +108,12 @@ def summarise(
     for (pool, evaluation, method, budget), scores in values.items():
         if not scores:
             continue
-        score, gain, needed, beyond, at_most = mean_sd(scores.values()), None, None, False, False
+        score, gain, needed, bound = mean_sd(scores.values()), None, None, ""
         if method != baseline:
             gain = paired(scores, values.get((pool, evaluation, baseline, budget), {}))
             if curve := curves.get((pool, evaluation)):
                 budgets = sorted(curve)
-                needed, beyond = labels_needed(score.mean, budgets, [curve[size] for size in budgets])
-                at_most = score.mean < curve[budgets[0]]
+                needed, bound = labels_needed(score.mean, budgets, [curve[size] for size in budgets])
         told = (asked or {}).get((pool, budget), str(budget))
-        entries.append(Entry(pool, evaluation, method, budget, told, score, gain, needed, beyond, at_most))
+        entries.append(Entry(pool, evaluation, method, budget, told, score, gain, needed, bound))
     return entries

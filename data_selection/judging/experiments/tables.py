@@ -10,7 +10,7 @@ from data_selection.judging.report import markdown_table
 
 COLUMNS = (
     "pool", "evaluation", "method", "budget", "asked", "seeds", "mean", "sd", "minus_baseline", "low", "high",
-    "baseline_needs", "beyond", "at_most",
+    "baseline_needs", "bound",
 )  # fmt: skip
 TEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"} | {
     sign: f"\\{sign}" for sign in "&%$#_{}"
@@ -60,7 +60,7 @@ def _table(title: str, entries: Sequence[Entry], word: Callable[[Entry], str]) -
 def _needed(entry: Entry) -> str:
     if entry.needed is None or entry.saved is None:
         return ""
-    more = "> " if entry.beyond else "< " if entry.at_most else ""
+    more = f"{entry.bound} " if entry.bound else ""
     return f"{more}{entry.needed:.0f} ({more}{100 * entry.saved:.0f} %)"
 
 
@@ -101,6 +101,6 @@ def as_csv(entries: Iterable[Entry]) -> str:
         needed = "" if entry.needed is None else entry.needed
         writer.writerow(
             [entry.pool, entry.evaluation, entry.method, entry.budget, entry.asked, entry.score.size, entry.score.mean,
-             entry.score.sd, *gain[:3], needed, int(entry.beyond), int(entry.at_most)]
+             entry.score.sd, *gain[:3], needed, entry.bound]
         )  # fmt: skip
     return text.getvalue()
