@@ -114,8 +114,7 @@ def finetune(args: argparse.Namespace, world: distributed.World) -> tuple[dict[s
 
 def try_weights(job: Job, source: Path | str | None) -> None:
     """Raise UserError for weights that do not fit, before cross-validation begins to work with them."""
-    args = job.args
-    if source is not None and (args.mode == "auto" or (args.folds and args.mode not in FROZEN)):
+    if source is not None and job.args.folds and job.args.mode not in FROZEN:
         new_learner(part_of(job, job.ids, 1, ""), source)
 
 
