@@ -65,6 +65,15 @@ def test_every_image_counts_once_over_all_its_views(job, fitted):
         assert all((one - other).norm(dim=1).max() > 1e-3 for other in views[:place])
 
 
+def test_every_view_has_draws_of_its_own(fitted, monkeypatch):
+    epochs = []
+    monkeypatch.setattr(
+        deit_epochs, "augmented_features", lambda *some: epochs.append(some[3]) or augmented_features(*some)
+    )
+    fitted(1)
+    assert epochs == [5, 6, 7]
+
+
 def test_two_processes_see_the_views_of_one(fitted):
     ((alone, _),) = fitted(1)
     for features, _ in fitted(2):

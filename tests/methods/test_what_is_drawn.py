@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from data_selection.methods import probcover, zcore
-from data_selection.methods.activeft import PATIENCE
 from data_selection.methods.configs import ActiveFTConfig
 from data_selection.methods.configs_clusters import ProbCoverConfig, ZCoreConfig
 from data_selection.methods.configs_design import MaxHerdingConfig, UncertaintyHerdingConfig, VOptimalConfig
@@ -16,6 +15,7 @@ from data_selection.methods.table import METHODS
 from tests.support.activeft_cases import trace
 from tests.support.beliefs import beliefs
 
+TEN = 10
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
@@ -84,9 +84,9 @@ def test_batches_are_drawn_by_the_seed():
 def test_the_loss_is_compared_with_that_of_ten_iterations_before():
     moved = ActiveFTConfig(max_iter=40, lr=0.01)
     losses = np.array(trace(rows(), 8, config=moved)[1])
-    steps = [abs(losses[back:] - losses[:-back]) for back in (PATIENCE - 1, PATIENCE)]
+    steps = [abs(losses[back:] - losses[:-back]) for back in (TEN - 1, TEN)]
     threshold = float(steps[1][5:20].min()) * 1.0001
-    stop = int(np.argmax(steps[1] < threshold)) + PATIENCE + 1
-    assert stop != max(PATIENCE + 1, int(np.argmax(steps[0] < threshold)) + PATIENCE) <= 40
+    stop = int(np.argmax(steps[1] < threshold)) + TEN + 1
+    assert stop != max(TEN + 1, int(np.argmax(steps[0] < threshold)) + TEN) <= 40
     config = ActiveFTConfig(max_iter=40, lr=0.01, threshold=threshold)
     assert len(trace(rows(), 8, config=config)[1]) == stop
