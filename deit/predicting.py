@@ -40,7 +40,7 @@ def predict(
     log: Log = print,
     progress: OpenBar | None = None,
 ) -> Predictions:
-    """The Predictions of a checkpoint of deit/main.py for the images of a folder or a list of paths.
+    """The Predictions of a checkpoint of deit/main.py for the images of a folder or a list of paths, or an image.
 
     Model, pixels and class names are the checkpoint's own. temperature: the logits are divided by it; by default by
     what the run's held-out labels said, and by 1 where the pool's graph answers, which has its own. ids: places of the

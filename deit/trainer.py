@@ -34,7 +34,7 @@ from deit.runs.saving import Saver
 from deit.runs.starting import finished, starting_point, weights_of
 from deit.runs.stopping import Asked, Sofar, listening, workers_named
 from deit.samples.keeping import Room
-from deit.samples.sources import open_images, say_of_labels, say_of_unread
+from deit.samples.sources import open_images, say_of_labels, say_of_leaks, say_of_unread
 from deit.selftrain import pool_epochs
 from deit.smoothing import needed_features, pool_features, with_pool
 from deit.timing import settle, take_over
@@ -173,6 +173,7 @@ def announce(job: Job) -> None:
         f"{len(job.test_pool) or 'none'}"
     )
     say_of_labels(job.args.mode, pool, job.ids, job.log.say)
+    say_of_leaks(pool, job.ids, job.test_pool, job.log)
     args, steps = job.args, (job.training_epochs if job.labelled_epochs else 0) * job.updates
     if args.model_ema and not args.model_ema_warmup and 0 < steps < (memory := 1 / (1.0000001 - args.model_ema_decay)):
         job.log.say(

@@ -105,7 +105,10 @@ def choose(
         drawn = draw_rest(table, todo.check, [*ids.tolist(), *taken.get("labelled", ())], taken, args.seed)
         ids = torch.cat([ids.cpu(), drawn])
         annotated = sorted({*ids.tolist(), *taken.get("labelled", ())})
-        print(f"quality without labels: {quality(table.features, annotated, seed=args.seed)}", flush=True)
+        found = quality(table.features, annotated, seed=args.seed)
+        print(f"quality without labels: {found}", flush=True)
+        if found.doubt:
+            print(f"warning: {found.doubt}", flush=True)
         chosen = sorted(ids.tolist()) if todo.order == "sorted" else ids.tolist()
         marked = {CHECK: [(table.names or range(len(table)))[i] for i in drawn.tolist()]} if todo.check else {}
         save_subset(path, chosen, record() | {"images": images_of(table, chosen)} | marked)

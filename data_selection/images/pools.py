@@ -111,10 +111,16 @@ def open_pool(name: str, split: str = "train", root: Path | str | None = None) -
 
 
 def own_pool(source: Path | str) -> Pool:
-    """The user's own images: a folder or a list file, as open_pool opens them, and never a data set of that name."""
-    if not Path(source).exists():
+    """The user's own images: a folder or a list file, as open_pool opens them, and never a data set of that name.
+
+    An image file is a pool of one.
+    """
+    path = Path(source).absolute()
+    if not path.exists():
         raise UserError(f"{source} does not exist: give a folder of images, or a list of their paths (text or CSV)")
-    return open_pool(str(Path(source).absolute()))
+    if path.is_file() and path.suffix.lower() in readable():
+        return Pool(paths=[str(path)], names=[path.name])
+    return open_pool(str(path))
 
 
 def _unknown(name: str) -> str:

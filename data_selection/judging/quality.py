@@ -12,6 +12,7 @@ SAMPLE = 20_000  # pool images that are looked at
 PRODUCTS = 4e8  # of these and the chosen ones: fewer images are looked at where the choice is large
 FEWEST = 1_000
 KERNEL_SAMPLE = 2_000  # images of either side in the MMD, whose cost is their number squared
+ALIKE = 2e-3  # distance of unit rows that are equal but for the rounding of float32
 SLICES = 64  # directions of the sliced distance
 
 
@@ -41,6 +42,16 @@ class Quality(NamedTuple):
             f"distance to the nearest of the {self.chosen} images {self.radius_mean:.3f} on average, "
             f"{self.radius_95:.3f} for 95 %; effective number {self.effective:.1f}; redundancy {self.redundancy:.3f}; "
             f"from the pool: sliced Wasserstein {self.sliced:.4f}, MMD {self.mmd:.4f}{drawn}"
+        )
+
+    @property
+    def doubt(self) -> str:
+        """What makes the features themselves doubtful, in a sentence; "" where nothing does."""
+        if self.radius_95 >= ALIKE or self.chosen > self.pool / 2:
+            return ""
+        return (
+            f"95 % of the {self.pool} images have the features of one of the {self.chosen} chosen, as if they were all "
+            "alike: look at the images, and at the weights that embedded them"
         )
 
 

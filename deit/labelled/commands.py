@@ -52,7 +52,7 @@ def main_predict(argv: Sequence[str] | None = None) -> None:
         description="Ask a trained model for the classes of images: a CSV of file, label, confidence, second label.",
     )
     parser.add_argument("run", metavar="RUN", help="a folder of train_on_labels.py, or a checkpoint of deit/main.py")
-    parser.add_argument("images", metavar="IMAGES", help="a folder of images, or a list of paths")
+    parser.add_argument("images", metavar="IMAGES", help="a folder of images, a list of paths, or one image")
     parser.add_argument("--out", metavar="FILE", help="the CSV to write; default: predictions.csv in RUN")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     args = parser.parse_args(argv)

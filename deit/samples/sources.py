@@ -1,8 +1,9 @@
 """The training and evaluation pools by data set name, and the subset to train on."""
 
+import contextlib
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from data_selection.common.errors import UserError
@@ -16,6 +17,8 @@ from data_selection.images.image_files import WHITE
 from data_selection.images.inaturalist import read_inaturalist
 from data_selection.images.known_lists import find_images, of_pool
 from data_selection.images.label_files import open_folders, some
+from data_selection.images.record import file_hash
+from deit.runs.meters import RunLog
 
 FEW = 10  # labels per class
 DEFAULT_PATH = ROOT / "deit" / "data"
@@ -116,6 +119,35 @@ def say_of_unread(train: pools.Pool, test: pools.Pool, log: Log) -> None:
         unread = Counter({why: count for why, count in pool.left_out.items() if UNREAD in why})
         if unread:
             log(f"warning: left out of the {part} images: {in_words(unread)}")
+
+
+def say_of_leaks(train: pools.Pool, ids: Sequence[int], test: pools.Pool, log: RunLog) -> None:
+    """A line where evaluation images are exact copies, byte for byte, of images to train on; rank 0 looks.
+
+    Only files of equal size are read. Images that a pool holds in memory are a data set's own, and not looked at.
+    """
+    if not log.is_main or train.arrays is not None or test.arrays is not None:
+        return
+    learned = by_size(train.paths[i] for i in ids)
+    leaked = []
+    for size, paths in by_size(test.paths).items():
+        if size in learned:
+            seen = {file_hash(path) for path in learned[size]} - {""}
+            leaked += [path for path in paths if file_hash(path) in seen]
+    if leaked:
+        log.say(
+            f"warning: {len(leaked)} of {len(test)} evaluation images are copies of images to train on, and make the "
+            f"accuracy look better than it is: {some(leaked)}"
+        )
+
+
+def by_size(paths: Iterable[str]) -> dict[int, list[str]]:
+    """The files of each size in bytes; without those that are not there, which are told where they are read."""
+    found: dict[int, list[str]] = {}
+    for path in paths:
+        with contextlib.suppress(OSError):
+            found.setdefault(Path(path).stat().st_size, []).append(path)
+    return found
 
 
 def hold_out(

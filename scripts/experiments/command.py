@@ -173,10 +173,17 @@ def main(argv=None):
     counts = f"{len(plan.pools)} pools, {len(plan.methods)} methods, {len(plan.evaluations)} evaluations"
     print(f"{args.config}: {counts}, {len(plan.seeds)} seeds, into {folder_of(args)}", flush=True)
     plan, store, pools, kinds, cells = load(args)
+    from data_selection.images.label_files import some
     from data_selection.judging.experiments.outcome import write_outcome
     from data_selection.judging.experiments.work import missing
     from scripts.experiments.forecast import forecast
 
+    for pool in pools.values():
+        if copied := pool.copied():
+            print(
+                f"warning: pool {pool.spec.name}: {len(copied)} of its {len(pool.test)} test images are copies of "
+                f"images in it, and make every accuracy look better than it is: {some(copied)}"
+            )
     mine = part_of(cells, args.shard)
     left = missing(mine, store)
     print(f"{len(mine)} cells, {len(left)} of them to compute", flush=True)

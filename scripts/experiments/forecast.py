@@ -1,4 +1,4 @@
-"""What an experiment's missing cells may take, by what finished ones took or by trials on a few rows."""
+"""What an experiment's missing cells may take, by what finished ones took."""
 
 import statistics
 from collections import Counter
@@ -34,7 +34,8 @@ def forecast(cells, records, jobs):
             seconds += statistics.median(times)
         else:
             unknown[f"{cell.evaluation} in {cell.pool}"] += 1
-    lines.append(f"{len(cells)} cells, {len(todo)} to do: {told(seconds / jobs)} by what finished ones took")
+    time = f"{told(seconds / jobs)} by what finished ones took" if seconds or not todo else "nothing measured yet"
+    lines.append(f"{len(cells)} cells, {len(todo)} to do: {time}")
     lines += [f"  and {count} times {name}, of which none is finished yet" for name, count in unknown.items()]
     return "\n".join(lines)
 

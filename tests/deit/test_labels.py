@@ -2,6 +2,8 @@
 
 import csv
 import json
+import shutil
+import types
 import unicodedata
 
 import numpy as np
@@ -15,7 +17,9 @@ from data_selection.images import pools
 from data_selection.images.label_files import open_folders
 from deit.main import main
 from deit.options import parse
-from tests.support.trainer_runs import command, log_lines, write_images
+from deit.samples.sources import say_of_leaks
+from tests.support.flag_runs import words
+from tests.support.trainer_runs import command, log_lines, make_images, write_images
 
 CLASSES = ("ankle boot", "trousers")
 
@@ -157,3 +161,36 @@ def test_from_an_unlabelled_folder_to_a_trained_model(tmp_path, capsys):
     (images / "train" / asked[3]).unlink()
     with pytest.raises(UserError, match=rf"1 of 20 files are not in .*first '{asked[3]}'"):
         main(command(images, tmp_path / "out", **linear))
+
+
+def test_evaluation_images_that_were_trained_on_are_told(tmp_path, capsys):
+    images = make_images(tmp_path / "images")
+    flags = {
+        "data_set": "FOLDERSUBSET", "data_path": images, "subset_ids": images / "subset.json", "mode": "linear",
+        "finetune": "none", "model": "test_vit", "input_size": 32, "device": "cpu",
+    }  # fmt: skip
+    names = pools.open_pool(str(images / "train")).names
+    learned, spared = (images / "train" / names[i] for i in (2, 0))  # the list's first, and one that it leaves out
+    shutil.copy(spared, images / "val/class1/spared.png")
+    main(words(flags))
+    assert "copies of images" not in capsys.readouterr().out
+    shutil.copy(learned, images / "val/class1/copied.png")
+    main(words(flags))
+    assert (
+        "\nwarning: 1 of 12 evaluation images are copies of images to train on, and make the accuracy look better than "
+        f"it is: {images / 'val/class1/copied.png'}\n"
+    ) in capsys.readouterr().out
+
+
+def test_files_that_are_gone_and_pools_in_memory_are_not_looked_at(tmp_path):
+    write_images(tmp_path, ["a.png"])
+    here, gone = str(tmp_path / "a.png"), str(tmp_path / "gone.png")
+    train, test, said = pools.Pool(paths=[here, gone]), pools.Pool(paths=[gone, here]), []
+    log = types.SimpleNamespace(is_main=True, say=said.append)
+    say_of_leaks(train, [0, 1], test, log)
+    assert len(said) == 1
+    assert said[0].startswith("warning: 1 of 2 evaluation images")
+    say_of_leaks(train, [1], test, log)
+    say_of_leaks(train, [0, 1], pools.Pool(arrays=np.zeros((2, 4, 4), np.uint8)), log)
+    say_of_leaks(train, [0, 1], test, types.SimpleNamespace(is_main=False, say=said.append))
+    assert len(said) == 1

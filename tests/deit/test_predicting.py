@@ -57,6 +57,15 @@ def test_predictions_are_the_evaluations(run, capsys):
     torch.testing.assert_close(cool.probabilities, sharp / sharp.sum(1, keepdim=True))
 
 
+def test_one_image_is_asked_alone(run, tmp_path):
+    images, folder = run
+    every = predict(folder / "checkpoint.pth", images / "val", device="cpu", log=lambda _: None)
+    alone = shutil.copy(images / "val" / every.names[2], tmp_path / "alone.PNG")
+    found = predict(folder / "checkpoint.pth", alone, device="cpu", log=lambda _: None)
+    assert found.names == ("alone.PNG",)
+    torch.testing.assert_close(found.probabilities, every.probabilities[2:3])
+
+
 @pytest.mark.parametrize("at_a_time", [256, 2])
 def test_images_that_cannot_be_read_are_told_and_left_out(run, tmp_path, monkeypatch, at_a_time):
     images, folder = run

@@ -119,3 +119,12 @@ def test_the_seed_draws_the_images_that_are_looked_at(monkeypatch):
     monkeypatch.setattr(advice, "evenness", lambda features, ids, seed=0: seen.append(seed))
     advise(EVEN, 20, seed=7)
     assert seen == [7]
+
+
+def test_a_choice_by_features_that_are_all_alike_is_warned_of(tmp_path, capsys):
+    path = tmp_path / "ALIKE_train.npy"
+    words = ["--features", path, "--method", "random", "--budget", 3, "--output_dir", tmp_path, "--device", "cpu"]
+    for rows, warned in ((np.ones((40, 4)), True), (EVEN[:40].numpy(), False)):
+        save_features(path, rows.astype(np.float32), None)
+        main_select(list(map(str, [*words, "--overwrite"])))
+        assert ("\nwarning: 95 % of the 40 images have the features of one" in capsys.readouterr().out) is warned

@@ -92,3 +92,11 @@ def test_blocks_of_rows_change_nothing(rows, monkeypatch):
     whole = quality(rows, range(0, 60, 2))
     monkeypatch.setattr(module, "row_blocks", lambda n, width: [(at, min(n, at + 7)) for at in range(0, n, 7)])
     assert quality(rows, range(0, 60, 2)) == pytest.approx(whole, rel=1e-5)
+
+
+def test_features_that_are_all_alike_are_doubted(rows):
+    alike = rows[0] * torch.arange(1.0, 61)[:, None]  # only the lengths differ
+    assert "95 % of the 60 images have the features of one of the 2 chosen" in quality(alike, [3, 4]).doubt
+    alike[:4] = rows[:4]  # more than one in twenty is otherwise
+    assert quality(alike, [10, 11]).doubt == ""
+    assert quality(alike, range(10, 22)).doubt == quality(rows, range(60)).doubt == ""

@@ -26,3 +26,11 @@ def test_a_list_takes_its_time_once_and_by_its_size():
         f"  and 1 times {what}, of which none is finished yet"
         for what in ("smoothed in one", "choosing by random in one", "choosing by kmeans in two", "probe in two")
     ]
+
+
+def test_without_a_finished_cell_no_time_is_told_and_none_is_left_of_a_finished_plan():
+    assert "\n1 cells, 1 to do: nothing measured yet\n" in forecast([cell("a", "first")], {}, jobs=1)
+    records = {"a": {"seconds_choosing": 20, "seconds": 3}}
+    assert forecast([cell("a", "first")], records, jobs=1).endswith(
+        "1 cells, 0 to do: 0 seconds by what finished ones took"
+    )

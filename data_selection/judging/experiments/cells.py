@@ -18,6 +18,7 @@ from data_selection.common.feature_table import FeatureTable, labels_like, load_
 from data_selection.common.files import atomic_write, read_json, sha256
 from data_selection.common.subset_files import budget_from_percent, describe
 from data_selection.images.dataset_files import imbalanced_rows
+from data_selection.images.record import load_record
 from data_selection.judging.experiments.plan import Plan, PoolSpec, Row, method_of, settings_of
 from data_selection.methods.configs import Config
 from data_selection.methods.table import Method
@@ -103,6 +104,17 @@ class LoadedPool:
         """Their number, in pool and test images together."""
         _, labels, _, test_labels = self.tensors
         return int(max(labels.max(), test_labels.max())) + 1
+
+    def copied(self) -> list[str]:
+        """The test images that are exact copies of the pool's: names, or rows, by the records beside both files."""
+        if self.spec.test is None or self.test is None:
+            return []
+        pool, test = load_record(self.spec.train, len(self.train)), load_record(self.spec.test, len(self.test))
+        if pool is None or test is None:
+            return []
+        known = {pool.hashes[row] for row in self.rows.tolist()} - {""}
+        names = test.names or range(len(test))
+        return [str(name) for name, value in zip(names, test.hashes, strict=True) if value in known]
 
     def known_labels(self) -> np.ndarray:
         """Labels of all of the pool's rows (N,). Raises UserError where it, or the test images' file, has none."""

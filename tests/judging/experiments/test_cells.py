@@ -8,6 +8,7 @@ import torch
 
 from data_selection.common.feature_table import load_features, save_features
 from data_selection.common.files import sha256
+from data_selection.images.record import PoolRecord, save_record
 from data_selection.judging.experiments import cells as module
 from data_selection.judging.experiments.cells import Hashes, LoadedPool, make_cells
 from data_selection.judging.experiments.evaluations import FROZEN
@@ -104,3 +105,19 @@ def test_a_pool_is_smoothed_as_it_is_asked_for_over_its_own_rows(tmp_path, imbal
         expected = smoothing_of(rows, k=5, steps=steps)
         torch.testing.assert_close(base.smoothed, expected.smoothed)
         torch.testing.assert_close(outside.smoothed, expected.outside(pool.tensors[2]).smoothed)
+
+
+def test_test_images_that_are_copies_of_the_pools_are_named(tmp_path):
+    pool = loaded(tmp_path)
+    assert pool.copied() == []  # nothing is known of the images
+    hashes = [f"{row:032x}" for row in range(len(pool.train))]
+    save_record(pool.spec.train, PoolRecord(tuple(["", *hashes[1:]])))
+    others = [f"{row + 10_000:032x}" for row in range(len(pool.test))]
+    assert pool.copied() == []
+    others[:3] = ["", hashes[5], hashes[9]]
+    save_record(pool.spec.test, PoolRecord(tuple(others)))
+    assert pool.copied() == ["1", "2"]
+    save_record(pool.spec.test, PoolRecord(tuple(others), tuple(f"{row}.png" for row in range(len(others)))))
+    assert pool.copied() == ["1.png", "2.png"]
+    pool.rows = np.array([3, 9])  # of a cut only what is left in it
+    assert pool.copied() == ["2.png"]
