@@ -18,7 +18,6 @@ from data_selection.images.inaturalist import read_inaturalist
 from data_selection.images.known_lists import find_images, of_pool
 from data_selection.images.label_files import open_folders, some
 from data_selection.images.record import file_hash
-from deit.runs.meters import RunLog
 
 FEW = 10  # labels per class
 DEFAULT_PATH = ROOT / "deit" / "data"
@@ -121,12 +120,12 @@ def say_of_unread(train: pools.Pool, test: pools.Pool, log: Log) -> None:
             log(f"warning: left out of the {part} images: {in_words(unread)}")
 
 
-def say_of_leaks(train: pools.Pool, ids: Sequence[int], test: pools.Pool, log: RunLog) -> None:
-    """A line where evaluation images are exact copies, byte for byte, of images to train on; rank 0 looks.
+def say_of_leaks(train: pools.Pool, ids: Sequence[int], test: pools.Pool, log: Log) -> None:
+    """A line where evaluation images are exact copies, byte for byte, of images to train on.
 
     Only files of equal size are read. Images that a pool holds in memory are a data set's own, and not looked at.
     """
-    if not log.is_main or train.arrays is not None or test.arrays is not None:
+    if train.arrays is not None or test.arrays is not None:
         return
     learned = by_size(train.paths[i] for i in ids)
     leaked = []
@@ -135,7 +134,7 @@ def say_of_leaks(train: pools.Pool, ids: Sequence[int], test: pools.Pool, log: R
             seen = {file_hash(path) for path in learned[size]} - {""}
             leaked += [path for path in paths if file_hash(path) in seen]
     if leaked:
-        log.say(
+        log(
             f"warning: {len(leaked)} of {len(test)} evaluation images are copies of images to train on, and make the "
             f"accuracy look better than it is: {some(leaked)}"
         )

@@ -3,7 +3,6 @@
 import csv
 import json
 import shutil
-import types
 import unicodedata
 
 import numpy as np
@@ -186,11 +185,9 @@ def test_files_that_are_gone_and_pools_in_memory_are_not_looked_at(tmp_path):
     write_images(tmp_path, ["a.png"])
     here, gone = str(tmp_path / "a.png"), str(tmp_path / "gone.png")
     train, test, said = pools.Pool(paths=[here, gone]), pools.Pool(paths=[gone, here]), []
-    log = types.SimpleNamespace(is_main=True, say=said.append)
-    say_of_leaks(train, [0, 1], test, log)
+    say_of_leaks(train, [0, 1], test, said.append)
     assert len(said) == 1
     assert said[0].startswith("warning: 1 of 2 evaluation images")
-    say_of_leaks(train, [1], test, log)
-    say_of_leaks(train, [0, 1], pools.Pool(arrays=np.zeros((2, 4, 4), np.uint8)), log)
-    say_of_leaks(train, [0, 1], test, types.SimpleNamespace(is_main=False, say=said.append))
+    say_of_leaks(train, [1], test, said.append)
+    say_of_leaks(train, [0, 1], pools.Pool(arrays=np.zeros((2, 4, 4), np.uint8)), said.append)
     assert len(said) == 1

@@ -14,7 +14,6 @@ import torch
 from data_selection.common.errors import UserError
 from data_selection.common.feature_table import load_features
 from data_selection.common.subset_files import load_subset
-from data_selection.images.record import PoolRecord, save_record
 from data_selection.judging.evaluation import knn_accuracy
 from data_selection.judging.experiments import curves, evaluations, work
 from data_selection.judging.quality import quality
@@ -174,17 +173,6 @@ def test_a_long_tailed_cut_is_chosen_from_and_listed_in_the_files_rows(experimen
         ids = json.loads((tmp_path / "out" / "lists" / record["list"]).read_text())
         assert len(ids) == record["budget"] == len(allowed) // 2
         assert set(ids) <= allowed
-
-
-def test_copies_among_the_test_images_are_warned_of(experiment, tmp_path):
-    assert "are copies of" not in experiment()[0]
-    for part, first in (("train", 0), ("test", 7)):  # the first test image is the pool's eighth
-        path = tmp_path / f"one_{part}.npy"
-        step = 1 if part == "train" else 1000
-        save_record(path, PoolRecord(tuple(f"{first + step * row:032x}" for row in range(len(load_features(path))))))
-    said, _ = experiment()
-    assert "\nwarning: pool one: 1 of its " in said
-    assert " test images are copies of images in it, and make every accuracy look better than it is: 0\n" in said
 
 
 def test_a_dry_run_computes_nothing_and_estimates_by_what_is_done(experiment, tmp_path, capsys):

@@ -1,8 +1,12 @@
-"""What missing cells may take, by the times of finished ones."""
+"""What a plan tells before it is computed: the time by that of finished cells, and copies among the test images."""
 
 import types
 
+from data_selection.common.feature_table import load_features
+from data_selection.images.record import PoolRecord, save_record
+from scripts.experiments import command
 from scripts.experiments.forecast import forecast
+from tests.support.experiments import make_config
 
 
 def cell(name, chosen, budget=10, method="kmeans", kind="probe", pool="one"):
@@ -34,3 +38,16 @@ def test_without_a_finished_cell_no_time_is_told_and_none_is_left_of_a_finished_
     assert forecast([cell("a", "first")], records, jobs=1).endswith(
         "1 cells, 0 to do: 0 seconds by what finished ones took"
     )
+
+
+def test_copies_among_the_test_images_are_warned_of(tmp_path, capsys):
+    words = [str(make_config(tmp_path)), "--output_dir", str(tmp_path / "out"), "--dry-run"]
+    command.main(words)
+    assert "warning" not in capsys.readouterr().out
+    for part, first, step in (("train", 0, 1), ("test", 7, 1000)):  # the first test image is the pool's eighth
+        path = tmp_path / f"one_{part}.npy"
+        save_record(path, PoolRecord(tuple(f"{first + step * row:032x}" for row in range(len(load_features(path))))))
+    command.main(words)
+    said = capsys.readouterr().out
+    assert "\nwarning: pool one: 1 of its " in said
+    assert " test images are copies of images in it, and make every accuracy look better than it is: 0\n" in said
