@@ -10,15 +10,11 @@ import shutil
 import sys
 from pathlib import Path
 
-from PIL import Image
-
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from data_selection.common.errors import run
 from data_selection.common.paths import DEMO
-from deit.labelled import train_on_labels
-from scripts.demo.demo_run import make_run
 
 SIZE = {"width": 1200, "height": 800}
 COLOURS = 128  # of a palette: a page needs no more
@@ -26,6 +22,8 @@ COLOURS = 128  # of a palette: a page needs no more
 
 def shot(page, path):
     """A picture of what a page shows, small enough for a README."""
+    from PIL import Image
+
     page.screenshot(path=path)
     Image.open(path).convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE).save(path, optimize=True)
 
@@ -55,6 +53,9 @@ def main(argv=None):
     parser.add_argument("--work", type=Path, required=True, help="folder for the pool and the run")
     parser.add_argument("--out", type=Path, default=DEMO, help="where the pictures go")
     args = parser.parse_args(argv)
+    from deit.labelled import train_on_labels
+    from scripts.demo.demo_run import make_run  # both import torch, which takes seconds
+
     folder = make_run(args.work, device="cpu")
     train_on_labels(folder, [args.work / "labels.csv"], mode="smoothed", device="cpu")
     take(folder, args.out)

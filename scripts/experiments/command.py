@@ -13,7 +13,6 @@ from pathlib import Path
 from data_selection.commands.shared import add_device, make_parser
 from data_selection.common.errors import UserError, meant, run
 from data_selection.judging.experiments.plan import PoolSpec, read_plan, resolve
-from scripts.experiments.trainer import die_with_us
 
 DESCRIPTION = """Compare methods: pools x methods x budgets x seeds x evaluations, as a config says. Killed and started
 again, it goes on; started twice, both share the work."""
@@ -149,6 +148,8 @@ def watch_jobs(args, each):
 
 def job(args):
     """One of --jobs. Its trainer runs share the cores with the others'; it ends when the command is killed."""
+    from scripts.experiments.trainer import die_with_us  # imports torch
+
     if last_breath := die_with_us(signal.SIGKILL):
         last_breath()
     os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // args.jobs))

@@ -1,6 +1,7 @@
 """Several trainings on the labels: they begin alike, draw otherwise, and leave the mean of their weights."""
 
 import copy
+import shutil
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from tests.support.trainer_runs import checkpoint, command, few_shot, log_lines,
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 EPOCHS, RESTARTS = 2, 3
+BY_FOUR = {"no_repeated_aug": True, "batch_size": 4}
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +27,7 @@ def images(tmp_path_factory):
     return make_images(tmp_path_factory.mktemp("images"))
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def words(images):
     def make(folder, **flags):
         usual = {"epochs": EPOCHS, "restarts": RESTARTS, "num_workers": 0, "warmup_epochs": 1, "eval_interval": 99,
@@ -86,22 +88,35 @@ def test_the_mean_of_trainings_that_begin_alike(words, seen, tmp_path, unit, opt
     assert len(set(rates)) == EPOCHS  # a schedule that moves
 
 
+@pytest.fixture(scope="module")
+def whole(words, tmp_path_factory):
+    """The folder of a run that nothing has stopped."""
+    folder = tmp_path_factory.mktemp("whole")
+    main(words(folder))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole_by_four(words, tmp_path_factory):
+    """The same with BY_FOUR."""
+    folder = tmp_path_factory.mktemp("whole_by_four")
+    main(words(folder, **BY_FOUR))
+    return folder
+
+
 @pytest.mark.parametrize("epoch", [2, 3, 4, 6])
-def test_a_run_that_was_killed_goes_on_as_if_it_were_whole(words, tmp_path, monkeypatch, epoch):
-    main(words(tmp_path / "whole"))
+def test_a_run_that_was_killed_goes_on_as_if_it_were_whole(words, whole, tmp_path, monkeypatch, epoch):
     stopped_in(monkeypatch, words(tmp_path / "cut"), epoch)
     assert ("restarts" in checkpoint(tmp_path / "cut")) == (epoch > 1)
     main(words(tmp_path / "cut"))
     for key in ("model", "model_ema"):
-        assert far(checkpoint(tmp_path / "whole")[key], checkpoint(tmp_path / "cut")[key]) == 0
-    assert log_lines(tmp_path / "cut")[-1]["train_loss"] == log_lines(tmp_path / "whole")[-1]["train_loss"]
+        assert far(checkpoint(whole)[key], checkpoint(tmp_path / "cut")[key]) == 0
+    assert log_lines(tmp_path / "cut")[-1]["train_loss"] == log_lines(whole)[-1]["train_loss"]
 
 
 @pytest.mark.parametrize("before", [0, 2])
-def test_a_run_that_was_stopped_within_a_training(words, tmp_path, monkeypatch, before):
+def test_a_run_that_was_stopped_within_a_training(words, whole_by_four, tmp_path, monkeypatch, before):
     """After the first step of the epoch after `before`: of the first training, and the first epoch of the second."""
-    flags = {"no_repeated_aug": True, "batch_size": 4}
-    main(words(tmp_path / "whole", **flags))
     real, stops = epochs.train_epoch, []
 
     def train_epoch(job, learner, data, epoch, tally):
@@ -112,12 +127,12 @@ def test_a_run_that_was_stopped_within_a_training(words, tmp_path, monkeypatch, 
             return real(job, learner, data, epoch, tally)
 
     monkeypatch.setattr(epochs, "train_epoch", train_epoch)
-    run(main, words(tmp_path / "cut", **flags))
+    run(main, words(tmp_path / "cut", **BY_FOUR))
     assert len(checkpoint(tmp_path / "cut")["sofar"]["losses"]) == 1
-    run(main, words(tmp_path / "cut", **flags))
+    run(main, words(tmp_path / "cut", **BY_FOUR))
     assert stops == [before + 1]
     for key in ("model", "model_ema"):
-        assert far(checkpoint(tmp_path / "whole")[key], checkpoint(tmp_path / "cut")[key]) == 0
+        assert far(checkpoint(whole_by_four)[key], checkpoint(tmp_path / "cut")[key]) == 0
 
 
 def test_one_training_keeps_nothing(words, tmp_path, seen):
@@ -158,10 +173,10 @@ def test_the_short_runs_of_cross_validation_train_once(tmp_path):
     assert [job.within_training(epoch) for epoch in (1, 6, 7, 18)] == [(1, 1), (1, 6), (2, 1), (3, 6)]
 
 
-def test_a_run_goes_on_with_as_many_trainings(words, tmp_path):
-    main(words(tmp_path))
+def test_a_run_goes_on_with_as_many_trainings(words, whole, tmp_path):
+    folder = shutil.copytree(whole, tmp_path / "copy")
     with pytest.raises(UserError, match=r"another recipe: --restarts 2 \(was 3\)"):
-        main(words(tmp_path, restarts=2))
+        main(words(folder, restarts=2))
 
 
 def test_a_start_within_a_training_is_refused(words, tmp_path):

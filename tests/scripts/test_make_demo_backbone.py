@@ -9,14 +9,14 @@ from data_selection.images.pools import load_demo
 from scripts.demo import make_demo_backbone as script
 
 ARGS = argparse.Namespace(
-    epochs=2, warmup_epochs=0.1, batch_size=32, lr=4e-3, prototypes=64, local_crops=2, teacher_momentum=0.9,
+    epochs=2, warmup_epochs=0.1, batch_size=8, lr=4e-3, prototypes=64, local_crops=2, teacher_momentum=0.9,
     drop_path=0.0, seed=0,
 )  # fmt: skip
 
 
 @pytest.mark.parametrize("objective", script.OBJECTIVES)
 def test_steps_move_the_backbone_and_a_checkpoint_brings_it_back(objective):
-    images = torch.from_numpy(load_demo()["train_images"][:32])
+    images = torch.from_numpy(load_demo()["train_images"][:8])
     with torch.random.fork_rng():
         torch.manual_seed(0)
         first, second = (script.OBJECTIVES[objective](ARGS) for _ in range(2))

@@ -45,9 +45,10 @@ def log_weight(cosine, tau, other):
 
 def shared(logs):
     """Weights of sum 1 by their logarithms, or zeros where all are -inf."""
-    if max(logs) == -math.inf:
+    largest = max(logs)
+    if largest == -math.inf:
         return np.zeros(len(logs))
-    weights = np.array([math.exp(value - max(logs)) for value in logs])
+    weights = np.array([math.exp(value - largest) for value in logs])
     return weights / weights.sum()
 
 
