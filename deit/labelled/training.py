@@ -19,7 +19,7 @@ from deit.labelled.reporting import NOTHING, report
 from deit.labelled.runs import LABELS, MODEL, Labelled, backbone_flags, open_run, training_folder
 from deit.options import parse
 from deit.predicting import predict
-from deit.runs.predictions import TITLE, Predictions
+from deit.runs.predictions import OF_NEW, TITLE, Predictions
 from deit.runs.saving import NEWEST
 from deit.smoothing import POOL
 from deit.trainer import train
@@ -94,7 +94,10 @@ def train_on_labels(
         f"{judges(accuracy)}{doubt}; wrote {MODEL}, {page.name}, "
         f"{page.with_suffix('.json').name} and {LABELS} in {given.folder}"
     )
-    return Trained(given.folder / MODEL, page, accuracy["value"], (result.get("last") or {}).get("acc1"))
+    predicted, model = given.folder / OF_NEW, given.folder / MODEL
+    if predicted.exists() and predicted.stat().st_mtime_ns < model.stat().st_mtime_ns:
+        log(f"{predicted.name} in it is by an earlier model: scripts/predict.py asks this one")
+    return Trained(model, page, accuracy["value"], (result.get("last") or {}).get("acc1"))
 
 
 def judges(accuracy: dict[str, Any]) -> str:
@@ -169,7 +172,7 @@ def predict_images(
             )
         read_run(folder)  # says so where it is no run
         raise UserError(f"{folder} has no {MODEL} yet: train it with scripts/train_on_labels.py {folder}")
-    target = Path(out) if out else (model.parent / "predictions.csv")
+    target = Path(out) if out else (model.parent / OF_NEW)
     if target.suffix.lower() != ".csv":
         raise UserError(f"--out {target} must end in .csv")
     check_own_table(target, TITLE)

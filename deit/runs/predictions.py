@@ -12,6 +12,7 @@ from data_selection.common.listed_names import quoted
 from data_selection.images.pools import Pool
 
 OF_POOL = "pool_predictions.csv"
+OF_NEW = "predictions.csv"  # of images that predict.py was asked for
 TITLE = "file,label,confidence,second,second_confidence"
 
 

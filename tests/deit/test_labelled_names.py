@@ -48,8 +48,14 @@ def test_labels_that_judge_nothing_are_told(folder, tmp_path):
     assert f"by cross-validation on 4 labels, which says nothing: {NOTHING}; wrote model.pth" in said
     assert f"The accuracy on this page says nothing: {NOTHING}." in (run / "report.html").read_text()
     write_answers(run / "annotate.csv", dict(zip(done.files, ("ant", "bee", "cow", "cow"), strict=True)))
-    _, said = train(run)
+    predict_images(run, folder, device="cpu", log=lambda _: None)
+    told = "predictions.csv in it is by an earlier model: scripts/predict.py asks this one"
+    _, said = train(run, seed=1)
     assert "says nothing" not in said + (run / "report.html").read_text()
+    assert told in said
+    predict_images(run, folder, device="cpu", log=lambda _: None)
+    _, said = train(run, seed=1)  # the same once more, which changes no model
+    assert told not in said
 
 
 def test_flags_are_checked_before_labels_are_read(tmp_path):
