@@ -24,7 +24,7 @@ def recall(args: argparse.Namespace, log: Log) -> Settings:
     """Fill in what the flags leave open by what the run's checkpoint was made with. Returns the checkpoint's settings.
 
     Of --resume, or of --auto-resume's folder, with --eval of what is evaluated; {} where there is none, or weights
-    alone. Flags that were given win.
+    alone. Flags that were given win. Raises UserError where it is damaged, but for --auto-resume's own.
     """
     own = Path(args.output_dir) / NEWEST if args.auto_resume and args.output_dir and not args.eval else None
     start = args.resume or (args.finetune if args.eval else "")
@@ -33,8 +33,10 @@ def recall(args: argparse.Namespace, log: Log) -> Settings:
     file = next((path for path in files if path.is_file()), None)
     try:
         state = checkpoints.training_state(file) if file else None
-    except UserError:  # damaged: whoever reads it for more than its settings says so
-        return {}
+    except UserError:
+        if file != own:
+            raise
+        return {}  # the checkpoint before takes its place
     saved = checkpoints.saved_args(state) if state else {}
     told = []
     for name in REMEMBERED:

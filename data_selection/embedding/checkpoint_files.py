@@ -45,6 +45,7 @@ def read_checkpoint(path: Path | str) -> Any:
         raise
     except Exception as error:  # noqa: BLE001 - readers of damaged files raise whatever they come upon
         reason = f"{type(error).__name__}: {error}".split("\n")[0]
+        reason = reason.split(". ")[0]  # torch goes on with what may be the cause
         raise UserError(f"weights {path} are truncated or no torch file ({reason}): fetch them again") from None
 
 

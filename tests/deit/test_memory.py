@@ -130,3 +130,15 @@ def test_weights_that_do_not_fit_are_told_before_any_clock_or_part(images, tmp_p
     for mode in ("lp-ft", "auto"):
         with pytest.raises(UserError, match=r"other\.pth do"):
             main(few_shot(images, tmp_path / "out", mode=mode, finetune=tmp_path / "other.pth", amp="measured"))
+
+
+def test_a_damaged_checkpoint_is_told_before_a_model_is_made(trained, images, tmp_path, capsys):
+    whole, cut = trained[0] / "checkpoint.pth", tmp_path / "cut.pth"
+    cut.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
+    for words in (["--eval"], ["--output_dir", str(tmp_path / "out")]):
+        with pytest.raises(
+            UserError, match=r"weights .*cut\.pth are truncated or no torch file \([^.]*\): fetch them ag"
+        ):
+            main([*words, "--resume", str(cut), "--data-set", "FOLDER", "--data-path", str(images)])
+    assert "Creating model" not in capsys.readouterr().out
+    assert not (tmp_path / "out").exists()
