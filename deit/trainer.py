@@ -34,7 +34,7 @@ from deit.runs.saving import Saver
 from deit.runs.starting import finished, starting_point, weights_of
 from deit.runs.stopping import Asked, Sofar, listening, workers_named
 from deit.samples.keeping import Room
-from deit.samples.sources import open_images, say_of_labels, say_of_leaks, say_of_unread
+from deit.samples.sources import open_evaluation, say_of_labels, say_of_leaks, say_of_unread
 from deit.selftrain import pool_epochs
 from deit.smoothing import needed_features, pool_features, with_pool
 from deit.timing import settle, take_over
@@ -188,10 +188,12 @@ def evaluate_only(args: argparse.Namespace, world: distributed.World) -> Numbers
     log = RunLog("", world.is_main)
     saved = recall(args, log.say)
     name, defaults = resolve(args)
-    train_pool, test_pool = distributed.on_main_first(world, lambda: open_images(name, *where(args)))
-    say_of_unread(train_pool, test_pool, log.say)
+    test_pool, classes = distributed.on_main_first(
+        world, lambda: open_evaluation(name, *where(args), saved.get("class_names"))
+    )
+    say_of_unread(None, test_pool, log.say)
     source = local_file(args.resume or args.finetune, log.say)
-    test_pool = match_classes(test_pool, train_pool.class_names, saved, source)
+    test_pool = match_classes(test_pool, classes, saved, source)
     model = build(args, test_pool.classes or 0, log)
     key = "model_ema" if args.eval_ema else args.checkpoint_key
     if args.eval_ema:

@@ -16,7 +16,7 @@ from data_selection.images.folders import UNREAD, in_words
 from data_selection.images.image_files import WHITE
 from data_selection.images.inaturalist import read_inaturalist
 from data_selection.images.known_lists import find_images, of_pool
-from data_selection.images.label_files import open_folders, some
+from data_selection.images.label_files import check_labels, labelled_folder, open_folders, some
 from data_selection.images.record import file_hash
 
 FEW = 10  # labels per class
@@ -74,6 +74,32 @@ def open_images(
     return train, test
 
 
+def open_evaluation(
+    name: str,
+    data_path: Path | str | None,
+    labels: Path | str | None,
+    val_labels: Path | str | None,
+    category: str,
+    train_path: Path | str | None,
+    val_path: Path | str | None,
+    background: str,
+    classes: Sequence[str] | None = None,
+) -> tuple[pools.Pool, tuple[str, ...] | None]:
+    """(evaluation pool, class names of the data), as open_images opens both parts.
+
+    classes: those of what is evaluated, where it knows them: a FOLDER then needs no training images.
+    """
+    folder = find_data(name, data_path) / "train"
+    if name == "FOLDER" and classes and not labels and not train_path and not folder.exists():
+        base = folder.parent if data_path else None
+        test = labelled_folder(Path(val_path or folder.parent / "val"), val_labels, "--val-labels", "--val-path", base)
+        check_labels(test, range(len(test)), val_labels)
+        test.background = background
+        return test, test.class_names
+    train, test = open_images(name, data_path, labels, val_labels, category, train_path, val_path, background)
+    return test, train.class_names
+
+
 def open_part(name: str, root: Path, split: str, category: str) -> pools.Pool:
     """The pool of one split, `train` or `val`, of a data set in the folder `root`."""
     if name in YEARS:
@@ -112,9 +138,11 @@ def say_of_origin(subset_file: Path | str, name: str, log: Log) -> None:
         log(f"{subset_file} was chosen from {chosen_from}, and the data set is {name}")
 
 
-def say_of_unread(train: pools.Pool, test: pools.Pool, log: Log) -> None:
+def say_of_unread(train: pools.Pool | None, test: pools.Pool, log: Log) -> None:
     """A line where a folder has image files that the installed Pillow does not read."""
     for pool, part in ((train, "training"), (test, "evaluation")):
+        if pool is None:
+            continue
         unread = Counter({why: count for why, count in pool.left_out.items() if UNREAD in why})
         if unread:
             log(f"warning: left out of the {part} images: {in_words(unread)}")

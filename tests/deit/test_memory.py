@@ -142,3 +142,23 @@ def test_a_damaged_checkpoint_is_told_before_a_model_is_made(trained, images, tm
             main([*words, "--resume", str(cut), "--data-set", "FOLDER", "--data-path", str(images)])
     assert "Creating model" not in capsys.readouterr().out
     assert not (tmp_path / "out").exists()
+
+
+def test_a_checkpoint_that_names_its_classes_is_evaluated_without_training_images(trained, images, tmp_path, capsys):
+    out, accuracy = trained
+    shutil.copytree(images / "val", tmp_path / "val")
+    assert f"* Acc@1 {accuracy:.3f}" in evaluate(capsys, tmp_path, out)
+    words = ["--eval", "--resume", str(out / "checkpoint.pth"), "--data-set", "FOLDER", "--val-path"]
+    main([*words, str(tmp_path / "val")])
+    assert f"* Acc@1 {accuracy:.3f}" in capsys.readouterr().out
+    shutil.rmtree(tmp_path / "val" / "blue")  # what is left counts as the checkpoint does, which has blue first
+    rest = tmp_path / "rest"
+    for colour in ("green", "red"):
+        shutil.copytree(images / "train" / colour, rest / "train" / colour)
+    shutil.copytree(tmp_path / "val", rest / "val")
+    assert evaluate(capsys, tmp_path, out).split("* Acc@1")[1] == evaluate(capsys, rest, out).split("* Acc@1")[1]
+    (tmp_path / "val" / "red").rename(tmp_path / "val" / "rot")
+    with pytest.raises(UserError, match=r"trained for other classes \(only it has 'blue', 'red'; it lacks 'rot'\)"):
+        main([*words, str(tmp_path / "val")])
+    with pytest.raises(UserError, match=r"train does not exist: --data-path must hold"):  # nobody knows the classes
+        main(["--eval", "--finetune", str(images / "sighted.pth"), *words[3:], str(tmp_path / "val")])
