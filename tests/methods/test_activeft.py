@@ -100,6 +100,17 @@ def test_low_temperature_does_not_overflow(objective):
     assert torch.isfinite(gradient).all()
 
 
+@pytest.mark.parametrize("objective", sorted(OBJECTIVES))
+def test_one_centroid_goes_to_where_the_pool_points(objective):
+    """There is no other one to be apart from: in the limit it is the mean of the unit rows, by either objective."""
+    rows = clusters(300, 20, 0)
+    ids, losses = trace(rows, 1, config=ActiveFTConfig(max_iter=300, lr=0.01, objective=objective), seed=0)
+    assert ids == [(F.normalize(rows, dim=1) @ F.normalize(rows, dim=1).mean(0)).argmax().item()]
+    assert losses[-1] < losses[0] - 0.01
+    _, gradient = full_gradient(rows, clusters(1, 20, 1).double(), objective, 0.07, 1.0)
+    assert gradient.abs().max() > 1e-3
+
+
 @pytest.mark.parametrize("temperature", [0.07, 0.009, 0.001])
 def test_centroids_of_zeros_have_a_loss(temperature):
     rows, centroids = clusters(200, 20, 0), clusters(70, 20, 1).double()

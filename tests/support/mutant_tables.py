@@ -109,6 +109,7 @@ TESTS = {
         "judging/experiments/test_plan.py",
         "judging/experiments/test_store.py",
         "judging/experiments/test_summary.py",
+        "judging/experiments/test_curves.py",
         "judging/experiments/test_beliefs.py",
         "judging/experiments/test_published.py",
         "scripts/test_experiment.py",
