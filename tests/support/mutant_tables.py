@@ -1,6 +1,6 @@
 """Which tests concern which module, and which faults change no result."""
 
-# Modules where results are made, and the tests that concern each, the quickest first
+# Modules where results are made, and the tests that concern each besides those that import it, the quickest first
 SEARCH = ("methods/test_starts.py", "methods/test_activeft.py", "methods/test_activeft_search.py")
 FLAGS = (
     "deit/test_flag_table.py",
@@ -152,6 +152,18 @@ TESTS = {
     "deit/job.py": ("deit/test_run.py", *FLAGS, "deit/test_modes.py", "deit/test_crossval.py"),
     "deit/timing.py": ("deit/test_timing.py",),
     "deit/memory.py": ("deit/test_memory.py",),
+    "data_selection/commands/": (
+        "commands/test_flag_table.py",
+        "commands/test_flag_table_bilaf.py",
+        "commands/test_selection.py",
+        "commands/test_settings.py",
+    ),
+    "data_selection/common/files.py": ("commands/test_selection.py", "embedding/test_extraction_restarts.py"),
+    "data_selection/common/distributed.py": ("common/test_distributed.py", "test_lost_ranks.py"),
+    "data_selection/common/errors.py": ("commands/test_entry_points.py", "common/test_parsing.py"),
+    "data_selection/common/subset_names.py": ("commands/test_selection.py",),
+    "data_selection/methods/table.py": ("methods/test_methods.py", "methods/test_seeds.py"),
+    "data_selection/methods/configs": ("methods/test_methods.py", "commands/test_settings.py"),
 }
 
 # (start of the path, what the fault's kind begins with, pattern in its line): why such faults change no result

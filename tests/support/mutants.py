@@ -1,6 +1,7 @@
 """Faults planted one at a time into a copy of the repository, to see whether the tests that concern them fail."""
 
 import ast
+import functools
 import json
 import os
 import random
@@ -14,6 +15,8 @@ from pathlib import Path
 from tests.support.mutant_tables import NOTHING, TESTS
 
 ROOT = Path(__file__).resolve().parents[2]
+FOLDERS = ("deit", "data_selection", "scripts/experiments")  # what faults are planted into
+FEW = 8  # test files that import a module, beyond which it is everybody's
 CARRIED = ("data_selection", "deit", "tests", "configs", "scripts", "subsets", "pyproject.toml", "requirements.txt")
 LEFT = shutil.ignore_patterns("__pycache__", "*.pyc", ".*", "outputs", "features")
 
@@ -102,7 +105,7 @@ def changes(node: ast.AST):
 def draw(count: int, seed: int, only: str = "") -> list[Fault]:
     """`count` faults drawn at random, spread evenly over the modules whose path begins with `only`."""
     chance, by_module = random.Random(seed), []
-    for path in sorted(p for folder in ("deit", "data_selection") for p in (ROOT / folder).rglob("*.py")):
+    for path in sorted(p for folder in FOLDERS for p in (ROOT / folder).rglob("*.py")):
         name = path.relative_to(ROOT).as_posix()
         if tests_of(name) and name.startswith(only):
             some = faults_of(name, path.read_bytes())
@@ -114,9 +117,25 @@ def draw(count: int, seed: int, only: str = "") -> list[Fault]:
 
 
 def tests_of(path: str) -> list[str]:
-    """The test files that concern a module, from the root; none where no result is made in it."""
+    """The test files that concern a module, from the root: those of TESTS, then those that import it, where few do."""
     entry = next((tests for prefix, tests in TESTS.items() if path == prefix or path.startswith(prefix)), ())
-    return [f"tests/{name}" for name in entry]
+    found = [f"tests/{name}" for name in entry]
+    more = importers().get(path.removesuffix(".py").replace("/", "."), [])
+    return found + [test for test in more if len(more) <= FEW and not any(test.startswith(name) for name in found)]
+
+
+@functools.cache
+def importers() -> dict[str, list[str]]:
+    """{module: the test files that import it or a name of it}."""
+    found: dict[str, list[str]] = {}
+    for test in sorted((ROOT / "tests").rglob("test_*.py")):
+        names: set[str] = set()
+        for node in ast.walk(ast.parse(test.read_bytes())):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+        for name in names:
+            found.setdefault(name, []).append(test.relative_to(ROOT).as_posix())
+    return found
 
 
 # Runs in the copy: the slow imports once, then a fork for each line of pytest's arguments, which it answers in one line
