@@ -21,7 +21,11 @@ def main_train(argv: Sequence[str] | None = None) -> None:
     add("--labels", metavar="FILE", nargs="+", default=[], help="labels as they came back, instead of "
         "RUN/annotate.csv: a table of any spreadsheet, Label Studio's JSON or CSV, CVAT's XML or zip, a folder of "
         "class folders")  # fmt: skip
-    add("--partial", action="store_true", help="go on with what is labelled, where labels are missing")
+    add(
+        "--partial",
+        action="store_true",
+        help="go on with what is there, where labels are missing or labelled images gone",
+    )
     add("--test", metavar="DIR", help="test images, in class folders or with --test-labels; they decide nothing")
     add("--test-labels", metavar="FILE", help="CSV `file,label` of the images in --test")
     add("--mode", choices=MODES, default="auto", help="how to train: the modes of deit/main.py; auto: the one that "

@@ -16,7 +16,7 @@ from data_selection.common.subset_files import pool_provenance
 from data_selection.embedding.backbones import DEMO_WEIGHTS, DINO_WEIGHTS, local_file
 from data_selection.images.answers import Answers, alone, read_answers, some
 from data_selection.images.following import follow, told
-from data_selection.images.pools import open_pool
+from data_selection.images.pools import Pool, open_pool
 
 MODEL, LABELS, TRAINING = "model.pth", UNDERSTOOD, "training"
 
@@ -48,7 +48,7 @@ def open_run(
     """The Labelled of a run folder. labels: files in place of the folder's own annotate.csv; source: images that moved.
 
     Says what was understood of each file. Raises UserError with everything that is wrong with the labels at once;
-    partial: images without a label are no fault.
+    partial: images without a label are no fault, nor are labelled ones that are gone.
     """
     folder = Path(folder)
     record = read_run(folder)
@@ -82,17 +82,33 @@ def open_run(
     counts = len(answers.labels), len(set(answers.labels.values()))
     log(f"{counts[0]} labelled images of {counts[1]} classes" + (
         f", {len(answers.unlabelled)} handed out without a label" if answers.unlabelled else ""))  # fmt: skip
-    today, noted = open_pool(str(where)), contents(folder)
+    today = open_pool(str(where))
+    lost = leave_out(answers, folder, where, today, partial=partial, log=log)
     here = set(today.names or ())
-    moved, lost = follow({name: noted.get(name, "") for name in answers.labels}, today)
-    if moved or lost:
-        raise UserError(
-            f"{len(moved) + len(lost)} of the {len(answers.labels)} labelled images are not in {where} as they were: "
-            f"{told(moved, lost)}; give them back, or say with --source where they are (a further round of "
-            f"scripts/choose_images.py with --labelled {folder} finds renamed ones)"
-        )
-    pool = tuple(name for name in table.names if name in here)
+    pool = tuple(name for name in table.names if name in here.difference(lost))
     return Labelled(folder, where, table, answers, record, pool, len(pool) == len(here) == len(table.names))
+
+
+def leave_out(answers: Answers, folder: Path, where: Path, today: Pool, *, partial: bool, log: Log) -> list[str]:
+    """The names of labelled images that are gone, or have another content; they and the renamed ones lose their labels.
+
+    Raises UserError unless partial, and where no label is left.
+    """
+    noted, count = contents(folder), len(answers.labels)
+    moved, lost = follow({name: noted.get(name, "") for name in answers.labels}, today)
+    if not moved and not lost:
+        return []
+    gone = f"{len(moved) + len(lost)} of the {count} labelled images are not in {where} as they were: "
+    gone += told(moved, lost)
+    if not partial or len(moved) + len(lost) == count:
+        raise UserError(
+            f"{gone}; give them back, or say with --source where they are (a further round of "
+            f"scripts/choose_images.py with --labelled {folder} finds renamed ones); --partial goes on without them"
+        )
+    for name in (*moved, *lost):
+        del answers.labels[name]
+    log(f"warning: left out, {gone}")
+    return lost
 
 
 def backbone_flags(run: Labelled, weights: str) -> list[str]:
