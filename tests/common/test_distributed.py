@@ -1,6 +1,8 @@
 """Device names and launcher variables are checked; sums go over the ranks."""
 
 import contextlib
+import io
+import sys
 
 import pytest
 import torch
@@ -22,6 +24,14 @@ def _no_launcher(monkeypatch):
 def test_devices_that_cannot_be_used_are_refused(name):
     with pytest.raises(UserError, match="device"):
         pick_device(name)
+
+
+def test_the_first_process_speaks_at_once_and_alone(monkeypatch):
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw))  # as a pipe or a log: it keeps what nobody flushes
+    for rank in (1, 0):
+        distributed.World(rank, 2, torch.device("cpu")).say(f"rank {rank}")
+    assert raw.getvalue() == b"rank 0\n"
 
 
 def test_a_gpu_by_number_is_refused_for_several_processes(monkeypatch):

@@ -2,9 +2,11 @@
 
 import json
 import re
+import subprocess
 
 import pytest
 
+from data_selection.common import subset_files
 from data_selection.common.errors import UserError, run
 from data_selection.common.feature_table import load_features, save_features, sidecar
 from data_selection.common.files import atomic_write, check_writable, told_size
@@ -179,3 +181,26 @@ def test_sizes_are_told_in_fitting_units():
         "2.50 MB",
         "1.23 GB",
     ]
+
+
+def test_the_commit_is_that_of_the_checkout_and_marked_where_files_differ(tmp_path, monkeypatch):
+    monkeypatch.setattr(subset_files, "ROOT", tmp_path)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert subset_files.commit() is None  # a download, without git's files
+
+    def git(*words):
+        who = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
+        return subprocess.run(["git", *who, *words], cwd=tmp_path, check=True, capture_output=True, text=True).stdout
+
+    git("init", "-q")
+    (tmp_path / "a.txt").write_text("1")
+    git("add", "a.txt")
+    git("commit", "-q", "-m", "one")
+    git("tag", "v1")
+    found = subset_files.commit()
+    assert git("rev-parse", "HEAD").startswith(found)
+    assert len(found) == 12
+    (tmp_path / "a.txt").write_text("2")
+    assert subset_files.commit() == f"{found}-dirty"
+    monkeypatch.setenv("PATH", "")
+    assert subset_files.commit() is None  # no git here
