@@ -34,6 +34,18 @@ def test_the_first_process_speaks_at_once_and_alone(monkeypatch):
     assert raw.getvalue() == b"rank 0\n"
 
 
+def test_a_process_alone_asks_nobody():
+    """There is no group that it could ask."""
+    alone, tensor = distributed.World(0, 1, torch.device("cpu")), torch.tensor([3.0])
+    assert alone.sum_(tensor) is tensor
+    assert tensor == 3
+    alone.begin_sum(tensor)()
+    assert alone.least(7) == 7
+    assert alone.gather("a") == ["a"]
+    assert alone.broadcast_object({"a": 1}) == {"a": 1}
+    alone.barrier()
+
+
 def test_a_gpu_by_number_is_refused_for_several_processes(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     assert [pick_device("cuda", rank, 4).index for rank in range(4)] == [0, 1, 2, 3]

@@ -15,12 +15,18 @@ SOME = (
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_as_they_are(device):
     with pretended() as card:
-        found = [tensor.cpu() for tensor in sent(torch.device(device), *SOME)]
+        there = sent(torch.device(device), *SOME)
+        assert {tensor.device.type for tensor in there} == {device}
+        found = [tensor.cpu() for tensor in there]
         copies = sum(card.waits.values())
     for one, other in zip(SOME, found, strict=True):
         assert one.dtype == other.dtype
         assert torch.equal(one, other)
     assert copies <= len(SOME)  # those back
+
+
+def test_on_the_cpu_nothing_is_copied():
+    assert all(one is other for one, other in zip(SOME, sent(torch.device("cpu"), *SOME), strict=True))
 
 
 def test_nobody_waits():
