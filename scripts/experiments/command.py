@@ -12,6 +12,7 @@ from pathlib import Path
 
 from data_selection.commands.shared import add_device, make_parser
 from data_selection.common.errors import UserError, meant, run
+from data_selection.common.system import cores
 from data_selection.judging.experiments.plan import PoolSpec, read_plan, resolve
 
 DESCRIPTION = """Compare methods: pools x methods x budgets x seeds x evaluations, as a config says. Killed and started
@@ -146,13 +147,18 @@ def watch_jobs(args, each):
             one.join()
 
 
+def threads_each(jobs):
+    """Threads of a trainer's run in each of some jobs, which share the cores."""
+    return max(1, cores() // jobs)
+
+
 def job(args):
     """One of --jobs. Its trainer runs share the cores with the others'; it ends when the command is killed."""
     from scripts.experiments.trainer import die_with_us  # imports torch
 
     if last_breath := die_with_us(signal.SIGKILL):
         last_breath()
-    os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // args.jobs))
+    os.environ["OMP_NUM_THREADS"] = str(threads_each(args.jobs))
 
     def work(_):
         _, store, pools, kinds, cells = load(args)

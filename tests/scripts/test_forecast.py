@@ -1,5 +1,6 @@
-"""What a plan tells before it is computed: the time by that of finished cells, and copies among the test images."""
+"""What a plan tells before it is computed: the time, by that of finished cells, and copies among the test images."""
 
+import os
 import types
 
 from data_selection.common.feature_table import load_features
@@ -38,6 +39,12 @@ def test_without_a_finished_cell_no_time_is_told_and_none_is_left_of_a_finished_
     assert forecast([cell("a", "first")], records, jobs=1).endswith(
         "1 cells, 0 to do: 0 seconds by what finished ones took"
     )
+
+
+def test_jobs_share_the_cores_of_the_process(monkeypatch):
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(6)), raising=False)
+    assert [command.threads_each(jobs) for jobs in (1, 2, 4, 6, 9)] == [6, 3, 1, 1, 1]
 
 
 def test_copies_among_the_test_images_are_warned_of(tmp_path, capsys):

@@ -192,5 +192,7 @@ NOTHING = {
         r"BLOCK|FEW_|MANY_|MOST_|SPARE_|OPEN_|CHUNK|max_bytes|block_rows|row_blocks|hold |resident|screen"
         r"|perf_counter|narrow_is_faster|short\.copy_",
     ): "how much at a time, or which of two ways to one result: speed and memory",
+    ("data_selection/common/listed_names", "", r"len\(ways\) == 1"): "what is known of one reading changes nothing",
+    ("", "argument help dropped", ""): "test_documentation.py asks for a text of every flag",
     ("deit/", "", r"BLOCK|CACHE_BYTES|WORKERS"): "how much at a time: speed and memory",
 }
