@@ -1,5 +1,7 @@
 """A run of the trainer in a process of its own: what it gives, and what is left where it fails."""
 
+import signal
+
 import pytest
 
 from data_selection.common.errors import UserError
@@ -42,3 +44,21 @@ def test_a_run_that_fails_is_told_by_its_last_words_which_stay(train, tmp_path):
     with pytest.raises(UserError, match=rf"ended with 2, error: no such thing \({log}\): .*--seed 3 --fail"):
         train(["--seed", 3, "--fail"], tmp_path / "run")
     assert sorted(log.read_text().splitlines()) == ["error: no such thing", "it begins with --seed 3"]
+
+
+@pytest.mark.parametrize("processes", [1, 3])
+def test_several_processes_come_by_a_launcher_and_end_by_its_signal(train, tmp_path, monkeypatch, processes):
+    seen = {}
+
+    def popen(words, *, preexec_fn, **_):
+        seen.update(words=words, last_breath=preexec_fn)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(trainer.subprocess, "Popen", popen)
+    monkeypatch.setattr(trainer, "die_with_us", lambda number: number)
+    with pytest.raises(KeyboardInterrupt):
+        train(["--seed", 3], tmp_path / "run", processes)
+    program = [str(tmp_path / "deit" / "main.py"), "--seed", "3", "--output_dir", str(tmp_path / "run")]
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=3"]
+    assert seen["words"][1:] == ([] if processes == 1 else launcher) + program
+    assert seen["last_breath"] == (signal.SIGKILL if processes == 1 else signal.SIGTERM)  # which it hands on
