@@ -37,6 +37,9 @@ def test_a_run_gives_its_scores_and_leaves_its_folder_alone(train, tmp_path, mon
     assert found["minutes"] == 1.5
     assert found["gib"] > 0
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["run"]
+    monkeypatch.undo()
+    monkeypatch.setattr(trainer, "ROOT", tmp_path)
+    assert train(["--seed", 3], tmp_path / "out" / "run")["last"] == 71.0  # in the folder of one that was killed
 
 
 def test_a_run_that_fails_is_told_by_its_last_words_which_stay(train, tmp_path):

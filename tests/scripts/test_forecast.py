@@ -6,7 +6,7 @@ import types
 from data_selection.common.feature_table import load_features
 from data_selection.images.record import PoolRecord, save_record
 from scripts.experiments import command
-from scripts.experiments.forecast import forecast
+from scripts.experiments.forecast import forecast, told
 from tests.support.experiments import make_config
 
 
@@ -39,6 +39,12 @@ def test_without_a_finished_cell_no_time_is_told_and_none_is_left_of_a_finished_
     assert forecast([cell("a", "first")], records, jobs=1).endswith(
         "1 cells, 0 to do: 0 seconds by what finished ones took"
     )
+
+
+def test_a_time_is_told_by_the_largest_unit_that_gives_one():
+    assert [told(seconds) for seconds in (0.4, 59, 60, 3599, 3600, 86399, 86400, 200_000)] == [
+        "0 seconds", "59 seconds", "1.0 minutes", "60.0 minutes", "1.0 hours", "24.0 hours", "1.0 days", "2.3 days",
+    ]  # fmt: skip
 
 
 def test_jobs_share_the_cores_of_the_process(monkeypatch):
