@@ -1,14 +1,16 @@
 """The folder that choosing images leaves: what is where in it, and what was asked for."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from data_selection.common.errors import UserError
 from data_selection.common.feature_table import load_features, sidecar
 from data_selection.common.files import atomic_write, read_json
+from data_selection.common.listed_names import composed
 from data_selection.common.subset_files import CHECK
+from data_selection.images.list_files import TABLES, decoded
 from data_selection.images.record import load_record
 
 VERSION = 1
@@ -16,6 +18,7 @@ RECORD, SUBSET, ANSWERS, LABELLED = "run.json", "subset.json", "annotate.csv", "
 UNDERSTOOD = "labels.csv"  # all labels, as training has understood them
 BELIEFS, PAGE, FEATURES, IMAGES = "beliefs.json", "annotate.html", "features", "images"
 REPORT = "report.json"
+ENDINGS = (".txt", *TABLES)  # of a file of class names
 OWN = (RECORD, SUBSET, ANSWERS, LABELLED, BELIEFS, PAGE, IMAGES)
 
 
@@ -29,9 +32,22 @@ def read_run(folder: Path | str) -> dict[str, Any]:
     if not path.exists():
         raise UserError(f"{folder} is no folder of scripts/choose_images.py: it has no {RECORD}")
     record = read_json(path)
-    if not isinstance(record, dict) or record.get("version") != VERSION:
+    if not isinstance(record, dict) or record.get("version") != VERSION or not {"source", "features"} <= set(record):
         raise UserError(f"{path} is no record of version {VERSION}: choose again, into another folder")
     return record
+
+
+def class_words(classes: Sequence[str] | str) -> list[str]:
+    """Class names from a list, from words apart by comma, or from a text file of one a line."""
+    if isinstance(classes, str):
+        path = Path(classes)
+        try:
+            classes = decoded(path.read_bytes()).splitlines() if classes and path.is_file() else classes.split(",")
+        except UnicodeDecodeError as error:
+            raise UserError(f"--classes {path} is no text ({error}): one class name a line is needed") from None
+        if list(classes) == [str(path)] and (path.suffix.lower() in ENDINGS or len(path.parts) > 1):
+            raise UserError(f"--classes {path} does not exist: give a text file of one class name a line, or a,b,c")
+    return list(dict.fromkeys(composed(word.strip()) for word in classes if word.strip()))
 
 
 def know_classes(folder: Path, classes: list[str]) -> list[str]:

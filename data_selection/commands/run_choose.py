@@ -7,7 +7,7 @@ import functools
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +20,7 @@ from data_selection.annotation.run_folder import (
     RECORD,
     SUBSET,
     VERSION,
+    class_words,
     is_chosen,
     read_run,
 )
@@ -34,12 +35,10 @@ from data_selection.commands.selection import Plan, choose
 from data_selection.common.distributed import World, on_main, one_process, start
 from data_selection.common.errors import UserError
 from data_selection.common.feature_table import load_features
-from data_selection.common.files import atomic_write, read_json
-from data_selection.common.listed_names import composed
+from data_selection.common.files import atomic_write, one_at_a_time, read_json
 from data_selection.common.subset_files import CHECK, budget_from_percent, versions
 from data_selection.images.answers import write_labels
 from data_selection.images.label_files import some
-from data_selection.images.list_files import decoded
 from data_selection.images.pools import POOLS, Pool, own_pool
 from data_selection.judging.advice import CORE, advise
 from data_selection.judging.estimate import FEWEST_DRAWN
@@ -110,29 +109,39 @@ def choose_images(
         "strategy": strategy if known.labels else None,
     }  # fmt: skip
     order = Order(out, source, words, images, embed)
-    if not is_chosen(out, request):
-        free = len(pool) - len(known.labels) - len(known.waiting)
-        if not 1 <= count <= free - check:
-            most, rest = free - check, f" less the {check} of --check" if check else ""
-            raise UserError(f"--budget {count} is outside 1..{most}, the images without a label{rest}: choose another")
-        embedding = extraction(source, out, model, weights, num_workers, device, allow_http)
-        whole = os.path.abspath(weights) if Path(weights).is_file() else weights  # noqa: PTH100 - a link stays one
-        plan = Planned(out, count, check, by, seed, request, whole, known, order)
-        if reason:
-            print(f"chosen by {by}, which asks a model of the labels so far: {reason}")
-        with contextlib.nullcontext() if dry_run else output_folder(embedding.output_dir):
-            if not plan.embed(embedding, labelled, dry_run):
+    with contextlib.nullcontext() if dry_run else in_turn(out):
+        if not is_chosen(out, request):
+            free = len(pool) - len(known.labels) - len(known.waiting)
+            if not 1 <= count <= free - check:
+                most, rest = free - check, f" less the {check} of --check" if check else ""
+                raise UserError(
+                    f"--budget {count} is outside 1..{most}, the images without a label{rest}: choose another"
+                )
+            embedding = extraction(source, out, model, weights, num_workers, device, allow_http)
+            whole = os.path.abspath(weights) if Path(weights).is_file() else weights  # noqa: PTH100 - a link stays one
+            plan = Planned(out, count, check, by, seed, request, whole, known, order)
+            if reason:
+                print(f"chosen by {by}, which asks a model of the labels so far: {reason}")
+            with contextlib.nullcontext() if dry_run else output_folder(embedding.output_dir):
+                if not plan.embed(embedding, labelled, dry_run):
+                    return None
+                plan.choose(device)
+        else:
+            say_new(pool, out)
+            if dry_run:
+                print(f"{out} holds this choice already: its page and lists would be made anew, labels kept")
                 return None
-            plan.choose(device)
-    else:
-        say_new(pool, out)
-        if dry_run:
-            print(f"{out} holds this choice already: its page and lists would be made anew, labels kept")
-            return None
-    with start(device) as world:
-        if world.is_main:
-            hand_out(order, pool, known.labels, world)
+        with start(device) as world:
+            if world.is_main:
+                hand_out(order, pool, known.labels, world)
     return Chosen(out, read_json(out / SUBSET), order.files())
+
+
+@contextlib.contextmanager
+def in_turn(out: Path) -> Iterator[None]:
+    """Keep a second start of the command out of the folder until this one has ended, so that it holds one choice."""
+    with output_folder(out), one_at_a_time(out / RECORD, print):
+        yield
 
 
 def say_new(pool: Pool, out: Path) -> None:
@@ -267,17 +276,6 @@ def number(budget: int | str, images: int) -> int:
         return int(text)
     except ValueError:
         raise UserError(f"--budget {text!r} is no number of images, as 200, and no percent, as 2%") from None
-
-
-def class_words(classes: Sequence[str] | str) -> list[str]:
-    """Class names from a list, from words apart by comma, or from a text file of one a line."""
-    if isinstance(classes, str):
-        path = Path(classes)
-        try:
-            classes = decoded(path.read_bytes()).splitlines() if classes and path.is_file() else classes.split(",")
-        except UnicodeDecodeError as error:
-            raise UserError(f"--classes {path} is no text ({error}): one class name a line is needed") from None
-    return list(dict.fromkeys(composed(word.strip()) for word in classes if word.strip()))
 
 
 def extraction(

@@ -29,7 +29,7 @@ def image_names(folder: Path) -> tuple[list[str], Counter[str]]:
     left_out: Counter[str] = Counter()
     endings = readable()
     seen: set[str] = set()
-    for parent, folders, files in os.walk(folder, followlinks=True):
+    for parent, folders, files in os.walk(folder, onerror=refuse_unread, followlinks=True):
         real = os.path.realpath(parent)
         if real in seen:  # a link that leads back up
             folders.clear()
@@ -41,14 +41,29 @@ def image_names(folder: Path) -> tuple[list[str], Counter[str]]:
         folders.sort()
         if len(splits := splits_among(folders)) > 1:  # deeper down, too: images/train and images/val
             refuse_splits(parent, splits)
+        odd = no_files(parent) if files else set()
         for entry in files:
-            why = reason(entry, endings)
+            why = "no files, but pipes or devices" if entry in odd else reason(entry, endings)
             if why:
                 left_out[why] += 1
             else:
                 names.append(Path(parent, entry).relative_to(folder).as_posix())
     names.sort(key=lambda name: name.split("/"))  # as text, "a-b/x" would come before "a/x"
     return names, +left_out
+
+
+def refuse_unread(error: OSError) -> None:
+    """Raise UserError for a folder that cannot be searched through: its images would be missing without a word."""
+    raise UserError(
+        f"folder {error.filename} cannot be read ({error.strerror}): allow it to be read, or move it out of the pool"
+    )
+
+
+def no_files(folder: str) -> set[str]:
+    """What in a folder is called like a file and is none, as a named pipe, which nobody may ever write to."""
+    with os.scandir(folder) as entries:
+        others = [entry for entry in entries if not entry.is_file() and not entry.is_dir()]
+    return {entry.name for entry in others if os.path.exists(entry.path)}  # noqa: PTH110 - else a link to nothing
 
 
 def reason(entry: str, endings: tuple[str, ...]) -> str:

@@ -10,6 +10,7 @@ import torch
 from data_selection.annotation.label_report import Facts, write_report
 from data_selection.annotation.originals import file_address, show
 from data_selection.annotation.run_folder import SUBSET, check_names, read_run
+from data_selection.common.errors import UserError
 from data_selection.common.feature_table import sidecar
 from data_selection.common.files import read_json
 from data_selection.common.kinds import Features, Log
@@ -17,6 +18,7 @@ from data_selection.common.listed_names import quoted
 from data_selection.common.progress import OpenBar, open_bar
 from data_selection.common.subset_files import pool_provenance, versions
 from data_selection.images.answers import can_be_judged
+from data_selection.images.image_files import read_image
 from data_selection.images.pools import open_pool
 from data_selection.judging.estimate import estimate
 from data_selection.judging.findings import REPEATS, SHARES, Curve, learning_curve
@@ -79,7 +81,7 @@ def report(
     def pictures(names: list[str]) -> Mapping[str, Mapping[str, str]]:
         pool = open_pool(str(run.source))
         paths = dict(zip(map(quoted, pool.names or pool.paths), pool.paths, strict=True))
-        here = [name for name in names if name in paths]
+        here = [name for name in names if name in paths and can_be_read(paths[name])]
         shown = show([paths[name] for name in here], [file_address(paths[name]) for name in here], progress=progress)
         return {
             name: {"thumbnail": one.thumbnail, "address": one.address} for name, one in zip(here, shown, strict=True)
@@ -87,6 +89,15 @@ def report(
 
     log("report: the map and its pictures")
     return write_report(run.folder, facts, pictures, progress)
+
+
+def can_be_read(path: str) -> bool:
+    """Whether an image can be shown; a report does without the picture of one that cannot."""
+    try:
+        read_image(path)
+    except UserError:
+        return False
+    return True
 
 
 def curve_of(

@@ -17,6 +17,7 @@ from data_selection.embedding.backbones import DEMO_WEIGHTS, DINO_WEIGHTS, local
 from data_selection.images.answers import Answers, alone, read_answers, some
 from data_selection.images.following import follow, told
 from data_selection.images.pools import Pool, open_pool
+from data_selection.images.record import load_record, record_pool
 
 MODEL, LABELS, TRAINING = "model.pth", UNDERSTOOD, "training"
 
@@ -85,8 +86,25 @@ def open_run(
     today = open_pool(str(where))
     lost = leave_out(answers, folder, where, today, partial=partial, log=log)
     here = set(today.names or ())
-    pool = tuple(name for name in table.names if name in here.difference(lost))
+    strange = changed(features, len(table), today)
+    if other := [name for name in table.names if name in strange and name not in answers.labels]:
+        log(
+            f"{len(other)} images of {where} have another content than when they were embedded, or cannot be read, and "
+            f"are left out: {some(other)}"
+        )
+    pool = tuple(name for name in table.names if name in here.difference(lost, other))
     return Labelled(folder, where, table, answers, record, pool, len(pool) == len(here) == len(table.names))
+
+
+def changed(features: Path, count: int, today: Pool) -> set[str]:
+    """The names of images whose content is another than the feature file's record says; those not noted are none."""
+    record = load_record(features, count)
+    if record is None or record.names is None:
+        return set()
+    now = record_pool(today, record)
+    hashes = dict(zip(now.names or (), now.hashes, strict=True))
+    pairs = zip(record.names, record.hashes, strict=True)
+    return {name for name, value in pairs if value and hashes.get(name, value) != value}
 
 
 def leave_out(answers: Answers, folder: Path, where: Path, today: Pool, *, partial: bool, log: Log) -> list[str]:

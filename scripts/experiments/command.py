@@ -186,6 +186,11 @@ def main(argv=None):
     from scripts.experiments.forecast import forecast
 
     for pool in pools.values():
+        if unknown := pool.unknown_classes():
+            print(
+                f"warning: pool {pool.spec.name}: {len(unknown)} classes of its test images have no image in it: "
+                f"{some([str(label) for label in unknown])}; are both labelled alike?"
+            )
         if copied := pool.copied():
             print(
                 f"warning: pool {pool.spec.name}: {len(copied)} of its {len(pool.test)} test images are copies of "

@@ -70,6 +70,10 @@ def test_class_names_come_from_words_or_a_file(tmp_path):
     (tmp_path / "names.txt").write_text("b\na, c\n\nb\n")
     assert run_choose.class_words(str(tmp_path / "names.txt")) == ["b", "a, c"]
     assert run_choose.class_words("b, a,,b") == ["b", "a"]
+    assert run_choose.class_words("cat") == ["cat"]
+    for missing in ("nmaes.txt", "classes.csv", str(tmp_path / "names")):
+        with pytest.raises(UserError, match=r"--classes .* does not exist: give a text file"):
+            run_choose.class_words(missing)
     assert run_choose.class_words(["x", " "]) == ["x"]
     assert run_choose.class_words("e\u0301te\u0301,\u00e9t\u00e9") == ["\u00e9t\u00e9"]  # as labels are read
 

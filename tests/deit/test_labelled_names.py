@@ -58,31 +58,6 @@ def test_labels_that_judge_nothing_are_told(folder, tmp_path):
     assert told not in said
 
 
-def test_labelled_images_that_are_gone_are_left_out_where_asked(folder, tmp_path):
-    pool, run = shutil.copytree(folder, tmp_path / "pool"), tmp_path / "run"
-    done = choose_images(pool, 12, run, method="random", model="demo_vit", device="cpu", num_workers=0)
-    write_answers(run / "annotate.csv", {name: "ab"[place % 2] for place, name in enumerate(done.files)})
-    gone, renamed, changed, *kept = done.files
-    (pool / gone).unlink()
-    (pool / renamed).rename(pool / "renamed.png")
-    shutil.copyfile(pool / kept[0], pool / changed)
-    with pytest.raises(UserError, match=r"3 of the 12 labelled images are not .*; --partial goes on without them"):
-        train(run)
-    _, said = train(run, partial=True)
-    assert "warning: left out, 3 of the 12 labelled images are not in" in said
-    assert [row[0] for row in rows(run / "labels.csv")] == sorted(kept)
-    assert values(run)["accuracy"]["labels"] == 9
-    (listed,) = (run / "training").glob("*.txt")  # the pool that is trained on: of what is there the features hold
-    assert sorted(listed.read_text().split()) == sorted(
-        {path.name for path in folder.iterdir()} - {gone, renamed, changed}
-    )
-    shutil.rmtree(pool)
-    pool.mkdir()
-    shutil.copyfile(folder / done.files[0], pool / "other.png")
-    with pytest.raises(UserError, match=r"12 of the 12 labelled images are not .*goes on without them"):
-        train(run, partial=True)
-
-
 def test_flags_are_checked_before_labels_are_read(tmp_path):
     for words, message in (({"minutes": 0}, "--minutes 0.0 must be above 0"), ({"seed": -1}, "--seed -1 is below 0")):
         with pytest.raises(UserError, match=message):

@@ -1,5 +1,6 @@
 """What is found in a folder, and what is left out and counted."""
 
+import os
 import sys
 import types
 
@@ -78,4 +79,33 @@ def test_junk_beside_a_split_is_no_class(tmp_path):
         (tmp_path / name).parent.mkdir(parents=True)
         (tmp_path / name).write_bytes(b"")
     with pytest.raises(UserError, match="holds train/, not one pool"):
+        open_pool(str(tmp_path))
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_a_pipe_called_like_an_image_is_left_out_and_a_link_to_nothing_is_not(tmp_path):
+    Image.new("L", (4, 4)).save(tmp_path / "a.png")
+    os.mkfifo(tmp_path / "pipe.png")  # whoever opens it waits for somebody to write
+    (tmp_path / "link.png").symlink_to(tmp_path / "a.png")
+    (tmp_path / "to_pipe.png").symlink_to(tmp_path / "pipe.png")
+    (tmp_path / "to_nothing.png").symlink_to(tmp_path / "nothing.png")  # told when it is read, as any that is lost
+    pool = open_pool(str(tmp_path))
+    assert pool.names == ("a.png", "link.png", "to_nothing.png")
+    assert pool.left_out == {"no files, but pipes or devices": 2}
+
+
+def test_a_folder_that_may_not_be_read_is_named(tmp_path, monkeypatch):
+    """Its images would be missing without a word."""
+    for name in ("a", "locked"):
+        (tmp_path / name).mkdir()
+        Image.new("L", (4, 4)).save(tmp_path / name / "1.png")
+    real = os.scandir
+
+    def scandir(path):
+        if str(path).endswith("locked"):  # a superuser's tests may read everything
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(UserError, match=r"folder .*locked cannot be read \(Permission denied\): allow it to be read"):
         open_pool(str(tmp_path))

@@ -3,7 +3,9 @@
 import os
 import types
 
-from data_selection.common.feature_table import load_features
+import numpy as np
+
+from data_selection.common.feature_table import load_features, save_features
 from data_selection.images.record import PoolRecord, save_record
 from scripts.experiments import command
 from scripts.experiments.forecast import forecast, told
@@ -57,6 +59,10 @@ def test_copies_among_the_test_images_are_warned_of(tmp_path, capsys):
     words = [str(make_config(tmp_path)), "--output_dir", str(tmp_path / "out"), "--dry-run"]
     command.main(words)
     assert "warning" not in capsys.readouterr().out
+    table = load_features(tmp_path / "one_test.npy")
+    save_features(tmp_path / "one_test.npy", table.features, np.where(np.arange(len(table)) == 4, 9, table.labels))
+    command.main(words)
+    assert "\nwarning: pool one: 1 classes of its test images have no image in it: 9; are" in capsys.readouterr().out
     for part, first, step in (("train", 0, 1), ("test", 7, 1000)):  # the first test image is the pool's eighth
         path = tmp_path / f"one_{part}.npy"
         save_record(path, PoolRecord(tuple(f"{first + step * row:032x}" for row in range(len(load_features(path))))))

@@ -51,6 +51,12 @@ class LoadedPool:
         self.spec = spec
         self.train = load_features(spec.train)
         self.test: FeatureTable | None = load_features(spec.test) if spec.test else None
+        widths = [table.features.shape[1] for table in (self.train, self.test) if table is not None]
+        if len(set(widths)) > 1:
+            raise UserError(
+                f"pool {spec.name!r}: {spec.train} has {widths[0]} columns and {spec.test} {widths[1]}: extract both "
+                "by the same backbone"
+            )
         self.train_hash = hashes.of(spec.train)
         self.test_hash = hashes.of(spec.test) if spec.test else None
         self.smoothings: dict[tuple[int, int], tuple[Smoothing, Outside]] = {}
@@ -104,6 +110,13 @@ class LoadedPool:
         """Their number, in pool and test images together."""
         _, labels, _, test_labels = self.tensors
         return int(max(labels.max(), test_labels.max())) + 1
+
+    def unknown_classes(self) -> list[int]:
+        """The classes of test images that no image of the pool has, of which no list can teach anything."""
+        if self.test is None or self.train.labels is None or self.test.labels is None:
+            return []
+        found = np.setdiff1d(labels_like(self.test, self.train), self.train.labels[self.rows])
+        return [int(label) for label in found if label >= 0]
 
     def copied(self) -> list[str]:
         """The test images that are exact copies of the pool's: names, or rows, by the records beside both files."""

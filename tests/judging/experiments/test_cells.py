@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from data_selection.common.errors import UserError
 from data_selection.common.feature_table import load_features, save_features
 from data_selection.common.files import sha256
 from data_selection.images.record import PoolRecord, save_record
@@ -121,3 +122,19 @@ def test_test_images_that_are_copies_of_the_pools_are_named(tmp_path):
     assert pool.copied() == ["1.png", "2.png"]
     pool.rows = np.array([3, 9])  # of a cut only what is left in it
     assert pool.copied() == ["2.png"]
+
+
+def test_both_files_are_of_one_width(tmp_path):
+    make_config(tmp_path)
+    save_features(tmp_path / "one_test.npy", np.ones((9, 3), np.float32), np.zeros(9, int))
+    with pytest.raises(UserError, match=r"pool 'one': .*one_train\.npy has \d+ columns and .*one_test\.npy 3: extract"):
+        LoadedPool(PoolSpec("one", tmp_path / "one_train.npy", tmp_path / "one_test.npy"), Hashes(tmp_path))
+
+
+def test_classes_that_only_test_images_have_are_known(tmp_path):
+    pool = loaded(tmp_path)
+    assert pool.unknown_classes() == []
+    pool.test.labels[:3] = [7, -1, 9]
+    assert pool.unknown_classes() == [7, 9]
+    pool.rows = pool.rows[pool.train.labels != 1]  # of a cut what is left of it counts
+    assert pool.unknown_classes() == [1, 7, 9]
