@@ -3,19 +3,29 @@
 import contextlib
 import csv
 import difflib
+import functools
 import io
+import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from decimal import Decimal, InvalidOperation
 from pathlib import Path
 
 from data_selection.common.listed_names import composed, quoted, unquoted
 from data_selection.images.answer_files import Finder, by_file_name_alone, read_source
 from data_selection.images.label_files import some
+from data_selection.images.list_files import NO_LABEL
 
 CLOSE = 0.8  # difflib's measure from which two words may be one misspelt
 CLOSE_TO_KNOWN = 0.6  # where one of them is known to be a class: short words have few letters to agree in
-MISSING = ("n/a", "#n/a", "nan", "?", "-", "--")  # what people and spreadsheets write for no label
+MISSING = (  # what people, spreadsheets and other programs write for no label, and what a broken formula leaves
+    "n/a", "#n/a", "na", "<na>", "nan", "null", "none", "?", "-", "--", *NO_LABEL,
+    "#name?", "#ref!", "#value!", "#div/0!", "#num!", "#null!",
+)  # fmt: skip
+QUOTES = "\"'`\u00ab\u00bb\u2018\u2019\u201a\u201b\u201c\u201d\u201e\u201f\u2039\u203a"  # straight and curly
+WRAPPED = re.compile(f"=?[{QUOTES}](.+)[{QUOTES}]")  # ="007" is how a spreadsheet is made to keep a text
 RARE = 2  # images: a word that more of them have is no slip
 
 
@@ -83,24 +93,21 @@ def check_words(result: Answers, classes: Sequence[str]) -> None:
     counts = Counter(result.labels.values())
     known = set(classes)
     new = sorted(counts.keys() - known)
-    for word in [word for word in new if word.casefold() in MISSING]:
+    for word in [word for word in new if is_missing(word)]:
         result.faults.append(
             f"{word!r} ({counts[word]} images) says that there is no label: leave these cells empty, or, if it is a "
             "class, name all of them with --classes of choose_images.py"
         )
-    for word in [word for word in new if word.casefold() not in MISSING]:
-        others = [*known, *(other for other in new if counts[other] > counts[word])]
-        folded = [other for other in others if alike(other) == alike(word)]
-        close = folded or (closest(word, others, known) if counts[word] <= RARE else [])
-        if close and close[0] in known:
+    for word in [word for word in new if not is_missing(word)]:
+        close = other_word(word, counts, known)
+        if close in known:
             result.faults.append(
                 f"{word!r} ({counts[word]} images) is not among the classes {some(list(classes))}: did you mean "
-                f"{close[0]!r}? If it is a class, choose_images.py again with all of --classes makes it known"
+                f"{close!r}? If it is a class, choose_images.py again with all of --classes makes it known"
             )
-        elif close:
+        elif close is not None:
             result.faults.append(
-                f"{word!r} ({counts[word]} images) stands beside {close[0]!r} ({counts[close[0]]}): did you mean "
-                f"{close[0]!r}?"
+                f"{word!r} ({counts[word]} images) stands beside {close!r} ({counts[close]}): did you mean {close!r}?"
             )
     if known and new:
         told = some([f"{word!r} ({counts[word]} images)" for word in new])
@@ -109,11 +116,44 @@ def check_words(result: Answers, classes: Sequence[str]) -> None:
         result.faults.append(f"all {sum(counts.values())} labels are {next(iter(counts))!r}: two classes are needed")
 
 
+def other_word(word: str, counts: Counter[str], known: set[str]) -> str | None:
+    """The word, known or of more images, that `word` may be meant for; of as many where the two are alike."""
+    new = sorted(counts.keys() - known)
+    above = [other for other in new if (counts[other], other) > (counts[word], word)]  # one of two that are even
+    twins = [other for other in (*sorted(known), *above) if alike(other) == alike(word)]
+    if twins or counts[word] > RARE:
+        return twins[0] if twins else None
+    more = [other for other in above if counts[other] > counts[word]]
+    return next(iter(closest(word, [*known, *more], known)), None)
+
+
+def is_missing(word: str) -> bool:
+    """Whether a word is one of MISSING, marks that nobody sees and a stop at its end left aside."""
+    shown = seen(word).casefold()
+    return shown in MISSING or shown.rstrip(".") in MISSING
+
+
+def seen(word: str) -> str:
+    """What people see of a word: full-width letters as plain ones, no marks without a width, no spaces around it."""
+    return "".join(mark for mark in unicodedata.normalize("NFKC", word) if unicodedata.category(mark) != "Cf").strip()
+
+
+@functools.lru_cache(1 << 16)  # each word is held against all others
 def alike(word: str) -> object:
-    """What words that look the same to people have in common: capitals and spaces left aside, 1 and 1.0 one number."""
-    with contextlib.suppress(ValueError, OverflowError):
-        return float(word)
-    return word.casefold().split()
+    """What words that look the same to people have in common.
+
+    Left aside are capitals, spaces, dashes and underlines, marks that nobody sees, quotes around the word (a
+    spreadsheet's ="007" and '007, too) and a stop at its end. 007, 7 and 7.0 are one number.
+    """
+    shown = seen(word)
+    bare = shown.rstrip(".,;:").strip()
+    inside = WRAPPED.fullmatch(bare)
+    bare = (inside[1].strip().rstrip(".,;:") if inside else bare.removeprefix("'")).strip()
+    if "_" not in bare:  # Python takes 1_0 for 10
+        with contextlib.suppress(InvalidOperation):
+            if (number := Decimal(bare)).is_finite():
+                return number
+    return tuple(re.sub("[-_]", " ", bare.casefold()).split()) or shown  # signs alone may be classes
 
 
 def closest(word: str, others: Sequence[str], known: set[str]) -> list[str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from data_selection.common.errors import UserError, meant
 from data_selection.common.listed_names import composed
 from data_selection.images import pools
-from data_selection.images.list_files import TABLES, UNKNOWN, read_list
+from data_selection.images.list_files import NO_LABEL, TABLES, UNKNOWN, read_list
 
 NONE = "none"  # in place of the folder of evaluation images: there are none
 
@@ -28,21 +28,22 @@ def open_folders(
     folders, or lists of paths, for either part; val_path `none`: the second pool is empty. base: what relative paths of
     such a list start from, by default the list's folder.
     """
-    train = labelled_folder(Path(train_path or root / "train"), labels, "--labels", "--train-path", base)
+    train_folder, val_folder = Path(train_path or root / "train"), Path(val_path or root / "val")
+    train = labelled_folder(train_folder, labels, "--labels", "--train-path", base)
     if val_path == NONE:
         return train, pools.Pool(labels=(), names=(), classes=train.classes, class_names=train.class_names)
-    test = labelled_folder(Path(val_path or root / "val"), val_labels, "--val-labels", "--val-path", base)
+    test = labelled_folder(val_folder, val_labels, "--val-labels", "--val-path", base)
     check_labels(test, range(len(test)), val_labels)
     ours, theirs = train.class_names or (), test.class_names or ()
     if labels is None and val_labels is None and ours != theirs:
         raise UserError(
-            f"{root}/train has the classes {some(ours)} but {root}/val has {some(theirs)}: both need the same class "
-            "folders"
+            f"{train_folder} has the classes {some(ours)} but {val_folder} has {some(theirs)}: both need the same "
+            "class folders"
         )
     if labels is None:
-        renumber(test, ours, val_labels, root / "train")
+        renumber(test, ours, val_labels, train_folder)
     else:
-        renumber(train, theirs, labels, val_labels or root / "val")
+        renumber(train, theirs, labels, val_labels or val_folder)
     return train, test
 
 
@@ -85,14 +86,15 @@ def labelled_folder(
 
 
 def read_labels(path: Path | str, names: Sequence[str], folder: Path) -> list[str]:
-    """The label of each name as text, "" where a CSV of `file,label` (header or not) has none.
+    """The label of each name as text, "" where a CSV of `file,label` (header or not) has none, or -1.
 
     Raises UserError for a file that is not among the names, one that comes twice, or a CSV without any label.
     """
     if Path(path).suffix.lower() not in TABLES or not Path(path).is_file():
         raise UserError(f"label file {path} must be an existing .csv of file,label")
     known = set(names)
-    files, labels = read_list(Path(path), known.__contains__)
+    files, written = read_list(Path(path), known.__contains__)
+    labels = ["" if label in NO_LABEL else label for label in written]
     unknown = [file for file in files if file not in known]
     if unknown:
         close = difflib.get_close_matches(unknown[0], names, 1) or names

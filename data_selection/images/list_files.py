@@ -11,11 +11,14 @@ from data_selection.common.errors import UserError
 from data_selection.common.listed_names import composed, meant, unquoted
 
 UNKNOWN = -1  # the label of an image without one
+NO_LABEL = ("-1", "-1.0")  # the same as text, also as programs write it that keep numbers with gaps as fractions
 MARK = re.compile(r"sep=.\r?\n")  # a first line by which spreadsheets tell each other the separator
 NUMBER = re.compile("-?[0-9]{1,18}")  # int() would take 1_0 for 10; what is longer is a code, and no count
 HEADER = ("file", "filename", "file_name", "image", "name", "path")
 TABLES = (".csv", ".tsv")
 SEPARATORS = (",", ";", "\t")
+WORKBOOKS = (".xlsx", ".xlsm", ".xlsb", ".xls", ".ods", ".numbers")
+ARCHIVE, OLD_OFFICE = b"PK\3\4", bytes.fromhex("d0cf11e0a1b11ae1")  # what workbooks begin with, today's and older ones
 Rows = list[list[str]]
 
 
@@ -24,10 +27,13 @@ def read_list(path: Path, known: Callable[[str], bool] | None = None) -> tuple[l
 
     UTF-8, UTF-16 and Windows' cp1252; columns apart by comma, semicolon or tab, as spreadsheets write them. known:
     whether a name is that of an image, which settles what lines with spaces, quotes or other bytes mean
-    (listed_names.meant). Labels come composed. Raises UserError for a file that is no text or has more columns.
+    (listed_names.meant). Labels come composed. Raises UserError for a file that is no text or has more columns; empty
+    ones at the end do not count.
     """
+    data = path.read_bytes()
+    refuse_workbook(path, data)
     try:
-        text = decoded(path.read_bytes())
+        text = decoded(data)
         if path.suffix.lower() not in TABLES:
             lines = [line.rstrip("\r\n") for line in io.StringIO(text, newline="") if line.strip()]
             return [meant(line, known) for line in lines], [""] * len(lines)
@@ -49,6 +55,23 @@ def is_wide(path: Path) -> bool:
         return any(len(row) > 2 for row in columns(decoded(path.read_bytes())))
     except (UnicodeDecodeError, csv.Error):  # read_list says so
         return False
+
+
+def refuse_workbook(path: Path, data: bytes) -> None:
+    """Raise UserError for a spreadsheet program's own file; a text that is only called so is none."""
+    if data.startswith((ARCHIVE, OLD_OFFICE)) or (path.suffix.lower() in WORKBOOKS and not is_text(data)):
+        raise UserError(
+            f"{path} is a workbook, or another program's archive, and no table of text: save the sheet with the labels "
+            "as CSV (UTF-8) in Excel, LibreOffice or what it was made with, and give that file"
+        )
+
+
+def is_text(data: bytes) -> bool:
+    try:
+        decoded(data)
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def decoded(data: bytes) -> str:
@@ -83,8 +106,12 @@ def columns(text: str) -> Rows:
 
 
 def read_rows(text: str, separator: str) -> Rows:
-    rows = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
-    return [row for row in rows if any(cell.strip() for cell in row)]
+    """The rows that hold something, without the empty cells after their second: spreadsheets write more columns."""
+    rows = [row for row in csv.reader(io.StringIO(text, newline=""), delimiter=separator) if any(map(str.strip, row))]
+    for row in rows:
+        while len(row) > 2 and not row[-1].strip():
+            row.pop()
+    return rows
 
 
 def number_labels(
@@ -92,16 +119,22 @@ def number_labels(
 ) -> tuple[list[int] | None, list[str] | None]:
     """(labels as ints with -1 for none, or None where there is no label; class names or None) of labels as text.
 
-    Words are numbered in sorted order, together with those of others, further class names. Raises UserError for a
-    number below -1.
+    Words are numbered in sorted order, together with those of others, further class names; -1 is none of them. Raises
+    UserError for a number below -1, or one with zeros in front.
     """
     given = {label for label in labels if label}
     if not given:
         return None, None
     if not all(map(NUMBER.fullmatch, given)):
-        class_names = sorted(given | set(others))
-        index = {name: i for i, name in enumerate(class_names)} | {"": UNKNOWN}
+        class_names = sorted((given | set(others)).difference(NO_LABEL))
+        index = {name: i for i, name in enumerate(class_names)} | dict.fromkeys(("", *NO_LABEL), UNKNOWN)
         return [index[label] for label in labels], class_names
+    padded = next((label for label in labels if label and label != str(int(label))), None)
+    if padded:  # a number in one list and a word in another would count the classes of both differently
+        raise UserError(
+            f"list {path} holds the label {padded}: write numbers of classes without zeros in front ({int(padded)}), "
+            f"and codes that are no numbers with a letter (class {padded})"
+        )
     numbers = [int(label) if label else UNKNOWN for label in labels]
     if min(numbers) < UNKNOWN:
         raise UserError(f"list {path} holds the label {min(numbers)}: labels count from 0 (-1 or nothing: unknown)")
@@ -118,7 +151,7 @@ def shared_words(path: Path, labels: Sequence[str]) -> set[str]:
     found = []
     for file in beside:
         try:
-            found.append({label for label in read_list(file)[1] if label})
+            found.append({label for label in read_list(file)[1] if label}.difference(NO_LABEL))
         except (UserError, OSError):  # a table of something else
             continue
     while related := [other for other in found if other & words and not other <= words]:

@@ -78,6 +78,26 @@ def test_a_part_that_lacks_a_class_counts_as_the_other_one(tmp_path):
     assert test.classes == 3
 
 
+def test_no_class_is_made_of_no_label(folder):
+    train, _ = open_folders(folder, write(folder / "l.csv", "c.png,dog\na/2.png,-1\nb.png,cat\na/1.png,-1.0\n"))
+    assert (train.labels, train.class_names) == ([-1, -1, 0, 1], ("cat", "dog"))
+    with pytest.raises(UserError, match="holds no label"):
+        open_folders(folder, write(folder / "l.csv", "c.png,-1\n"))
+
+
+def test_the_folders_that_were_looked_at_are_named(tmp_path):
+    write_images(tmp_path, ["mine/a/1.png", "mine/b/1.png", "yours/a/1.png", "yours/c/1.png"])
+    mine, yours = tmp_path / "mine", tmp_path / "yours"
+    with pytest.raises(UserError, match=f"^{mine} has the classes a, b but {yours} has a, c: both need the same"):
+        open_folders(tmp_path, train_path=mine, val_path=yours)
+    labels = write(tmp_path / "l.csv", "a/1.png,a\nc/1.png,c\n")
+    with pytest.raises(UserError, match=f"has the label 'c', no class of {mine} \\(a, b\\)"):
+        open_folders(tmp_path, None, labels, train_path=mine, val_path=yours)
+    labels = write(tmp_path / "l.csv", "a/1.png,a\nb/1.png,b\n")
+    with pytest.raises(UserError, match=f"has the label 'b', no class of {yours} \\(a, c\\)"):
+        open_folders(tmp_path, labels, train_path=mine, val_path=yours)
+
+
 WRONG = [
     ("file,label\nc.jpg,dog\n", r"1 of 1 files are not in .*train, first 'c\.jpg'; names .* such as 'c\.png'"),
     ("c.png,dog\nb.png,cat\nc.png,dog\n", r"names 'c\.png' more than once"),

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from data_selection.common.errors import UserError
-from data_selection.images.list_files import number_labels, read_list
+from data_selection.images.list_files import is_wide, number_labels, read_list
 from data_selection.images.pools import open_pool
 
 WORDS = (["a/ä.jpg", "b, c.jpg", "d.png"], ["Hündin", "cat", ""])
@@ -54,6 +54,8 @@ def test_what_is_no_text_is_no_list(tmp_path, data):
         (["1_0", "10"], [1, 0], ["10", "1_0"]),
         (["1.0", "0"], [1, 0], ["0", "1.0"]),
         (["9" * 400, "1"], [1, 0], ["1", "9" * 400]),
+        (["dog", "-1", "cat", "", "-1.0"], [1, -1, 0, -1, -1], ["cat", "dog"]),
+        (["007", "7", "cat"], [0, 1, 2], ["007", "7", "cat"]),
     ],
 )
 def test_what_is_no_number_is_a_word(given, labels, words):
@@ -73,3 +75,31 @@ def test_lists_of_a_pool_count_the_same_classes(tmp_path):
     (tmp_path / "table.csv").write_bytes(b"\0\1\2\3")
     assert open_pool(str(tmp_path / "test.csv")).class_names == ("ant", "cat", "dog", "fox")
     assert open_pool(str(tmp_path / "other.csv")).labels == [1, 0]
+
+
+@pytest.mark.parametrize(("given", "told"), [(["7", "007"], "007"), (["00", "1", "2"], "00"), (["3", "-01"], "-01")])
+def test_numbers_with_zeros_in_front_are_never_made_others(given, told):
+    with pytest.raises(UserError, match=rf"l\.csv holds the label {told}: .* without zeros in front .*class {told}\)"):
+        number_labels(given, Path("l.csv"))
+
+
+def test_no_list_makes_a_class_of_no_label(tmp_path):
+    for name in ("1.png", "2.png", "3.png"):
+        Image.new("L", (4, 4)).save(tmp_path / name)
+    (tmp_path / "train.csv").write_text("1.png,cat\n2.png,-1\n3.png,fox\n")
+    (tmp_path / "test.csv").write_text("1.png,fox\n2.png,dog\n3.png,-1\n")
+    (tmp_path / "other.csv").write_text("1.png,zebra\n2.png,-1\n")  # has nothing but that in common
+    train, test = (open_pool(str(tmp_path / f"{part}.csv")) for part in ("train", "test"))
+    assert (train.labels, test.labels) == ([0, -1, 2], [2, 1, -1])
+    assert train.class_names == test.class_names == ("cat", "dog", "fox")
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+def test_empty_columns_at_the_end_are_none(tmp_path, separator):
+    path = tmp_path / "l.csv"
+    rows = ["file,label,,", "1.jpg,cat,,", "2.jpg,dog, ", "3.jpg,,,", ",,,"]
+    path.write_text("".join(row.replace(",", separator) + "\n" for row in rows))
+    assert read_list(path) == (["1.jpg", "2.jpg", "3.jpg"], ["cat", "dog", ""])
+    assert not is_wide(path)
+    path.write_text("1.jpg,\n2.jpg,\n".replace(",", separator))
+    assert read_list(path) == (["1.jpg", "2.jpg"], ["", ""])
