@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import json
+import os
 import re
 import zipfile
 from collections import defaultdict
@@ -16,7 +17,8 @@ from data_selection.common.errors import UserError
 from data_selection.common.listed_names import both_forms, readings
 from data_selection.images.folders import JUNK
 from data_selection.images.image_files import IMAGE_LIKE
-from data_selection.images.list_files import HEADER, SEPARATORS, Rows, decoded, read_rows
+from data_selection.images.label_files import some
+from data_selection.images.list_files import HEADER, SEPARATORS, TABLES, Rows, decoded, read_rows, refuse_workbook
 
 LABEL = ("label", "class", "class_name", "category", "choice", "tag")
 UPLOADED = re.compile(r"^[0-9a-f]{8}-(?=.)")  # Label Studio's mark before the name of an uploaded file
@@ -55,11 +57,24 @@ class Finder:
         if any(path.rpartition("/")[2] in self.ends for path in words):
             return "; several are called so"
         if self.folded is None:
-            names = sorted(self.names)
-            self.folded = {PurePosixPath(name).name.casefold(): name for name in names}
-            self.folded |= {name.casefold(): name for name in names}
+            self.folded = folded(sorted(self.names))
         meant = next((self.folded[path.casefold()] for path in words if path.casefold() in self.folded), None)
         return f"; did you mean {meant}?" if meant else ""
+
+
+def folded(names: Sequence[str]) -> dict[str, str]:
+    """{what a person may write for a name: the name}: other capitals, no folder, no ending where no other is so called.
+
+    names: in sorted order.
+    """
+    stems: dict[str, set[str]] = defaultdict(set)
+    for name in names:
+        path = PurePosixPath(name)
+        for bare in (path.stem, (path.parent / path.stem).as_posix()):
+            stems[bare.casefold()].add(name)
+    found = {bare: next(iter(called)) for bare, called in stems.items() if len(called) == 1}
+    found |= {PurePosixPath(name).name.casefold(): name for name in names}
+    return found | {name.casefold(): name for name in names}
 
 
 def by_file_name_alone(file: str, name: str) -> bool:
@@ -97,29 +112,27 @@ def read_source(source: Path, finder: Finder) -> tuple[list[tuple[str, str]], st
     if not source.is_file():
         raise UserError(f"label file {source} does not exist: give a table, an export, or a folder of class folders")
     try:
-        if source.suffix.lower() == ".zip":
-            return read_zip(source)
-        data = source.read_bytes()
-        if source.suffix.lower() == ".xml":
-            return read_cvat(data, source)
-        text = decoded(data)
-        if source.suffix.lower() == ".json" or text.lstrip()[:2] in ("[{", "[\n", "[]"):
-            return read_label_studio(json.loads(text), source)
-        return read_table(text, source, finder)
+        if source.suffix.lower() == ".zip" or zipfile.is_zipfile(source):
+            return read_zip(source, finder)
+        return read_text(source.read_bytes(), source, finder)
     except UserError:  # a ValueError, too
         raise
-    except (
-        UnicodeDecodeError,
-        csv.Error,
-        ValueError,
-        RecursionError,
-        ElementTree.ParseError,
-        zipfile.BadZipFile,
-    ) as error:
+    except (csv.Error, ValueError, RuntimeError, ElementTree.ParseError, zipfile.BadZipFile) as error:
         raise UserError(
             f"label file {source} cannot be read ({error}): a table of file,label, Label Studio's JSON or CSV and "
             "CVAT's XML or zip are known"
         ) from None
+
+
+def read_text(data: bytes, source: Path, finder: Finder) -> tuple[list[tuple[str, str]], str]:
+    """As read_source, of a file's bytes: XML, JSON or a table."""
+    if source.suffix.lower() == ".xml":
+        return read_cvat(data, source)
+    refuse_workbook(source, data)
+    text = decoded(data)
+    if source.suffix.lower() == ".json" or text.lstrip()[:2] in ("[{", "[\n", "[]"):
+        return read_label_studio(json.loads(text), source)
+    return read_table(text, source, finder)
 
 
 def read_table(text: str, source: Path, finder: Finder) -> tuple[list[tuple[str, str]], str]:
@@ -175,18 +188,21 @@ def read_label_studio(tasks: Any, source: Path) -> tuple[list[tuple[str, str]], 
     """The choices of Label Studio's JSON or JSON-MIN, a pair each; of several annotators' not cancelled, the last's."""
     if not isinstance(tasks, list) or not all(isinstance(task, dict) for task in tasks):
         raise UserError(f"label file {source} is no export of Label Studio: a list of tasks is needed")
-    pairs = []
+    pairs, torn = [], 0
     for task in tasks:
-        content = task.get("data", task)
+        content = task["data"] if isinstance(task.get("data"), dict) else task
         file = next((str(content[word]) for word in ("file", *HEADER, "img", "url") if content.get(word)), "")
         if "annotations" in task or "completions" in task:
             done = [one for one in task.get("annotations") or task.get("completions") or () if not was_cancelled(one)]
-            given = next((words for one in reversed(done) if (words := choices_of(one))), [])
+            chosen = [words for one in done if (words := choices_of(one))]
+            given = chosen[-1] if chosen else []
+            torn += any(sorted(words) != sorted(given) for words in chosen)
         else:
             filled = (task[word] for word in LABEL if task.get(word) not in (None, "", []))  # a label may be 0
             given = [str(word) for word in flat(next(filled, []))]
         pairs += [(file or str(task.get("file_upload", "")), word) for word in given or [""]]
-    return pairs, f"{source}: Label Studio's JSON, {len(tasks)} tasks"
+    told = f", {torn} of them with annotations that disagree, of which the last one counts" if torn else ""
+    return pairs, f"{source}: Label Studio's JSON, {len(tasks)} tasks{told}"
 
 
 def was_cancelled(annotation: Any) -> bool:
@@ -231,20 +247,43 @@ def read_cvat(data: bytes, source: Path) -> tuple[list[tuple[str, str]], str]:
     return pairs, f"{source}: CVAT's XML, {len(images)} images"
 
 
-def read_zip(source: Path) -> tuple[list[tuple[str, str]], str]:
-    """CVAT's exports as a zip: its XML, else class folders, as in its ImageNet format."""
+def read_zip(source: Path, finder: Finder) -> tuple[list[tuple[str, str]], str]:
+    """Exports as a zip: CVAT's XML, class folders, as in CVAT's ImageNet format, else the one table or JSON in it."""
     with zipfile.ZipFile(source) as archive:
-        files = [file for file in archive.namelist() if not is_left(file)]
-        inside = next((file for file in files if file.endswith(".xml")), None)
+        files = [file for file in archive.namelist() if not is_left(file) and not file.endswith("/")]
+        refuse_workbook(source, b"", files)
+        inside = next((file for file in files if file.lower().endswith(".xml")), None)
         if inside:
             return read_cvat(archive.read(inside), source)
-    return in_folders(files), f"{source}: class folders, {len(in_folders(files))} images"
+        pairs = in_folders(files)
+        tables = [file for file in files if file.lower().endswith((*TABLES, ".json"))]
+        tables = tables or [file for file in files if file.lower().endswith(".txt") and not pairs]
+        if len(tables) == 1 and len({label for _, label in pairs}) < 2:  # one folder holds the images beside a table
+            return read_text(archive.read(tables[0]), source / tables[0], finder)
+    if not pairs:
+        raise UserError(
+            f"label file {source} holds {some(files) if files else 'nothing'}: CVAT's XML, class folders of images, or "
+            "one table or JSON is needed in a zip; unpack it and give the file with the labels"
+        )
+    return pairs, f"{source}: class folders, {len(pairs)} images"
 
 
 def read_folders(source: Path) -> tuple[list[tuple[str, str]], str]:
     """Images in class folders below a folder."""
-    files = sorted(path.relative_to(source).as_posix() for path in source.rglob("*") if path.is_file())
-    return in_folders(files), f"{source}: class folders, {len(in_folders(files))} images"
+    pairs = in_folders(path.relative_to(source).as_posix() for path in files_below(source))
+    return pairs, f"{source}: class folders, {len(pairs)} images"
+
+
+def files_below(folder: Path, above: Sequence[str] = ()) -> Iterable[Path]:
+    """The files below a folder that are not left, sorted, links followed, but not those that lead back up."""
+    real = os.path.realpath(folder)
+    if real in above:
+        return
+    for path in sorted(path for path in folder.iterdir() if not is_left(path.name)):
+        if path.is_dir():
+            yield from files_below(path, (*above, real))
+        elif path.is_file():
+            yield path
 
 
 def in_folders(files: Iterable[str]) -> list[tuple[str, str]]:

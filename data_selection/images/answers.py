@@ -49,8 +49,8 @@ def read_answers(
     """The labels of a pool's images in files or folders that people and annotation tools have written.
 
     sources: .csv, .tsv or .txt tables (any separator, encoding, order and number of columns, header or not), Label
-    Studio's JSON, JSON-MIN or CSV, CVAT's XML (alone or in its .zip), folders (or a .zip) of class folders. names: of
-    the pool's images; a source may have them absolute, from another root, percent-encoded or without folders. asked:
+    Studio's JSON, JSON-MIN or CSV, CVAT's XML, folders of class folders, or a .zip of any one of these. names: of the
+    pool's images; a source may have them absolute, from another root, percent-encoded or without folders. asked:
     names of the images sent out, which win where a bare file name fits several. classes: words that are known to be
     classes; others are, too, unless they look like one of them misspelt. Raises UserError for a file that cannot be
     read as any of these.

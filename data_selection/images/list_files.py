@@ -18,6 +18,7 @@ HEADER = ("file", "filename", "file_name", "image", "name", "path")
 TABLES = (".csv", ".tsv")
 SEPARATORS = (",", ";", "\t")
 WORKBOOKS = (".xlsx", ".xlsm", ".xlsb", ".xls", ".ods", ".numbers")
+PARTS = {"[Content_Types].xml", "content.xml", "Index/Document.iwa"}  # of Office's, LibreOffice's and Apple's files
 ARCHIVE, OLD_OFFICE = b"PK\3\4", bytes.fromhex("d0cf11e0a1b11ae1")  # what workbooks begin with, today's and older ones
 Rows = list[list[str]]
 
@@ -57,9 +58,13 @@ def is_wide(path: Path) -> bool:
         return False
 
 
-def refuse_workbook(path: Path, data: bytes) -> None:
-    """Raise UserError for a spreadsheet program's own file; a text that is only called so is none."""
-    if data.startswith((ARCHIVE, OLD_OFFICE)) or (path.suffix.lower() in WORKBOOKS and not is_text(data)):
+def refuse_workbook(path: Path, data: bytes, inside: Iterable[str] = ()) -> None:
+    """Raise UserError for a spreadsheet program's own file; a text that is only called so is none.
+
+    data: its content, or inside: the names of what it holds, for a zip.
+    """
+    by_name = path.suffix.lower() in WORKBOOKS and not is_text(data)
+    if by_name or data.startswith((ARCHIVE, OLD_OFFICE)) or PARTS.intersection(inside):
         raise UserError(
             f"{path} is a workbook, or another program's archive, and no table of text: save the sheet with the labels "
             "as CSV (UTF-8) in Excel, LibreOffice or what it was made with, and give that file"

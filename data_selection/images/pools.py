@@ -113,14 +113,14 @@ def open_pool(name: str, split: str = "train", root: Path | str | None = None) -
 def own_pool(source: Path | str) -> Pool:
     """The user's own images: a folder or a list file, as open_pool opens them, and never a data set of that name.
 
-    An image file is a pool of one.
+    An image file is a pool of one. Relative paths of a list start from its folder, and no flag sets another.
     """
     path = Path(source).absolute()
     if not path.exists():
         raise UserError(f"{source} does not exist: give a folder of images, or a list of their paths (text or CSV)")
     if path.is_file() and path.suffix.lower() in readable():
         return Pool(paths=[str(path)], names=[path.name])
-    return open_pool(str(path))
+    return list_pool(path, path.parent, flag="") if path.is_file() else open_pool(str(path))
 
 
 def _unknown(name: str) -> str:
@@ -149,12 +149,12 @@ def _joined(folder: Path, names: Sequence[str]) -> list[str]:
     return [os.path.join(folder, name) for name in names]  # noqa: PTH118 - pathlib takes six times as long
 
 
-def list_pool(path: Path, root: Path) -> Pool:
+def list_pool(path: Path, root: Path, flag: str = "--data_path") -> Pool:
     """The images a file lists, in its order: text with a path a line, or a .csv of path and (optional) label.
 
     A CSV may start with a header (`file,label`). Labels are whole numbers, or words, which are numbered in sorted
     order, together with those of the lists beside it that share some; an empty one is unknown. Relative paths start
-    from root. The names are the paths as written.
+    from root. The names are the paths as written. flag: the command's that sets another root, "" for none.
     """
     names, labels = read_list(path, lambda name: Path(root, name).is_file())
     if not names:
@@ -163,7 +163,7 @@ def list_pool(path: Path, root: Path) -> Pool:
     if repeated:
         twice = Counter(names).most_common(1)[0][0]
         raise UserError(f"list {path} names {twice!r} more than once ({repeated} repeats): remove the repeats")
-    hint = f"relative paths start from {root} (--data_path sets another folder)"
+    hint = f"relative paths start from {root}" + (f" ({flag} sets another folder)" if flag else "")
     paths = existing(_joined(root, names), f"list {path}", hint)
     numbers, class_names = number_labels(labels, path)
     if class_names:

@@ -10,7 +10,7 @@ from PIL import Image
 
 from data_selection.common.errors import UserError
 from data_selection.images.dataset_files import find_idx, read_idx
-from data_selection.images.pools import POOLS, load_demo, open_pool, read_image
+from data_selection.images.pools import POOLS, load_demo, open_pool, own_pool, read_image
 
 
 @pytest.fixture
@@ -268,3 +268,12 @@ def test_a_held_out_folder_of_any_name_is_refused(tmp_path, held):
         with pytest.raises(UserError, match=message):
             open_pool(str(tmp_path / folder))
     assert len(open_pool(str(tmp_path / "photos" / held))) == 1
+
+
+def test_a_flag_is_named_where_the_command_has_it(tmp_path):
+    (tmp_path / "l.txt").write_text("gone.png\n")
+    with pytest.raises(UserError, match=rf"relative paths start from {tmp_path} \(--data_path sets another folder\)"):
+        open_pool(str(tmp_path / "l.txt"))
+    with pytest.raises(UserError, match=f"relative paths start from {tmp_path}") as told:
+        own_pool(tmp_path / "l.txt")
+    assert "--" not in str(told.value)
