@@ -3,6 +3,8 @@
 import contextlib
 import datetime
 import os
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -16,6 +18,7 @@ from data_selection.common.watching import PATIENT, broken_by_others, watched
 
 T = TypeVar("T")
 
+SLOW = 30.0  # seconds that processes of a launcher may take to meet before it is told
 TIMEOUT = datetime.timedelta(minutes=30)  # ranks wait for each other while rank 0 downloads weights or data
 
 
@@ -173,7 +176,8 @@ def start(device: str = "auto", silence: float = PATIENT) -> Iterator[World]:
     own = taken(pick_device(device, local_rank, size))
     backend, card = ("nccl", own) if own.type == "cuda" else ("gloo", None)
     # nccl guesses the card by the rank where it is not told, and connects at the first operation
-    dist.init_process_group(backend, rank=rank, world_size=size, timeout=TIMEOUT, device_id=card)
+    with told_when_waiting(size):
+        dist.init_process_group(backend, rank=rank, world_size=size, timeout=TIMEOUT, device_id=card)
     try:
         with watched(rank, size, silence):
             yield World(rank, size, own)
@@ -184,6 +188,27 @@ def start(device: str = "auto", silence: float = PATIENT) -> Iterator[World]:
             # Sleeping gives the lock away.
             time.sleep(0.1)
         dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def told_when_waiting(size: int) -> Iterator[None]:
+    """Say on stderr what is waited for, where the processes of a launcher are slow to meet, or are no more."""
+
+    def tell() -> None:
+        place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        sys.stderr.write(
+            f"waiting for all {size} processes at {place}, as RANK and WORLD_SIZE say: unset them for one process "
+            "alone\n"
+        )
+        sys.stderr.flush()
+
+    timer = threading.Timer(SLOW, tell)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def on_main(world: World, function: Callable[[], T]) -> T:

@@ -157,6 +157,8 @@ def check_labels(labels: np.ndarray, dtype: np.dtype[Any], what: str, hint: str)
     what: how the error calls the type. hint: what to do.
     """
     column = labels.astype(np.float64)
+    if labels.dtype.kind in "iu" and labels.max() > 2**53:  # which float64 would round to others
+        raise UserError(f"the label {labels.max()} is too large: number the classes from 0, or label by words")
     if not are_labels(column):
         bad = next(label for label in column.tolist() if not are_labels(np.array(label)))
         raise UserError(f"{bad:g} is no label: whole numbers from 0 are (-1: unknown)")

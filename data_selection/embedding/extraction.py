@@ -237,5 +237,6 @@ def _write(
 
 
 def check_labels(labels: Sequence[int] | None, dtype: str) -> None:
-    """Raise UserError where the labels do not fit the file's float type: float16 is exact up to 2,048 only."""
-    check_column(np.asarray(labels or [UNKNOWN]), np.dtype(dtype), dtype, "use --dtype float32")
+    """Raise UserError where the labels do not fit the file's type: float16 is exact up to 2,048, float32 to 2^24."""
+    hint = "use --dtype float32" if dtype == "float16" else "use --dtype float64, or number the classes from 0"
+    check_column(np.asarray(labels or [UNKNOWN]), np.dtype(dtype), dtype, hint)

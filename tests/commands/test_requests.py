@@ -1,5 +1,6 @@
 """What is part of a request, so that another one is not taken for made, and what is free to be chosen."""
 
+import contextlib
 import shutil
 
 import pytest
@@ -31,6 +32,33 @@ def test_what_waits_for_labels_is_not_free(choose, tmp_path):
     with pytest.raises(UserError, match=rf"outside 1\.\.{COUNT - 12}, the images without a label"):
         choose(tmp_path / "two", labelled=[one], budget=COUNT - 11)
     assert not (tmp_path / "two").exists()
+
+
+def test_a_second_start_waits_until_the_first_has_ended(choose, tmp_path, monkeypatch):
+    """So that it finds what that has chosen, and a folder holds one choice."""
+    inside, held = [], []
+
+    @contextlib.contextmanager
+    def one_at_a_time(path, say):
+        inside.append(path)
+        yield
+        inside.pop()
+
+    def watched(name):
+        real = getattr(run_choose, name)
+        monkeypatch.setattr(run_choose, name, lambda *words: (held.append((name, list(inside))), real(*words))[1])
+
+    monkeypatch.setattr(run_choose, "one_at_a_time", one_at_a_time)
+    for name in ("is_chosen", "output_folder", "hand_out"):
+        watched(name)
+    choose(tmp_path / "one")
+    path = tmp_path / "one" / "run.json"
+    assert held == [("output_folder", []), ("is_chosen", [path]), ("output_folder", [path]), ("hand_out", [path])]
+    assert inside == []
+    held.clear()
+    choose(tmp_path / "other", dry_run=True)  # it writes nothing, and waits for nobody
+    assert held == [("is_chosen", [])]
+    assert not (tmp_path / "other").exists()
 
 
 def test_the_folder_of_images_is_left_alone_by_any_name(folder, tmp_path):

@@ -3,6 +3,8 @@
 import contextlib
 import io
 import sys
+import threading
+import time
 
 import pytest
 import torch
@@ -32,6 +34,25 @@ def test_the_first_process_speaks_at_once_and_alone(monkeypatch):
     for rank in (1, 0):
         distributed.World(rank, 2, torch.device("cpu")).say(f"rank {rank}")
     assert raw.getvalue() == b"rank 0\n"
+
+
+def test_who_is_waited_for_is_told_after_a_while(monkeypatch, capsys):
+    """Variables that a launcher has left are waited by for ever."""
+    monkeypatch.setenv("MASTER_ADDR", "here")
+    monkeypatch.setenv("MASTER_PORT", "29")
+    monkeypatch.setattr(distributed, "SLOW", 60)
+    with distributed.told_when_waiting(3):
+        pass
+    monkeypatch.setattr(distributed, "SLOW", 0.01)
+    with distributed.told_when_waiting(3):
+        end = time.monotonic() + 20
+        while not (said := capsys.readouterr().err) and time.monotonic() < end:
+            time.sleep(0.02)
+    assert said == (
+        "waiting for all 3 processes at here:29, as RANK and WORLD_SIZE say: unset them for one process alone\n"
+    )
+    time.sleep(0.1)
+    assert not [thread for thread in threading.enumerate() if isinstance(thread, threading.Timer)]
 
 
 def test_a_process_alone_asks_nobody():

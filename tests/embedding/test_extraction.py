@@ -103,6 +103,12 @@ def test_float16_and_its_labels(model, tmp_path):
     check_labels([2048], "float16")
     with pytest.raises(UserError, match="labels up to 2049 do not fit float16"):
         check_labels([2049], "float16")
+    check_labels([2**24], "float32")
+    with pytest.raises(UserError, match=r"labels up to 16777217 do not fit float32 .*: use --dtype float64, or number"):
+        check_labels([2**24 + 1], "float32")
+    check_labels([2**53], "float64")
+    with pytest.raises(UserError, match=r"the label 9007199254740993 is too large: number the classes from 0"):
+        check_labels([3, 2**53 + 1], "float64")
 
 
 def test_bad_images(model, tmp_path, folder):
