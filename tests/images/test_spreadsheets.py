@@ -37,7 +37,7 @@ BOOKS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("name", "data"), BOOKS)
+@pytest.mark.parametrize(("name", "data"), BOOKS, ids=[f"{name}-{i}" for i, (name, _) in enumerate(BOOKS)])
 def test_workbooks_are_called_so(tmp_path, name, data):
     (tmp_path / name).write_bytes(data)
     for read in (lambda: read_answers([tmp_path / name], NAMES), lambda: read_list(tmp_path / name)):
