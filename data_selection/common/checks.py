@@ -78,16 +78,24 @@ def as_tensor(rows: np.ndarray) -> torch.Tensor:
 
 
 def check_finite(block: torch.Tensor, first_row: int = 0, ids: torch.Tensor | None = None) -> None:
-    """Raise UserError naming the first row of block (rows, D) that holds NaN or infinity.
+    """Raise UserError naming the first row of block (rows, D) that holds NaN or infinity, or has no finite length.
 
     Row i of the block is the pool's row first_row + i, or ids[i] where ids are given.
     """
-    if not torch.isfinite(block.sum()):  # one pass; the sum is not finite whenever a value is not
-        bad = (~torch.isfinite(block).all(dim=1)).nonzero()
-        if len(bad):  # else the sum of finite values overflowed
-            row = int(bad[0])
-            row = first_row + row if ids is None else int(ids[row])
-            raise UserError(f"features hold NaN or infinity, first in row {row}: extract them again")
+    kind = torch.float32 if block.dtype.itemsize < 4 else block.dtype
+    if torch.isfinite(torch.linalg.vector_norm(block, dtype=kind)):  # one pass; not so whenever a value is not finite
+        return
+    faults = (
+        (torch.isfinite(block).all(dim=1), "features hold NaN or infinity, first in row {}: extract them again"),
+        (
+            torch.isfinite(torch.linalg.vector_norm(block, dim=1, dtype=kind)),
+            "features are too large for float32, first in row {}: divide all by one number",
+        ),
+    )  # else every row has a length, and that of the block overflowed
+    for good, told in faults:
+        bad = (~good).nonzero()
+        if len(bad):
+            raise UserError(told.format(first_row + int(bad[0]) if ids is None else int(ids[int(bad[0])])))
 
 
 def check_selection(ids: Ids, budget: int, pool_size: int, labelled: Ids = (), excluded: Ids = ()) -> torch.Tensor:

@@ -67,8 +67,19 @@ def test_nan_names_its_row():
         check_finite(block, first_row=100)
 
 
-def test_large_finite_values_pass():
-    check_finite(torch.full((4, 3), 3e38))
+def test_large_values_pass_as_long_as_their_rows_have_a_length():
+    """Else each row would be brought to zeros, and the first ones be chosen."""
+    check_finite(torch.full((400, 3), 1e19))  # together they have none
+    check_finite(torch.full((4, 384), 6e4, dtype=torch.float16))
+    rows = torch.ones(9, 3)
+    rows[4, 1], rows[6] = 2e20, 1e30
+    with pytest.raises(UserError, match="too large for float32, first in row 104: divide all by one number"):
+        check_finite(rows, first_row=100)
+    with pytest.raises(UserError, match="too large for float32, first in row 40: divide"):
+        check_finite(rows, ids=torch.arange(9) * 10)
+    rows[8, 0] = torch.inf
+    with pytest.raises(UserError, match="NaN or infinity, first in row 8"):
+        check_finite(rows)
 
 
 @pytest.mark.parametrize("ids", [[1, 2], [1, 1, 2], [1, 2, 12], [1, 2, 7], [-1, 2, 3]])
