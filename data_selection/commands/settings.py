@@ -20,7 +20,7 @@ def texts(kind: type[Config]) -> dict[str, str]:
 
     Fields that its own docstring leaves out are looked for in that of the class that it extends.
     """
-    names = "|".join(sorted((field.name for field in dataclasses.fields(kind)), key=len, reverse=True))
+    names = "|".join(field.name for field in dataclasses.fields(kind))
     found: dict[str, str] = {}
     for base in reversed([base for base in kind.__mro__ if dataclasses.is_dataclass(base)]):
         for paragraph in re.split(r"\n\s*\n", inspect.cleandoc(base.__doc__ or "")):
