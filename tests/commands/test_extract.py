@@ -23,8 +23,9 @@ from data_selection.images.pools import load_demo
 from tests.support.extraction_cases import COUNT, command, oracle
 
 
-def test_command_writes_the_documented_file(weights, model, tmp_path, folder, capsys):
+def test_command_writes_the_documented_file(weights, model, tmp_path, folder, capsys, monkeypatch):
     out = tmp_path / "made" / "here"
+    monkeypatch.setattr("sys.argv", ["/some/where/extract_feature.py", "--dataset", "x"])
     assert run(main_extract, command(weights, out, "--extra_name", "_x_", dataset=folder)) == 0
     assert sorted(p.name for p in out.iterdir()) == [
         "shoes_x_train.images.json", "shoes_x_train.names.json", "shoes_x_train.npy", "shoes_x_train.provenance.json",
@@ -36,6 +37,7 @@ def test_command_writes_the_documented_file(weights, model, tmp_path, folder, ca
     )
     told = json.loads(sidecar(out / "shoes_x_train.npy", "provenance").read_text())
     assert told["pool"] == {"name": "shoes", "split": "train", "images": COUNT, "classes": None}
+    assert told["command"] == ["extract_feature.py", "--dataset", "x"]
     assert told["backbone"]["arch"] == "demo_vit"
     assert len(told["backbone"]["weights_sha256"]) == 64
     assert run(main_extract, command(weights, out, "--extra_name", "_x_", dataset=folder)) == 0

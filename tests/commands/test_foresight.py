@@ -38,6 +38,12 @@ def test_the_time_of_a_choice_is_told_from_two_small_ones(monkeypatch, law, coun
     assert max(rows for rows, _ in asked) <= min(4_000, count // 2)
 
 
+def test_a_choice_that_takes_as_long_on_more_rows_grows_with_the_largest():
+    assert foresight.grown(2.0, 2.0, 1000, 4000, 40_000) == 20  # nothing is known of how it grows
+    assert foresight.grown(2.0, 8.0, 1000, 4000, 40_000) == 80
+    assert foresight.grown(2.0, 2.0, 1000, 4000, 400) == 2  # a start costs the same
+
+
 def test_rows_that_a_method_does_not_look_at_take_no_time(monkeypatch):
     """Facility location covers 10,000 random rows by 10,000, or by five for each to choose."""
     law, clock = LAWS["each image with each"], [0.0]

@@ -150,3 +150,14 @@ def test_bilaf_has_the_same_flags(select, tmp_path):
     assert status == 2
     assert re.search(r"cores 2_\w{8} there, 2_\w{8} now", said)
     assert select(*words, "--overwrite", main=main)[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "missing"),
+    [([], "--features"), (["--features", "a.npy"], "one of the arguments --budget --percent is required")],
+)
+def test_what_a_choice_cannot_do_without_is_asked_for(words, missing, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main_select(words)
+    assert ended.value.code == 2
+    assert missing in capsys.readouterr().err

@@ -152,6 +152,7 @@ TESTS = {
     "deit/job.py": ("deit/test_run.py", *FLAGS, "deit/test_modes.py", "deit/test_crossval.py"),
     "deit/timing.py": ("deit/test_timing.py",),
     "deit/memory.py": ("deit/test_memory.py",),
+    "data_selection/commands/extract.py": ("commands/test_extract_flags.py", "commands/test_extract.py"),
     "data_selection/commands/": (
         "commands/test_flag_table.py",
         "commands/test_flag_table_bilaf.py",
