@@ -47,6 +47,10 @@ def build_parser() -> argparse.ArgumentParser:
         "--variant", choices=("paper", "released"), help="bilaf: the published or the released algorithm"
     )
     add_taken(parser)
+    parser.add_argument(
+        "--classes", default="", metavar="WORDS",
+        help="the classes in --labelled, where a word is asked about that is one: a,b,c or a text file of one a line",
+    )  # fmt: skip
     add_where(parser)
     add_label_column(parser)
     add_seed(parser)
@@ -78,16 +82,18 @@ def named_settings(args: argparse.Namespace, config: Config) -> dict[str, object
 def main_select(argv: Sequence[str] | None = None) -> None:
     """Entry of scripts/select_subset.py. Raises UserError for the user's mistakes, before any work."""
     args = build_parser().parse_args(argv)
+    from data_selection.annotation.run_folder import class_words
     from data_selection.commands.given_labels import labels_of
     from data_selection.commands.selection import Plan, budget_of, choose, taken  # slow: imports torch
 
+    classes = class_words(args.classes)
     if args.method != AUTO:
         make_config(args.method, args)  # which is wrong or right whatever the pool
 
     def plan(world: "World", table: "FeatureTable") -> "Plan":
         budget, lists, method = budget_of(args, table), taken(args, table, world), args.method
         asks = method == AUTO or METHODS[method].rounds
-        labels = labels_of(args.labelled or (), table, world.say) if asks else None
+        labels = labels_of(args.labelled or (), table, world.say, classes) if asks else None
         if method == AUTO:
             method, told = advised(table, budget, lists, labels, args.seed)
             world.say(f"--method {AUTO} takes {method}: {told}")

@@ -73,10 +73,11 @@ def method_of(known: Known, budget: int, method: str, strategy: str) -> tuple[st
     return advise_rounds(torch.tensor([classes.index(word) for word in known.labels.values()]), budget)
 
 
-def read_labelled(sources: Sequence[Path | str], pool: Pool) -> Known:
+def read_labelled(sources: Sequence[Path | str], pool: Pool, classes: Sequence[str] = ()) -> Known:
     """The labels of earlier rounds, what was understood told. Raises UserError with all that is wrong in them.
 
-    The images of run folders are followed by their content, those of other sources by name.
+    The images of run folders are followed by their content, those of other sources by name. classes: words that are
+    known to be classes, besides those that the run folders know.
     """
     runs = [Path(source) for source in sources if is_run(Path(source))]
     if not sources:
@@ -85,7 +86,8 @@ def read_labelled(sources: Sequence[Path | str], pool: Pool) -> Known:
     here = set(pool.names or ())
     names = [*(pool.names or ()), *(name for name in noted if name not in here)]
     files = [file for source in map(Path, sources) for file in tables_of(source, names)]
-    answers = read_answers(files, names)
+    known = [*classes, *(word for run in runs for word in read_run(run).get("classes") or ())]
+    answers = read_answers(files, names, (), list(dict.fromkeys(known)))
     for line in answers.understood:
         print(line)
     if answers.faults:

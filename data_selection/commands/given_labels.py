@@ -21,15 +21,18 @@ class Labels(NamedTuple):
     classes: list[str]
 
 
-def labels_of(sources: Sequence[Path | str], table: FeatureTable, log: Log) -> Labels | None:
+def labels_of(
+    sources: Sequence[Path | str], table: FeatureTable, log: Log, classes: Sequence[str] = ()
+) -> Labels | None:
     """The Labels in tables, exports of annotation tools and class folders; None where no list holds any.
 
-    Subset files hold none. Raises UserError with all that is wrong with the labels.
+    Subset files hold none. classes: words that are known to be classes. Raises UserError with all that is wrong with
+    the labels.
     """
     files = [source for source in map(Path, sources) if source.suffix.lower() != ".json" or holds_tasks(source)]
     if not files or table.names is None:
         return None
-    answers = read_answers(files, table.names)
+    answers = read_answers(files, table.names, (), classes)
     if not answers.labels:
         return None
     for line in answers.understood:

@@ -101,7 +101,7 @@ def choose_images(
     count = number(budget, len(pool))
     if check and check < FEWEST_DRAWN:
         raise UserError(f"--check {check}: from fewer than {FEWEST_DRAWN} images nothing can be told: 0 asks for none")
-    known = read_labelled(labelled, pool)
+    known = read_labelled(labelled, pool, words)
     by, reason = method_of(known, count, method, strategy)
     request = {
         "budget": count, "method": method, "seed": seed, "model": model, "weights": weights and Path(weights).name,

@@ -11,6 +11,7 @@ import pytest
 
 from data_selection.annotation.run_folder import check_names, chosen_names
 from data_selection.commands.earlier_rounds import borrow
+from data_selection.common.errors import UserError
 from data_selection.common.feature_table import save_features
 from data_selection.images.answers import write_labels
 from tests.support.extraction_cases import COUNT
@@ -74,3 +75,17 @@ def test_an_image_that_waited_for_its_label_and_is_gone_takes_no_place(choose, s
     two = choose(tmp_path / "two", source=shoes, labelled=[one], budget=COUNT - 12)
     assert len(chosen_names(two)) == COUNT - 12
     assert "2 images have labels of 2 classes; 9 that were handed out have none" in capsys.readouterr().out
+
+
+def test_classes_that_look_like_no_label_go_on_to_the_next_round(choose, shoes, tmp_path):
+    one = choose(tmp_path / "one", source=shoes, classes="crack,None")
+    words = {name: ("crack", "None")[place % 2] for place, name in enumerate(sorted(chosen_names(one)))}
+    (one / "annotate.csv").write_text(write_labels(words))
+    assert len(chosen_names(choose(tmp_path / "two", source=shoes, labelled=[one], budget=4))) == 4
+    table = tmp_path / "table.csv"
+    table.write_text(write_labels(words))
+    with pytest.raises(UserError, match=r"labels cannot be used: .*None.*--classes"):
+        choose(tmp_path / "three", source=shoes, labelled=[table], budget=4)
+    choose(tmp_path / "three", source=shoes, labelled=[table], budget=4, classes="crack,None")
+    labelled = (tmp_path / "three" / "labelled.csv").read_text()
+    assert labelled.count("None") == 6

@@ -50,6 +50,16 @@ def test_a_round_is_chosen_by_the_labels_of_the_list(select, method, tmp_path):
     assert (tmp_path / "x.neighbours.npz").exists()  # the next round finds the graph
 
 
+def test_a_word_that_is_asked_about_is_a_class_where_it_is_named(select, tmp_path):
+    table = tmp_path / "labels.csv"
+    table.write_text(table.read_text().replace(";c\n", ";None\n"))
+    with pytest.raises(UserError, match=r"None.*--classes"):
+        select("margin", "labels.csv")
+    named, _ = select("margin", "labels.csv", classes="a,b,None")
+    table.write_text(table.read_text().replace(";None\n", ";c\n"))
+    assert named == select("margin", "labels.csv")[0]
+
+
 def test_what_was_understood_is_told(select):
     assert "labels.csv: a table apart by semicolon, 12 rows" in select("margin", "labels.csv")[1]
 
