@@ -140,3 +140,11 @@ def test_the_device_is_the_one_asked_for(choose, monkeypatch):
 @pytest.mark.parametrize("preset", ACTIVEFT_PRESETS)
 def test_every_flag_has_a_row(preset):
     assert {action.dest for action in activeft.build_parser(preset)._actions} - {"help", "local_rank"} == ROWS
+
+
+@pytest.mark.parametrize(("preset", "pool"), [("activeft_cifar", "CIFAR10"), ("activeft_imagenet", "ImageNet")])
+def test_without_a_flag_it_is_the_released_command(preset, pool):
+    args = activeft.build_parser(preset).parse_args([])
+    assert args.feature_path.parts[-2:] == ("features", f"{pool}_train.npy")
+    assert (args.budget, args.seed, args.history) == (None, 0, None)
+    assert float(args.percent) == activeft.ACTIVEFT_PRESETS[preset][1]

@@ -152,3 +152,13 @@ SELECT_ROWS = (SELECT_ROWS - {"cores"}) | {  # test_settings.py has a test for e
 )
 def test_every_flag_has_a_row(parser, rows):
     assert {action.dest for action in parser._actions} - {"help", "local_rank"} == rows
+
+
+@pytest.mark.parametrize(
+    ("script", "dataset", "budget"),
+    [("density_cluster", "CIFAR100", 1000), ("density_cluster_imagenet", "ImageNet", 12811)],
+)
+def test_without_a_flag_it_is_the_released_command(script, dataset, budget):
+    args = bilaf.build_parser(script).parse_args([])
+    assert (args.dataset, args.budget, args.cur_number, args.seed) == (dataset, budget, None, 0)
+    assert (args.variant, args.distance, args.feature_path.name) == ("paper", "euclidean", "features")

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from data_selection.commands.any_method import main_select
+from data_selection.commands.given_labels import numbered
 from data_selection.common.errors import UserError, run
-from data_selection.common.feature_table import save_features
+from data_selection.common.feature_table import FeatureTable, save_features
 from data_selection.judging.rounds import choose_next
 from data_selection.methods.table import METHODS
 
@@ -119,3 +120,9 @@ def test_a_mended_label_makes_another_request(select, tmp_path):
         select("margin", "labels.csv")
         told.append(json.loads((tmp_path / "out.provenance.json").read_text())["config"]["labels"])
     assert told[0] != told[1]
+
+
+def test_labels_are_numbered_by_word_and_stand_in_the_order_of_the_rows():
+    table = FeatureTable(torch.zeros(4, 2).numpy(), None, ("z", "b", "m", "a"))
+    found = numbered({"a": "owl", "z": "cat", "gone": "ant", "m": "owl"}, table)
+    assert (found.ids, found.labels.tolist(), found.classes) == ([0, 2, 3], [0, 1, 1], ["cat", "owl"])
