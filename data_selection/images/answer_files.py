@@ -287,9 +287,12 @@ def files_below(folder: Path, above: Sequence[str] = ()) -> Iterable[Path]:
 
 
 def in_folders(files: Iterable[str]) -> list[tuple[str, str]]:
-    """(file without its class folder, the folder) of images that lie in one."""
-    images = [file for file in files if "/" in file and file.lower().endswith(IMAGE_LIKE) and not is_left(file)]
-    return [(file.rpartition("/")[2], file.split("/")[-2]) for file in images]
+    """(file name, class folder) of images that lie in one: the first below the folders that all of them share."""
+    images = (file for file in files if file.lower().endswith(IMAGE_LIKE) and not is_left(file))
+    parted = [file.split("/") for file in images if "/" in file]
+    levels = zip(*(parts[:-1] for parts in parted), strict=False)
+    shared = next((depth for depth, level in enumerate(levels) if len({*level}) > 1), -2)  # -2: the last folder
+    return [(parts[-1], parts[min(shared, len(parts) - 2)]) for parts in parted]
 
 
 def is_left(file: str) -> bool:

@@ -7,6 +7,7 @@ import zipfile
 import pytest
 
 from data_selection.common.errors import UserError
+from data_selection.images.answer_files import in_folders
 from data_selection.images.answers import read_answers
 from data_selection.images.list_files import read_list
 
@@ -154,3 +155,19 @@ def test_names_without_an_ending_are_hinted_at(tmp_path):
     assert told("e.v2", NAMES) == "; did you mean e.v2.png?)"
     assert told("b", [*NAMES, "cats/b.png"]) == ")"
     assert told("dogs/b", [*NAMES, "dogs/b.png"]) == "; did you mean dogs/b.png?)"
+
+
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        (["cat/1.jpg", "dog/2.jpg"], ["cat", "dog"]),
+        (["cat/1.jpg", "cat/2.jpg"], ["cat", "cat"]),  # one class alone
+        (["pets/sorted/cat/1.jpg", "pets/sorted/dog/2.jpg"], ["cat", "dog"]),  # in a folder that somebody has zipped
+        (["cat/a/1.jpg", "cat/b/2.jpg", "dog/3.jpg"], ["cat", "cat", "dog"]),  # folders within a class are no classes
+        (["pets/1.jpg", "pets/cat/2.jpg"], ["pets", "cat"]),
+        (["1.jpg", "cat/2.jpg", "cat/__MACOSX/3.jpg"], ["cat"]),
+    ],
+)
+def test_the_class_folder_is_the_first_that_not_all_images_share(files, words):
+    assert in_folders(files) == [(file.split("/")[-1], word) for file, word in
+                                 zip([file for file in files if "/" in file], words, strict=False)]  # fmt: skip
