@@ -4,13 +4,13 @@ import json
 
 import pytest
 
-from data_selection.annotation.run_folder import is_chosen, rounds_of
+from data_selection.annotation.run_folder import is_chosen, read_run, rounds_of
 from data_selection.common.errors import UserError
 
 
 def make_run(folder, **record):
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "run.json").write_text(json.dumps({"version": 1} | record))
+    (folder / "run.json").write_text(json.dumps({"version": 1, "source": "pool", "features": "x.npy"} | record))
     (folder / "subset.json").write_text("[0]")
     return folder
 
@@ -37,3 +37,11 @@ def test_rounds_are_told_in_the_order_of_their_labels(tmp_path):
     (tmp_path / "untrained").mkdir()
     found = rounds_of([tmp_path / name for name in ("late", "untrained", "early")])
     assert found == [first, second, third]
+
+
+@pytest.mark.parametrize("record", [[], {"version": 2, "source": "a", "features": "b"}, {"version": 1, "source": "a"},
+                                    {"version": 1, "features": "b"}])  # fmt: skip
+def test_a_record_that_lacks_something_is_none(tmp_path, record):
+    (tmp_path / "run.json").write_text(json.dumps(record))
+    with pytest.raises(UserError, match=r"run\.json is no record of version 1: choose again, into another folder"):
+        read_run(tmp_path)

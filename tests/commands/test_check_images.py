@@ -8,9 +8,10 @@ import pytest
 
 from data_selection.annotation.run_folder import check_names
 from data_selection.commands.run_choose import choose_images
-from data_selection.commands.selection import draw_rest
+from data_selection.commands.selection import CHECK_SEED, draw_rest
 from data_selection.common.errors import UserError
 from data_selection.common.feature_table import FeatureTable
+from data_selection.methods.random_choice import select_random
 from tests.support.extraction_cases import COUNT
 from tests.support.labelled_runs import word
 from tests.support.pages import write_answers
@@ -76,3 +77,11 @@ def test_too_few_or_too_many_are_refused(folder, tmp_path, words, says):
     with pytest.raises(UserError, match=says):
         choose_images(folder, words.pop("budget", 10), tmp_path / "run", **WORDS, **words)
     assert not (tmp_path / "run").exists()
+
+
+def test_the_seed_of_what_is_drawn_stays():
+    """Another one would draw other images for a command that is repeated years later."""
+    table = FeatureTable(np.zeros((50, 2), np.float32), None)
+    for seed, own in ((3, 3 + CHECK_SEED), (2**32 - 1, CHECK_SEED - 1)):
+        expected = select_random(table.features, 5, labelled=[1], seed=own).tolist()
+        assert draw_rest(table, 5, [1], {}, seed).tolist() == expected

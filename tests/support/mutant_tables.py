@@ -153,6 +153,7 @@ TESTS = {
     "deit/timing.py": ("deit/test_timing.py",),
     "deit/memory.py": ("deit/test_memory.py",),
     "data_selection/commands/extract.py": ("commands/test_extract_flags.py", "commands/test_extract.py"),
+    "data_selection/commands/any_method.py": ("commands/test_flag_table_bilaf.py", "commands/test_entry_points.py"),
     "data_selection/commands/": (
         "commands/test_flag_table.py",
         "commands/test_flag_table_bilaf.py",
