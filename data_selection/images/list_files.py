@@ -125,7 +125,7 @@ def number_labels(
     """(labels as ints with -1 for none, or None where there is no label; class names or None) of labels as text.
 
     Words are numbered in sorted order, together with those of others, further class names; -1 is none of them. Raises
-    UserError for a number below -1, or one with zeros in front.
+    UserError for a number below -1, or one that is written in two ways.
     """
     given = {label for label in labels if label}
     if not given:
@@ -134,11 +134,14 @@ def number_labels(
         class_names = sorted((given | set(others)).difference(NO_LABEL))
         index = {name: i for i, name in enumerate(class_names)} | dict.fromkeys(("", *NO_LABEL), UNKNOWN)
         return [index[label] for label in labels], class_names
-    padded = next((label for label in labels if label and label != str(int(label))), None)
-    if padded:  # a number in one list and a word in another would count the classes of both differently
+    texts: dict[int, list[str]] = {}
+    for label in sorted(given):
+        texts.setdefault(int(label), []).append(label)
+    doubled = next((same for same in texts.values() if len(same) > 1), None)
+    if doubled:
         raise UserError(
-            f"list {path} holds the label {padded}: write numbers of classes without zeros in front ({int(padded)}), "
-            f"and codes that are no numbers with a letter (class {padded})"
+            f"list {path} holds the labels {' and '.join(doubled)}, which are one number: write each class in one "
+            f"way, and codes that are no numbers with a letter (class {doubled[0]})"
         )
     numbers = [int(label) if label else UNKNOWN for label in labels]
     if min(numbers) < UNKNOWN:
