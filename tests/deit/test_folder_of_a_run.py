@@ -85,3 +85,16 @@ def test_the_time_left_goes_by_the_epochs_since_this_start(monkeypatch):
     log.start(0, 10, 100, 0, {})
     clock[0] = 60.0
     assert log.told(line | {"epoch": 3}, "test", None).endswith("test, 0:01:10 left")  # epoch 0 took no time
+
+
+def test_the_lock_is_let_go_with_the_folder(tmp_path, monkeypatch):
+    """A process may train many times: each run that kept its file open would be one too many in the end."""
+    real, taken = folders.lock, []
+    monkeypatch.setattr(folders, "lock", lambda folder: taken.append(real(folder)) or taken[-1])
+    for _ in range(2):
+        with folders.claimed(tmp_path / "run", ALONE):
+            assert not taken[-1].closed
+    assert [handle.closed for handle in taken] == [True, True]
+    with pytest.raises(ZeroDivisionError), folders.claimed(tmp_path / "run", ALONE):
+        raise ZeroDivisionError
+    assert taken[-1].closed

@@ -195,6 +195,7 @@ NOTHING = {
         r"|perf_counter|narrow_is_faster|short\.copy_",
     ): "how much at a time, or which of two ways to one result: speed and memory",
     ("data_selection/common/listed_names", "", r"len\(ways\) == 1"): "what is known of one reading changes nothing",
+    ("deit/predicting", "argument log dropped", "load_weights"): "a whole checkpoint has nothing to say",
     ("", "argument help dropped", ""): "test_documentation.py asks for a text of every flag",
     ("deit/", "", r"BLOCK|CACHE_BYTES|WORKERS"): "how much at a time: speed and memory",
 }
