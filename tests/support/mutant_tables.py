@@ -200,6 +200,7 @@ NOTHING = {
     ("deit/runs/predictions", "argument dim dropped", ""): "the last axis is 1",
     ("deit/samples/", "operator swapped", r"< 0\.5"): "no draw is one half",
     ("deit/predicting", "argument log dropped", "load_weights"): "a whole checkpoint has nothing to say",
+    ("", "argument frozen dropped", ""): "nobody changes these",
     ("", "argument help dropped", ""): "test_documentation.py asks for a text of every flag",
     ("deit/", "", r"BLOCK|CACHE_BYTES|WORKERS"): "how much at a time: speed and memory",
 }
