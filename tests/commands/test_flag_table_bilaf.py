@@ -140,7 +140,8 @@ def test_select_subset_does_as_its_methods(pick, table, tmp_path, monkeypatch):
 
 
 SELECT_ROWS = {"features", "method", "budget", "percent", "cores", "variant", "labelled", "excluded", "output_dir",
-               "filename", "no_label_column", "seed", "device", "missing", "overwrite", "keep_duplicates"}  # fmt: skip
+               "filename", "no_label_column", "seed", "device", "missing", "overwrite", "keep_duplicates",
+               "classes"}  # of which test_next_round.py has the test  # fmt: skip
 SELECT_ROWS = (SELECT_ROWS - {"cores"}) | {  # test_settings.py has a test for each of the latter
     field.name for method in METHODS.values() for field in dataclasses.fields(method.config)
 }
