@@ -173,7 +173,7 @@ def announce(job: Job) -> None:
         f"{len(job.test_pool) or 'none'}"
     )
     say_of_labels(job.args.mode, pool, job.ids, job.log.say)
-    if world.is_main:  # it reads files
+    if world.is_main and job.args.data_set.startswith("FOLDER"):  # others' parts are known, and may be a million files
         say_of_leaks(pool, job.ids, job.test_pool, job.log.say)
     args, steps = job.args, (job.training_epochs if job.labelled_epochs else 0) * job.updates
     if args.model_ema and not args.model_ema_warmup and 0 < steps < (memory := 1 / (1.0000001 - args.model_ema_decay)):
