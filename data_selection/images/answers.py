@@ -3,11 +3,10 @@
 import contextlib
 import csv
 import difflib
-import functools
 import io
 import re
 import unicodedata
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal, InvalidOperation
@@ -98,8 +97,11 @@ def check_words(result: Answers, classes: Sequence[str]) -> None:
             f"{word!r} ({counts[word]} images) says that there is no label: leave these cells empty, or, if it is a "
             "class, name all of them with --classes of choose_images.py"
         )
+    looks: defaultdict[object, list[str]] = defaultdict(list)
+    for word in (*sorted(known), *new):
+        looks[alike(word)].append(word)
     for word in [word for word in new if not is_missing(word)]:
-        close = other_word(word, counts, known)
+        close = other_word(word, counts, known, looks[alike(word)])
         if close in known:
             result.faults.append(
                 f"{word!r} ({counts[word]} images) is not among the classes {some(list(classes))}: did you mean "
@@ -107,7 +109,8 @@ def check_words(result: Answers, classes: Sequence[str]) -> None:
             )
         elif close is not None:
             result.faults.append(
-                f"{word!r} ({counts[word]} images) stands beside {close!r} ({counts[close]}): did you mean {close!r}?"
+                f"{word!r} ({counts[word]} images) stands beside {close!r} ({counts[close]}): did you mean {close!r}? "
+                "If both are classes, name all with --classes of choose_images.py"
             )
     if known and new:
         told = some([f"{word!r} ({counts[word]} images)" for word in new])
@@ -116,14 +119,15 @@ def check_words(result: Answers, classes: Sequence[str]) -> None:
         result.faults.append(f"all {sum(counts.values())} labels are {next(iter(counts))!r}: two classes are needed")
 
 
-def other_word(word: str, counts: Counter[str], known: set[str]) -> str | None:
-    """The word, known or of more images, that `word` may be meant for; of as many where the two are alike."""
-    new = sorted(counts.keys() - known)
-    above = [other for other in new if (counts[other], other) > (counts[word], word)]  # one of two that are even
-    twins = [other for other in (*sorted(known), *above) if alike(other) == alike(word)]
+def other_word(word: str, counts: Counter[str], known: set[str], looks: Sequence[str]) -> str | None:
+    """The word, known or of more images, that `word` may be meant for; of as many where the two are alike.
+
+    looks: the words that are alike, with itself, known ones first.
+    """
+    twins = [other for other in looks if other in known or (counts[other], other) > (counts[word], word)]
     if twins or counts[word] > RARE:
         return twins[0] if twins else None
-    more = [other for other in above if counts[other] > counts[word]]
+    more = sorted(other for other in counts.keys() - known if counts[other] > counts[word])
     return next(iter(closest(word, [*known, *more], known)), None)
 
 
@@ -138,7 +142,6 @@ def seen(word: str) -> str:
     return "".join(mark for mark in unicodedata.normalize("NFKC", word) if unicodedata.category(mark) != "Cf").strip()
 
 
-@functools.lru_cache(1 << 16)  # each word is held against all others
 def alike(word: str) -> object:
     """What words that look the same to people have in common.
 

@@ -12,6 +12,7 @@ from data_selection.common.errors import UserError
 from data_selection.images.answers import Answers, alone, read_answers, write_labels
 
 NAMES = ["cats/a b.jpg", "cats/b.jpg", "dogs/a b.jpg", "dogs/c,d.jpg", "été.png"]
+BOTH = " If both are classes, name all with --classes of choose_images.py"
 WANTED = {"cats/b.jpg": "Cat", "dogs/c,d.jpg": "Dog", "été.png": "Cat"}
 
 
@@ -190,7 +191,7 @@ def test_misspelt_words_are_named(tmp_path):
     words = ["Pullover"] * 4 + ["PULLOVER", "Pulover", "Shirt", "Shirt", "Coat"]
     (tmp_path / "a.csv").write_text("".join(f"{name},{word}\n" for name, word in zip(names, words, strict=True)))
     free = read_answers([tmp_path / "a.csv"], names)
-    assert [fault.split(":")[-1] for fault in free.faults] == [" did you mean 'Pullover'?"] * 2
+    assert [fault.split(":")[-1] for fault in free.faults] == [" did you mean 'Pullover'?" + BOTH] * 2
     assert alone(free) == ["Coat", "PULLOVER", "Pulover"]
     twice = ["Pullover"] * 5 + ["Pulover"] * 2 + ["Shirt"] * 2
     (tmp_path / "b.csv").write_text("".join(f"{name},{word}\n" for name, word in zip(names, twice, strict=True)))
@@ -218,7 +219,7 @@ def test_words_beside_the_classes_that_are_known(tmp_path):
     assert found(["cat", "dog", "car"], ["cat", "dog", "car"]).faults == []
     assert found(["cat", "dog", "car"], []).faults == []
     among = found(["horse", "horse", "hrse", "cat"], ["cat", "dog"])
-    assert among.faults == ["'hrse' (1 images) stands beside 'horse' (2): did you mean 'horse'?"]
+    assert among.faults == ["'hrse' (1 images) stands beside 'horse' (2): did you mean 'horse'?" + BOTH]
 
 
 @pytest.mark.parametrize(

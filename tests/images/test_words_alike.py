@@ -6,6 +6,8 @@ import pytest
 
 from data_selection.images.answers import alike, read_answers
 
+BOTH = " If both are classes, name all with --classes of choose_images.py"
+
 
 def faults(folder, words, classes=()):
     """What is told of words that lie under images 0.png, 1.png and so on."""
@@ -17,7 +19,7 @@ def faults(folder, words, classes=()):
 
 def test_twins_with_as_many_images_are_told_once(tmp_path):
     (told,) = faults(tmp_path, ["cat", "Cat"] * 6 + ["dog"])
-    assert told == "'Cat' (6 images) stands beside 'cat' (6): did you mean 'cat'?"
+    assert told == "'Cat' (6 images) stands beside 'cat' (6): did you mean 'cat'?" + BOTH
     assert faults(tmp_path, ["cat", "Cat"] * 6 + ["dog"], ["Cat", "cat", "dog"]) == []
 
 
