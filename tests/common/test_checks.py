@@ -121,3 +121,10 @@ def test_run_keeps_the_traceback_of_a_bug():
 def test_ids_that_no_tensor_holds_are_refused(ids, message):
     with pytest.raises(UserError, match=message):
         check_ids(ids, 10, "x")
+
+
+@pytest.mark.parametrize(("ids", "told"), [([0, 99], 99), ([-3, 0], -3), ([-3, 99], -3), ([10], 10)])
+def test_an_id_outside_the_pool_is_named(ids, told):
+    with pytest.raises(UserError, match=rf"subset id {told} is outside the pool's 0\.\.9: were"):
+        check_ids(ids, 10, "subset")
+    assert check_ids([0, 9], 10, "subset").tolist() == [0, 9]

@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 
+import numpy as np
 import pytest
 
 from data_selection.common import subset_files
@@ -204,3 +205,11 @@ def test_the_commit_is_that_of_the_checkout_and_marked_where_files_differ(tmp_pa
     assert subset_files.commit() == f"{found}-dirty"
     monkeypatch.setenv("PATH", "")
     assert subset_files.commit() is None  # no git here
+
+
+def test_the_names_of_two_years_lie_in_two_files(tmp_path):
+    save_features(
+        tmp_path / "v.npy", np.eye(2, dtype=np.float32), names=["a", "b"], provenance={"pool": {"name": "PascalVOC"}}
+    )
+    files = subset_files.names_files(tmp_path / "s.json", load_features(tmp_path / "v.npy", label_column=False))
+    assert [path.name for path in files] == ["s_VOC2007.txt", "s_VOC2012.txt"]

@@ -57,7 +57,7 @@ TESTS = {
     "data_selection/methods/bilaf/steps.py": ("methods/test_bilaf.py", "methods/test_bilaf_classes.py"),
     "data_selection/methods/bilaf/selection.py": ("methods/test_bilaf.py", "methods/test_bilaf_classes.py"),
     "data_selection/nearest/": ("nearest", *SEARCH),
-    "data_selection/judging/smoothed.py": ("judging/test_smoothed.py",),
+    "data_selection/judging/smoothed.py": ("judging/test_smoothed.py", "judging/test_correction.py"),
     **{
         f"data_selection/judging/{name}.py": (f"judging/test_{name}.py", "judging/test_smoothed.py")
         for name in ("probe", "calibration", "correction")
@@ -162,7 +162,11 @@ TESTS = {
     ),
     "data_selection/common/files.py": ("commands/test_selection.py", "embedding/test_extraction_restarts.py"),
     "data_selection/common/distributed.py": ("common/test_distributed.py", "test_lost_ranks.py"),
-    "data_selection/common/errors.py": ("commands/test_entry_points.py", "common/test_parsing.py"),
+    "data_selection/common/errors.py": (
+        "common/test_errors.py",
+        "commands/test_entry_points.py",
+        "common/test_parsing.py",
+    ),
     "data_selection/common/subset_names.py": ("commands/test_selection.py",),
     "data_selection/methods/table.py": ("methods/test_methods.py", "methods/test_seeds.py"),
     "data_selection/methods/configs": ("methods/test_methods.py", "commands/test_settings.py"),
@@ -200,6 +204,10 @@ NOTHING = {
     ("deit/runs/predictions", "argument dim dropped", ""): "the last axis is 1",
     ("deit/samples/", "operator swapped", r"< 0\.5"): "no draw is one half",
     ("deit/predicting", "argument log dropped", "load_weights"): "a whole checkpoint has nothing to say",
+    ("data_selection/common/watching", "operator swapped", r"silence \+ BEAT"): "a beat sooner or later",
+    ("data_selection/judging/advice", "constant halved", "CLUSTERS, SAMPLE"): "how many are looked at: time",
+    ("data_selection/judging/experiments/work", "if turned round", "not done"): "a pause before the next look",
+    ("", "argument repr dropped", ""): "what is shown in a debugger",
     ("", "argument frozen dropped", ""): "nobody changes these",
     ("", "argument help dropped", ""): "test_documentation.py asks for a text of every flag",
     ("deit/", "", r"BLOCK|CACHE_BYTES|WORKERS"): "how much at a time: speed and memory",

@@ -66,11 +66,11 @@ def test_bilaf_takes_its_cores_from_any_method(tmp_path):
 
 
 def test_a_plan_is_what_the_file_says(tmp_path):
-    plan = read_plan(make_config(tmp_path, seeds=[3, 5]))
+    plan = read_plan(make_config(tmp_path, seeds=[3, 5, 2**32 - 1]))
     written = yaml.safe_load(plan.path.read_text())
     assert [row.name for row in plan.methods] == list(written["methods"])
     assert [row.kind for row in plan.methods] == ["random", "fps", "kmeans"]
-    assert plan.seeds == (3, 5)
+    assert plan.seeds == (3, 5, 2**32 - 1)
     assert plan.budgets == (8, "10%", 30)
     assert plan.baseline == "random"
 

@@ -3,6 +3,7 @@
 import errno
 import multiprocessing
 import os
+from pathlib import Path
 
 import pytest
 
@@ -90,3 +91,13 @@ def test_a_claim_has_one_owner_and_dies_with_it(store):
     child.join()
     assert store.claim("bb" * 32)
     assert len({place(f"{number:064x}"[::-1]) for number in range(100)} - {0}) == 100
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="this system does not list open files")
+def test_no_file_stays_open(store):
+    """A grid has thousands of cells, and a process may open a thousand files."""
+    store.append(record(1))
+    before = len([*Path("/proc/self/fd").iterdir()])
+    for number in range(2, 9):
+        store.append(record(number))
+    assert len([*Path("/proc/self/fd").iterdir()]) == before
