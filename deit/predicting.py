@@ -14,7 +14,7 @@ from data_selection.common.progress import OpenBar, open_bar
 from data_selection.common.system import cores
 from data_selection.embedding.backbones import load_weights
 from data_selection.images.label_files import some
-from data_selection.images.pools import Pool, own_pool
+from data_selection.images.pools import Pool, asked_pool
 from deit.datasets import WORKERS
 from deit.engine import autocast
 from deit.learner.building import autocast_type, build, make_pipeline, resolve
@@ -55,7 +55,7 @@ def predict(
     if not classes:
         checkpoints.training_state(checkpoint)  # says so where the file is damaged
         raise UserError(f"{checkpoint} does not say what its classes are called: train on a folder with deit/main.py")
-    pool = own_pool(images)
+    pool = asked_pool(images)
     pool.background = args.background
     places = range(len(pool)) if ids is None else list(ids)
     with distributed.start(device) as world:

@@ -32,8 +32,7 @@ def open_folders(
     train = labelled_folder(train_folder, labels, "--labels", "--train-path", base)
     if val_path == NONE:
         return train, pools.Pool(labels=(), names=(), classes=train.classes, class_names=train.class_names)
-    test = labelled_folder(val_folder, val_labels, "--val-labels", "--val-path", base)
-    check_labels(test, range(len(test)), val_labels)
+    test = evaluation_folder(val_folder, val_labels, base)
     ours, theirs = train.class_names or (), test.class_names or ()
     if labels is None and val_labels is None and ours != theirs:
         raise UserError(
@@ -45,6 +44,13 @@ def open_folders(
     else:
         renumber(train, theirs, labels, val_labels or val_folder)
     return train, test
+
+
+def evaluation_folder(folder: Path, labels: Path | str | None, base: Path | None = None) -> pools.Pool:
+    """As labelled_folder, of images to evaluate on, each of which needs a label."""
+    pool = labelled_folder(folder, labels, "--val-labels", "--val-path", base)
+    check_labels(pool, range(len(pool)), labels)
+    return pool
 
 
 def labelled_folder(

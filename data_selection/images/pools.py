@@ -113,14 +113,20 @@ def open_pool(name: str, split: str = "train", root: Path | str | None = None) -
 def own_pool(source: Path | str) -> Pool:
     """The user's own images: a folder or a list file, as open_pool opens them, and never a data set of that name.
 
-    An image file is a pool of one. Relative paths of a list start from its folder, and no flag sets another.
+    Relative paths of a list start from its folder, and no flag sets another.
     """
     path = Path(source).absolute()
     if not path.exists():
         raise UserError(f"{source} does not exist: give a folder of images, or a list of their paths (text or CSV)")
+    return list_pool(path, path.parent, flag="") if path.is_file() else open_pool(str(path))
+
+
+def asked_pool(source: Path | str) -> Pool:
+    """The images that a model is asked of: as own_pool, and an image file is a pool of one."""
+    path = Path(source).absolute()
     if path.is_file() and path.suffix.lower() in readable():
         return Pool(paths=[str(path)], names=[path.name])
-    return list_pool(path, path.parent, flag="") if path.is_file() else open_pool(str(path))
+    return own_pool(source)
 
 
 def _unknown(name: str) -> str:

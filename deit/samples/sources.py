@@ -16,7 +16,7 @@ from data_selection.images.folders import UNREAD, in_words
 from data_selection.images.image_files import WHITE
 from data_selection.images.inaturalist import read_inaturalist
 from data_selection.images.known_lists import find_images, of_pool
-from data_selection.images.label_files import check_labels, labelled_folder, open_folders, some
+from data_selection.images.label_files import evaluation_folder, open_folders, some
 from data_selection.images.record import file_hash
 
 FEW = 10  # labels per class
@@ -92,8 +92,7 @@ def open_evaluation(
     folder = find_data(name, data_path) / "train"
     if name == "FOLDER" and classes and not labels and not train_path and not folder.exists():
         base = folder.parent if data_path else None
-        test = labelled_folder(Path(val_path or folder.parent / "val"), val_labels, "--val-labels", "--val-path", base)
-        check_labels(test, range(len(test)), val_labels)
+        test = evaluation_folder(Path(val_path or folder.parent / "val"), val_labels, base)
         test.background = background
         return test, test.class_names
     train, test = open_images(name, data_path, labels, val_labels, category, train_path, val_path, background)

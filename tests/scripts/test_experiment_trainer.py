@@ -5,6 +5,7 @@ import signal
 import pytest
 
 from data_selection.common.errors import UserError
+from data_selection.judging.experiments.plan import PoolSpec
 from scripts.experiments import trainer
 
 DONE = {name: {"acc1": 71.0} for name in trainer.SCORES} | {"graph": None, "verdict": {"kept": "finetuned"}}
@@ -65,3 +66,11 @@ def test_several_processes_come_by_a_launcher_and_end_by_its_signal(train, tmp_p
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=3"]
     assert seen["words"][1:] == ([] if processes == 1 else launcher) + program
     assert seen["last_breath"] == (signal.SIGKILL if processes == 1 else signal.SIGTERM)  # which it hands on
+
+
+@pytest.mark.parametrize("processes", [0, -1, True, 1.0, "two"])
+def test_a_number_of_processes_that_is_none_is_refused(processes, tmp_path):
+    pool = PoolSpec("one", tmp_path / "x.npy", None, trainer={"data-set": "DEMOSUBSET"})
+    with pytest.raises(UserError, match=r"here: processes .* must be a whole number from 1"):
+        trainer.check({"processes": processes}, pool, "here")
+    assert trainer.check({"processes": 1}, pool, "here")["processes"] == 1

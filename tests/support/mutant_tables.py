@@ -74,7 +74,7 @@ TESTS = {
     "data_selection/common/checks.py": ("common/test_checks.py", "methods/test_methods.py"),
     "data_selection/commands/selection.py": ("commands/test_selection.py", "commands/test_lists.py"),
     "data_selection/commands/earlier_rounds.py": ("commands/test_choose_images.py",),
-    "data_selection/commands/run_choose.py": ("commands/test_choose_images.py",),
+    "data_selection/commands/run_choose.py": ("commands/test_choose_images.py", "commands/test_requests.py"),
     "data_selection/commands/handing_out.py": ("commands/test_choose_images.py", "annotation/test_arrangement.py"),
     "data_selection/annotation/": (
         "annotation/test_arrangement.py",
