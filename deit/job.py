@@ -287,7 +287,7 @@ def where(args: argparse.Namespace) -> tuple[str | None, str | None, str | None,
 def open_data(args: argparse.Namespace, name: str, log: RunLog) -> tuple[Pool, Pool, list[int]]:
     """(training pool, evaluation pool, pool indices to train on)."""
     train_pool, test_pool = open_images(name, *where(args))
-    say_of_unread(train_pool, test_pool, log.say)
+    say_of_unread(log.say, training=train_pool, evaluation=test_pool)
     for subset in args.subset_ids or ():
         say_of_origin(subset, name, log.say)
     ids = choose_ids(train_pool, args.subset_ids, args.missing, log.say)

@@ -191,7 +191,7 @@ def evaluate_only(args: argparse.Namespace, world: distributed.World) -> Numbers
     test_pool, classes = distributed.on_main_first(
         world, lambda: open_evaluation(name, *where(args), saved.get("class_names"))
     )
-    say_of_unread(None, test_pool, log.say)
+    say_of_unread(log.say, evaluation=test_pool)
     source = local_file(args.resume or args.finetune, log.say)
     test_pool = match_classes(test_pool, classes, saved, source)
     model = build(args, test_pool.classes or 0, log)

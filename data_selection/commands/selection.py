@@ -108,7 +108,7 @@ def choose(
         found = quality(table.features, annotated, seed=args.seed)
         print(f"quality without labels: {found}", flush=True)
         if found.doubt:
-            print(f"warning: {found.doubt}", flush=True)
+            print(f"warning: {found.doubt}")
         chosen = sorted(ids.tolist()) if todo.order == "sorted" else ids.tolist()
         marked = {CHECK: [(table.names or range(len(table)))[i] for i in drawn.tolist()]} if todo.check else {}
         save_subset(path, chosen, record() | {"images": images_of(table, chosen)} | marked)

@@ -137,11 +137,9 @@ def say_of_origin(subset_file: Path | str, name: str, log: Log) -> None:
         log(f"{subset_file} was chosen from {chosen_from}, and the data set is {name}")
 
 
-def say_of_unread(train: pools.Pool | None, test: pools.Pool, log: Log) -> None:
-    """A line where a folder has image files that the installed Pillow does not read."""
-    for pool, part in ((train, "training"), (test, "evaluation")):
-        if pool is None:
-            continue
+def say_of_unread(log: Log, **parts: pools.Pool) -> None:
+    """A line where a folder has image files that the installed Pillow does not read; parts: what each is for."""
+    for part, pool in parts.items():
         unread = Counter({why: count for why, count in pool.left_out.items() if UNREAD in why})
         if unread:
             log(f"warning: left out of the {part} images: {in_words(unread)}")
