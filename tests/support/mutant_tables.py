@@ -72,7 +72,11 @@ TESTS = {
     "data_selection/common/subset_files.py": ("common/test_subset_files.py", "commands/test_selection.py"),
     "data_selection/common/standing.py": ("common/test_standing.py", "commands/test_selection.py"),
     "data_selection/common/checks.py": ("common/test_checks.py", "methods/test_methods.py"),
-    "data_selection/commands/selection.py": ("commands/test_selection.py", "commands/test_lists.py"),
+    "data_selection/commands/selection.py": (
+        "commands/test_selection.py",
+        "commands/test_lists.py",
+        "judging/test_advice.py",
+    ),
     "data_selection/commands/earlier_rounds.py": ("commands/test_choose_images.py",),
     "data_selection/commands/run_choose.py": ("commands/test_choose_images.py", "commands/test_requests.py"),
     "data_selection/commands/handing_out.py": ("commands/test_choose_images.py", "annotation/test_arrangement.py"),
