@@ -88,7 +88,7 @@ def check_finite(block: torch.Tensor, first_row: int = 0, ids: torch.Tensor | No
     faults = (
         (torch.isfinite(block).all(dim=1), "features hold NaN or infinity, first in row {}: extract them again"),
         (
-            torch.isfinite(torch.linalg.vector_norm(block, dim=1, dtype=kind)),
+            torch.isfinite(torch.linalg.vector_norm(block, dim=1)),
             "features are too large for float32, first in row {}: divide all by one number",
         ),
     )  # else every row has a length, and that of the block overflowed

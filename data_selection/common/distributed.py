@@ -200,7 +200,6 @@ def told_when_waiting(size: int) -> Iterator[None]:
             f"waiting for all {size} processes at {place}, as RANK and WORLD_SIZE say: unset them for one process "
             "alone\n"
         )
-        sys.stderr.flush()
 
     timer = threading.Timer(SLOW, tell)
     timer.daemon = True

@@ -154,3 +154,13 @@ def test_copies_that_leave_too_few_images_are_told(folder, weights, tmp_path):
     with pytest.raises(UserError, match=f"a budget of 30 and 11 to judge by is too large: {told}"):
         choose_images(twins, 30, tmp_path / "two", check=11, **how)
     assert len(choose_images(twins, 30, tmp_path / "two", check=10, **how).ids) == 40
+
+
+def test_budgets_from_one_image_to_what_is_left_are_taken(choose, tmp_path):
+    assert len(rows(choose(tmp_path / "one", budget=1))) == 2  # with the header
+    with pytest.raises(
+        UserError, match=rf"--budget {COUNT - 9} is outside 1\.\.{COUNT - 10}, .* label less the 10 of --check"
+    ):
+        choose(tmp_path / "two", budget=COUNT - 9, check=10)
+    with pytest.raises(UserError, match=rf"--budget 0 is outside 1\.\.{COUNT}, the images without a label: choose"):
+        choose(tmp_path / "two", budget=0)

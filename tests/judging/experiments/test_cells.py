@@ -138,3 +138,5 @@ def test_classes_that_only_test_images_have_are_known(tmp_path):
     assert pool.unknown_classes() == [7, 9]
     pool.rows = pool.rows[pool.train.labels != 1]  # of a cut what is left of it counts
     assert pool.unknown_classes() == [1, 7, 9]
+    pool.rows = pool.rows[pool.train.labels[pool.rows] != 0]
+    assert pool.unknown_classes() == [0, 1, 7, 9]
