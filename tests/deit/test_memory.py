@@ -162,3 +162,13 @@ def test_a_checkpoint_that_names_its_classes_is_evaluated_without_training_image
         main([*words, str(tmp_path / "val")])
     with pytest.raises(UserError, match=r"train does not exist: --data-path must hold"):  # nobody knows the classes
         main(["--eval", "--finetune", str(images / "sighted.pth"), *words[3:], str(tmp_path / "val")])
+
+
+def test_a_list_of_evaluation_images_starts_from_the_data_path(trained, images, tmp_path, capsys):
+    out, accuracy = trained
+    shutil.copytree(images / "val", tmp_path / "data" / "val")
+    names = [path.relative_to(tmp_path / "data").as_posix() for path in (tmp_path / "data").rglob("*.png")]
+    (tmp_path / "list.txt").write_text("".join(f"{name}\n" for name in names))
+    (tmp_path / "l.csv").write_text("".join(f"{name},{name.split('/')[1]}\n" for name in names))
+    lists = ["--val-path", str(tmp_path / "list.txt"), "--val-labels", str(tmp_path / "l.csv")]
+    assert f"* Acc@1 {accuracy:.3f}" in evaluate(capsys, tmp_path / "data", out, *lists)
