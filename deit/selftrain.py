@@ -125,13 +125,13 @@ class SoftImages:
 
 
 def smoothed_probe(job: Job, features: torch.Tensor, classes: int) -> "tuple[SmoothedProbe, torch.Tensor]":
-    """The smoothed probe of the labels on the pool's features (N, D), and its probabilities for the pool, (N, C)."""
+    """The smoothed probe of the labels on the pool's features (N, D), on their device, and its word on the pool, (N, C)."""
     from data_selection.judging.smoothed import fit_smoothed  # imports scikit-learn, which no other mode needs
 
     labels = torch.tensor([job.train_pool.label(i) for i in job.ids])
-    probe = fit_smoothed(features.cpu(), labels, torch.tensor(job.ids), classes=classes)
+    probe = fit_smoothed(features, labels, torch.tensor(job.ids), classes=classes)
     assert probe.corrected is not None  # the labels are spread unless it is told not to
-    return probe, probe.corrected
+    return probe, probe.corrected.cpu()
 
 
 def begin_round(job: Job, learner: Learner, data: Images, number: int) -> torch.Tensor:
@@ -238,7 +238,7 @@ def last_words(job: Job, learner: Learner, data: Images) -> dict[str, float]:
             of_pool(job.train_pool, corrected).write(job.log.folder / OF_POOL)
         if test is None:
             return {}
-        found = probe.predict(test[0].cpu(), corrected=True).argmax(1)
-        return {"acc1": 100 * (found == test[1].cpu()).double().mean().item()}
+        found = probe.predict(test[0], corrected=True).argmax(1)
+        return {"acc1": 100 * (found == test[1]).double().mean().item()}
 
     return on_main(job.world, score)

@@ -24,6 +24,7 @@ CASES = {  # flags
     "skipping": {"skip_nonfinite": True},
     "averaged": {"model_ema_force_cpu": True},
     "restarted": {"restarts": 2, "model_ema_force_cpu": True},
+    "taught": {"mode": "self-train", "rounds": 1, "sched_unit": "step", "warmup_steps": 2, "warmup_epochs": None},
 }
 
 
