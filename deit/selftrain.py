@@ -125,7 +125,7 @@ class SoftImages:
 
 
 def smoothed_probe(job: Job, features: torch.Tensor, classes: int) -> "tuple[SmoothedProbe, torch.Tensor]":
-    """The smoothed probe of the labels on the pool's features (N, D), on their device, and its word on the pool, (N, C)."""
+    """The smoothed probe on the pool's features (N, D), on their device, and its word on the pool, (N, C)."""
     from data_selection.judging.smoothed import fit_smoothed  # imports scikit-learn, which no other mode needs
 
     labels = torch.tensor([job.train_pool.label(i) for i in job.ids])

@@ -36,11 +36,11 @@ def test_the_rivals_pool_and_settings_suit_every_method_of_ours(monkeypatch):
 def test_every_method_is_timed_or_says_why_not(monkeypatch):
     monkeypatch.setattr(methods.torch, "set_num_threads", lambda _: None)
     for name in LABEL_FREE:
-        seconds, _, why = methods.choose((name, 300, 10, 1))
+        seconds, _, why = methods.choose((name, 300, 10, 1, "cpu"))
         assert seconds > 0
         assert why == ""
-    assert methods.choose(("kmeans", 5, 10, 1))[0] is None
-    seconds, peak, why = methods.choose(("kmeans", 5, 10, 1))
+    assert methods.choose(("kmeans", 5, 10, 1, "cpu"))[0] is None
+    seconds, peak, why = methods.choose(("kmeans", 5, 10, 1, "cpu"))
     assert "10" in why
     assert methods.told(seconds, peak, why) == (why, "-")
     assert methods.told(1.25, 70.4, "") == ("1.2", "70")
