@@ -11,7 +11,7 @@ from data_selection.common import distributed, watching
 from data_selection.common.distributed import on_main
 from data_selection.common.errors import UserError
 from data_selection.common.files import atomic_write
-from data_selection.common.precision import full_float32
+from data_selection.common.precision import fix_workspaces, full_float32
 from data_selection.embedding.backbones import load_weights, local_file
 from data_selection.embedding.checkpoint_files import read_checkpoint
 from deit.choosing import decide
@@ -46,6 +46,7 @@ def train(args: argparse.Namespace) -> dict[str, Any] | None:
 
     None on ranks above 0, and where SIGTERM has stopped the run; after Ctrl-C raises KeyboardInterrupt.
     """
+    fix_workspaces()
     with distributed.start(args.device, watching.SILENCE) as world:
         if args.eval:
             return evaluate_only(args, world)

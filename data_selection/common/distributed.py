@@ -118,7 +118,11 @@ def pick_device(name: str, local_rank: int = 0, size: int = 1) -> torch.device:
         count = torch.cuda.device_count()
         index = local_rank if device.index is None else device.index
         if index >= count:
-            raise UserError(f"device {name!r} (GPU {index}) asked for, {count} CUDA GPUs are visible: try --device cpu")
+            several = f" for process {index + 1} of this machine" if size > 1 else ""
+            raise UserError(
+                f"device {name!r} (GPU {index}) asked for{several}, {count} CUDA GPUs are visible: "
+                f"{'start no more processes than GPUs, or ' if several else ''}try --device cpu"
+            )
         return torch.device("cuda", index)
     return device
 

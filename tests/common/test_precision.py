@@ -1,13 +1,14 @@
 """What must be float32 is computed in float32, whatever the process is set to, and the setting comes back."""
 
 import argparse
+import os
 
 import pytest
 import torch
 from torch.overrides import TorchFunctionMode
 
 from data_selection.common.distributed import World
-from data_selection.common.precision import full_float32
+from data_selection.common.precision import fix_workspaces, full_float32, repeatable
 from data_selection.embedding.extraction import extract
 from data_selection.images.pools import open_pool
 from data_selection.judging.evaluation import knn_accuracy
@@ -80,6 +81,31 @@ def test_products(case, tmp_path):
     with Products() as products:
         case(tmp_path)
     assert products.seen == {("highest", False)}
+
+
+def order():
+    return (
+        torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled(),
+        torch.utils.deterministic.fill_uninitialized_memory,
+    )  # fmt: skip
+
+
+def test_a_gpu_adds_in_one_order_within_and_as_it_did_after_an_error():
+    before = order()
+    with pytest.raises(KeyError, match="True, True, False"), repeatable(torch.device("cuda", 0)):
+        raise KeyError(order())
+    with repeatable(torch.device("cpu")):
+        assert order() == before
+    assert order() == before
+
+
+def test_a_users_workspaces_stay(monkeypatch):
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    fix_workspaces()
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
+    fix_workspaces()
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":16:8"
 
 
 def test_the_trainer(monkeypatch):

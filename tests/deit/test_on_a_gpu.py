@@ -7,6 +7,7 @@ import torch
 
 from data_selection.embedding.backbones import build_model
 from deit import engine
+from deit.losses import Criterion
 from deit.options import parse
 from deit.trainer import train
 from tests.support.pretend_cuda import pretended
@@ -59,6 +60,22 @@ def test_the_weights_of_the_cpu(case, images, tmp_path):
     cpu, gpu = log_lines(tmp_path / "cpu")[-1], log_lines(tmp_path / "gpu")[-1]
     assert gpu["train_loss"] == pytest.approx(cpu["train_loss"], abs=1e-4)
     assert gpu["test_loss"] == pytest.approx(cpu["test_loss"], abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("amp", "device", "expected"), [("off", "cuda", True), ("bf16", "cuda", False), ("off", "cpu", False)]
+)
+def test_gradients_of_float32_are_added_in_one_order(amp, device, expected, images, monkeypatch):
+    seen, real = set(), Criterion.__call__
+
+    def call(self, *args):
+        seen.add(torch.are_deterministic_algorithms_enabled())
+        return real(self, *args)
+
+    monkeypatch.setattr(Criterion, "__call__", call)
+    with pretended():
+        once(images, None, device, amp=amp, epochs=1)
+    assert seen == {expected}
 
 
 def test_resumed_as_if_unbroken(images, tmp_path, monkeypatch):

@@ -234,7 +234,7 @@ def test_launched_processes_select_the_same(tmp_path):
     """By the papers' command; three processes without a launcher are in test_ranks."""
     root = Path(__file__).resolve().parents[2]
     options = ["--feature_path", DATA / "FM3000_train.npy", "--percent", "1", "--output_dir", tmp_path]
-    options += ["--max_iter", "20", "--filename", "chosen.json"]
+    options += ["--max_iter", "20", "--filename", "chosen.json", "--device", "cpu"]
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     script = root / "data_selection" / "sample_tools" / "ActiveFT_CIFAR.py"
     done = subprocess.run(
