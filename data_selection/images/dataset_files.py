@@ -79,7 +79,7 @@ def read_cub(root: Path, train: bool) -> PoolParts:
         raise UserError(f"the tables in {folder} list different images: remove the folder to unpack the archive again")
     chosen = [image for image in files if parts[image] == ("1" if train else "0")]
     names = [files[image] for image in chosen]
-    class_names = {int(labels[image]) - 1: files[image].split("/")[0] for image in files}
+    class_names = {int(labels[image]): files[image].split("/")[0] for image in files}
     return {
         "paths": existing([str(folder / "images" / name) for name in names], "CUB-200-2011"),
         "labels": [int(labels[image]) - 1 for image in chosen],

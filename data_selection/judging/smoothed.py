@@ -179,9 +179,9 @@ class SmoothedProbe:
     c: float
     base: Smoothing
     choice: Choice
-    temperature: float = 1.0
-    corrected_temperature: float = 1.0
-    held: HeldOut | None = None
+    temperature: float
+    corrected_temperature: float
+    held: HeldOut | None
 
     def pool_probabilities(self) -> torch.Tensor:
         """The pool's probabilities (N, C) as chosen, calibrated."""

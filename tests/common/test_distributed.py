@@ -73,7 +73,9 @@ def test_a_gpu_by_number_is_refused_for_several_processes(monkeypatch):
     assert pick_device("cuda:1").index == 1
     with pytest.raises(UserError, match="'cuda:1' would put all 2 processes on one GPU"):
         pick_device("cuda:1", 0, 2)
-    with pytest.raises(UserError, match=r"for process 6 of this machine, 4 CUDA .* no more processes than GPUs, or try"):
+    with pytest.raises(
+        UserError, match=r"for process 6 of this machine, 4 CUDA .* no more processes than GPUs, or try"
+    ):
         pick_device("cuda", 5, 8)
     with pytest.raises(UserError, match=r"\(GPU 5\) asked for, 4 CUDA GPUs are visible: try"):
         pick_device("cuda:5")

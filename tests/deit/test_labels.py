@@ -78,6 +78,12 @@ def test_a_part_that_lacks_a_class_counts_as_the_other_one(tmp_path):
     assert test.classes == 3
 
 
+def test_classes_are_known_without_evaluation_images(folder):
+    labels = write(folder / "l.csv", "c.png,dog\na/2.png,dog\nb.png,cat\na/1.png,cat\n")
+    train, none = open_folders(folder, labels, val_path="none")
+    assert (len(none), none.classes, none.class_names) == (0, 2, train.class_names) == (0, 2, ("cat", "dog"))
+
+
 def test_no_class_is_made_of_no_label(folder):
     train, _ = open_folders(folder, write(folder / "l.csv", "c.png,dog\na/2.png,-1\nb.png,cat\na/1.png,-1.0\n"))
     assert (train.labels, train.class_names) == ([-1, -1, 0, 1], ("cat", "dog"))

@@ -4,6 +4,7 @@ import io
 import urllib.request
 
 import pytest
+import tqdm
 
 from data_selection.common.errors import UserError
 from data_selection.images import downloads
@@ -26,6 +27,21 @@ def test_a_server_that_knows_no_ranges_is_read_from_the_start(tmp_path, monkeypa
     (tmp_path / "w.pth.partial").write_bytes(b"ab")
     assert fetch_file("https://host/w.pth", tmp_path, progress=False).read_bytes() == b"abcd"
     assert [path.name for path in tmp_path.iterdir()] == ["w.pth"]
+
+
+def test_the_bar_comes_to_its_end(tmp_path, monkeypatch):
+    bars = []
+
+    class Kept(tqdm.tqdm):
+        def __init__(self, *args, **options):
+            super().__init__(*args, **options | {"disable": False, "file": io.StringIO()})
+            bars.append(self)
+
+    monkeypatch.setattr(tqdm, "tqdm", Kept)
+    monkeypatch.setattr(downloads, "BLOCK", 3)
+    monkeypatch.setattr(urllib.request, "urlopen", lambda request, timeout: Answer(b"abcd", request.full_url))
+    fetch_file("https://host/w.pth", tmp_path)
+    assert [(bar.n, bar.desc) for bar in bars] == [(4, "w.pth")]
 
 
 def test_an_address_that_leads_to_an_unsafe_one_is_refused(tmp_path, monkeypatch):

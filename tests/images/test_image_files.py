@@ -115,3 +115,13 @@ def test_what_is_no_fault_of_the_file_is_passed_on(monkeypatch, kind):
     monkeypatch.setattr(image_files.Image, "open", fail)
     with pytest.raises(kind):
         read_image("a.jpg")
+
+
+def test_the_size_of_a_heif_asks_for_its_reader_and_no_other(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(image_files, "reads_heif", lambda: asked.append(1))
+    Image.new("RGB", (5, 3)).save(tmp_path / "x.png")
+    assert image_files.image_size(tmp_path / "x.png") == (5, 3)
+    assert not asked
+    assert image_files.image_size(tmp_path / "x.HEIC") == (0, 0)
+    assert asked == [1]

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import sklearn.cluster
 import torch
 
 from data_selection.common.errors import UserError
@@ -64,6 +65,18 @@ def test_typiclust_is_the_textbook(rows, taken, budget):
 @pytest.mark.filterwarnings("error")
 def test_fewer_distinct_rows_than_clusters_are_no_cause_for_warnings():
     assert select_typiclust(torch.eye(3).repeat(8, 1), 9).unique().numel() == 9
+
+
+@pytest.mark.parametrize(("count", "batches"), [(80, False), (81, True)])
+def test_more_than_four_minibatches_are_fitted_by_minibatches(count, batches, monkeypatch):
+    used = []
+    for name in ("KMeans", "MiniBatchKMeans"):
+        real = getattr(sklearn.cluster, name)
+        monkeypatch.setattr(
+            sklearn.cluster, name, lambda real=real, name=name, **options: used.append(name) or real(**options)
+        )
+    fit_clusters(torch.randn(count, 3), 2, StratifiedConfig(batch_size=20), 0)
+    assert used == ["MiniBatchKMeans" if batches else "KMeans"]
 
 
 def test_typiclust_leaves_small_clusters_for_last():

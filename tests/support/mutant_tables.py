@@ -222,5 +222,23 @@ NOTHING = {
     ("", "argument repr dropped", ""): "what is shown in a debugger",
     ("", "argument frozen dropped", ""): "nobody changes these",
     ("", "argument help dropped", ""): "test_documentation.py asks for a text of every flag",
+    ("data_selection/judging/experiments/curves", "argument linewidth dropped", ""): "how thick a line is",
+    ("", "argument allow_pickle dropped", ""): "numpy's default is the same",
+    (
+        "data_selection/nearest/",
+        "constant halved",
+        r"PAIRS|rows % 64|max_pairs",
+    ): "how much at a time: speed and memory",
+    (
+        "data_selection/methods/",
+        "constant halved",
+        r"^(REFRESHED|STEPS|CHECKED|ASSIGN_BYTES) =",
+    ): "how much at a time, or how often a GPU is looked at: speed and memory",
+    ("data_selection/judging/(probe|findings)", "constant halved", r"^(GRID|RATES|DRAWS) ="): "a grid that is searched",
+    (
+        "data_selection/judging/logistic",
+        "operator swapped",
+        r"len\(x\) < x",
+    ): "a square basis leaves nothing out either",
     ("deit/", "", r"BLOCK|CACHE_BYTES|WORKERS"): "how much at a time: speed and memory",
 }
