@@ -240,10 +240,11 @@ def read_cvat(data: bytes, source: Path) -> tuple[list[tuple[str, str]], str]:
     """The tags of CVAT's `images` XML, a pair each."""
     if b"<!ENTITY" in data:  # the only thing in XML that can grow when it is read
         raise UserError(f"label file {source} declares entities, which CVAT's exports never do: it is not read")
-    pairs, images = [], list(ElementTree.fromstring(data).iter("image"))
-    for image in images:
-        tags = [tag.get("label", "") for tag in image.iter("tag")]
-        pairs += [(image.get("name", ""), tag) for tag in tags or [""]]
+    images = list(ElementTree.fromstring(data).iter("image"))
+    if not images:
+        raise UserError(f"label file {source}: no <image> of CVAT's export for images is in it; boxes are no labels")
+    tags = [[tag.get("label", "") for tag in image.iter("tag")] or [""] for image in images]
+    pairs = [(image.get("name", ""), tag) for image, own in zip(images, tags, strict=True) for tag in own]
     return pairs, f"{source}: CVAT's XML, {len(images)} images"
 
 
@@ -252,8 +253,7 @@ def read_zip(source: Path, finder: Finder) -> tuple[list[tuple[str, str]], str]:
     with zipfile.ZipFile(source) as archive:
         files = [file for file in archive.namelist() if not is_left(file) and not file.endswith("/")]
         refuse_workbook(source, b"", files)
-        inside = next((file for file in files if file.lower().endswith(".xml")), None)
-        if inside:
+        if inside := next((file for file in files if file.lower().endswith(".xml")), None):
             return read_cvat(archive.read(inside), source)
         pairs = in_folders(files)
         tables = [file for file in files if file.lower().endswith((*TABLES, ".json"))]

@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 
 from data_selection.commands.shared import make_parser
+from data_selection.common.distributed import pick_device
 from data_selection.common.errors import UserError
 from data_selection.common.feature_table import load_features
 from data_selection.common.subset_files import load_subset, save_subset
@@ -75,6 +76,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--model", help="a timm name; default: demo_vit")
     add("--weights", type=Path, help="pretrained weights of --model")
     add("--input_size", type=int, help="side of the images in pixels")
+    add("--device", default="auto", help="auto, cpu, cuda or cuda:N: of the choice, the probes and the trainer")
     add("--output_dir", type=Path, required=True, help="lists and scores.jsonl; what is in it is not measured again")
     add(
         "--methods", nargs="+", default=["random", "activeft"], choices=sorted(LABEL_FREE), help="how images are chosen"
@@ -94,6 +96,7 @@ def main(argv: list[str] | None = None) -> None:
     """Measure what is missing, then print two Markdown tables: accuracies, and minutes and memory of a run."""
     args = build_parser().parse_args(argv)
     train, test = load_features(args.train), load_features(args.test)
+    device = pick_device(args.device)
     pools = open_images("FOLDER", args.images) if args.images else open_images("DEMO")
     for table, pool in zip((train, test), pools, strict=True):
         if len(table) != len(pool):
@@ -104,10 +107,10 @@ def main(argv: list[str] | None = None) -> None:
     for cell in cells(args.seeds, args.methods, args.budgets, ways, args.training_seeds):
         if key(cell) in read(scores):
             continue
-        subset = chosen(args.output_dir, train, cell["method"], cell["budget"], cell["seed"])
+        subset = chosen(args.output_dir, train, cell["method"], cell["budget"], cell["seed"], device)
         way = cell["way"]
         if way in PROBES:
-            found = probe(way, train, test, pools, load_subset(subset, len(train)))
+            found = probe(way, train, test, pools, load_subset(subset, len(train)), device)
         else:
             words = ["--features", str(args.train)] if way in BY_FEATURES else []
             found = run(args, subset, cell["training"], WAYS[way] + words)
@@ -134,23 +137,24 @@ def read(scores: Path) -> dict[tuple, dict]:
     return {key(cell): cell for cell in map(json.loads, lines)}
 
 
-def chosen(folder: Path, table, method: str, budget: int, seed: int) -> Path:
+def chosen(folder: Path, table, method: str, budget: int, seed: int, device: torch.device) -> Path:
     """The file of a method's list; chosen once."""
     path = folder / f"{method}_{budget}_seed_{seed}.json"
     if not path.exists():
-        save_subset(path, METHODS[method].select(table.features, budget, config=METHODS[method].config(), seed=seed))
+        config = METHODS[method].config()
+        save_subset(path, METHODS[method].select(table.features, budget, config=config, seed=seed, device=device))
     return path
 
 
-def probe(way: str, train, test, pools, ids: list[int]) -> dict:
+def probe(way: str, train, test, pools, ids: list[int], device: torch.device) -> dict:
     """A logistic regression on unit features, or the smoothed probe; C by cross-validation on the labels."""
     began = time.perf_counter()
     labels = torch.tensor([pools[0].label(i) for i in ids])
     known = torch.tensor([pools[1].label(i) for i in range(len(pools[1]))])
     classes = pools[0].classes
     if way == "smoothed probe":
-        found = fit_smoothed(train.tensor(), labels, torch.as_tensor(ids), classes=classes)
-        predicted = found.predict(test.tensor(), corrected=True)
+        found = fit_smoothed(train.tensor().to(device), labels, torch.as_tensor(ids), classes=classes)
+        predicted = found.predict(test.tensor(), corrected=True).cpu()
     else:
         rows = normalise(train.tensor()[ids])
         predicted = fit_probe(rows, labels, classes, choose_c(rows, labels)).predict(normalise(test.tensor()))
@@ -162,7 +166,7 @@ def run(args: argparse.Namespace, subset: Path, seed: int, words: list[str]) -> 
     """One run of the trainer in a process of its own: its accuracies, and what it took."""
     folder = args.output_dir / f"run_{os.getpid()}"
     command = ["--data-set", "FOLDERSUBSET" if args.images else "DEMOSUBSET", "--subset_ids", subset, "--seed", seed]
-    command += ["--eval_interval", 1000, *words]
+    command += ["--eval_interval", 1000, "--device", args.device, *words]
     for flag, value in (("--data-path", args.images), ("--model", args.model), ("--finetune", args.weights),
                         ("--input-size", args.input_size)):  # fmt: skip
         command += [flag, value] if value else []

@@ -4,6 +4,7 @@ python scripts/benchmark.py methods --rows 50000 --budget 1000
 python scripts/benchmark.py methods --rows 50000 1281167 --budget 1000 --device cuda
 """
 
+import sys
 import time
 
 import numpy as np
@@ -38,6 +39,7 @@ def main(argv=None):
     for name in args.methods:
         found = [in_fresh_process(choose, (name, rows, args.budget, args.threads, device)) for rows in args.rows]
         table.append([name, *(cell for some in found for cell in told(*some))])
+        print(*table[-1], file=sys.stderr, flush=True)
     head = ["method", *(word for rows in args.rows for word in (f"{rows:,} images, s", "MB"))]
     print(markdown_table(head, table))
 

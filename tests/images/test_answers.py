@@ -48,6 +48,16 @@ def test_tables_of_all_forms_mean_the_same(tmp_path, form):
     assert ("column 2" in told) == (form == "no header")  # else the header's word
 
 
+def test_other_xml_is_refused_and_not_read_as_no_image(tmp_path):
+    boxes = "<annotation><filename>b.jpg</filename><object><name>cat</name></object></annotation>"
+    with zipfile.ZipFile(tmp_path / "voc.zip", "w") as archive:
+        archive.writestr("Annotations/b.xml", boxes)
+    with pytest.raises(
+        UserError, match=r"voc\.zip: no <image> of CVAT's export for images is in it; boxes are no labels"
+    ):
+        read_answers([tmp_path / "voc.zip"], NAMES)
+
+
 def test_label_studio_and_cvat(tmp_path):
     def task(file, *words, cancelled=False):
         result = [{"type": "choices", "value": {"choices": [word]}} for word in words]

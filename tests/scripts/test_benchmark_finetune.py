@@ -11,6 +11,7 @@ from data_selection.common.feature_table import save_features
 from data_selection.common.subset_files import save_subset
 from data_selection.images import pools
 from scripts.benchmarks import finetune
+from tests.support.pretend_cuda import pretended
 
 COUNT = 60
 
@@ -73,6 +74,20 @@ def test_the_spread_of_the_training_is_told_apart_from_that_of_the_lists(flags, 
     assert "| 10.50 ± 0.71 (2) " in capsys.readouterr().out
 
 
+def test_the_device_is_that_of_the_choice_the_probes_and_the_trainer(flags, monkeypatch):
+    asked = []
+    monkeypatch.setattr(finetune, "train", lambda words, folder: asked.append(words) or {"last": 1.0, "minutes": 1})
+    monkeypatch.setattr(finetune.shutil, "rmtree", lambda _: None)
+    flags = [word if word != "random" else "fps" for word in flags]
+    for ways in (["plain probe"], ["smoothed probe"], ["few-shot"]):  # the first one chooses the list, too
+        with pretended() as card:
+            finetune.main([*flags, "--seeds", "0", "--ways", *ways, "--device", "cuda"])
+        assert card.faults == []
+        assert bool(card.launches) == (ways != ["few-shot"])
+    (words,) = asked
+    assert words[words.index("--device") + 1] == "cuda"
+
+
 def test_features_of_other_images_are_refused(flags, tmp_path):
     save_features(tmp_path / "test.npy", np.ones((3, 10), np.float32))
     with pytest.raises(UserError, match=r"test\.npy has 3 rows for 60 images: extract these images"):
@@ -81,9 +96,9 @@ def test_features_of_other_images_are_refused(flags, tmp_path):
 
 def test_a_run_is_the_trainers(tmp_path):
     """In a process of its own, on the whole demo pool."""
-    args = argparse.Namespace(output_dir=tmp_path, images=None, model=None, weights=None, input_size=None)
+    args = argparse.Namespace(output_dir=tmp_path, images=None, model=None, weights=None, input_size=None, device="cpu")
     subset = save_subset(tmp_path / "s.json", range(30))
-    found = finetune.run(args, subset, 0, ["--mode", "linear", "--device", "cpu"])
+    found = finetune.run(args, subset, 0, ["--mode", "linear"])
     assert 40 < found["last"] < 90
     assert found["last"] == found["best"]
     assert 0.1 < found["gib"] < 10
