@@ -80,6 +80,13 @@ def test_an_image_whose_size_is_not_known_is_not_unusual():
     assert inventory(pool, 2, 0, [], record).endswith("exact copies: none; under 16 pixels a side: 1, first 'b'")
 
 
+def test_an_image_at_the_bounds_is_not_unusual():
+    pool, record = Pool(paths=["a", "b"]), PoolRecord(("h", "i"), ("a", "b"), widths=(16, 15), heights=(160, 160))
+    assert inventory(pool, 2, 0, [], record).endswith(
+        "under 16 pixels a side: 1, first 'b'; over 10 times as long as wide: 1, first 'b'"
+    )
+
+
 def test_sizes_are_measured_once(tmp_path, monkeypatch, capsys):
     for name in ("a.png", "b.png"):
         paint(tmp_path / "pool" / name, 30, 25)

@@ -7,7 +7,9 @@ import pytest
 from PIL import Image
 
 from data_selection.commands.extract import main_extract
+from data_selection.common.errors import UserError
 from data_selection.common.feature_table import load_features, sidecar
+from data_selection.common.system import lock
 from data_selection.embedding import extraction
 from data_selection.images.record import load_record
 
@@ -143,6 +145,16 @@ def test_unfinished_work_of_another_backbone_is_dropped_with_a_word(folder, tmp_
     extract(folder, tmp_path)
     assert len(embedded.pop()) == 9
     assert "holds unfinished work by another backbone or of other pixels: it is dropped" in capsys.readouterr().out
+
+
+def test_work_that_another_process_is_at_is_not_dropped(folder, tmp_path, embedded, monkeypatch):
+    interrupt(folder, tmp_path, monkeypatch, "--n_last_blocks", "2")
+    unfinished = tmp_path / "out" / "pool_train.partial"
+    with (unfinished / "lock").open("r+") as held:
+        lock(held)
+        with pytest.raises(UserError, match="another process is writing"):
+            extract(folder, tmp_path)
+    assert [path.name for path in (tmp_path / "out").iterdir() if path.is_dir()] == [unfinished.name]
 
 
 def test_an_image_that_could_not_be_read_is_tried_again(folder, tmp_path, embedded):

@@ -101,9 +101,10 @@ def test_long_tail_quotas(ratio, total, last):
 def test_long_tail_maps_back_to_cifar100(monkeypatch):
     labels = np.random.default_rng(1).integers(0, 100, 20_000)
     arrays = np.arange(20_000, dtype=np.uint16).view(np.uint8).reshape(-1, 1, 2)  # an image of its own for each row
-    whole = Pool(arrays=arrays, labels=labels, classes=100)
+    whole = Pool(arrays=arrays, labels=labels, classes=100, class_names=tuple(map(str, range(100))))
     monkeypatch.setattr(pools, "_build_cifar", lambda name, root, train: whole)
     pool = open_pool("CIFAR100LT_IR100")
+    assert (pool.classes, pool.class_names) == (100, whole.class_names)
     for i in (0, 1000, len(pool) - 1):
         row = int(pool.names[i])
         assert np.array_equal(pool.arrays[i], whole.arrays[row])

@@ -54,7 +54,11 @@ TESTS = {
     "data_selection/methods/kmeans.py": ("methods/test_baselines.py", "methods/test_methods.py"),
     "data_selection/methods/farthest.py": ("methods/test_baselines.py", "methods/test_methods.py"),
     **{
-        f"data_selection/methods/{name}.py": ("methods/test_clusters.py", "methods/test_methods.py")
+        f"data_selection/methods/{name}.py": (
+            "methods/test_clusters.py",
+            "methods/test_methods.py",
+            "methods/test_settings.py",
+        )
         for name in ("clusters", "typiclust", "probcover", "herding", "zcore", "stratified")
     },
     "data_selection/methods/random_choice.py": ("methods/test_baselines.py", "methods/test_methods.py"),
@@ -96,6 +100,8 @@ TESTS = {
     "data_selection/embedding/table_writer.py": (
         "embedding/test_extraction_restarts.py",
         "embedding/test_extraction.py",
+        "embedding/test_extraction_faults.py",
+        "embedding/test_reuse.py",
     ),
     "data_selection/embedding/backbones.py": (
         "embedding/test_backbones.py",
@@ -180,7 +186,11 @@ TESTS = {
     ),
     "data_selection/common/subset_names.py": ("commands/test_selection.py",),
     "data_selection/methods/table.py": ("methods/test_methods.py", "methods/test_seeds.py"),
-    "data_selection/methods/configs": ("methods/test_methods.py", "commands/test_settings.py"),
+    "data_selection/methods/configs": (
+        "methods/test_settings.py",
+        "methods/test_clusters.py",
+        "commands/test_settings.py",
+    ),
 }
 
 # (start of the path, what the fault's kind begins with, pattern in its line): why such faults change no result
@@ -222,7 +232,16 @@ NOTHING = {
     ("", "argument repr dropped", ""): "what is shown in a debugger",
     ("", "argument frozen dropped", ""): "nobody changes these",
     ("", "argument help dropped", ""): "test_documentation.py asks for a text of every flag",
-    ("data_selection/judging/experiments/curves", "argument linewidth dropped", ""): "how thick a line is",
+    ("data_selection/judging/experiments/curves", "", "linewidth="): "how thick a line is",
+    ("data_selection/judging/rounds", "argument correct dropped", ""): "what is not asked for: time",
+    (
+        "data_selection/judging/experiments/evaluations",
+        "argument calibrate dropped",
+        "",
+    ): "the order of classes is asked",
+    ("data_selection/judging/probe", "operator swapped", r"shape\[1\] \+ self"): "how much at a time: speed and memory",
+    ("", "argument encoding dropped", ""): "UTF-8 is the default of the systems that tests run on",
+    ("", "argument prefetch_factor dropped", ""): "how far ahead: speed and memory",
     ("", "argument allow_pickle dropped", ""): "numpy's default is the same",
     (
         "data_selection/nearest/",
