@@ -2,23 +2,26 @@
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from data_selection.common.errors import UserError
 from data_selection.common.feature_table import sidecar, write_sidecar
 from data_selection.common.files import read_json
-from data_selection.common.progress import OpenBar, open_bar
+from data_selection.common.progress import Bar, OpenBar, open_bar
 from data_selection.images.image_files import image_size
 from data_selection.images.pools import Pool
 
 VERSION = 1
 THREADS = 8  # hashing waits for the disk, and hashlib leaves Python to other threads meanwhile
+SPAN = 32  # files that a thread takes at once
 BLOCK = 1 << 20
 COLUMNS = ("name", "bytes", "time", "hash", "width", "height")
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -69,10 +72,9 @@ def record_pool(pool: Pool, before: PoolRecord | None = None, progress: OpenBar 
         hashes[i] = known.get((names[i], sizes[i], times[i]), "")
         if not hashes[i]:
             unread.append(i)
-    with open_bar(progress, len(unread), "read", "image") as bar, ThreadPoolExecutor(THREADS) as threads:
-        for i, value in zip(unread, threads.map(lambda i: file_hash(pool.paths[i]), unread), strict=True):
+    with open_bar(progress, len(unread), "read", "image") as bar:
+        for i, value in by_threads(lambda i: file_hash(pool.paths[i]), unread, bar):
             hashes[i] = value
-            bar.update(1)
     return PoolRecord(tuple(hashes), names, tuple(sizes), tuple(times))
 
 
@@ -88,12 +90,20 @@ def measured(
         known.pop("", None)
     new = [i for i, value in enumerate(record.hashes) if value not in known]
     found = [known.get(value, (0, 0)) for value in record.hashes]
-    with open_bar(progress, len(new), "measure", "image") as bar, ThreadPoolExecutor(THREADS) as threads:
-        for i, size in zip(new, threads.map(lambda i: image_size(pool.paths[i]), new), strict=True):
+    with open_bar(progress, len(new), "measure", "image") as bar:
+        for i, size in by_threads(lambda i: image_size(pool.paths[i]), new, bar):
             found[i] = size
-            bar.update(1)
     widths, heights = zip(*found, strict=True)
     return replace(record, widths=widths, heights=heights)
+
+
+def by_threads(work: Callable[[int], T], rows: Sequence[int], bar: Bar) -> Iterator[tuple[int, T]]:
+    """(row, work(row)) of every row, in order. In spans, as handing single small files to threads takes most time."""
+    spans = [rows[start : start + SPAN] for start in range(0, len(rows), SPAN)]
+    with ThreadPoolExecutor(THREADS) as threads:
+        for span, values in zip(spans, threads.map(lambda span: [work(row) for row in span], spans), strict=True):
+            yield from zip(span, values, strict=True)
+            bar.update(len(span))
 
 
 def copies(hashes: Sequence[str]) -> list[list[int]]:
