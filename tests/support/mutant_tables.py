@@ -229,6 +229,7 @@ NOTHING = {
     ("data_selection/common/watching", "operator swapped", r"silence \+ BEAT"): "a beat sooner or later",
     ("data_selection/judging/advice", "constant halved", "CLUSTERS, SAMPLE"): "how many are looked at: time",
     ("data_selection/judging/experiments/work", "if turned round", "not done"): "a pause before the next look",
+    ("data_selection/images/record", "constant halved", r"^(THREADS|SPAN|BLOCK) ="): "how much at a time: speed",
     ("", "argument repr dropped", ""): "what is shown in a debugger",
     ("", "argument frozen dropped", ""): "nobody changes these",
     ("", "argument help dropped", ""): "test_documentation.py asks for a text of every flag",
