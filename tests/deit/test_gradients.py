@@ -115,7 +115,7 @@ def test_a_step_says_which_pass_is_its_last():
     weight.register_post_accumulate_grad_hook(lambda _: told.append(gradients.last_pass))
     learner = SimpleNamespace(
         world=World(0, 1, torch.device("cpu")), draws=SimpleNamespace(begin=lambda *_: None), gradients=gradients,
-        autocast=contextlib.nullcontext, model=lambda images: images * weight,
+        one_order=contextlib.nullcontext, autocast=contextlib.nullcontext, model=lambda images: images * weight,
         scaler=torch.amp.GradScaler(enabled=False), criterion=lambda images, logits, targets: logits.sum(),
     )  # fmt: skip
     step = Step(3, [Part(*[torch.tensor([row])] * 3) for row in range(3)])
