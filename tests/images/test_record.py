@@ -1,15 +1,17 @@
 """What a pool remembers of its images, and how images of a list are found again among today's."""
 
+import io
 import os
 
 import numpy as np
 import pytest
 from PIL import Image
+from tqdm import tqdm
 
 from data_selection.common.errors import UserError
 from data_selection.images import record as records
 from data_selection.images.pools import Pool, open_pool
-from data_selection.images.record import PoolRecord, load_record, match, record_pool, save_record
+from data_selection.images.record import PoolRecord, load_record, match, measured, record_pool, save_record
 
 
 @pytest.fixture
@@ -89,3 +91,21 @@ def test_a_record_survives_the_file(tmp_path):
     assert load_record(tmp_path / "X.npy", 2) is None
     save_record(tmp_path / "X.npy", PoolRecord(("ab",)))
     assert load_record(tmp_path / "X.npy", 1) == PoolRecord(("ab",))
+
+
+def test_bars_of_reading_and_measuring_come_to_their_end(tmp_path):
+    paths = []
+    for i in range(70):  # more than two spans
+        paths.append(tmp_path / f"{i:02}.png")
+        Image.new("L", (i + 1, 2)).save(paths[-1])
+    pool, bars = Pool(paths=[str(path) for path in paths]), []
+
+    class Bar(tqdm):
+        def __init__(self, **options):
+            super().__init__(**options, file=io.StringIO())
+            bars.append(self)
+
+    record = measured(record_pool(pool, progress=Bar), pool, progress=Bar)
+    assert [(bar.n, bar.desc) for bar in bars] == [(70, "read"), (70, "measure")]
+    assert record.widths == tuple(range(1, 71))
+    assert len(set(record.hashes)) == 70
