@@ -113,5 +113,7 @@ def test_the_trainer(monkeypatch):
         raise KeyError(setting())
 
     monkeypatch.setattr(trainer.distributed, "start", start)
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
     with pytest.raises(KeyError, match="'highest', False"):
         trainer.train(argparse.Namespace(device="cpu"))
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"  # before anything is multiplied

@@ -44,3 +44,14 @@ def test_every_method_is_timed_or_says_why_not(monkeypatch):
     assert "10" in why
     assert methods.told(seconds, peak, why) == (why, "-")
     assert methods.told(1.25, 70.4, "") == ("1.2", "70")
+
+
+def test_the_methods_are_measured_on_the_device_and_told_one_by_one(monkeypatch, capsys):
+    asked = []
+    monkeypatch.setattr(methods, "pick_device", lambda name: f"the {name}")
+    monkeypatch.setattr(methods, "in_fresh_process", lambda work, request: asked.append(request) or (1.0, 2.0, ""))
+    methods.main(
+        ["--methods", "random", "fps", "--rows", "30", "--budget", "3", "--threads", "1", "--device", "cuda:1"]
+    )
+    assert asked == [(name, 30, 3, 1, "the cuda:1") for name in ("random", "fps")]
+    assert capsys.readouterr().err == "random 1.0 2\nfps 1.0 2\n"
