@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from data_selection.embedding.backbones import build_model
+from data_selection.judging import smoothed
 from deit import engine
 from deit.losses import Criterion
 from deit.options import parse
@@ -76,6 +77,19 @@ def test_gradients_of_float32_are_added_in_one_order(amp, device, expected, imag
     with pretended():
         once(images, None, device, amp=amp, epochs=1)
     assert seen == {expected}
+
+
+def test_the_pools_neighbours_are_looked_for_on_the_gpu(images, tmp_path, monkeypatch):
+    seen, real = [], smoothed.fit_smoothed
+
+    def fit(features, *args, **options):
+        seen.append(features.device.type)
+        return real(features, *args, **options)
+
+    monkeypatch.setattr(smoothed, "fit_smoothed", fit)
+    with pretended():
+        once(images, tmp_path, "cuda", epochs=1, **CASES["taught"])
+    assert seen == ["cuda", "cuda"]  # for the round, and for the last word
 
 
 def test_resumed_as_if_unbroken(images, tmp_path, monkeypatch):
