@@ -48,8 +48,8 @@ class Learner:
 
     @property
     def rate(self) -> float:
-        """The largest learning rate of the parameter groups."""
-        return max(group["lr"] for group in self.optimizer.param_groups)
+        """The learning rate, before what --layer-decay and --head-rate make of it in a group."""
+        return max(group["lr"] / group.get("lr_scale", 1.0) for group in self.optimizer.param_groups)
 
     def autocast(self) -> torch.autocast:
         return autocast(self.world.device, self.amp)

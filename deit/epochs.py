@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy, one_hot
 from deit.engine import Learner, answers, evaluate, train_one_epoch
 from deit.job import Images, Job, Tally, needed
 from deit.learner import restarts
-from deit.learner.linear import augmented_features, classifiers, fit_head, frozen_features, set_head
+from deit.learner.linear import augmented_features, classifiers, fit_head, frozen_features, set_head, soften
 from deit.runs import checkpoints
 from deit.runs.kinds import Numbers, State
 from deit.runs.saving import BEST, NEWEST, Saver
@@ -139,6 +139,8 @@ def train_epoch(job: Job, learner: Learner, data: Images, epoch: int, tally: Tal
     """One pass over the epoch's order. Returns (mean training loss per image, images seen)."""
     args, world, train = job.args, job.world, needed(data.train)
     training, own = job.within_training(epoch)
+    if own == 1 and tally.sofar is None:
+        soften(learner, args.head_scale)
     order = epoch_order(len(train), epoch, seed=args.seed, repeated=args.repeated_aug)
     steps = plan_epoch(order, job.global_batch, args.batch_size, world.rank, world.size)
     mixing = Mixing(

@@ -14,6 +14,11 @@ def whole_or_auto(text: str) -> int | str:
     return text if text == "auto" else int(text)
 
 
+def number_or_auto(text: str) -> float | str:
+    """A number, or the word auto."""
+    return text if text == "auto" else float(text)
+
+
 class Help(Defaults, argparse.RawDescriptionHelpFormatter):
     """Defaults are told, the flags' own and those of the recipe for a few labels; the examples keep their lines."""
 

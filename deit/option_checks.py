@@ -25,8 +25,16 @@ AT_LEAST = {
     "lr": 0, "weight_decay": 0, "warmup_lr": 0, "min_lr": 0, "color_jitter": 0, "mixup": 0, "cutmix": 0,
 }  # fmt: skip
 BELOW_ONE = ("drop", "drop_path", "smoothing")
-UP_TO_ONE = ("reprob", "mixup_prob", "mixup_switch_prob", "distillation_alpha", "model_ema_decay", "layer_decay")
-ABOVE_ZERO = ("clip_grad", "decay_epochs", "distillation_tau", "minutes")
+UP_TO_ONE = (
+    "reprob",
+    "mixup_prob",
+    "mixup_switch_prob",
+    "distillation_alpha",
+    "model_ema_decay",
+    "layer_decay",
+    "head_scale",
+)
+ABOVE_ZERO = ("clip_grad", "decay_epochs", "distillation_tau", "minutes", "head_rate")
 
 
 def check(args: argparse.Namespace) -> None:
@@ -83,7 +91,7 @@ def check_numbers(args: argparse.Namespace) -> None:
         raise UserError(f"--val-fraction {args.val_fraction} is outside 0 < F < 1")
     for name in ABOVE_ZERO:
         value = getattr(args, name)
-        if value is not None and not value > 0:
+        if value not in (None, "auto") and not value > 0:
             raise UserError(f"{flag(name)} {value} must be above 0")
 
 

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 
 from data_selection.common.parsing import BACKGROUND, Parser, colour
-from deit.flags import Flags, Help, Refused, whole_or_auto
+from deit.flags import Flags, Help, Refused, number_or_auto, whole_or_auto
 from deit.option_checks import DATA_SET, DATA_SETS, SCHEDULES, check, check_at_hand, check_no_idle_flag
 from deit.recipes import FOLDER, config_tokens, recipe_file, recipe_names
 
@@ -132,12 +132,7 @@ def _add_optimisation(flags: Flags) -> None:
     add("--restarts", type=int, default=1, metavar="R",
         help="train R times on the labels from the same start with other draws, and average the weights")  # fmt: skip
     add("--rounds", type=int, default=2, help="self-train: how often the pool is embedded anew and trained on")
-    add(
-        "--epochs",
-        type=whole_or_auto,
-        default=1000,
-        help="auto: by the number of labels, 30 for 100 of them, 15 for 1,000",
-    )
+    add("--epochs", type=whole_or_auto, default=1000, help="auto: by their number, 30 for 100 labels, 15 for 1,000")
     add("--minutes", type=float, metavar="M", help="fewer rounds, restarts, epochs where they would take longer")
     add("--start_epoch", type=int, default=1, help="first epoch, counted from 1")
     add(
@@ -155,6 +150,10 @@ def _add_optimisation(flags: Flags) -> None:
     add("--momentum", type=float, default=0.9, help="of SGD and the optimisers that have one")
     add("--weight-decay", type=float, default=1e-4, help="not applied to biases, norms and embeddings of tokens")
     add("--layer-decay", type=float, help="learning-rate factor per layer from the head down")
+    add("--head-scale", type=float, default=1.0, metavar="S", help="what the head is multiplied by before it is "
+        "trained with the rest; below 1, a head that knows nothing begins at zero")  # fmt: skip
+    add("--head-rate", type=number_or_auto, default=1.0, metavar="F", help="factor of the head's learning rate; auto: "
+        "1,280 / its inputs, as a step of Adam moves its answers by the rate for each of them")  # fmt: skip
     add("--lr", type=float, default=3e-3, help="learning rate of 512 images per step; scaled by the global batch")
     add("--sched", default="cosine", metavar="NAME", help=f"one of {', '.join(SCHEDULES)}; multistep: at 30, 60 and 90 "
         "percent of the epochs")  # fmt: skip

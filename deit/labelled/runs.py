@@ -18,6 +18,7 @@ from data_selection.images.answers import Answers, alone, read_answers, some
 from data_selection.images.following import follow, told
 from data_selection.images.pools import Pool, open_pool
 from data_selection.images.record import load_record, record_pool
+from deit.recipes import FEW_SHOT, recipe_values
 
 MODEL, LABELS, TRAINING = "model.pth", UNDERSTOOD, "training"
 
@@ -162,8 +163,9 @@ def backbone_flags(run: Labelled, weights: str) -> list[str]:
 
 
 def training_folder(run: Labelled, settings: object) -> Path:
-    """Where labels with these settings are trained: the same ones again find what they left."""
+    """Where labels with these settings are trained: the same ones again find what they left, by the same recipe."""
     content = json.dumps(
-        [sorted(run.answers.labels.items()), settings, *([] if run.whole else [run.pool])], default=str
+        [sorted(run.answers.labels.items()), settings, recipe_values(FEW_SHOT), *([] if run.whole else [run.pool])],
+        default=str,
     )
     return run.folder / TRAINING / hashlib.sha256(content.encode("utf-8", "surrogateescape")).hexdigest()[:12]

@@ -22,12 +22,14 @@ from data_selection.embedding.preprocessing import Preprocess, preprocess_of
 from data_selection.images import pools
 from deit.engine import Learner
 from deit.gradients import FlatGradients
+from deit.learner.linear import scale_head
 from deit.losses import Criterion
 from deit.runs.checkpoints import classifier_layers, load_pretrained
 from deit.runs.meters import RunLog
 from deit.samples.draws import INIT, seed_drop_layers, seed_of, seeded
 from deit.samples.pipeline import SMALL, Pipeline
 
+WIDTH = 1280  # inputs of the head that the rate of the few-shot recipe was set on
 REFERENCE_BATCH = 512  # --lr is for this many images per step
 
 
@@ -128,6 +130,8 @@ def build_learner(
     elif pretrained is not None:
         load_pretrained(model, pretrained, log.say, args.checkpoint_key, args.input_size)
         log.say(f"pretrained weights: {pretrained}")
+    if args.head_scale < 1:
+        scale_head(model, 0.0)
     log.say(f"number of params: {sum(p.numel() for p in model.parameters() if p.requires_grad)}")
     criterion = Criterion(args.smoothing)
     if args.distillation_type != "none":
@@ -193,9 +197,30 @@ def make_optimizer(args: argparse.Namespace, model: nn.Module, lr: float) -> tor
         )
     except (AssertionError, ImportError, RuntimeError, TypeError, ValueError) as error:  # a package or value it needs
         raise UserError(f"--opt {args.opt} cannot be used here ({error}): use another one") from None
+    set_head_rate(model, optimizer, args.head_rate)
     if getattr(optimizer, "is_second_order", False):
         raise UserError(f"--opt {args.opt} needs second derivatives, which no step here computes: use another one")
     return optimizer
+
+
+def set_head_rate(model: nn.Module, optimizer: torch.optim.Optimizer, factor: float | str) -> None:
+    """Give the classifier's weights a learning rate of their own, `factor` times that of the others.
+
+    `auto` is WIDTH / its inputs: a step of Adam moves each weight by the rate, and so an answer by the rate times the
+    size of all inputs, which a wide head makes much larger than a narrow one (after Yang et al., arXiv 2203.03466).
+    """
+    if factor == 1:
+        return
+    heads = {id(value): value for layer in classifier_layers(model) for value in layer.parameters()}
+    if factor == "auto":
+        factor = WIDTH / next(value.shape[1] for value in heads.values() if value.dim() > 1)
+    for group in list(optimizer.param_groups):
+        mine = [value for value in group["params"] if id(value) in heads]
+        if mine:
+            others = [value for value in group["params"] if id(value) not in heads]
+            optimizer.param_groups.append(group | {"params": others})
+            group["params"], group["lr_scale"] = mine, group.get("lr_scale", 1.0) * float(factor)
+    optimizer.param_groups[:] = [group for group in optimizer.param_groups if group["params"]]
 
 
 def make_scheduler(

@@ -142,6 +142,23 @@ def fit_head(learner: Learner, data: Plain | Rows, classes: int, *, batch: int, 
 
 
 @torch.no_grad()
+def scale_head(model: nn.Module, factor: float) -> None:
+    """Multiply what the model's classifiers have learned by a factor, in place. Above 0 it changes no answer.
+
+    A head that has fitted the labels leaves the backbone next to nothing to learn; scaled down it does not.
+    """
+    for layer in classifier_layers(model):
+        for value in layer.parameters():
+            value.mul_(factor)
+
+
+def soften(learner: Learner, factor: float) -> None:
+    """scale_head for the model and its average, before a training of every weight begins."""
+    for model in [learner.model] + ([learner.ema.module] if learner.ema is not None else []):
+        scale_head(model, factor)
+
+
+@torch.no_grad()
 def set_head(learner: Learner, features: torch.Tensor, targets: torch.Tensor) -> None:
     """Fit the model's classifiers to soft targets (N, C) of features (N, D) on one process; all get the result."""
 

@@ -23,9 +23,11 @@ RECIPE = (
     "drop_path", "model_ema_decay", "color_jitter", "aa", "train_interpolation", "repeated_aug", "reprob", "remode",
     "recount", "smoothing", "mixup", "cutmix", "cutmix_minmax", "mixup_prob", "mixup_switch_prob", "mixup_mode",
     "pixels", "background", "augment", "batch_norm", "sched_unit", "warmup_steps", "model_ema_warmup", "folds",
-    "rounds", "restarts", "distillation_type", "distillation_alpha", "distillation_tau", "teacher_model", "mode",
-    "distil", "train_ids",
+    "rounds", "restarts", "head_scale", "head_rate", "distillation_type", "distillation_alpha", "distillation_tau",
+    "teacher_model", "mode", "distil", "train_ids",
 )  # fmt: skip
+
+EARLIER = {"head_scale": 1.0, "head_rate": 1.0}  # what runs did whose checkpoints do not know these flags
 
 
 class Learning(Protocol):
@@ -89,6 +91,7 @@ def saved_args(state: State) -> Settings:
 
 def check_same_recipe(saved: Settings, args: Settings, source: Path | str) -> None:
     """Raise UserError where a checkpoint's arguments differ from the command's in what decides the result."""
+    saved = EARLIER | saved
     differing = [
         f"--{name.replace('_', '-')} {args[name]} (was {saved[name]})"
         for name in RECIPE

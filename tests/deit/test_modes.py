@@ -13,6 +13,7 @@ from data_selection.images.pools import Pool
 from deit.learner.linear import STRENGTH, logistic_regression
 from deit.main import main
 from deit.options import parse
+from deit.runs.checkpoints import check_same_recipe
 from deit.samples.sources import hold_out
 from tests.support.trainer_runs import checkpoint, command, log_lines, make_images, train_on
 
@@ -50,6 +51,28 @@ def test_blocks_of_rows_change_nothing(monkeypatch):
     monkeypatch.setattr("data_selection.judging.logistic.BLOCK", 21)
     for one, other in zip(whole, logistic_regression(features, labels, 3, 0.1), strict=True):
         torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("restarts", [1, 2])
+def test_the_fitted_head_is_scaled_before_each_training(images, tmp_path, result, restarts):
+    """Without a rate a training leaves what it begins with."""
+    still = {"lr": 0, "min_lr": 0, "warmup_lr": 0, "weight_decay": 0, "epochs": 2}
+    main(command(images, tmp_path / "fitted", mode="linear", epochs=None, lr=None, warmup_epochs=None))
+    main(command(images, tmp_path / "scaled", mode="lp-ft", head_scale=0.25, restarts=restarts, **still))
+    fitted = checkpoint(tmp_path / "fitted")["model"]
+    for key in ("model", "model_ema"):
+        scaled = checkpoint(tmp_path / "scaled")[key]
+        for name in ("head.weight", "head.bias"):
+            torch.testing.assert_close(scaled[name], 0.25 * fitted[name], rtol=1e-5, atol=1e-7)
+    probe, before, after = log_lines(tmp_path / "fitted")[0], *(log_lines(tmp_path / "scaled")[n] for n in (0, -1))
+    assert probe["test_acc1"] == before["test_acc1"] == after["test_acc1"]
+    assert probe["test_loss"] == before["test_loss"] != after["test_loss"]  # the probe is judged as it was fitted
+
+
+def test_a_checkpoint_without_the_newer_flags_is_of_their_former_values():
+    check_same_recipe({"lr": 0.1}, {"lr": 0.1, "head_scale": 1.0, "head_rate": 1.0}, "old.pth")
+    with pytest.raises(UserError, match=r"old\.pth was made with another recipe: --head-scale 0\.1 \(was 1\.0\)\."):
+        check_same_recipe({"lr": 0.1}, {"lr": 0.1, "head_scale": 0.1, "head_rate": 1.0}, "old.pth")
 
 
 def test_linear_fits_the_head_and_nothing_else(images, tmp_path, result, capsys):

@@ -21,7 +21,8 @@ FEW_SHOT = {
     "weight_decay": 0.02, "sched": "cosine", "sched_unit": "step", "warmup_steps": 20, "warmup_lr": 1e-06,
     "min_lr": 0.0, "clip_grad": 2.0, "batch_norm": "fixed", "pixels": "model", "augment": "shift",
     "repeated_aug": False, "smoothing": 0.1, "drop": 0.2, "drop_path": 0.0, "model_ema": True, "model_ema_decay": 0.99,
-    "model_ema_warmup": True, "folds": 2, "restarts": 2, "eval_interval": 1000, "save_interval": 5, "amp": "measured",
+    "model_ema_warmup": True, "head_scale": 0.1, "head_rate": "auto", "folds": 2, "restarts": 2, "eval_interval": 1000,
+    "save_interval": 5, "amp": "measured",
 }  # fmt: skip
 ALONE = World(0, 1, torch.device("cpu"))
 

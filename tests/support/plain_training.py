@@ -70,11 +70,22 @@ def training_mode(flags, model):
             layer.eval()
 
 
+def prepare_head(flags, head):
+    """A fresh head at zero with --head-scale below 1; to SGD without decay a larger rate is a larger gradient."""
+    rate = flags.get("head_rate", 1)
+    times = 1280 / head.weight.shape[1] if rate == "auto" else rate
+    for value in head.parameters() if "head_scale" in flags or "head_rate" in flags else ():
+        if flags.get("head_scale", 1) < 1:
+            nn.init.zeros_(value)
+        value.register_hook(lambda gradient: times * gradient)
+
+
 def plain_training(run, passes=1):
     """(weights, averaged weights) after the batches that a run recorded, `passes` of them to a step."""
     flags = run.flags
     model = small_model(flags["model"], CLASSES, flags["input_size"])
     model.load_state_dict(torch.load(flags["finetune"], weights_only=True)["model"])
+    prepare_head(flags, model.get_classifier())
     distils = flags.get("distillation_type", "none") != "none"
     if distils:
         model.set_distilled_training(True)
