@@ -125,13 +125,13 @@ def build_learner(
     updates: steps in an epoch. pretrained: a file, `timm:NAME`, `none`, or None where a checkpoint follows.
     """
     model = build(args, classes, log)
+    if args.head_scale < 1:  # before the weights, which may bring a head
+        scale_head(model, 0.0)
     if pretrained == "none":
         log.say("--finetune none: training starts from random weights")
     elif pretrained is not None:
         load_pretrained(model, pretrained, log.say, args.checkpoint_key, args.input_size)
         log.say(f"pretrained weights: {pretrained}")
-    if args.head_scale < 1:
-        scale_head(model, 0.0)
     log.say(f"number of params: {sum(p.numel() for p in model.parameters() if p.requires_grad)}")
     criterion = Criterion(args.smoothing)
     if args.distillation_type != "none":

@@ -75,7 +75,7 @@ def learner_of(name, source, updates=3, **flags):
     return build_learner(args, ALONE, CLASSES, BATCH, updates, RunLog("", False), str(source))
 
 
-PLAIN = {"opt": "SGD", "weight_decay": 0, "sched": "none", "drop": 0, "no_model_ema": True, "lr": 6.4}  # rate 0.05
+PLAIN = {"opt": "SGD", "weight_decay": 0, "sched": "none", "drop": 0, "no_model_ema": True, "lr": 6.4, "head_rate": 1}
 
 
 @pytest.mark.parametrize(("kind", "batch"), [("fixed", 4), ("fixed", 2), ("train", 4)])
@@ -125,9 +125,10 @@ def test_every_step_has_the_rate_of_timms_schedule(weights, warmup, steps):
     def rates(learner, epochs):
         seen = []
         for epoch in epochs:
-            train(learner, epoch, on_step=lambda *_: seen.append([g["lr"] for g in learner.optimizer.param_groups]))
-        assert all(step == [step[0]] * len(step) for step in seen)
-        return [step[0] for step in seen]
+            train(learner, epoch, on_step=lambda *_: seen.append((learner.rate, learner.optimizer.state_dict())))
+        for rate, state in seen:
+            assert sorted({round(g["lr"] / rate, 6) for g in state["param_groups"]}) == [1, round(1280 / 96, 6)]
+        return [rate for rate, _ in seen]
 
     other = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.05)
     oracle = CosineLRScheduler(
@@ -215,7 +216,8 @@ def images(tmp_path_factory):
 
 
 def test_dropout_is_the_same_on_two_processes(images, tmp_path):
-    flags = {"model": "test_efficientnet", "input_size": SIZE, "finetune": "none", "folds": 0, "epochs": 1, "lr": 0.05}
+    flags = {"model": "test_efficientnet", "input_size": SIZE, "finetune": "none", "folds": 0, "epochs": 1, "lr": 0.05,
+             "head_scale": 1}  # fmt: skip
     for processes in (1, 2):
         words = few_shot(images, tmp_path / str(processes), drop=0.5, **flags | {"batch_size": 4 // processes})
         train_on(processes, words, tmp_path)

@@ -71,12 +71,11 @@ def training_mode(flags, model):
 
 
 def prepare_head(flags, head):
-    """A fresh head at zero with --head-scale below 1; to SGD without decay a larger rate is a larger gradient."""
+    """The head, which the weights bring, scaled; to SGD without decay a larger rate is a larger gradient."""
     rate = flags.get("head_rate", 1)
     times = 1280 / head.weight.shape[1] if rate == "auto" else rate
     for value in head.parameters() if "head_scale" in flags or "head_rate" in flags else ():
-        if flags.get("head_scale", 1) < 1:
-            nn.init.zeros_(value)
+        value.data.mul_(flags.get("head_scale", 1))
         value.register_hook(lambda gradient: times * gradient)
 
 
