@@ -26,14 +26,8 @@ AT_LEAST = {
 }  # fmt: skip
 BELOW_ONE = ("drop", "drop_path", "smoothing")
 UP_TO_ONE = (
-    "reprob",
-    "mixup_prob",
-    "mixup_switch_prob",
-    "distillation_alpha",
-    "model_ema_decay",
-    "layer_decay",
-    "head_scale",
-)
+    "reprob", "mixup_prob", "mixup_switch_prob", "distillation_alpha", "model_ema_decay", "layer_decay", "head_scale",
+)  # fmt: skip
 ABOVE_ZERO = ("clip_grad", "decay_epochs", "distillation_tau", "minutes", "head_rate")
 
 

@@ -213,7 +213,7 @@ def set_head_rate(model: nn.Module, optimizer: torch.optim.Optimizer, factor: fl
         return
     heads = {id(value): value for layer in classifier_layers(model) for value in layer.parameters()}
     if factor == "auto":
-        factor = WIDTH / next(value.shape[1] for value in heads.values() if value.dim() > 1)
+        factor = WIDTH / next((value.shape[1] for value in heads.values() if value.dim() > 1), WIDTH)
     for group in list(optimizer.param_groups):
         mine = [value for value in group["params"] if id(value) in heads]
         if mine:

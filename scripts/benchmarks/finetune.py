@@ -43,6 +43,8 @@ RESTARTS = {  # the same start, without asking the labels whether to finetune
     "one of twice the epochs for 100 labels": ["--folds", "0", "--restarts", "1", "--epochs", "60"],
     "two trainings": ["--folds", "0", "--restarts", "2"],
     "three trainings": ["--folds", "0", "--restarts", "3"],
+    "one training, the head as fitted": ["--folds", "0", "--restarts", "1", "--head-scale", "1", "--head-rate", "1"],
+    "one training, the head from zero": ["--folds", "0", "--restarts", "1", "--head-scale", "0"],
 }
 BY_FEATURES = {"smoothed": ["--mode", "smoothed"], "auto": ["--mode", "auto"]}  # --train must be by the model's weights
 MORE = {name: ["--mode", name] for name in ("linear", "full", "three-phase")} | BY_FEATURES | RESTARTS
@@ -59,6 +61,7 @@ FACTORS = {
     "no dropout": ["--drop", "0"],
     "schedule by epochs, 5 of warm-up": ["--sched-unit", "epoch", "--warmup-epochs", "5"],
     "layer decay 0.75": ["--layer-decay", "0.75"],
+    "the head as it was fitted": ["--head-scale", "1", "--head-rate", "1"],
     "three times the rate": ["--lr", "0.0144"],
     "batch norm, SGD at the papers' rate, crops": [
         "--batch-norm", "train", "--opt", "SGD", "--lr", "0.003", "--augment", "crop"

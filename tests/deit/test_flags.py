@@ -50,6 +50,8 @@ WRONG = [
     ({"sched": "plateau"}, "plateau cannot be resumed exactly; use one of cosine"),
     ({"mixup": 0.8}, r"--mixup-prob go together"),
     ({"clip_grad": 0}, r"--clip-grad 0.0 must be above 0"),
+    ({"head_rate": 0}, r"--head-rate 0.0 must be above 0"),
+    ({"head_scale": 1.5}, r"--head-scale 1.5 is outside 0\.\.1"),
     ({"resplit": True}, r"--resplit is not available"),
     ({"world_size": 2}, r"--world-size is not available: the launcher"),
     ({"distillation_type": "hard"}, r"needs --teacher-path"),
