@@ -10,7 +10,9 @@ from data_selection.commands import run_choose
 from data_selection.commands.earlier_rounds import backbone_of
 from data_selection.commands.run_choose import choose_images
 from data_selection.common.errors import UserError
+from deit.labelled import runs
 from deit.labelled.runs import open_run, training_folder
+from deit.recipes import recipe_values
 from tests.commands.test_choose_images import label, rows
 from tests.support.extraction_cases import COUNT
 from tests.support.pages import page_data
@@ -94,7 +96,7 @@ def test_class_names_are_remembered(choose, tmp_path):
     assert len(set(open_run(out, [], None, partial=True, log=lambda _: None).answers.labels.values())) == 2
 
 
-def test_another_pool_is_another_training(choose, tmp_path, folder):
+def test_another_pool_or_recipe_is_another_training(choose, tmp_path, folder, monkeypatch):
     moving = shutil.copytree(folder, tmp_path / "images")
     out = choose(tmp_path / "run", source=moving)
     label(out, 12)
@@ -105,6 +107,10 @@ def test_another_pool_is_another_training(choose, tmp_path, folder):
     assert (some.whole, whole.whole) == (False, True)
     assert training_folder(some, ["--seed", "0"]) != training_folder(whole, ["--seed", "0"])
     assert training_folder(whole, ["--seed", "1"]) != training_folder(whole, ["--seed", "0"])
+    before = training_folder(whole, ["--seed", "0"])
+    assert training_folder(whole, ["--seed", "0"]) == before
+    monkeypatch.setattr(runs, "recipe_values", lambda name: {**recipe_values(name), "lr": 1.0})
+    assert training_folder(whole, ["--seed", "0"]) != before
 
 
 def test_what_cannot_be_meant_is_said_with_what_may_be(choose, tmp_path, folder):

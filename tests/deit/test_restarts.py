@@ -31,7 +31,7 @@ def images(tmp_path_factory):
 def words(images):
     def make(folder, **flags):
         usual = {"epochs": EPOCHS, "restarts": RESTARTS, "num_workers": 0, "warmup_epochs": 1, "eval_interval": 99,
-                 "save_interval": 1, "model_ema_decay": 0.5, "auto_resume": True}  # fmt: skip
+                 "save_interval": 1, "model_ema_decay": 0.5, "auto_resume": True, "head_scale": 0.5}  # fmt: skip
         return command(images, folder, **usual | flags)
 
     return make
