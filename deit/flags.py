@@ -1,22 +1,31 @@
 """How the trainer's flags are declared: in two spellings, on and off, or refused. Imports nothing slow."""
 
 import argparse
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 from data_selection.common.errors import UserError
 from data_selection.common.parsing import Defaults
 from deit.recipes import FEW_SHOT, recipe_values
 
+Number = TypeVar("Number", int, float)
+
 
 def whole_or_auto(text: str) -> int | str:
     """A whole number, or the word auto."""
-    return text if text == "auto" else int(text)
+    return _or_auto(text, int, "a whole number")
 
 
 def number_or_auto(text: str) -> float | str:
     """A number, or the word auto."""
-    return text if text == "auto" else float(text)
+    return _or_auto(text, float, "a number")
+
+
+def _or_auto(text: str, kind: Callable[[str], Number], words: str) -> Number | str:
+    try:
+        return text if text == "auto" else kind(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither {words} nor auto") from None
 
 
 class Help(Defaults, argparse.RawDescriptionHelpFormatter):

@@ -96,7 +96,7 @@ def misfit(action: argparse.Action, value: Any) -> str:
     try:
         kind: Any = action.type or str
         read = [kind(str(one)) for one in values]
-    except ValueError:
+    except (ValueError, argparse.ArgumentTypeError):
         name = getattr(action.type, "__name__", "value").replace("_", " ")
         return {"int": "a whole number", "float": "a number"}.get(name, name)
     return "" if action.choices is None or set(read) <= set(action.choices) else f"one of {', '.join(action.choices)}"

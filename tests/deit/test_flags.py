@@ -141,3 +141,12 @@ def test_a_mistake_is_one_line_and_status_2():
     assert done.returncode == 2
     assert done.stderr.startswith("error: unknown --data-set 'X'")
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("flag", "word", "kind"), [("epochs", "3.5", "a whole number"), ("head-rate", "soon", "a number")]
+)
+def test_what_is_no_number_is_told_with_what_may_stand_there(flag, word, kind, capsys):
+    with pytest.raises(SystemExit):
+        parse(["--data-set", "FOLDER", f"--{flag}", word])
+    assert f"{word!r} is neither {kind} nor auto" in capsys.readouterr().err
