@@ -132,7 +132,7 @@ def _add_optimisation(flags: Flags) -> None:
     add("--restarts", type=int, default=1, metavar="R",
         help="train R times on the labels from the same start with other draws, and average the weights")  # fmt: skip
     add("--rounds", type=int, default=2, help="self-train: how often the pool is embedded anew and trained on")
-    add("--epochs", type=whole_or_auto, default=1000, help="auto: by their number, 30 for 100 labels, 15 for 1,000")
+    add("--epochs", type=whole_or_auto, default=1000, help="auto: by the number of labels, as 30 for 100")
     add("--minutes", type=float, metavar="M", help="fewer rounds, restarts, epochs where they would take longer")
     add("--start_epoch", type=int, default=1, help="first epoch, counted from 1")
     add(
