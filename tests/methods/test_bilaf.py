@@ -161,6 +161,22 @@ def test_nested_lists_begin_with_the_smaller_ones(variant):
         assert select_bilaf(x, budget, cores=[4, 8, 1], config=config).tolist() == full[:budget]
 
 
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("number", [300, 1000])
+def test_many_labelled_images_leave_every_core_and_the_whole_budget(fashion, number, preset):
+    """Denoising keeps what is labelled: one that is not kept would be chosen again, by another of its class."""
+    cores = list(range(0, 3000, 60))
+    generator = torch.Generator().manual_seed(number)
+    labelled = [i for i in torch.randperm(3000, generator=generator)[:number].tolist() if i % 60]
+    orders = []
+    with pytest.MonkeyPatch.context() as patch:
+        real = bilaf._in_order
+        patch.setattr(bilaf, "_in_order", lambda *args: orders.append(real(*args)) or orders[-1])
+        chosen = select_bilaf(fashion, 200, cores=cores, config=PRESETS[preset], labelled=labelled).tolist()
+    assert len(orders[0]) == 200
+    assert set(cores) <= set(chosen)
+
+
 def test_labelled_and_excluded(fashion):
     cores = GOLDEN[0]["core_ids"]
     labelled, excluded = [cores[0], 17, 400, 2999], [8, 9, 1000]

@@ -88,7 +88,10 @@ def denoise(
         take = ring
     required = torch.zeros_like(rank, dtype=torch.bool) if must is None else must.clone()
     required[torch.arange(groups, device=device), core] = True
-    rank = torch.where(required & (rank >= kept[:, None]), -1.0, rank)  # twins of the core may have taken its place
+    late = required & (rank >= kept[:, None])  # labelled before, or a core whose twins have taken its place
+    # others make room for them, never one of their own kind
+    place = torch.where(required, -1.0, rank).sort(dim=1, stable=True).indices.argsort(dim=1)
+    rank = torch.where(late, -1.0, torch.where(place < kept[:, None], rank, torch.inf))
     order = rank.sort(dim=1, stable=True).indices[:, : int(kept.max())]
     return torch.where(torch.arange(order.shape[1], device=device) < kept[:, None], order, core[:, None])
 
