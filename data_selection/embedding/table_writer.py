@@ -236,6 +236,7 @@ class TableWriter:
             names = [words[i] for i in kept.tolist()]
         else:
             listed.unlink(missing_ok=True)
+        self.path.unlink(missing_ok=True)  # an earlier table, which what is written next does not tell of
         for kind, value in (beside | {"names": None if names is None else list(names)}).items():
             write_sidecar(self.path, kind, value)
         save_record(self.path, record and record.rows(np.flatnonzero(flags != SKIPPED).tolist()))

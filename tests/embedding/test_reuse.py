@@ -1,6 +1,7 @@
 """Extraction of a folder that changes embeds what is new, and what earlier work knows is taken over."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -180,3 +181,25 @@ def test_a_pool_in_memory_has_a_record_too(tmp_path):
     main_extract(["--dataset", "DEMO", "--split", "test", "--output_dir", str(tmp_path), "--amp", "off"])
     told = json.loads((tmp_path / "DEMO_test.images.json").read_text())
     assert (told["version"], told["name"], told["bytes"], len(told["hash"])) == (1, None, None, 2000)
+
+
+def test_a_kill_while_a_table_is_replaced_leaves_no_row_to_another_image(folder, tmp_path, monkeypatch):
+    """The record of new images beside the table of old ones, with as many rows, would be believed."""
+    extract(folder, tmp_path)
+    paint(folder / "3.png", 250)
+
+    def kill(path, target):
+        if path.parent.name == "pool_train.partial" and path.suffix == ".npy":
+            raise KeyboardInterrupt
+        return real(path, target)
+
+    real = Path.replace
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", kill)
+        with pytest.raises(KeyboardInterrupt):
+            extract(folder, tmp_path)
+    paint(folder / "9.png", 251)
+    found = extract(folder, tmp_path)
+    fresh = extract(folder, tmp_path / "fresh")
+    assert found.keys() == fresh.keys()
+    assert all(np.allclose(found[name], fresh[name], atol=1e-5) for name in fresh)
