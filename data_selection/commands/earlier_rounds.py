@@ -4,7 +4,7 @@ import argparse
 import hashlib
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from data_selection.annotation.run_folder import (
 from data_selection.commands.run_extract import source_of
 from data_selection.common.errors import UserError, meant
 from data_selection.common.feature_table import sidecar
-from data_selection.common.files import read_json
+from data_selection.common.files import atomic_write, read_json
 from data_selection.images.answers import read_answers
 from data_selection.images.following import follow, told
 from data_selection.images.label_files import some
@@ -82,35 +82,72 @@ def read_labelled(sources: Sequence[Path | str], pool: Pool, classes: Sequence[s
     runs = [Path(source) for source in sources if is_run(Path(source))]
     if not sources:
         return Known({}, [])
-    noted = {name: value for run in runs for name, value in contents(run).items()}
+    past = {run: contents(run) for run in runs}
     here = set(pool.names or ())
-    names = [*(pool.names or ()), *(name for name in noted if name not in here)]
-    files = [file for source in map(Path, sources) for file in tables_of(source, names)]
+    names = [*(pool.names or ()), *dict.fromkeys(name for run in runs for name in past[run] if name not in here)]
+    files = {source: tables_of(source, names) for source in map(Path, sources)}
+    tables = [file for own in files.values() for file in own]
+    today = {run: names_today(run, past[run], files[run], names, pool) for run in runs}
+    if gone := list(dict.fromkeys(name for one in today.values() for name in one.gone)):
+        labelled = {name for one in today.values() for name in one.labelled}
+        raise UserError(
+            f"the labels cannot be used: {len(gone)} of the {len(labelled)} labelled images are gone, or have "
+            f"another content than when they were labelled: {some(gone)}; give them back, or take their rows out of "
+            f"{' and '.join(map(str, tables))}"
+        )
     known = [*classes, *(word for run in runs for word in read_run(run).get("classes") or ())]
-    answers = read_answers(files, names, (), list(dict.fromkeys(known)))
+    renamed = {file: today[run].moved for run in runs for file in files[run]}
+    answers = read_answers(tables, names, (), list(dict.fromkeys(known)), renamed)
     for line in answers.understood:
         print(line)
+    moved = {name: new for one in today.values() for name, new in one.moved.items()}
     if answers.faults:
-        raise UserError("the labels cannot be used: " + "; ".join(answers.faults))
-    handed = [name for run in runs for name in read_json(sidecar(run / SUBSET, "provenance"))["images"]["name"]]
-    check = [name for run in runs for name in check_names(run)]
-    moved, lost = follow({name: noted[name] for name in (*answers.labels, *handed, *check) if name in noted}, pool)
-    if gone := [name for name in answers.labels if name in lost]:
-        raise UserError(
-            f"the labels cannot be used: {len(gone)} of the {len(answers.labels)} labelled images are gone, or have "
-            f"another content than when they were labelled: {some(gone)}; give them back, or take their rows out of "
-            f"{' and '.join(map(str, files))}"
-        )
+        why = f" ({told(moved, [])})" if moved else ""
+        raise UserError(f"the labels cannot be used: {'; '.join(answers.faults)}{why}")
     if moved:
         print(f"{len(moved)} images of earlier rounds are found by their content: {told(moved, [])}")
-    labels = {moved.get(name, name): label for name, label in answers.labels.items()}
-    if len(labels) < len(answers.labels):
-        raise UserError(f"the labels cannot be used: two names are one image today ({told(moved, [])}): keep one row")
-    handed, check = ([moved.get(name, name) for name in each] for each in (handed, check))
+    labels = answers.labels
+    handed = [name for one in today.values() for name in one.handed]
+    check = [name for one in today.values() for name in one.check]
     waiting = [name for name in dict.fromkeys(handed) if name in here and name not in labels]
     rest = f"; {len(waiting)} that were handed out have none, and are not chosen again" if waiting else ""
     print(f"{len(labels)} images have labels of {len(set(labels.values()))} classes{rest}")
     return Known(labels, waiting, rounds_of(runs), list(dict.fromkeys(check)))
+
+
+@dataclass(frozen=True)
+class Today:
+    """The images of an earlier round as they are called now.
+
+    moved: {its name: today's} of renamed ones; labelled, gone: its names of those with a label, and of these the ones
+    that are no more; handed, check: today's names of those that were handed out and are there,
+    and of those that it judges by.
+    """
+
+    moved: dict[str, str]
+    labelled: list[str]
+    gone: list[str]
+    handed: list[str]
+    check: list[str]
+
+
+def names_today(run: Path, past: Mapping[str, str], tables: Sequence[Path], names: Sequence[str], pool: Pool) -> Today:
+    """Follow the images of a run folder by its own record, as another round may have had another image by that name.
+
+    past: {name: content hash} as the run knew them; tables: its label files; names: as for read_answers.
+    """
+    labelled = list(read_answers(tables, names).labels)
+    handed = read_json(sidecar(run / SUBSET, "provenance"))["images"]["name"]
+    check = check_names(run)
+    moved, gone = follow({name: past[name] for name in (*labelled, *handed, *check) if name in past}, pool)
+    lost = set(gone)
+    return Today(
+        moved,
+        labelled,
+        sorted(lost.intersection(labelled)),
+        [moved.get(name, name) for name in handed if name not in lost],
+        [moved.get(name, name) for name in check if name not in lost],
+    )
 
 
 def tables_of(source: Path, names: Sequence[str]) -> list[Path]:
@@ -160,8 +197,10 @@ def borrow(args: argparse.Namespace, labelled: Sequence[Path | str]) -> None:
         for file in sorted(features.parent.glob(f"{features.stem}.*"), key=lambda file: file.suffix == ".npy"):
             if file.is_file():
                 target = args.output_dir / file.name
+                target.unlink(missing_ok=True)  # of a start that was killed
                 try:
                     target.hardlink_to(file)  # files of features are replaced, never changed
                 except OSError:
-                    shutil.copyfile(file, target)
+                    with file.open("rb") as source, atomic_write(target) as handle:
+                        shutil.copyfileobj(source, handle)
         return

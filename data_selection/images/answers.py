@@ -7,10 +7,11 @@ import io
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
+from types import MappingProxyType
 
 from data_selection.common.listed_names import composed, quoted, unquoted
 from data_selection.images.answer_files import Finder, by_file_name_alone, read_source
@@ -43,7 +44,11 @@ class Answers:
 
 
 def read_answers(
-    sources: Iterable[Path | str], names: Sequence[str], asked: Sequence[str] = (), classes: Sequence[str] = ()
+    sources: Iterable[Path | str],
+    names: Sequence[str],
+    asked: Sequence[str] = (),
+    classes: Sequence[str] = (),
+    renamed: Mapping[Path, Mapping[str, str]] = MappingProxyType({}),
 ) -> Answers:
     """The labels of a pool's images in files or folders that people and annotation tools have written.
 
@@ -51,8 +56,8 @@ def read_answers(
     Studio's JSON, JSON-MIN or CSV, CVAT's XML, folders of class folders, or a .zip of any one of these. names: of the
     pool's images; a source may have them absolute, from another root, percent-encoded or without folders. asked:
     names of the images sent out, which win where a bare file name fits several. classes: words that are known to be
-    classes; others are, too, unless they look like one of them misspelt. Raises UserError for a file that cannot be
-    read as any of these.
+    classes; others are, too, unless they look like one of them misspelt. renamed: {source: {name in it: name by which
+    its label is returned}}. Raises UserError for a file that cannot be read as any of these.
     """
     result = Answers()
     finder, rows = Finder(names, asked), []
@@ -60,13 +65,18 @@ def read_answers(
         found, how = read_source(source, finder)
         rows += [(file, composed(unquoted(label.strip())), source) for file, label in found]
         result.understood.append(how)
-    collect(rows, finder, result)
+    collect(rows, finder, result, renamed)
     check_words(result, classes)
     result.unlabelled = [name for name in asked if name not in result.labels]
     return result
 
 
-def collect(rows: Sequence[tuple[str, str, Path]], finder: Finder, result: Answers) -> None:
+def collect(
+    rows: Sequence[tuple[str, str, Path]],
+    finder: Finder,
+    result: Answers,
+    renamed: Mapping[Path, Mapping[str, str]] = MappingProxyType({}),
+) -> None:
     """Put the rows' labels under the pool's names, and what does not fit among the faults."""
     unknown, both, elsewhere = [], [], []
     for file, label, source in rows:
@@ -75,7 +85,9 @@ def collect(rows: Sequence[tuple[str, str, Path]], finder: Finder, result: Answe
             elsewhere.append(f"{file} as {name}")
         if name is None:
             unknown.append(f"{file} ({source.name}{finder.why_not(file)})")
-        elif label and result.labels.get(name, label) != label:
+            continue
+        name = renamed.get(source, {}).get(name, name)
+        if label and result.labels.get(name, label) != label:
             both.append(f"{name} ({result.labels[name]!r} and {label!r})")
         elif label:
             result.labels[name] = label

@@ -57,6 +57,39 @@ def test_features_of_another_pool_or_beside_ones_own_are_left_alone(earlier, tmp
     assert borrowed(tmp_path / "new", tmp_path / "shoes", [earlier]) == []
 
 
+def test_a_start_that_was_killed_while_it_took_features_over_goes_on(earlier, tmp_path):
+    new, real = tmp_path / "new", Path.hardlink_to
+    new.mkdir()
+    for kind in (KeyboardInterrupt, OSError):  # a kill; a disk that knows no links
+        came = []
+
+        def fails(self, file, came=came, kind=kind):
+            came.append(self.name)
+            if len(came) > 1:
+                raise kind
+            real(self, file)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Path, "hardlink_to", fails)
+            wanted = argparse.Namespace(output_dir=new, dataset=str(tmp_path / "shoes"))
+            if kind is KeyboardInterrupt:
+                with pytest.raises(KeyboardInterrupt):
+                    borrow(wanted, [earlier])
+            else:
+                borrow(wanted, [earlier])
+    assert {file.name for file in new.iterdir()} == {"x.npy", "x.names.json", "x.provenance.json"}
+    assert all(file.read_bytes() == (earlier / "features" / file.name).read_bytes() for file in new.iterdir())
+
+
+def test_a_picture_under_the_name_of_one_that_waited_may_be_chosen(choose, shoes, tmp_path, capsys):
+    one = choose(tmp_path / "one", source=shoes)
+    first, second, third, *_ = chosen_names(one)
+    (one / "annotate.csv").write_text(write_labels({first: "a", second: "b"}))
+    (shoes / third).write_bytes((shoes / first).read_bytes() + b"0")
+    choose(tmp_path / "two", source=shoes, labelled=[one], budget=5)
+    assert "2 images have labels of 2 classes; 9 that were handed out have none" in capsys.readouterr().out
+
+
 def test_images_drawn_at_random_judge_later_rounds_whatever_they_are_called(choose, shoes, tmp_path):
     one = choose(tmp_path / "one", source=shoes, budget=2, check=10)
     names, drawn = chosen_names(one), check_names(one)
