@@ -1,6 +1,7 @@
 """Extraction of a folder that changes embeds what is new, and what earlier work knows is taken over."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,9 @@ from data_selection.common.errors import UserError
 from data_selection.common.feature_table import load_features, sidecar
 from data_selection.common.system import lock
 from data_selection.embedding import extraction
-from data_selection.images.record import load_record
+from data_selection.embedding.reuse import rows_of
+from data_selection.images.pools import open_pool
+from data_selection.images.record import load_record, record_pool
 
 
 def paint(path, grey):
@@ -138,6 +141,21 @@ def test_unfinished_work_is_taken_over_where_files_came_and_went(folder, tmp_pat
     extract(folder, tmp_path, "--on_error", "skip")
     assert embedded.pop() == ["4.png", "5.png", "6.png", "7.png", "8.png", "x.png"]
     assert sorted(path.name for path in (tmp_path / "out").iterdir() if path.is_dir()) == []
+
+
+def test_an_image_that_unfinished_work_left_out_is_tried_again(folder, tmp_path, monkeypatch):
+    """Its row is zeros, and the file is the same."""
+    (folder / "1.png").write_bytes((folder / "1.png").read_bytes()[:40])
+    interrupt(folder, tmp_path, monkeypatch, "--on_error", "skip")
+    paint(folder / "x.png", 255)
+    assert "1.png" not in extract(folder, tmp_path, "--on_error", "skip")
+    assert (tmp_path / "out" / "pool_train.skipped.txt").read_text() == "1.png\n"
+
+
+def test_files_that_cannot_be_read_are_not_each_other(folder):
+    record = record_pool(open_pool(str(folder)))
+    gone = replace(record, hashes=("", *record.hashes[1:-1], ""))
+    assert list(rows_of(gone, np.arange(9))) == list(record.hashes[1:-1])
 
 
 def test_unfinished_work_of_another_backbone_is_dropped_with_a_word(folder, tmp_path, embedded, monkeypatch, capsys):

@@ -50,6 +50,12 @@ def test_the_hash_is_of_the_bytes_and_arrays_have_one_too(folder):
     assert held == PoolRecord((records.digest(arrays[0].tobytes()), records.digest(arrays[1].tobytes())))
 
 
+def test_the_hash_is_of_the_whole_file(tmp_path):
+    content = os.urandom(records.BLOCK + 1)
+    (tmp_path / "large").write_bytes(content)
+    assert records.file_hash(str(tmp_path / "large")) == records.digest(content)
+
+
 def test_a_file_that_is_gone_has_no_hash(folder):
     pool = open_pool(str(folder))
     (folder / "three.png").unlink()

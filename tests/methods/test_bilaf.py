@@ -177,6 +177,19 @@ def test_many_labelled_images_leave_every_core_and_the_whole_budget(fashion, num
     assert set(cores) <= set(chosen)
 
 
+def test_a_class_with_labels_beyond_its_share_costs_the_others_no_core():
+    """Labels count as chosen in their class, and its core comes besides: the rest of the budget is the others'."""
+    generator = torch.Generator().manual_seed(0)
+    x = 10 * torch.eye(4).repeat_interleave(50, 0) + 0.3 * torch.randn(200, 4, generator=generator)
+    cores, labelled = [0, 50, 100, 150], list(range(1, 30))
+    for budget in range(4, 41):
+        chosen = select_bilaf(x, budget, cores=cores, labelled=labelled).tolist()
+        counts = torch.bincount(torch.tensor(chosen) // 50, minlength=4).tolist()
+        assert set(cores) <= set(chosen)
+        assert counts[0] == 1
+        assert max(counts[1:]) - min(counts[1:]) <= 1
+
+
 def test_labelled_and_excluded(fashion):
     cores = GOLDEN[0]["core_ids"]
     labelled, excluded = [cores[0], 17, 400, 2999], [8, 9, 1000]

@@ -1,6 +1,7 @@
 """Finished cells outlive half lines and full disks, and a cell has one owner."""
 
 import errno
+import fcntl
 import multiprocessing
 import os
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from data_selection.common.errors import UserError
-from data_selection.judging.experiments.store import Store, place
+from data_selection.judging.experiments.store import FILE_LOCK, Store, place
 
 
 def record(number):
@@ -101,3 +102,25 @@ def test_no_file_stays_open(store):
     for number in range(2, 9):
         store.append(record(number))
     assert len([*Path("/proc/self/fd").iterdir()]) == before
+
+
+def test_one_process_adds_a_cell_at_a_time(store):
+    """The file is mended and added to at its end: two at once would write over each other."""
+    context = multiprocessing.get_context("fork")
+    mine, other = context.Pipe()
+
+    def add():
+        rival = Store(store.folder)
+        other.send("begun")
+        rival.append(record(2))
+        other.send("added")
+
+    fcntl.lockf(store.claims, fcntl.LOCK_EX, 1, FILE_LOCK)
+    child = context.Process(target=add)
+    child.start()
+    assert mine.recv() == "begun"
+    assert not mine.poll(0.5)
+    fcntl.lockf(store.claims, fcntl.LOCK_UN, 1, FILE_LOCK)
+    assert mine.recv() == "added"
+    child.join()
+    assert list(store.known()) == [record(2)["digest"]]
