@@ -32,6 +32,12 @@ def test_temperature_of_labels_that_say_nothing():
     assert at_temperature(mixed, 5.0)[:, 2].tolist() == [0] * 10
 
 
+def test_a_label_that_was_ruled_out_costs_much_and_not_without_end():
+    sure = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    assert log_loss(sure, torch.tensor([0, 1])) == 0
+    assert log_loss(sure, torch.tensor([1, 1])) == pytest.approx(6 * np.log(10))  # 10^-12, once in two
+
+
 def plain_error(probabilities, labels, bins):
     """The textbook: bin by bin."""
     confidence, found = probabilities.double().max(1)
