@@ -33,6 +33,7 @@ from data_selection.embedding.backbones import (
 from data_selection.embedding.extraction import Embed, Stats, extract
 from data_selection.embedding.forward import class_tokens, cpu_has_bf16, pooled
 from data_selection.embedding.preprocessing import Preprocess, preprocess_of
+from data_selection.embedding.table_writer import end_publishing
 from data_selection.images.downloads import check_address
 from data_selection.images.folders import SPLIT_NAMES
 from data_selection.images.inventory import inventory, save_duplicates
@@ -84,6 +85,7 @@ def extract_pool(
     if args.input_size is not None:
         check_size(model, arch, args.input_size)
     source = source_of(args.dataset, args.data_path)
+    on_main(world, lambda: end_publishing(path))
     if on_main(world, lambda: check_own(path, source, pool)):
         say(f"{path} exists: its rows are kept where images, backbone and pixels are the same")
         keep_labels(path, pool, say)

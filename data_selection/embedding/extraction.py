@@ -1,7 +1,6 @@
 """Pool + backbone -> feature file: sharded over ranks, written as the features arrive, resumable."""
 
 import copy
-import hashlib
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -23,7 +22,7 @@ from data_selection.common.progress import Bar, OpenBar, open_bar
 from data_selection.embedding.forward import class_tokens, memory_layout, ready
 from data_selection.embedding.image_batches import Images, Transform, View, batches, to_input
 from data_selection.embedding.preprocessing import DINO_PREPROCESS, Preprocess
-from data_selection.embedding.reuse import Known, look, take_over
+from data_selection.embedding.reuse import Known, list_digest, look, still, take_over
 from data_selection.embedding.table_writer import MISSING, REUSED, TableWriter, runs
 from data_selection.images.list_files import UNKNOWN
 from data_selection.images.pools import Pool
@@ -119,8 +118,8 @@ def extract(
     embed = torch.compile(embed) if compiled else embed  # not before: it compiles for every batch size it meets
     check_labels(pool.labels, dtype)
     prepared = preprocess.record() if transform is None else str(transform)
-    which = {"names_digest": _digest(pool.names), "labels_digest": _digest(pool.labels)}
-    which |= {"classes_digest": _digest(pool.class_names)} if pool.class_names else {}
+    which = {"names_digest": list_digest(pool.names), "labels_digest": list_digest(pool.labels)}
+    which |= {"classes_digest": list_digest(pool.class_names)} if pool.class_names else {}
     how = {"preprocess": prepared, "amp": str(amp_dtype), "compiled": compiled, "on_error": on_error}
     request = (request or {}) | which | how
     known: list[Known] = []  # on rank 0 alone: a record of a large pool is large
@@ -132,7 +131,7 @@ def extract(
 
     if on_main(world, whole_already):
         return Stats(0, 0.0, 0.0, len(pool), 0, len(pool))
-    with TableWriter(path, shape, dtype, request, world) as writer:
+    with TableWriter(path, shape, dtype, known[0].request if known else request, world) as writer:
         if writer.resumed:
             log(f"going on: {writer.resumed} of {len(pool)} rows are in {writer.folder}")
         reused = on_main(world, lambda: take_over(writer, known[0], pool.labels))
@@ -153,19 +152,9 @@ def extract(
                 writer.stop()
             share_error(world, error)
         seconds = time.monotonic() - started
-        record = known[0].record if known else None
+        record = still(known[0].record, pool, log) if known else None
         count = writer.finish(pool.names, provenance, pool.paths, pool.class_names, record)
     return Stats(images, seconds, loading, count, writer.resumed, reused)
-
-
-def _digest(values: Sequence[str] | Sequence[int] | None) -> str | None:
-    """A short digest of a list, or None: tells an unfinished file's images from those of a folder that has changed."""
-    if values is None:
-        return None
-    digest = hashlib.sha256()
-    for at in range(0, len(values), 1024):  # in pieces: one text of all would take memory that grows with the pool
-        digest.update(json.dumps(values[at : at + 1024]).encode())
-    return digest.hexdigest()[:16]
 
 
 def _fill(

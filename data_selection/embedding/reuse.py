@@ -1,9 +1,11 @@
 """Rows that an extraction need not make again: of images with the same content, by the same backbone and pixels."""
 
 import contextlib
+import hashlib
+import json
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from data_selection.common.files import read_json
 from data_selection.common.kinds import Log
 from data_selection.common.progress import OpenBar
 from data_selection.common.system import lock
-from data_selection.embedding.table_writer import MISSING, REUSED, WRITTEN, TableWriter, runs
+from data_selection.embedding.table_writer import MISSING, REUSED, WRITTEN, TableWriter, end_publishing, runs
 from data_selection.images.list_files import UNKNOWN
 from data_selection.images.pools import Pool
 from data_selection.images.record import PoolRecord, load_record, measured, record_pool, save_record
@@ -40,10 +42,12 @@ class Earlier:
 class Known:
     """What an extraction knows before it embeds: its images, earlier rows, and where unfinished ones were put aside.
 
-    there: whether the feature file holds all rows already.
+    request: for TableWriter, with a digest of what the images hold. there: whether the feature file holds all rows
+    already.
     """
 
     record: PoolRecord
+    request: dict[str, Any]
     earlier: list[Earlier]
     aside: Path
     there: bool
@@ -55,11 +59,13 @@ def look(path: Path, request: dict[str, Any], pool: Pool, progress: OpenBar | No
     path: the feature file. request: as for TableWriter. Unfinished work of another request goes aside, and is removed
     where it was made by another backbone or of other pixels. Where rows cannot be reused, a line says why.
     """
+    end_publishing(path)
     before = None
     if path.exists():
         with contextlib.suppress(UserError):  # damaged: its files are read anew
             before = load_record(path, len(load_features(path)))
     record = measured(record_pool(pool, before, progress), pool, before, progress)
+    request = request | {"images_digest": list_digest(record.hashes)}  # another content, another row
     folder, aside = path.with_suffix(".partial"), path.with_suffix(".earlier")
     if other_request(folder, request):
         shutil.rmtree(aside, ignore_errors=True)  # of a start that was killed before it had taken these rows over
@@ -72,7 +78,31 @@ def look(path: Path, request: dict[str, Any], pool: Pool, progress: OpenBar | No
     there = not folder.exists() and is_there(whole, record, pool)
     if there and record != before:  # times and sizes that an earlier version did not know, or that have changed
         save_record(path, record)
-    return Known(record, [source for source in (whole, part) if source], aside, there)
+    return Known(record, request, [source for source in (whole, part) if source], aside, there)
+
+
+def list_digest(values: Sequence[str] | Sequence[int] | None) -> str | None:
+    """A short digest of a list, or None: tells an unfinished file's images from those of a folder that has changed."""
+    if values is None:
+        return None
+    digest = hashlib.sha256()
+    for at in range(0, len(values), 1024):  # in pieces: one text of all would take memory that grows with the pool
+        digest.update(json.dumps(values[at : at + 1024]).encode())
+    return digest.hexdigest()[:16]
+
+
+def still(record: PoolRecord, pool: Pool, log: Log) -> PoolRecord:
+    """The record of images that have been embedded, without a hash for those that changed meanwhile.
+
+    Nobody knows which of its two contents such a row is of: the next extraction makes it anew.
+    """
+    if pool.arrays is not None:
+        return record
+    now = record_pool(pool, record).hashes
+    hashes = tuple(value if value == today else "" for value, today in zip(record.hashes, now, strict=True))
+    if changed := sum(value != today for value, today in zip(record.hashes, now, strict=True)):
+        log(f"{changed} images have changed while they were embedded: the same command makes their rows anew")
+    return replace(record, hashes=hashes)
 
 
 def other_request(folder: Path, request: dict[str, Any]) -> bool:

@@ -15,7 +15,7 @@ import numpy as np
 
 from data_selection.common.distributed import World, on_main
 from data_selection.common.errors import UserError
-from data_selection.common.feature_table import write_sidecar
+from data_selection.common.feature_table import sidecar, write_sidecar
 from data_selection.common.files import atomic_write, read_json, told_size
 from data_selection.common.listed_names import quoted
 from data_selection.common.system import lock, open_file, write_at
@@ -24,6 +24,9 @@ from data_selection.images.record import PoolRecord, save_record
 MISSING, WRITTEN, SKIPPED, REUSED = 0, 1, 2, 3  # what the file `done` says of each row
 SAVE_SECONDS = 10.0  # at most this much work is lost with the machine; a killed process loses less
 COPY_ROWS = 4096
+READY = "ready"  # within X.partial: the files of a finished extraction, X.npy the last of them
+LEFT_OUT = ".skipped.txt"
+BESIDE = ("provenance", "classes", "names", "images")  # X.{kind}.json
 
 
 def runs(rows: np.ndarray, longest: int | None = None) -> Iterator[np.ndarray]:
@@ -31,6 +34,38 @@ def runs(rows: np.ndarray, longest: int | None = None) -> Iterator[np.ndarray]:
     for run in np.split(rows, np.flatnonzero(np.diff(rows) > 1) + 1):
         step = max(1, longest or len(run))
         yield from (run[at : at + step] for at in range(0, len(run), step))
+
+
+def put_in_place(path: Path) -> None:
+    """Put the files of a finished extraction beside each other, those of an earlier one away.
+
+    X.npy goes first and comes last, so that no table is ever beside what tells of another. After a kill it is repeated.
+    """
+    ready = path.with_suffix(".partial") / READY
+    path.unlink(missing_ok=True)
+    for name in (*(sidecar(path, kind).name for kind in BESIDE), path.with_suffix(LEFT_OUT).name):
+        if (ready / name).exists():
+            with (ready / name).open("rb") as source, atomic_write(path.with_name(name)) as handle:
+                shutil.copyfileobj(source, handle)
+        else:
+            path.with_name(name).unlink(missing_ok=True)
+    (ready / path.name).replace(path)
+
+
+def end_publishing(path: Path) -> None:
+    """End what a kill has interrupted between the last row of X.npy and its name; nothing where there is no such."""
+    folder = path.with_suffix(".partial")
+    if not (folder / READY / path.name).exists():
+        return
+    with (folder / "lock").open("a") as handle:
+        try:
+            lock(handle)
+        except BlockingIOError:  # a process is at it
+            return
+        put_in_place(path)
+        if os.name == "nt":  # which removes no open file
+            handle.close()
+        shutil.rmtree(folder)
 
 
 class TableWriter:
@@ -227,21 +262,22 @@ class TableWriter:
         left_out = np.flatnonzero(flags == SKIPPED)
         if len(left_out) == len(flags):
             raise UserError(f"none of the {len(flags)} images could be read: nothing to write")
-        finished, listed = self.folder / "table.npy", self.path.with_name(f"{self.path.stem}.skipped.txt")
+        finished, ready = self.folder / "table.npy", self.folder / READY
+        shutil.rmtree(ready, ignore_errors=True)  # of a publishing that was killed
+        ready.mkdir()
+        whole = ready / self.path.name
         if len(left_out):
             kept, words = np.flatnonzero(flags != SKIPPED), names or files
             finished = self._compact(kept)
-            with atomic_write(listed, "w") as handle:
+            with atomic_write(whole.with_suffix(LEFT_OUT), "w") as handle:
                 handle.write("".join(f"{quoted(words[i])}\n" for i in left_out.tolist()))
             names = [words[i] for i in kept.tolist()]
-        else:
-            listed.unlink(missing_ok=True)
-        self.path.unlink(missing_ok=True)  # an earlier table, which what is written next does not tell of
         for kind, value in (beside | {"names": None if names is None else list(names)}).items():
-            write_sidecar(self.path, kind, value)
-        save_record(self.path, record and record.rows(np.flatnonzero(flags != SKIPPED).tolist()))
-        finished.replace(self.path)
-        if os.name == "nt":  # and removes none
+            write_sidecar(whole, kind, value)
+        save_record(whole, record and record.rows(np.flatnonzero(flags != SKIPPED).tolist()))
+        finished.replace(whole)  # from here on a kill leaves the rest to the next start
+        put_in_place(self.path)
+        if os.name == "nt":  # which removes no open file
             self._close()
         shutil.rmtree(self.folder)
         return len(flags) - len(left_out)

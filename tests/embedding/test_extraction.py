@@ -8,10 +8,11 @@ from PIL import Image
 from data_selection.common.errors import UserError
 from data_selection.common.feature_table import load_features
 from data_selection.embedding import table_writer
-from data_selection.embedding.extraction import _digest, check_labels
+from data_selection.embedding.extraction import check_labels
 from data_selection.embedding.forward import class_tokens
 from data_selection.embedding.image_batches import View, resize, to_input
 from data_selection.embedding.preprocessing import Preprocess
+from data_selection.embedding.reuse import list_digest
 from data_selection.embedding.table_writer import TableWriter, runs
 from data_selection.images.pools import load_demo, open_pool
 from tests.support.extraction_cases import ALONE, COUNT, oracle, save, small_pool
@@ -143,8 +144,8 @@ def test_a_bad_first_image_is_skipped_under_any_preprocessing(model, tmp_path, f
 def test_the_digest_of_a_long_list_is_of_all_of_it():
     names = [f"{i}.png" for i in range(2000)]
     for place in (0, 1023, 1024, 1999):
-        assert _digest([*names[:place], "other", *names[place + 1 :]]) != _digest(names)
-    assert _digest(names[:-1]) != _digest(names) == _digest(tuple(names))
+        assert list_digest([*names[:place], "other", *names[place + 1 :]]) != list_digest(names)
+    assert list_digest(names[:-1]) != list_digest(names) == list_digest(tuple(names))
 
 
 def test_rows_are_copied_in_pieces_without_a_loss(tmp_path, monkeypatch):
