@@ -17,7 +17,7 @@ from data_selection.common.files import atomic_write
 from data_selection.common.progress import OpenBar
 from data_selection.judging.estimate import Estimate
 from data_selection.judging.findings import Curve, Share, confusion, interval
-from data_selection.judging.report import project_2d
+from data_selection.judging.report import FEWEST_MAPPED, project_2d
 from data_selection.nearest.similarity import normalise
 
 SHEET = 12  # images of a region, a confusion or a row
@@ -233,17 +233,19 @@ def regions(facts: Facts) -> list[Values]:
 
 def places(facts: Facts, progress: OpenBar | None = None) -> Values:
     """The map: points of a part of the pool in [0, 1]^2, and of MAPPED labelled images at most with their classes."""
+    if len(facts.features) < FEWEST_MAPPED:
+        return {"pool": [], "known": []}
     draw = torch.randperm(len(facts.ids), generator=torch.Generator().manual_seed(facts.seed))
     shown = facts.ids[draw[:MAPPED]].tolist()
     rows, points = project_2d(facts.features, shown, seed=facts.seed, progress=progress)
     low, high = points.min(0), points.max(0)
     points = (points - low) / np.maximum(high - low, 1e-12)
     number = {row: place for place, row in enumerate(facts.ids.tolist())}
-    pool = [(round(float(x), 4), round(float(y), 4)) for row, (x, y) in zip(rows.tolist(), points, strict=True)
-            if row not in number]  # fmt: skip
+    at = [(row, round(float(x), 4), round(float(y), 4)) for row, (x, y) in zip(rows.tolist(), points, strict=True)]
+    pool = [(x, y) for row, x, y in at if row not in number]
     known = [
-        {"x": round(float(x), 4), "y": round(float(y), 4), "row": number[row], "class": int(facts.labels[number[row]])}
-        for row, (x, y) in zip(rows.tolist(), points, strict=True)
+        {"x": x, "y": y, "row": number[row], "class": int(facts.labels[number[row]])}
+        for row, x, y in at
         if row in number
     ]
     return {"pool": pool, "known": known}

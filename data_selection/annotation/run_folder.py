@@ -1,6 +1,7 @@
 """The folder that choosing images leaves: what is where in it, and what was asked for."""
 
 import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ RECORD, SUBSET, ANSWERS, LABELLED = "run.json", "subset.json", "annotate.csv", "
 UNDERSTOOD = "labels.csv"  # all labels, as training has understood them
 BELIEFS, PAGE, FEATURES, IMAGES = "beliefs.json", "annotate.html", "features", "images"
 REPORT = "report.json"
+WEIGHTS = "weights_sha256"  # of a request, where the weights are a file
 ENDINGS = (".txt", *TABLES)  # of a file of class names
 OWN = (RECORD, SUBSET, ANSWERS, LABELLED, BELIEFS, PAGE, IMAGES)
 
@@ -42,7 +44,8 @@ def class_words(classes: Sequence[str] | str) -> list[str]:
     if isinstance(classes, str):
         path = Path(classes)
         try:
-            classes = decoded(path.read_bytes()).splitlines() if classes and path.is_file() else classes.split(",")
+            is_file = os.path.isfile(classes)  # noqa: PTH113 - words may be too many for a path
+            classes = decoded(path.read_bytes()).splitlines() if is_file else classes.split(",")
         except UnicodeDecodeError as error:
             raise UserError(f"--classes {path} is no text ({error}): one class name a line is needed") from None
         if list(classes) == [str(path)] and (path.suffix.lower() in ENDINGS or len(path.parts) > 1):
@@ -78,7 +81,10 @@ def is_chosen(folder: Path, request: Mapping[str, object]) -> bool:
     before = read_run(folder)["request"]
     if not (folder / SUBSET).exists():
         return False
-    keys = [key for key in before | dict(request) if before.get(key) != request.get(key)]
+    asked = dict(request)
+    if WEIGHTS not in before:
+        asked.pop(WEIGHTS, None)  # a folder of a version that has noted their file's name alone
+    keys = [key for key in before | asked if before.get(key) != asked.get(key)]
     if keys:
         told = "; ".join(f"{key} was {asked_for(before, key)}, now {asked_for(request, key)}" for key in keys)
         raise UserError(f"{folder} holds a choice that was asked for otherwise ({told}): choose another --out")
@@ -118,6 +124,13 @@ def rounds_of(folders: Iterable[Path]) -> list[dict[str, Any]]:
     return sorted(
         {one["labels"]: one for report in reports for one in report["rounds"]}.values(), key=lambda one: one["labels"]
     )
+
+
+def in_place_of_runs(sources: Iterable[Path | str]) -> list[Path | str]:
+    """Sources of labels or images with the tables of a run folder in its place, whose images are those handed out."""
+    return [
+        file for source in sources for file in (label_files(Path(source)) if is_run(Path(source)) else [source])
+    ]  # fmt: skip
 
 
 def label_files(folder: Path) -> list[Path]:

@@ -1,6 +1,7 @@
 """What choose_images takes over from rounds before it: labels, features, and by which method the next one is chosen."""
 
 import argparse
+import glob
 import hashlib
 import json
 import shutil
@@ -76,7 +77,8 @@ def method_of(known: Known, budget: int, method: str, strategy: str) -> tuple[st
 def read_labelled(sources: Sequence[Path | str], pool: Pool, classes: Sequence[str] = ()) -> Known:
     """The labels of earlier rounds, what was understood told. Raises UserError with all that is wrong in them.
 
-    The images of run folders are followed by their content, those of other sources by name. classes: words that are
+    The images of run folders are followed by their content, those of other sources by name, by one that a run folder
+    knew where the pool has it no longer. classes: words that are
     known to be classes, besides those that the run folders know.
     """
     runs = [Path(source) for source in sources if is_run(Path(source))]
@@ -88,19 +90,23 @@ def read_labelled(sources: Sequence[Path | str], pool: Pool, classes: Sequence[s
     files = {source: tables_of(source, names) for source in map(Path, sources)}
     tables = [file for own in files.values() for file in own]
     today = {run: names_today(run, past[run], files[run], names, pool) for run in runs}
-    if gone := list(dict.fromkeys(name for one in today.values() for name in one.gone)):
-        labelled = {name for one in today.values() for name in one.labelled}
+    others = [file for source, own in files.items() if source not in today for file in own]
+    former = {name: value for run in runs for name, value in past[run].items() if name not in here}
+    told_of = [name for name in read_answers(others, names).labels if name in former] if former else []
+    elsewhere, missing = follow({name: former[name] for name in told_of}, pool)
+    if gone := list(dict.fromkeys([*(name for one in today.values() for name in one.gone), *missing])):
+        labelled = {*told_of, *(name for one in today.values() for name in one.labelled)}
         raise UserError(
             f"the labels cannot be used: {len(gone)} of the {len(labelled)} labelled images are gone, or have "
             f"another content than when they were labelled: {some(gone)}; give them back, or take their rows out of "
             f"{' and '.join(map(str, tables))}"
         )
     known = [*classes, *(word for run in runs for word in read_run(run).get("classes") or ())]
-    renamed = {file: today[run].moved for run in runs for file in files[run]}
+    renamed = {file: today[run].moved for run in runs for file in files[run]} | dict.fromkeys(others, elsewhere)
     answers = read_answers(tables, names, (), list(dict.fromkeys(known)), renamed)
     for line in answers.understood:
         print(line)
-    moved = {name: new for one in today.values() for name, new in one.moved.items()}
+    moved = {name: new for one in today.values() for name, new in one.moved.items()} | elsewhere
     if answers.faults:
         why = f" ({told(moved, [])})" if moved else ""
         raise UserError(f"the labels cannot be used: {'; '.join(answers.faults)}{why}")
@@ -194,7 +200,8 @@ def borrow(args: argparse.Namespace, labelled: Sequence[Path | str]) -> None:
         features = run / read_run(run)["features"]
         if not features.exists():
             continue
-        for file in sorted(features.parent.glob(f"{features.stem}.*"), key=lambda file: file.suffix == ".npy"):
+        beside = features.parent.glob(f"{glob.escape(features.stem)}.*")
+        for file in sorted(beside, key=lambda file: file.suffix == ".npy"):
             if file.is_file():
                 target = args.output_dir / file.name
                 target.unlink(missing_ok=True)  # of a start that was killed

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -89,7 +90,7 @@ def hand_out(order: Order, pool: Pool, labels: dict[str, str], world: World) -> 
     files = [quoted(name) for name in names]  # as tables have them, so that any name comes back
     known = {quoted(name): label for name, label in given.items()}
     page = annotation_page(
-        hashlib.sha256("\n".join(names).encode("utf-8", "surrogateescape")).hexdigest()[:16],
+        identity(names, noted),
         f"{out.resolve().name}: {len(names)} of {len(table)} images", files, shown,
         arrange(np.asarray(table.features[ids]), beliefs), classes=classes, labels=known, beliefs=likeliest,
         why=reason,
@@ -104,6 +105,12 @@ def hand_out(order: Order, pool: Pool, labels: dict[str, str], world: World) -> 
         f"{f'{IMAGES}/, ' if linked else ''}label_studio_tasks.json, label_studio_config.xml and cvat_manifest.jsonl "
         "are beside it"
     )
+
+
+def identity(names: Sequence[str], noted: Mapping[str, str]) -> str:
+    """Under what a browser keeps the answers: of these images, by name and content, as cameras number theirs alike."""
+    images = "\n".join(f"{name}\0{noted.get(name, '')}" for name in names)
+    return hashlib.sha256(images.encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
 
 def why_chosen(out: Path, names: list[str], beliefs: Beliefs) -> str:

@@ -15,11 +15,13 @@ import torch
 
 from data_selection.annotation.originals import HOW
 from data_selection.annotation.run_folder import (
+    BELIEFS,
     FEATURES,
     LABELLED,
     RECORD,
     SUBSET,
     VERSION,
+    WEIGHTS,
     class_words,
     is_chosen,
     read_run,
@@ -35,7 +37,7 @@ from data_selection.commands.selection import Plan, choose
 from data_selection.common.distributed import World, on_main, one_process, start
 from data_selection.common.errors import UserError
 from data_selection.common.feature_table import load_features
-from data_selection.common.files import atomic_write, one_at_a_time, read_json
+from data_selection.common.files import atomic_write, one_at_a_time, read_json, sha256
 from data_selection.common.subset_files import CHECK, budget_from_percent, versions
 from data_selection.images.answers import write_labels
 from data_selection.images.label_files import some
@@ -92,7 +94,9 @@ def choose_images(
     one_process(
         "choose_images.py", "; features can be made by several first: extract_feature.py --output_dir OUT/features"
     )
-    source, out = Path(source), Path(out)
+    if str(source) in POOLS:
+        raise UserError(f"{source} is a data set, and a folder of images or a list is needed: write ./{source} for one")
+    source, out, *labelled = (Path(os.path.expanduser(one)) for one in (source, out, *labelled))  # noqa: PTH111 - ./~ is a folder
     if images not in HOW:
         raise UserError(f"images {images!r}: {', '.join(HOW)} are known")
     words = class_words(classes)
@@ -105,6 +109,7 @@ def choose_images(
     by, reason = method_of(known, count, method, strategy)
     request = {
         "budget": count, "method": method, "seed": seed, "model": model, "weights": weights and Path(weights).name,
+        WEIGHTS: sha256(weights) if weights and os.path.isfile(weights) else None,  # noqa: PTH113 - or an address
         CHECK: check or None, "labelled": digest(known) if labelled else None,
         "strategy": strategy if known.labels else None,
     }  # fmt: skip
@@ -216,6 +221,9 @@ class Planned:
         if self.known.labels:
             with atomic_write(self.out / LABELLED, "w") as handle:
                 handle.write(write_labels(self.known.labels))
+        else:
+            (self.out / LABELLED).unlink(missing_ok=True)  # of a start with --labelled that was killed
+        (self.out / BELIEFS).unlink(missing_ok=True)
         with atomic_write(self.out / RECORD, "w") as handle:
             json.dump(record, handle, indent=1)
 
@@ -259,8 +267,6 @@ class Planned:
 
 def open_images(source: Path, out: Path) -> Pool:
     """The pool of a folder or list; every image has a file and a name."""
-    if str(source) in POOLS:
-        raise UserError(f"{source} is a data set, and a folder of images or a list is needed: write ./{source} for one")
     pool = own_pool(source)
     if source.is_dir() and Path(os.path.realpath(out)).is_relative_to(os.path.realpath(source)):
         raise UserError(f"--out {out} lies in the folder of images {source}, which is left as it is: choose another")
@@ -282,6 +288,8 @@ def extraction(
     source: Path, out: Path, model: str, weights: str, workers: int, device: str, allow_http: bool
 ) -> argparse.Namespace:
     """The flags of extract_feature.py that embed the pool into out/features."""
-    words = ["--dataset", str(source), "--arch", model, "--pretrained_weights", weights, "--output_dir",
-             str(out / FEATURES), "--num_workers", str(workers), "--device", device, "--on_error", "skip"]  # fmt: skip
-    return build_parser().parse_args([*words, *(["--allow-http"] if allow_http else [])])
+    words = [f"--arch={model}", f"--pretrained_weights={weights}", "--num_workers", str(workers), "--device", device,
+             "--on_error", "skip", *(["--allow-http"] if allow_http else [])]  # fmt: skip
+    args = build_parser().parse_args(["--dataset=", *words])
+    args.dataset, args.output_dir = os.path.abspath(source), out / FEATURES  # noqa: PTH100 - by no name that means more
+    return args

@@ -10,10 +10,11 @@ from typing import Any, NamedTuple
 
 import torch
 
+from data_selection.annotation.run_folder import in_place_of_runs
 from data_selection.commands.shared import bar_factory
 from data_selection.common.distributed import World, on_main, start
 from data_selection.common.errors import UserError
-from data_selection.common.feature_table import FeatureTable, load_features
+from data_selection.common.feature_table import FeatureTable, load_features, sidecar
 from data_selection.common.kinds import Log
 from data_selection.common.standing import standing
 from data_selection.common.subset_files import (
@@ -76,7 +77,7 @@ def choose(
         told |= {"keep_duplicates": "yes"} if args.keep_duplicates else {}
         columns = {"no_label_column": "yes"} if args.no_label_column else {}
         path = output_path(todo.folder, args.filename or shortened(with_settings(todo.name, told | columns)))
-        check_not_input(path, args)
+        check_not_input([path, sidecar(path, "provenance"), *names_files(path, table)], args)
 
         @functools.cache
         def record() -> dict[str, Any]:
@@ -142,14 +143,16 @@ def leave(path: Path, table: FeatureTable, todo: Plan) -> None:
     )
 
 
-def check_not_input(path: Path, args: argparse.Namespace) -> None:
-    """Raise UserError where the list would replace one that it is chosen by: --labelled, --excluded or the cores."""
+def check_not_input(paths: Sequence[Path], args: argparse.Namespace) -> None:
+    """Raise UserError where a file would replace a list that is chosen by: --labelled, --excluded or the cores."""
     given = vars(args)
     lists = [*(given.get("labelled") or ()), *(given.get("excluded") or ()), given.get("indices_file_name")]
-    if any(source is not None and Path(source).resolve() == path.resolve() for source in lists):
-        raise UserError(
-            f"{path} is one of the lists to choose by, and would be replaced: choose another name or folder"
-        )
+    sources = {Path(source).resolve() for source in lists if source is not None}
+    for path in paths:
+        if path.resolve() in sources:
+            raise UserError(
+                f"{path} is one of the lists to choose by, and would be replaced: choose another name or folder"
+            )
 
 
 def budget_of(args: argparse.Namespace, table: FeatureTable) -> int:
@@ -160,8 +163,9 @@ def budget_of(args: argparse.Namespace, table: FeatureTable) -> int:
 
 def taken(args: argparse.Namespace, table: FeatureTable, world: World) -> dict[str, list[int]]:
     """The ids of --labelled and --excluded, as the keywords of a selection method."""
-    lists, today = {"labelled": args.labelled, "excluded": args.excluded}, of_features(table)
-    return {what: find_images(some or (), today, missing=args.missing, log=world.say) for what, some in lists.items()}
+    lists = {"labelled": in_place_of_runs(args.labelled or ()), "excluded": in_place_of_runs(args.excluded or ())}
+    today = of_features(table)
+    return {what: find_images(some, today, missing=args.missing, log=world.say) for what, some in lists.items()}
 
 
 def set_aside(args: argparse.Namespace, table: FeatureTable, known: Collection[int], log: Log) -> list[int]:

@@ -110,11 +110,14 @@ def load_words(path: Path, kind: str, count: int | None = None) -> tuple[str, ..
 def labels_like(table: FeatureTable, other: FeatureTable) -> np.ndarray:
     """A table's labels (N,) int64, in the other one's class numbers where both know their classes' names.
 
-    Raises UserError where the table has no labels, or labels of classes that the other one does not know.
+    Where one knows names and the other numbers, and the names are whole numbers, these are meant. Raises UserError
+    where the table has no labels, or labels of classes that the other one does not know.
     """
     if table.labels is None:
         raise UserError(f"feature file {table.path} has no labels")
     ours, theirs = table.class_names, other.class_names
+    if (ours is None) != (theirs is None) and all(map(str.isdecimal, ours or theirs or ())):
+        return _by_number(table, other)
     if ours is None or theirs is None or ours == theirs:
         return table.labels
     number = {name: i for i, name in enumerate(theirs)}
@@ -125,6 +128,21 @@ def labels_like(table: FeatureTable, other: FeatureTable) -> np.ndarray:
             f"have ({', '.join(theirs[:4])}, ...): label both by the same names"
         )
     return np.array([*(number.get(name, -1) for name in ours), -1])[table.labels]
+
+
+def _by_number(table: FeatureTable, other: FeatureTable) -> np.ndarray:
+    """labels_like where the names of one's classes are the other's numbers."""
+    assert table.labels is not None
+    if table.class_names is not None:
+        return np.array([*map(int, table.class_names), -1])[table.labels]
+    number = {int(name): i for i, name in enumerate(other.class_names or ())}
+    strange = [int(value) for value in np.unique(table.labels) if value >= 0 and value not in number]
+    if strange:
+        raise UserError(
+            f"{table.path} has labels {', '.join(map(str, strange[:4]))}, which are none of the classes that "
+            f"{other.path} has ({', '.join(map(str, [*number][:4]))}, ...): label both alike"
+        )
+    return np.array([number.get(value, -1) for value in table.labels.tolist()], dtype=np.int64)
 
 
 def save_features(

@@ -112,6 +112,8 @@ def imbalanced_rows(
     ratios 10, 50 and 100 keep 19,573, 12,608 and 10,847. Source: the rule of the BiLAF release.
     """
     labels = np.asarray(labels)
+    if classes < 2:
+        raise UserError(f"imbalance {ratio} is between classes, and there is {classes}: leave it out")
     quotas = [int(largest * (1 / ratio) ** (label / (classes - 1))) for label in range(classes)]
     return np.concatenate([np.flatnonzero(labels == label)[:quota] for label, quota in enumerate(quotas)])
 

@@ -10,12 +10,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from data_selection.common.errors import UserError
 from data_selection.common.files import atomic_write
 from data_selection.common.kinds import Ids
 from data_selection.common.progress import Bar, OpenBar, open_bar
 from data_selection.nearest.similarity import normalise
 
 STEPS = 500  # of t-SNE
+FEWEST_MAPPED = 3
 SHOWN = 1_500  # pool points in the picture: more are ink, not information
 
 
@@ -32,8 +34,8 @@ def project_2d(
     generator = torch.Generator().manual_seed(seed)
     sample = torch.randperm(len(features), generator=generator)[: min(shown, len(features))]
     rows = torch.cat([sample, torch.as_tensor(list(keep), dtype=torch.int64)]).unique()
-    if len(rows) < 3:
-        raise ValueError(f"{len(rows)} images are too few for a map: 3 are needed")
+    if len(rows) < FEWEST_MAPPED:
+        raise UserError(f"{len(rows)} images are too few for a map: {FEWEST_MAPPED} are needed")
     vectors = normalise(torch.as_tensor(np.array(features[rows.numpy()], dtype=np.float32)))
     perplexity = min(30.0, (len(rows) - 1) / 3)
     model = TSNE(init="pca", perplexity=perplexity, random_state=seed, max_iter=STEPS, verbose=2)

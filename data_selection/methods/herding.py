@@ -47,7 +47,8 @@ def select_herding(
     chosen: list[torch.Tensor] = []  # read at the end: no pick waits for a GPU
     with open_bar(progress, budget, "herding", "image") as bar:
         for turn in range(budget):
-            score = (alpha * (len(known) + turn + 1)) * mean - near
+            share = alpha * (len(known) + turn + 1)
+            score = share * mean - near if len(known) + turn else mean.clone()  # alpha of one image alone is 0
             score[barred] = -torch.inf
             best = score.argmax()[None]
             near += kernel(rows @ rows.index_select(0, best)[0], config.sigma)

@@ -67,6 +67,9 @@ def plan_of(args):
     plan = read_plan(args.config)
     if args.pool:
         named = tuple(PoolSpec(name, resolve(train), resolve(test)) for name, train, test in args.pool)
+        names = [pool.name for pool in named]
+        if len(set(names)) < len(names):
+            raise UserError(f"--pool has a name twice, of {', '.join(names)}: give each pool its own")
         plan = dataclasses.replace(plan, pools=named)
     names = [pool.name for pool in plan.pools]
     for name in args.only or ():

@@ -32,16 +32,27 @@ const answers = (() => {
     if (before) {
       ({ spent = 0, counted = 0, unsaved = false } = before);
       for (const [file, answer] of Object.entries(before.answers ?? {})) {
-        if (places.has(file)) given[places.get(file)] = answer;
+        if (places.has(file) && isNewer(before, images[places.get(file)], answer)) given[places.get(file)] = answer;
       }
     }
     keep();
   }
 
+  // Whether an answer that the browser remembers is newer than the page's label: given here, and saved in no file yet,
+  // or beside a label that has not changed in the file since.
+  function isNewer(before, image, answer) {
+    const now = image.label ?? "";
+    if (!before.came) return answer !== null || !now; // of an earlier version, which did not note what it came with
+    const came = before.came[image.file] ?? "";
+    const own = text(answer) !== text(came ? { label: came } : null);
+    return own && (before.unsaved || came === now);
+  }
+
   function keep() {
+    const came = Object.fromEntries(images.filter((image) => image.label).map((image) => [image.file, image.label]));
     const kept = Object.fromEntries(images.map((image, i) => [image.file, given[i]]));
     try {
-      localStorage.setItem(KEY, JSON.stringify({ classes: typed, answers: kept, spent, counted, unsaved }));
+      localStorage.setItem(KEY, JSON.stringify({ classes: typed, answers: kept, came, spent, counted, unsaved }));
       stored = true;
     } catch {
       stored = false;

@@ -142,6 +142,17 @@ class LoadedPool:
         assert self.train.labels is not None
         return self.train.labels
 
+    def check_labels(self) -> None:
+        """Raise UserError where images of the pool, or those to judge by, have no label."""
+        self.known_labels()
+        for table, rows in ((self.train, self.rows), (self.test, slice(None))):
+            labels = None if table is None else table.labels[rows] if table.labels is not None else None
+            if table is not None and labels is not None and (bare := int((labels < 0).sum())):
+                raise UserError(
+                    f"{bare} of the {len(labels)} images in {table.path} have no label, and would count as mistakes: "
+                    "label them, or extract without them"
+                )
+
     @functools.cached_property
     def provenance(self) -> dict[str, Any]:
         """What the record of each of its lists begins with."""
@@ -280,7 +291,7 @@ def judge_of(
     if kind.frozen and pool.test_hash is None:
         raise UserError(f"{where}: pool {pool.spec.name!r} needs test: a feature file of images to evaluate on")
     if kind.frozen:
-        pool.known_labels()  # says so where there are none
+        pool.check_labels()
     if kind.frozen and pool.test_hash == pool.train_hash:
         raise UserError(f"{where}: train and test of pool {pool.spec.name!r} are one file: test needs other images")
     test = {"test": pool.test_hash} if kind.frozen else {}

@@ -77,7 +77,8 @@ def read_plan(path: Path | str) -> Plan:
     )
     baseline = content.get("baseline", "random")
     if baseline not in [row.name for row in methods] and "baseline" in content:
-        raise UserError(f"{path}: baseline {baseline!r} is none of the methods" + meant(baseline, content["methods"]))
+        told = meant(str(baseline), content["methods"])
+        raise UserError(f"{path}: baseline {baseline!r} is none of the methods{told}")
     plan = Plan(
         path, pools, methods, _budgets(content["budgets"], path), _seeds(content.get("seeds", 5), path),
         evaluations, baseline, content.get("published") or {},
@@ -163,6 +164,8 @@ def _pool(name: str, spec: Any, path: Path) -> PoolSpec:
     known(spec, POOL, where)
     if not isinstance(spec.get("train"), str):
         raise UserError(f"{where} needs train: the feature file to choose from")
+    if not isinstance(spec.get("test", ""), str):
+        raise UserError(f"{where}: test {spec['test']!r} must be a feature file, or be left out")
     imbalance = spec.get("imbalance")
     if imbalance is not None and not (isinstance(imbalance, int | float) and imbalance > 1):
         raise UserError(f"{where}: imbalance {imbalance!r} must be a number above 1, largest class by smallest")

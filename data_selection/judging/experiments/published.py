@@ -37,6 +37,8 @@ def read_published(plan: Plan) -> dict[Place, Number]:
     for evaluation, some in numbers.items():
         known(some, pools, f"{where}, {evaluation}")
         for pool, rows in some.items():
+            if not isinstance(rows, dict):
+                raise UserError(f"{where}, {evaluation}, {pool} must hold lines `method: [numbers]`, not {rows!r}")
             for method, values in rows.items():
                 if not isinstance(values, list) or len(values) != len(pools[pool]):
                     raise UserError(
@@ -65,7 +67,11 @@ def read_results(path: Path) -> dict[Place, Number]:
         raise UserError(f"{file} does not exist: run scripts/run_experiment.py on the config, then name its folder")
     found = {}
     with file.open(encoding="utf-8", newline="") as handle:
-        for row in csv.DictReader(handle):
+        table = csv.DictReader(handle)
+        lacking = {"pool", "evaluation", "method", "asked", "mean", "sd"} - set(table.fieldnames or ())
+        if lacking:
+            raise UserError(f"{file} is no table of run_experiment.py: it has no {', '.join(sorted(lacking))}")
+        for row in table:
             mean, sd = float(row["mean"]), None if row["sd"] == "nan" else float(row["sd"])
             text = f"{mean:.1f}" + ("" if sd is None else f" ± {sd:.1f}")
             found[row["pool"], row["evaluation"], row["method"], row["asked"]] = Number(mean, sd, text)
