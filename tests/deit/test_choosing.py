@@ -221,7 +221,7 @@ def test_every_mode_is_asked_of_the_same_labels_and_does_not_hear_the_others(ima
     said = answers(found, source, TRAINED)
     assert set(said) == {"linear", *TRAINED}
     assert {len(values) for values in said.values()} == {LABELS}
-    for mode in ("three-phase", "full"):
+    for mode in ("three-phase", "full", "self-train"):
         parts = [one_part(found, source, *part, "", [mode]) for part in crossval.parts_of(found)]
         torch.testing.assert_close(torch.cat([part[mode] for part in parts]), said[mode])
         torch.testing.assert_close(torch.cat([part["linear"] for part in parts]), said["linear"])
@@ -241,6 +241,16 @@ def test_the_head_on_known_features_says_what_the_probe_says(images, job):
     found.ids = ids
     said = answers(found, source, [])
     torch.testing.assert_close(choosing.linear_said(found, rows), said["linear"], atol=2e-3, rtol=1e-2)
+
+
+def test_the_graph_is_asked_for_labels_that_it_was_not_given(job):
+    """An image among those of the other class is taken for one of them."""
+    found = job()
+    labels = torch.tensor([found.train_pool.label(i) for i in range(24)])
+    near = torch.where(torch.arange(24) == found.ids[3], 1 - labels, labels)
+    rows = torch.eye(2)[near] + 0.1 * torch.randn(24, 2, generator=torch.Generator().manual_seed(0))
+    said = choosing.smoothed_said(found, rows)
+    assert said.argmax(1).tolist() == near[crossval.asked_ids(found)].tolist()
 
 
 @pytest.mark.parametrize(("finetuned", "words"), [("self-train", "model, "), ("lp-ft", "model before the pool taught")])
