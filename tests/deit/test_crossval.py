@@ -100,12 +100,13 @@ def test_finetuning_must_lose_more_than_chance_to_be_left_out(monkeypatch, gaine
     asked, said = [], []
 
     def hand_made(job, source, train, left, desc, modes):
+        assert modes == ["lp-ft"]  # what the pool has not taught yet
         asked.append((train, left))
         return dict(zip(("linear", *modes), answers[len(asked) - 1], strict=True))
 
     monkeypatch.setattr(crossval, "one_part", hand_made)
     job = types.SimpleNamespace(
-        ids=ids, held=[], train_pool=pool, args=types.SimpleNamespace(folds=2, seed=3, mode="lp-ft"),
+        ids=ids, held=[], train_pool=pool, args=types.SimpleNamespace(folds=2, seed=3, mode="self-train"),
         log=types.SimpleNamespace(say=said.append),
     )  # fmt: skip
     verdict, told_of = compare(job, "none")

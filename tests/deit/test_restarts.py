@@ -88,6 +88,19 @@ def test_the_mean_of_trainings_that_begin_alike(words, seen, tmp_path, unit, opt
     assert len(set(rates)) == EPOCHS  # a schedule that moves
 
 
+def test_every_training_has_an_order_and_draws_of_its_own(words, tmp_path, monkeypatch):
+    seen, real = {}, epochs.train_one_epoch
+
+    def noted(learner, data, steps, epoch, **rest):
+        seen[epoch] = [part.indices.tolist() for step in steps for part in step.parts]
+        return real(learner, data, steps, epoch, **rest)
+
+    monkeypatch.setattr(epochs, "train_one_epoch", noted)
+    main(words(tmp_path))
+    assert list(seen) == list(range(1, 1 + EPOCHS * RESTARTS))  # what the draws go by
+    assert len({str(order) for order in seen.values()}) == EPOCHS * RESTARTS
+
+
 @pytest.fixture(scope="module")
 def whole(words, tmp_path_factory):
     """The folder of a run that nothing has stopped."""
