@@ -195,6 +195,9 @@ def test_the_pool_teaches_further_unasked_where_there_is_time_for_that_alone(stu
     decide(found, "none", None)
     assert (found.args.mode, found.args.rounds) == ("self-train", 2)
     assert found.settings["auto"].endswith("2 rounds of the pool fit, which there was no time to ask")
+    found = job(rounds=2, minutes=0.55)  # 33 s: 28.7 with a round, 36.7 with two
+    decide(found, "none", None)
+    assert found.settings["rounds"] == found.args.rounds == 1  # the settings are what a run goes on by
     found = job(minutes=60)
     monkeypatch.setattr(choosing, "may_teach", lambda _: False)
     decide(found, "none", None)
