@@ -10,6 +10,7 @@ from sklearn.linear_model import LogisticRegression
 from data_selection.common.errors import UserError
 from data_selection.embedding.backbones import build_model
 from data_selection.images.pools import Pool
+from deit.job import fingerprint
 from deit.learner.linear import STRENGTH, logistic_regression
 from deit.main import main
 from deit.options import parse
@@ -178,6 +179,13 @@ def test_few_labels_are_warned_of_once(images, tmp_path, capsys):
 
 def pool_of(labels):
     return Pool(arrays=np.zeros((len(labels), 2, 2), np.uint8), labels=labels, classes=max(labels) + 1)
+
+
+def test_a_run_whose_labels_were_corrected_meanwhile_is_another():
+    before, corrected = pool_of([0, 1, 0]), pool_of([0, 1, 1])
+    assert fingerprint(before, [0, 1]) == fingerprint(corrected, [0, 1])
+    assert fingerprint(before, [0, 2]) != fingerprint(corrected, [0, 2])
+    assert fingerprint(before, [0, 1]) != fingerprint(before, [1, 0])
 
 
 @pytest.mark.parametrize(("sizes", "fraction", "expected"), [
