@@ -227,3 +227,11 @@ def test_the_best_epoch_is_chosen_on_held_out_images_or_marked(images, tmp_path,
     assert checkpoint(tmp_path / "held", "best_checkpoint.pth")["epoch"] == best["epoch"]
     with pytest.raises(UserError, match="made with another recipe"):
         main(command(images, tmp_path / "held", epochs=3, val_fraction=0.2, auto_resume=True))
+
+
+def test_without_evaluation_images_those_held_out_choose_the_best_epoch(images, tmp_path, result):
+    main(command(images, tmp_path / "bare", epochs=3, val_fraction=0.3, val_path="none"))
+    found, best = [line.get("val_acc1") for line in log_lines(tmp_path / "bare")], result("bare")["best"]
+    assert None not in found
+    assert (best["epoch"], best["val_acc1"]) == (1 + found.index(max(found)), max(found))
+    assert best["note"] == "chosen on 6 held-out images"
