@@ -127,6 +127,13 @@ def test_distil_needs_no_pool(one, other, images, smoothed, tmp_path, capsys):
     assert f"Acc@1 {result['last']['acc1']:.3f}" in capsys.readouterr().out
 
 
+def test_the_graph_is_judged_on_held_out_labels_too(images, tmp_path):
+    graph, model = (
+        run(images, tmp_path / str(distil), val_fraction=0.2, distil=distil)["last"] for distil in (None, True)
+    )
+    assert graph["val_loss"] != model["val_loss"]
+
+
 def test_a_killed_run_is_made_again(images, smoothed, tmp_path, monkeypatch):
     monkeypatch.setattr(deit_epochs, "conclude", lambda *args: 1 / 0)
     with pytest.raises(ZeroDivisionError):
