@@ -9,7 +9,7 @@ from data_selection.common.errors import UserError
 from data_selection.common.feature_table import load_features, save_features
 from data_selection.embedding.backbones import DINO_WEIGHTS
 from data_selection.images.answers import Answers
-from deit.labelled import runs, training
+from deit.labelled import reporting, runs, training
 from deit.labelled.commands import main_train
 from deit.labelled.reporting import NOTHING, covered, notes
 from deit.labelled.runs import Labelled, backbone_flags, open_run
@@ -138,3 +138,9 @@ def test_the_pool_is_covered_on_average_and_for_nearly_all():
     rows = np.repeat(np.eye(2), [60, 40], axis=0)
     average, most, _ = covered(rows, np.array([0])).values()
     assert (average, most) == pytest.approx((0.4 * 2**0.5, 2**0.5), rel=1e-5)
+
+
+def test_the_accuracy_on_test_images_is_not_that_of_the_epoch_that_they_chose():
+    result = {"last": {"epoch": 9, "acc1": 50.0}, "best": {"epoch": 4, "acc1": 60.0}, "evaluation_images": 8}
+    assert reporting.test_of(result) == {"accuracy": 50.0, "count": 8}
+    assert reporting.test_of(result | {"last": {"epoch": 9}}) is None
