@@ -148,3 +148,12 @@ def test_buckets_cover_all_numbers_from_the_end(sizes, most):
         assert spans[member].start <= start
         assert start + size <= spans[member].stop
     assert all(span.stop - span.start >= most for span in spans[:-1])
+
+
+def test_gradients_are_clipped_by_their_own_norm():
+    weight = torch.nn.Parameter(torch.zeros(2))
+    flat = FlatGradients([weight], World(0, 1, torch.device("cpu")))
+    weight.grad.copy_(torch.tensor([0.6, 0.8]))
+    flat.sum(torch.tensor(100.0), asked=False)  # the loss lies beside them
+    flat.clip(0.5)
+    torch.testing.assert_close(weight.grad, torch.tensor([0.3, 0.4]))
