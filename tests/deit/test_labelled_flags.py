@@ -1,6 +1,7 @@
 """What train_on_labels makes of its arguments and of a run folder, without any training."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from data_selection.images.answers import Answers
 from deit.labelled import reporting, runs, training
 from deit.labelled.commands import main_train
 from deit.labelled.reporting import NOTHING, covered, notes
-from deit.labelled.runs import Labelled, backbone_flags, open_run
+from deit.labelled.runs import Labelled, backbone_flags, open_run, training_folder
 from deit.labelled.training import features_flag, place
 from deit.runs.saving import NEWEST
 from tests.support.labelled_runs import train
@@ -144,3 +145,12 @@ def test_the_accuracy_on_test_images_is_not_that_of_the_epoch_that_they_chose():
     result = {"last": {"epoch": 9, "acc1": 50.0}, "best": {"epoch": 4, "acc1": 60.0}, "evaluation_images": 8}
     assert reporting.test_of(result) == {"accuracy": 50.0, "count": 8}
     assert reporting.test_of(result | {"last": {"epoch": 9}}) is None
+
+
+def test_other_labels_settings_or_images_are_another_training(tmp_path):
+    given = embedded(tmp_path)
+    parts = [replace(given, whole=False, pool=tuple(NAMES[:count])) for count in (2, 3)]
+    labelled = replace(given, answers=Answers(labels={"a.png": "cat"}))
+    found = [training_folder(one, ["--seed", "0"]) for one in (given, *parts, labelled)]
+    assert len({*found, training_folder(given, ["--seed", "1"])}) == 5
+    assert training_folder(embedded(tmp_path), ["--seed", "0"]) == found[0]
