@@ -13,9 +13,10 @@ from data_selection.images.answers import Answers
 from deit.labelled import reporting, runs, training
 from deit.labelled.commands import main_train
 from deit.labelled.reporting import NOTHING, covered, notes
-from deit.labelled.runs import Labelled, backbone_flags, open_run, training_folder
+from deit.labelled.runs import MODEL, Labelled, backbone_flags, open_run, training_folder
 from deit.labelled.training import features_flag, place
 from deit.runs.saving import NEWEST
+from deit.smoothing import POOL
 from tests.support.labelled_runs import train
 from tests.support.pages import write_answers
 from tests.support.trainer_runs import write_images
@@ -154,3 +155,14 @@ def test_other_labels_settings_or_images_are_another_training(tmp_path):
     found = [training_folder(one, ["--seed", "0"]) for one in (given, *parts, labelled)]
     assert len({*found, training_folder(given, ["--seed", "1"])}) == 5
     assert training_folder(embedded(tmp_path), ["--seed", "0"]) == found[0]
+
+
+def test_a_pool_that_cannot_be_placed_leaves_the_model_before_as_it_was(tmp_path):
+    new, run = tmp_path / "new", tmp_path / "run"
+    (run / POOL).mkdir(parents=True)
+    new.mkdir()
+    for path in (new / POOL, new / NEWEST, run / MODEL):
+        path.write_text(path.parent.name)
+    with pytest.raises(OSError, match=POOL):
+        place(new, run)
+    assert (run / MODEL).read_text() == "run"
