@@ -154,6 +154,16 @@ def test_the_pool_teaches_what_it_teaches_without_auto(stubbed, job, lp_ft, taug
     assert found.labelled_epochs == (0 if taught == "probe" else 2)
 
 
+def test_the_temperature_is_that_of_the_mode_that_is_taken(stubbed, job, monkeypatch):
+    """The head, whose rival is better by less than a standard error."""
+    stubbed(linear=9, lp_ft=10, three_phase=9, full=9, self_train=9)
+    monkeypatch.setattr(choosing, "FEW", 7)
+    monkeypatch.setattr(crossval, "temperature", lambda said, labels: int((said.argmax(1) == labels).sum()))
+    found = job()
+    decide(found, "none", None)
+    assert (found.args.mode, found.settings["temperature"]) == ("linear", 9)
+
+
 def test_without_features_the_graph_is_not_asked(stubbed, job):
     stubbed(linear=6, lp_ft=6, three_phase=6, full=15, self_train=6)
     found = job()
