@@ -11,7 +11,7 @@ from torch import nn
 
 from data_selection.common.distributed import World
 from deit import gradients
-from deit.engine import Learner, passes, train_one_epoch
+from deit.engine import Learner, mean_loss, passes, train_one_epoch
 from deit.gradients import AHEAD, FlatGradients, bucketed
 from deit.losses import Criterion
 from deit.samplers import plan_epoch
@@ -180,3 +180,9 @@ def test_processes_leave_an_epoch_with_the_mean_of_their_statistics():
 
     for found in on_ranks(2, run):
         torch.testing.assert_close(found, 0.1 * images.mean(0))
+
+
+def test_the_loss_of_an_epoch_is_the_mean_over_its_images():
+    """Steps of 3, of none that counts, and of 1."""
+    losses, sizes = torch.tensor([1.0, 0.0, 5.0]).double(), torch.tensor([3, 0, 1]).double()
+    assert mean_loss(losses, sizes, 1) == 2.0
