@@ -14,6 +14,7 @@ from data_selection.common.errors import UserError
 from data_selection.common.feature_table import load_features
 from data_selection.embedding.backbones import DEMO_WEIGHTS
 from data_selection.images import pools
+from data_selection.judging.calibration import at_temperature, calibration_error
 from data_selection.judging.smoothed import Choice, fit_smoothed
 from deit import choosing, smoothing
 from deit import epochs as deit_epochs
@@ -76,7 +77,9 @@ def test_the_graph_answers_as_the_library_does(images, smoothed):
     assert result["smoothed"]["reason"] == probe.choice.reason
     held = 100 * (probe.held[int(probe.choice.corrected)].argmax(1) == torch.tensor(labels)).double().mean().item()
     assert result["smoothed"]["held_out_acc1"] == pytest.approx(held)
-    assert 0 <= result["smoothed"]["held_out_calibration_error"] <= 1
+    said = at_temperature(probe.held[int(probe.choice.corrected)], result["smoothed"]["temperature"])
+    error = calibration_error(said, torch.tensor(labels))
+    assert result["smoothed"]["held_out_calibration_error"] == pytest.approx(error, abs=1e-3)
     assert result["mode"] == "smoothed"
     assert (images / "made" / "pets_train.neighbours.npz").exists()
     assert len((folder / "pool_predictions.csv").read_text().splitlines()) == 61
