@@ -145,7 +145,6 @@ def test_counts_go_on_where_a_run_is_continued(images, tmp_path, monkeypatch):
     assert told["seconds"] > spent["before"] > 0
     assert told["train_seconds"] > spent["seconds"] > 0
     assert spent["images"] == 120
-    assert told["images_per_second"] == pytest.approx(180 / told["train_seconds"])
 
 
 def test_a_full_disk_in_the_first_run_claims_no_checkpoint(tmp_path, monkeypatch):
