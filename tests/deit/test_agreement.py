@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from data_selection.common.errors import UserError
-from deit.runs.agreement import check_agreement, check_weights_agree
+from deit.runs.agreement import check_agreement, check_start_agrees, check_weights_agree
 from tests.support.thread_world import on_ranks
 from tests.support.trainer_runs import child, command, free_port, make_images
 
@@ -25,6 +25,14 @@ def test_the_same_passes_and_what_differs_is_named():
     said = on_ranks(3, outcome(lambda world: check_agreement(world, same | {"epochs done": world.rank // 2})))
     assert "epochs done 0 in process 0, 1 in process 2: give all the same command" in said[0]
     assert said[1:] == ["2", "2"]
+
+
+def test_steps_of_an_epoch_that_one_process_has_done_alone():
+    def check(world):
+        sofar = {"sofar": {"losses": torch.zeros(2)}} if world.rank else {}
+        check_start_agrees(world, {"lr": 0.1}, {"epoch": 1} | sofar)
+
+    assert "steps done 0 in process 0, 2 in process 1" in on_ranks(2, outcome(check))[0]
 
 
 def test_one_bit_of_one_weight():

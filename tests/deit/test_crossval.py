@@ -94,17 +94,19 @@ def test_finetuning_must_lose_more_than_chance_to_be_left_out(monkeypatch, gaine
     guesses = [
         torch.nn.functional.one_hot(torch.where(right, labels, 1 - labels), 2).float() for right in (probe, after)
     ]
+    guesses[1] = 0.5 * guesses[1] + 0.25
     sizes = [len(left) for _, left in parts]
     answers = list(zip(guesses[0].split(sizes), guesses[1].split(sizes), strict=True))
     asked, said = [], []
 
     def hand_made(job, source, train, left, desc, modes):
+        assert modes == ["lp-ft"]  # what the pool has not taught yet
         asked.append((train, left))
         return dict(zip(("linear", *modes), answers[len(asked) - 1], strict=True))
 
     monkeypatch.setattr(crossval, "one_part", hand_made)
     job = types.SimpleNamespace(
-        ids=ids, held=[], train_pool=pool, args=types.SimpleNamespace(folds=2, seed=3, mode="lp-ft"),
+        ids=ids, held=[], train_pool=pool, args=types.SimpleNamespace(folds=2, seed=3, mode="self-train"),
         log=types.SimpleNamespace(say=said.append),
     )  # fmt: skip
     verdict, told_of = compare(job, "none")
@@ -115,7 +117,7 @@ def test_finetuning_must_lose_more_than_chance_to_be_left_out(monkeypatch, gaine
     assert [row[0] for row in rows[1:]] == list(map(str, ids))  # a pool without names
     assert sum(row[1] == row[2] for row in rows[1:]) == lost + 3
     assert sum(row[1] == row[4] for row in rows[1:]) == gained + 3
-    assert {row[3] for row in rows[1:]} == {"1.0000"}
+    assert {(row[3], row[5]) for row in rows[1:]} == {("1.0000", "0.7500")}
     assert verdict == {
         "labels": gained + lost + 5, "probe_right": lost + 3, "finetuned_right": gained + 3, "only_probe": lost,
         "only_finetuned": gained, "kept": kept,

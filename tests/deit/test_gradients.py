@@ -11,8 +11,10 @@ from torch import nn
 
 from data_selection.common.distributed import World
 from deit import gradients
-from deit.engine import passes
+from deit.engine import Learner, mean_loss, passes, train_one_epoch
 from deit.gradients import AHEAD, FlatGradients, bucketed
+from deit.losses import Criterion
+from deit.samplers import plan_epoch
 from deit.samples.batches import Part, Step
 from deit.samples.mixing import Mixing
 from tests.support.thread_world import on_ranks
@@ -148,3 +150,39 @@ def test_buckets_cover_all_numbers_from_the_end(sizes, most):
         assert spans[member].start <= start
         assert start + size <= spans[member].stop
     assert all(span.stop - span.start >= most for span in spans[:-1])
+
+
+def test_gradients_are_clipped_by_their_own_norm():
+    weight = torch.nn.Parameter(torch.zeros(2))
+    flat = FlatGradients([weight], World(0, 1, torch.device("cpu")))
+    weight.grad.copy_(torch.tensor([0.6, 0.8]))
+    flat.sum(torch.tensor(100.0), asked=False)  # the loss lies beside them
+    flat.clip(0.5)
+    torch.testing.assert_close(weight.grad, torch.tensor([0.3, 0.4]))
+
+
+def test_processes_leave_an_epoch_with_the_mean_of_their_statistics():
+    images = torch.randn(8, 3, generator=torch.Generator().manual_seed(0))
+
+    class Data:
+        def augmented(self, parts, epoch):
+            return ((images[part.indices], part.indices % 2) for part in parts)
+
+    def run(world):
+        model = nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 2))
+        learner = Learner(
+            model, torch.optim.SGD(model.parameters(), 0.1), None, False, torch.amp.GradScaler(enabled=False), None,
+            SimpleNamespace(begin=lambda *_: None), FlatGradients(model.parameters(), world), Criterion(), None, world,
+        )  # fmt: skip
+        steps = plan_epoch(torch.arange(8), 8, 4, world.rank, 2)
+        train_one_epoch(learner, Data(), steps, 1, classes=2, seed=0)
+        return model[0].running_mean
+
+    for found in on_ranks(2, run):
+        torch.testing.assert_close(found, 0.1 * images.mean(0))
+
+
+def test_the_loss_of_an_epoch_is_the_mean_over_its_images():
+    """Steps of 3, of none that counts, and of 1."""
+    losses, sizes = torch.tensor([1.0, 0.0, 5.0]).double(), torch.tensor([3, 0, 1]).double()
+    assert mean_loss(losses, sizes, 1) == 2.0

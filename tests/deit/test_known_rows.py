@@ -179,6 +179,7 @@ def copied(made, folder, change):
         (lambda told: told["backbone"].update(avgpool_patchtokens=True), {}, "of several blocks, or of patch tokens"),
         (lambda told: None, {"pixels": "data-set"}, r"of other pixels \(.*mean .* there, .* here"),
         (lambda told: told["preprocess"].update(background="black"), {}, "background black there, .* here"),
+        (lambda told: told["preprocess"].pop("crop"), {}, r"of other pixels \(crop None there, .* here"),
         (lambda told: told.clear(), {}, "by other weights"),
     ],
 )
@@ -209,3 +210,12 @@ def test_features_of_images_that_have_changed_do_not_count(few, made, tmp_path, 
     (tmp_path / "pets_train.images.json").unlink()
     with pytest.raises(UserError, match="no record of their images"):
         main([*words, "--features", str(tmp_path / "pets_train.npy")])
+
+
+def test_lists_that_were_chosen_by_different_features_bring_none(tmp_path):
+    files = [tmp_path / f"{name}.json" for name in "ab"]
+    for file in files:
+        sidecar(file, "provenance").write_text(json.dumps({"features": {"file": f"{file.stem}.npy"}}))
+        file.with_suffix(".npy").touch()
+    assert known_rows.at_hand(files[:1]) == tmp_path / "a.npy"
+    assert known_rows.at_hand(files) is None

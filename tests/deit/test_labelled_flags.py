@@ -1,6 +1,7 @@
 """What train_on_labels makes of its arguments and of a run folder, without any training."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,12 +10,13 @@ from data_selection.common.errors import UserError
 from data_selection.common.feature_table import load_features, save_features
 from data_selection.embedding.backbones import DINO_WEIGHTS
 from data_selection.images.answers import Answers
-from deit.labelled import runs, training
+from deit.labelled import reporting, runs, training
 from deit.labelled.commands import main_train
 from deit.labelled.reporting import NOTHING, covered, notes
-from deit.labelled.runs import Labelled, backbone_flags, open_run
+from deit.labelled.runs import MODEL, Labelled, backbone_flags, open_run, training_folder
 from deit.labelled.training import features_flag, place
 from deit.runs.saving import NEWEST
+from deit.smoothing import POOL
 from tests.support.labelled_runs import train
 from tests.support.pages import write_answers
 from tests.support.trainer_runs import write_images
@@ -138,3 +140,29 @@ def test_the_pool_is_covered_on_average_and_for_nearly_all():
     rows = np.repeat(np.eye(2), [60, 40], axis=0)
     average, most, _ = covered(rows, np.array([0])).values()
     assert (average, most) == pytest.approx((0.4 * 2**0.5, 2**0.5), rel=1e-5)
+
+
+def test_the_accuracy_on_test_images_is_not_that_of_the_epoch_that_they_chose():
+    result = {"last": {"epoch": 9, "acc1": 50.0}, "best": {"epoch": 4, "acc1": 60.0}, "evaluation_images": 8}
+    assert reporting.test_of(result) == {"accuracy": 50.0, "count": 8}
+    assert reporting.test_of(result | {"last": {"epoch": 9}}) is None
+
+
+def test_other_labels_settings_or_images_are_another_training(tmp_path):
+    given = embedded(tmp_path)
+    parts = [replace(given, whole=False, pool=tuple(NAMES[:count])) for count in (2, 3)]
+    labelled = replace(given, answers=Answers(labels={"a.png": "cat"}))
+    found = [training_folder(one, ["--seed", "0"]) for one in (given, *parts, labelled)]
+    assert len({*found, training_folder(given, ["--seed", "1"])}) == 5
+    assert training_folder(embedded(tmp_path), ["--seed", "0"]) == found[0]
+
+
+def test_a_pool_that_cannot_be_placed_leaves_the_model_before_as_it_was(tmp_path):
+    new, run = tmp_path / "new", tmp_path / "run"
+    (run / POOL).mkdir(parents=True)
+    new.mkdir()
+    for path in (new / POOL, new / NEWEST, run / MODEL):
+        path.write_text(path.parent.name)
+    with pytest.raises(OSError, match=POOL):
+        place(new, run)
+    assert (run / MODEL).read_text() == "run"

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from deit.labelled.judging import judge
+from deit.labelled.reporting import curve_of
 
 WORDS, LABELS = ["cat", "dog"], torch.tensor([0, 1, 0, 1])
 FILES = ["a.png", "b.png", "c.png", "d.png"]
@@ -62,3 +63,10 @@ def test_the_graph_is_as_sure_as_its_own_temperature_says(judged, corrected, ans
     assert found.answers.tolist() == answers
     assert found.sure.item() == pytest.approx(sure)
     assert found.by.startswith("by the pool's graph, each label judged by a training on 80 % of the labels")
+
+
+def test_a_learning_curve_of_labels_that_nothing_tells_is_flat():
+    """Its models would know by heart the labels that they had learned from."""
+    known = torch.randn(40, 60, generator=torch.Generator().manual_seed(0))
+    found = curve_of(known, torch.arange(40) % 2, 2, SimpleNamespace(c=1000.0), 0, None)
+    assert max(point.accuracy for point in found.points) < 80

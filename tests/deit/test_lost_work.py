@@ -68,13 +68,14 @@ def test_a_run_killed_before_its_result_is_ended(images, tmp_path, capsys, flags
 
 def test_an_earlier_run_is_set_aside_whole(images, tmp_path, monkeypatch, capsys):
     main(command(images, tmp_path, epochs=2))
-    for name in ("pool_predictions.csv", "soft_targets_1.npy", "notes.txt"):
+    kept = ("pool_predictions.csv", "soft_targets_1.npy", "cross_validation.csv", "smoothed_pool.npz")
+    for name in (*kept, "notes.txt"):
         (tmp_path / name).write_text("old")
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     words = command(images, tmp_path, epochs=3, finetune=tmp_path / BEST)
     stopped_in(monkeypatch, words, 2)
     moved = tmp_path / "earlier_1"
-    assert f"holds an earlier run: 8 files are set aside in {moved}" in capsys.readouterr().out
+    assert f"holds an earlier run: 10 files are set aside in {moved}" in capsys.readouterr().out
     assert {path.name: path.read_bytes() for path in moved.iterdir()} | {"notes.txt": b"old"} == before
     left = {"args.yaml", "log.txt", NEWEST, BEST, "notes.txt", "earlier_1"}
     assert {path.name for path in tmp_path.iterdir()} == left

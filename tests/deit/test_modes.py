@@ -10,6 +10,7 @@ from sklearn.linear_model import LogisticRegression
 from data_selection.common.errors import UserError
 from data_selection.embedding.backbones import build_model
 from data_selection.images.pools import Pool
+from deit.job import fingerprint
 from deit.learner.linear import STRENGTH, logistic_regression
 from deit.main import main
 from deit.options import parse
@@ -180,6 +181,13 @@ def pool_of(labels):
     return Pool(arrays=np.zeros((len(labels), 2, 2), np.uint8), labels=labels, classes=max(labels) + 1)
 
 
+def test_a_run_whose_labels_were_corrected_meanwhile_is_another():
+    before, corrected = pool_of([0, 1, 0]), pool_of([0, 1, 1])
+    assert fingerprint(before, [0, 1]) == fingerprint(corrected, [0, 1])
+    assert fingerprint(before, [0, 2]) != fingerprint(corrected, [0, 2])
+    assert fingerprint(before, [0, 1]) != fingerprint(before, [1, 0])
+
+
 @pytest.mark.parametrize(("sizes", "fraction", "expected"), [
     ([10, 10], 0.2, [2, 2]), ([9, 1], 0.2, [2, 0]), ([6, 3, 1], 0.3, [2, 1, 0]), ([2, 2, 2], 0.5, [1, 1, 1]),
     ([5, 5], 0.01, [(0, 1), (0, 1)]), ([7, 7, 7], 0.25, [(1, 2)] * 3), ([1, 1, 10], 0.75, [0, 0, 9]),
@@ -219,3 +227,11 @@ def test_the_best_epoch_is_chosen_on_held_out_images_or_marked(images, tmp_path,
     assert checkpoint(tmp_path / "held", "best_checkpoint.pth")["epoch"] == best["epoch"]
     with pytest.raises(UserError, match="made with another recipe"):
         main(command(images, tmp_path / "held", epochs=3, val_fraction=0.2, auto_resume=True))
+
+
+def test_without_evaluation_images_those_held_out_choose_the_best_epoch(images, tmp_path, result):
+    main(command(images, tmp_path / "bare", epochs=3, val_fraction=0.3, val_path="none"))
+    found, best = [line.get("val_acc1") for line in log_lines(tmp_path / "bare")], result("bare")["best"]
+    assert None not in found
+    assert (best["epoch"], best["val_acc1"]) == (1 + found.index(max(found)), max(found))
+    assert best["note"] == "chosen on 6 held-out images"

@@ -138,14 +138,17 @@ def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == [saving.NEWEST]
 
 
-def test_a_file_that_the_system_does_not_let_grow(tmp_path):
+@pytest.mark.parametrize("continued", [False, True])
+def test_a_file_that_the_system_does_not_let_grow(tmp_path, continued):
     """The kernel's own error, in the middle of a checkpoint: no file of this process may have more than 4,000 bytes."""
     with Saver(tmp_path) as saver:
         saver.save([saving.NEWEST], {"epoch": 1, "x": torch.ones(2)})
+    source = tmp_path / saving.NEWEST if continued else None
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4000, limits[1]))
     try:
-        with pytest.raises(UserError, match=r"checkpoint\.pth of epoch 2 cannot be written"), Saver(tmp_path) as saver:
+        message = r"checkpoint\.pth of epoch 2 cannot be written .*: the checkpoint before it is as it was"
+        with pytest.raises(UserError, match=message), Saver(tmp_path, source) as saver:
             saver.save([saving.NEWEST], {"epoch": 2, "x": torch.zeros(10_000)})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)

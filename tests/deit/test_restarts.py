@@ -8,7 +8,7 @@ import torch
 
 from data_selection.common.distributed import World
 from data_selection.common.errors import UserError, run
-from deit import engine, epochs, selftrain, timing
+from deit import crossval, engine, epochs, selftrain, timing
 from deit.job import open_job, part_of
 from deit.learner import restarts
 from deit.learner.restarts import copied
@@ -86,6 +86,19 @@ def test_the_mean_of_trainings_that_begin_alike(words, seen, tmp_path, unit, opt
     rates = [line["train_lr"] for line in log_lines(tmp_path)]
     assert rates == rates[:EPOCHS] * RESTARTS
     assert len(set(rates)) == EPOCHS  # a schedule that moves
+
+
+def test_every_training_has_an_order_and_draws_of_its_own(words, tmp_path, monkeypatch):
+    seen, real = {}, epochs.train_one_epoch
+
+    def noted(learner, data, steps, epoch, **rest):
+        seen[epoch] = [part.indices.tolist() for step in steps for part in step.parts]
+        return real(learner, data, steps, epoch, **rest)
+
+    monkeypatch.setattr(epochs, "train_one_epoch", noted)
+    main(words(tmp_path))
+    assert list(seen) == list(range(1, 1 + EPOCHS * RESTARTS))  # what the draws go by
+    assert len({str(order) for order in seen.values()}) == EPOCHS * RESTARTS
 
 
 @pytest.fixture(scope="module")
@@ -171,6 +184,18 @@ def test_the_short_runs_of_cross_validation_train_once(tmp_path):
     assert part_of(job, job.ids[:4], 100, "").labelled_epochs == job.args.epochs // 3  # once, and of their share
     assert part_of(job, job.ids[:4], 1, "").labelled_epochs == 1
     assert [job.within_training(epoch) for epoch in (1, 6, 7, 18)] == [(1, 1), (1, 6), (2, 1), (3, 6)]
+
+
+def test_the_short_runs_of_cross_validation_are_asked_in_the_precision_of_training(tmp_path, monkeypatch):
+    def probabilities(*some, amp=None, **rest):
+        asked.append(amp)
+        return torch.zeros(1, 2)
+
+    asked, images = [], make_colours(tmp_path)
+    monkeypatch.setattr(crossval, "probabilities", probabilities)
+    job = open_job(parse(few_shot(images, amp="bf16", epochs=1)), World(0, 1, torch.device("cpu")))
+    crossval.one_part(job, str(images / "sighted.pth"), job.ids[::2], job.ids[1::2], "", ["lp-ft"])
+    assert asked == [torch.bfloat16] * 2
 
 
 def test_a_run_goes_on_with_as_many_trainings(words, whole, tmp_path):

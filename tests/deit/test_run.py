@@ -17,7 +17,7 @@ from deit.learner import building
 from deit.learner.building import make_optimizer, make_scheduler
 from deit.main import main
 from deit.options import parse
-from deit.runs.checkpoints import restore
+from deit.runs.checkpoints import RECIPE, restore
 from tests.support.trainer_runs import checkpoint, command, log_lines, make_images
 
 
@@ -111,6 +111,18 @@ def test_a_checkpoint_of_the_released_trainer_is_continued(images, tmp_path, arg
     if args:
         with pytest.raises(UserError, match=r"--lr 0.1 \(was 0.05\)"):
             main(command(images, finetune=None, resume=tmp_path / "released.pth", lr=0.1))
+
+
+def test_every_flag_that_decides_the_weights_must_be_that_of_the_run_to_continue():
+    """The others: files, whose labels and classes are compared, what a machine does, when and where it is told."""
+    others = set(vars(parse(["--data-set", "DEMO"]))) - set(RECIPE)
+    assert others == {
+        "data_path", "train_path", "val_path", "labels", "val_labels", "subset_ids", "missing", "val_fraction",
+        "inat_category", "features", "finetune", "resume", "auto_resume", "checkpoint_key", "allow_http",
+        "teacher_path", "batch_size", "amp", "compile", "cache", "num_workers", "pin_mem", "device", "dist_eval",
+        "model_ema", "model_ema_force_cpu", "eval", "eval_ema", "eval_interval", "save_interval", "skip_nonfinite",
+        "start_epoch", "minutes", "output_dir", "tensorboard", "verbose", "recipe", "config", "given",
+    }  # fmt: skip
 
 
 def test_an_average_that_a_checkpoint_lacks_starts_from_its_weights():

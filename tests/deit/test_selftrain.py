@@ -8,10 +8,12 @@ import pytest
 import torch
 
 from data_selection.common.errors import UserError
+from data_selection.judging import smoothed
 from deit import epochs as deit_epochs
 from deit import selftrain
 from deit.losses import Criterion
 from deit.main import main
+from deit.samplers import plan_epoch
 from deit.selftrain import round_order
 from tests.support.trainer_runs import checkpoint, command, log_lines, make_images, train_on
 
@@ -50,6 +52,17 @@ def test_targets_weigh_what_is_certain():
 
     weights = [certainty(row) for row in probabilities.tolist()]
     assert targets[:3].sum(1).tolist() == pytest.approx([w / np.mean(weights) for w in weights[:3]], abs=1e-5)
+
+
+def test_every_image_is_taught_its_own_target():
+    class Data:
+        def augmented(self, parts, epoch):
+            return ((part.indices, part.rows) for part in parts)
+
+    parts = [part for step in plan_epoch(torch.randperm(24), 8, 4) for part in step.parts]
+    taught = list(selftrain.SoftImages(Data(), 2 * torch.arange(24)).augmented(parts, 1))
+    assert all(targets.equal(2 * images) for images, targets in taught)
+    assert sorted(torch.cat([images for images, _ in taught]).tolist()) == list(range(24))
 
 
 def test_every_round_sees_the_whole_pool_and_a_label_in_each_step(images, tmp_path, monkeypatch):
@@ -130,6 +143,19 @@ def test_two_processes_do_what_one_does(images, tmp_path):
     assert one == pytest.approx(two, rel=1e-3)
     predictions = [(tmp_path / name / "pool_predictions.csv").read_text().splitlines() for name in ("1", "2")]
     assert [row.split(",")[:2] for row in predictions[0]] == [row.split(",")[:2] for row in predictions[1]]
+
+
+def test_no_label_that_is_held_out_teaches(images, tmp_path, monkeypatch):
+    told, real = [], smoothed.fit_smoothed
+    monkeypatch.setattr(
+        smoothed, "fit_smoothed", lambda rows, labels, ids, **rest: told.append(ids) or real(rows, labels, ids, **rest)
+    )
+    train(images, tmp_path, val_fraction=0.25)
+    names = checkpoint(tmp_path)["args"]["train_names"]
+    with (tmp_path / "pool_predictions.csv").open(newline="") as handle:
+        known = [i for i, row in enumerate(csv.DictReader(handle)) if row["file"] in names]
+    assert len(known) == 15
+    assert [sorted(ids.tolist()) for ids in told] == [known] * 3  # two rounds and the last word
 
 
 def test_no_test_image_teaches(images, tmp_path):

@@ -1,5 +1,7 @@
 """The modes that the pool's graph answers in, that fit the head again."""
 
+import csv
+import dataclasses
 import json
 
 import numpy as np
@@ -12,7 +14,8 @@ from data_selection.common.errors import UserError
 from data_selection.common.feature_table import load_features
 from data_selection.embedding.backbones import DEMO_WEIGHTS
 from data_selection.images import pools
-from data_selection.judging.smoothed import fit_smoothed
+from data_selection.judging.calibration import at_temperature, calibration_error
+from data_selection.judging.smoothed import Choice, fit_smoothed
 from deit import choosing, smoothing
 from deit import epochs as deit_epochs
 from deit.crossval import asked_ids
@@ -74,7 +77,9 @@ def test_the_graph_answers_as_the_library_does(images, smoothed):
     assert result["smoothed"]["reason"] == probe.choice.reason
     held = 100 * (probe.held[int(probe.choice.corrected)].argmax(1) == torch.tensor(labels)).double().mean().item()
     assert result["smoothed"]["held_out_acc1"] == pytest.approx(held)
-    assert 0 <= result["smoothed"]["held_out_calibration_error"] <= 1
+    said = at_temperature(probe.held[int(probe.choice.corrected)], result["smoothed"]["temperature"])
+    error = calibration_error(said, torch.tensor(labels))
+    assert result["smoothed"]["held_out_calibration_error"] == pytest.approx(error, abs=1e-3)
     assert result["mode"] == "smoothed"
     assert (images / "made" / "pets_train.neighbours.npz").exists()
     assert len((folder / "pool_predictions.csv").read_text().splitlines()) == 61
@@ -125,6 +130,23 @@ def test_distil_needs_no_pool(one, other, images, smoothed, tmp_path, capsys):
     main(command(images, eval=True, resume=tmp_path / "checkpoint.pth", recipe="few-shot", finetune=None, lr=None,
                  epochs=None, warmup_epochs=None, model=None, input_size=None))  # fmt: skip
     assert f"Acc@1 {result['last']['acc1']:.3f}" in capsys.readouterr().out
+
+
+def test_the_graph_is_judged_on_held_out_labels_too(images, tmp_path):
+    graph, model = (
+        run(images, tmp_path / str(distil), val_fraction=0.2, distil=distil)["last"] for distil in (None, True)
+    )
+    assert graph["val_loss"] != model["val_loss"]
+
+
+def test_a_graph_that_does_not_correct_may_doubt_a_label(images, tmp_path, monkeypatch):
+    real = smoothing.fit_graph_probe
+    plain = Choice(False, "by hand")
+    monkeypatch.setattr(smoothing, "fit_graph_probe", lambda *given: dataclasses.replace(real(*given), choice=plain))
+    run(images, tmp_path)
+    with (tmp_path / "pool_predictions.csv").open(newline="") as handle:
+        rows = list(csv.DictReader(handle))
+    assert {rows[i]["confidence"] for i in IDS} != {"1.0000"}
 
 
 def test_a_killed_run_is_made_again(images, smoothed, tmp_path, monkeypatch):
