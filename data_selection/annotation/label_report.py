@@ -241,7 +241,8 @@ def places(facts: Facts, progress: OpenBar | None = None) -> Values:
     low, high = points.min(0), points.max(0)
     points = (points - low) / np.maximum(high - low, 1e-12)
     number = {row: place for place, row in enumerate(facts.ids.tolist())}
-    at = [(number.get(row), *(round(float(x), 4) for x in xy)) for row, xy in zip(rows.tolist(), points, strict=True)]
+    rounded = np.round(points.astype(float), 4).tolist()
+    at = [(number.get(row), x, y) for row, (x, y) in zip(rows.tolist(), rounded, strict=True)]
     known = [{"x": x, "y": y, "row": i, "class": int(facts.labels[i])} for i, x, y in at if i is not None]
     return {"pool": [(x, y) for i, x, y in at if i is None], "known": known}
 
