@@ -115,6 +115,13 @@ def parts_of(job: Job) -> list[tuple[list[int], list[int]]]:
     return [(job.ids, job.held)] if job.held else split(job.ids, job.train_pool, job.args.folds, job.args.seed)
 
 
+def leave_out(job: Job) -> None:
+    """Ask nothing where a single label leaves none to learn from."""
+    if job.args.folds and not job.held and len(job.ids) < 2:
+        job.args.folds = 0
+        job.log.say("cross-validation is left out: one label is none to learn from and one to ask of")
+
+
 def told(verdict: Verdict) -> str:
     """A verdict in one line."""
     kept = "the head on the frozen backbone is kept" if verdict["kept"] == "probe" else "finetuning goes on"
@@ -133,6 +140,7 @@ def split(ids: Sequence[int], pool: Pool, count: int, seed: int) -> list[tuple[l
     order = list(ids)
     draw.shuffle(order)
     order.sort(key=pool.label)  # stable: at random within a class
+    count = min(count, len(order))
     parts = [order[k::count] for k in range(count)]
     return [(sorted(set(order) - set(part)), sorted(part)) for part in parts]
 

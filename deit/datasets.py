@@ -257,7 +257,7 @@ def prepare(
             return ResizedImages(torch.from_numpy(np.stack(cached)), labels, pipeline, device, seed)
         if cache == "auto" and device.type == "cpu":
             return CroppedImages(cached, labels, pipeline, seed, workers or 1)
-    if cache == "device":
+    if cache == "device" and ids:  # a process may have none of a few images
         raise UserError(
             "--cache device needs images of one size, and no --aa, --color-jitter, --reprob or --train-interpolation "
             "random: use --cache ram"

@@ -277,21 +277,20 @@ def conclude(
     saver.wait()
     log.close()
     log.result(result)
-    where = (
-        f"; wrote checkpoint.pth, best_checkpoint.pth, log.txt and result.json in {log.folder}" if log.folder else ""
-    )
+    files = "checkpoint.pth, best_checkpoint.pth, log.txt and result.json"
+    where = f"; wrote {files} in {log.folder}" if log.folder else ""
     if graph is not None:
         found = f"top-1 of the graph on the model's features: {graph['acc1']:.2f} %; its" if graph else "the graph's"
         log.say(f"{found} word on every pool image is in pool_predictions.csv")
     when = f"after the last epoch ({last})" if last else "of the head on the frozen backbone"
     when = "of the pool's graph" if learner.answering is not None else when
     mean = f" (moving average of the weights {ema['acc1']:.2f} %)" if ema else ""
-    if "acc1" not in test:
+    key, of = ("acc1", "") if "acc1" in test else ("val_acc1", " on held-out images")
+    if key not in test:
         log.say(f"trained {when}, not evaluated: there are no evaluation images{where}")
-        return result if world.is_main else None
-    log.say(
-        f"top-1 {when}: {test['acc1']:.2f} %{mean}; best {best['acc1']:.2f} % at epoch {best['epoch']}, {how}{where}"
-    )
+    else:
+        top = f"; best {best[key]:.2f} % at epoch {best['epoch']}, {how}" if key in best else ""
+        log.say(f"top-1{of} {when}: {test[key]:.2f} %{mean}{top}{where}")
     return result if world.is_main else None
 
 

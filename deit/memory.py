@@ -14,7 +14,7 @@ from data_selection.images.pools import Pool
 from deit.runs import checkpoints
 from deit.runs.classes import difference
 from deit.runs.kinds import Settings
-from deit.runs.saving import NEWEST
+from deit.runs.saving import NEWEST, PREVIOUS
 
 REMEMBERED = ("model", "input_size", "pixels", "augment", "background")  # what a model is, and the pixels that it sees
 MOST_NAMES = 100_000  # of training images: beyond, a checkpoint would be mostly names
@@ -24,19 +24,20 @@ def recall(args: argparse.Namespace, log: Log) -> Settings:
     """Fill in what the flags leave open by what the run's checkpoint was made with. Returns the checkpoint's settings.
 
     Of --resume, or of --auto-resume's folder, with --eval of what is evaluated; {} where there is none, or weights
-    alone. Flags that were given win. Raises UserError where it is damaged, but for --auto-resume's own.
+    alone. Flags that were given win. Raises UserError where it is damaged, but for --auto-resume's own, whose place the
+    checkpoint before takes.
     """
-    own = Path(args.output_dir) / NEWEST if args.auto_resume and args.output_dir and not args.eval else None
+    continues = args.auto_resume and args.output_dir and not args.eval
+    own = [Path(args.output_dir) / name for name in (NEWEST, PREVIOUS)] if continues else []
     start = args.resume or (args.finetune if args.eval else "")
-    files = [own] if own else []
-    files += [Path(start)] if start else []
-    file = next((path for path in files if path.is_file()), None)
-    try:
-        state = checkpoints.training_state(file) if file else None
-    except UserError:
-        if file != own:
-            raise
-        return {}  # the checkpoint before takes its place
+    file, state = None, None
+    for file in filter(Path.is_file, [*own, *([Path(start)] if start else [])]):
+        try:
+            state = checkpoints.training_state(file)
+            break
+        except UserError:
+            if file not in own:
+                raise
     saved = checkpoints.saved_args(state) if state else {}
     told = []
     for name in REMEMBERED:

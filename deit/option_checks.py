@@ -137,6 +137,10 @@ def check_mode(args: argparse.Namespace) -> None:
         raise UserError(
             f"--start_epoch {args.start_epoch} is for --mode full: {args.mode} starts with fitting the head"
         )
+    if args.start_epoch != 1 and args.minutes:
+        raise UserError(
+            f"--minutes may leave fewer epochs than --start_epoch {args.start_epoch}: give --epochs without --minutes"
+        )
     if args.start_epoch != 1 and args.restarts > 1:
         raise UserError(
             f"--start_epoch {args.start_epoch} is within one training, --restarts {args.restarts} are several: leave "

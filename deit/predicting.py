@@ -18,6 +18,7 @@ from data_selection.images.pools import Pool, asked_pool
 from deit.datasets import WORKERS
 from deit.engine import autocast
 from deit.learner.building import autocast_type, build, make_pipeline, resolve
+from deit.learner.linear import classifiers
 from deit.memory import recall
 from deit.options import parse
 from deit.runs import checkpoints
@@ -39,12 +40,14 @@ def predict(
     ids: Sequence[int] | None = None,
     log: Log = print,
     progress: OpenBar | None = None,
+    inputs: list[torch.Tensor] | None = None,
 ) -> Predictions:
     """The Predictions of a checkpoint of deit/main.py for the images of a folder or a list of paths, or an image.
 
     Model, pixels and class names are the checkpoint's own. temperature: the logits are divided by it; by default by
     what the run's held-out labels said, and by 1 where the pool's graph answers, which has its own. ids: places of the
-    images that are asked, by default all. Images that cannot be read are left out, and told. Raises UserError for
+    images that are asked, by default all. inputs: gets what the classifier sees, (n, D) on the CPU, batch by batch.
+    Images that cannot be read are left out, and told. Raises UserError for
     weights alone, which don't say what they are, and where no image can be read.
     """
     if not Path(checkpoint).is_file():
@@ -62,6 +65,8 @@ def predict(
         _, defaults = resolve(args)
         model = build(args, len(classes), RunLog("", False, quiet=True))
         load_weights(model, checkpoint, log=log)
+        if inputs is not None:
+            classifiers(model)[0].register_forward_pre_hook(lambda _, seen: inputs.append(seen[0].float().cpu()))
         model = with_pool(model, checkpoint, saved).to(world.device).eval()
         of_run = None if isinstance(model, WithPool) else saved.get("temperature")
         cool = temperature or of_run or 1.0

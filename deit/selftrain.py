@@ -64,7 +64,12 @@ def chunks_of_round(job: Job) -> int:
 
 
 def pool_epochs(job: Job) -> int:
-    """The chunks of all rounds; 0 where the mode has none."""
+    """The chunks of all rounds; 0 where the mode has none. Raises UserError for steps too small for a pool image."""
+    if job.args.mode in ("self-train", "auto") and job.global_batch < 2:
+        raise UserError(
+            f"--mode {job.args.mode}: a step holds a labelled image and one of the pool: give --global-batch-size 2 or "
+            "more"
+        )
     return job.args.rounds * chunks_of_round(job) if job.args.mode == "self-train" else 0
 
 

@@ -98,7 +98,8 @@ def estimate(job: Job, step: float, asked: Sequence[str] = ("lp-ft",)) -> float:
     labels = job.labelled_epochs * job.updates
     pool = args.rounds * steps_of_round(job) if job.pool_epochs else 0
     looks = 2 + job.labelled_epochs // args.eval_interval
-    images = looks * len(job.test_pool) + ((args.rounds + 1) * len(job.train_pool) if job.pool_epochs else 0)
+    judged = len(job.test_pool) * (1 + args.eval_ema) + len(job.held)
+    images = looks * judged + ((args.rounds + 1) * len(job.train_pool) if job.pool_epochs else 0)
     images += job.light * (1 + VIEWS) * len(job.ids) + images_of_parts(job, asked)
     return (labels + steps_of_parts(job, asked) + pool) * step + images * forward / job.world.size
 

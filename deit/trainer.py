@@ -15,7 +15,7 @@ from data_selection.common.precision import fix_workspaces, full_float32
 from data_selection.embedding.backbones import load_weights, local_file
 from data_selection.embedding.checkpoint_files import read_checkpoint
 from deit.choosing import decide
-from deit.crossval import ask, asked_table
+from deit.crossval import ask, asked_table, leave_out
 from deit.datasets import close_workers, prepare_share
 from deit.engine import Learner, evaluate
 from deit.epochs import run_epochs
@@ -27,7 +27,7 @@ from deit.memory import match_classes, recall
 from deit.runs import checkpoints
 from deit.runs.agreement import check_start_agrees, check_weights_agree
 from deit.runs.classes import check_classes, say_of_classes
-from deit.runs.folders import ASKED, best_so_far, claimed, make_room
+from deit.runs.folders import ASKED, best_so_far, claimed, is_own, make_room
 from deit.runs.kinds import Numbers, State
 from deit.runs.meters import RunLog
 from deit.runs.saving import Saver
@@ -67,6 +67,7 @@ def finetune(args: argparse.Namespace, world: distributed.World) -> tuple[dict[s
         args.mode = saved["mode"]  # the run to continue has decided
     job = open_job(args, world)
     job.pool_epochs = pool_epochs(job)
+    leave_out(job)
     source, state = starting_point(args, job.settings, job.defaults.pretrained, job.log)
     check_start_agrees(world, job.settings, state)
     if state is not None:
@@ -77,7 +78,9 @@ def finetune(args: argparse.Namespace, world: distributed.World) -> tuple[dict[s
     unjudged = state is not None and state.get("line")
     if state is not None and not unjudged and finished(args, source, state["epoch"], job.last, job.log):
         return None, None
-    if state is not None and args.mode == "smoothed":  # it takes seconds: what a killed run lacks is made anew
+    again, folder = state is not None and args.mode == "smoothed", job.log.folder
+    own = again and folder is not None and is_own(source, folder)  # it takes seconds: what is lacking is made anew
+    if again:
         source, state = weights_of(args, job.defaults.pretrained), None
     announce(job)
     if state is None:
@@ -100,7 +103,7 @@ def finetune(args: argparse.Namespace, world: distributed.World) -> tuple[dict[s
         frozen = state is None and rows is None and pool_rows is None and (job.head_only or args.mode != "full")
         data = decode(job, frozen=frozen, train=done < job.labelled_epochs or job.light)
         data = data._replace(rows=rows, pool_rows=pool_rows)
-        tally = on_main(world, lambda: take_folder(job, source, state))
+        tally = Tally(None) if own else on_main(world, lambda: take_folder(job, source, state))
         if asked_labels is not None and job.log.folder:
             with atomic_write(job.log.folder / ASKED, "w") as handle:
                 handle.write(asked_table(asked_labels, job.train_pool))

@@ -22,10 +22,11 @@ from data_selection.common.progress import Bar, OpenBar, open_bar
 from data_selection.embedding.forward import class_tokens, memory_layout, ready
 from data_selection.embedding.image_batches import Images, Transform, View, batches, to_input
 from data_selection.embedding.preprocessing import DINO_PREPROCESS, Preprocess
-from data_selection.embedding.reuse import Known, list_digest, look, still, take_over
+from data_selection.embedding.reuse import Known, look, still, take_over
 from data_selection.embedding.table_writer import MISSING, REUSED, TableWriter, runs
 from data_selection.images.list_files import UNKNOWN
 from data_selection.images.pools import Pool
+from data_selection.images.record import list_digest
 
 Embed = Callable[[nn.Module, torch.Tensor], torch.Tensor]
 Embedded = tuple[torch.Tensor, torch.cuda.Event | None]  # features on the CPU, and what says when they are there

@@ -1,8 +1,6 @@
 """Rows that an extraction need not make again: of images with the same content, by the same backbone and pixels."""
 
 import contextlib
-import hashlib
-import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,7 +18,7 @@ from data_selection.common.system import lock
 from data_selection.embedding.table_writer import MISSING, REUSED, WRITTEN, TableWriter, end_publishing, runs
 from data_selection.images.list_files import UNKNOWN
 from data_selection.images.pools import Pool
-from data_selection.images.record import PoolRecord, load_record, measured, record_pool, save_record
+from data_selection.images.record import PoolRecord, list_digest, load_record, measured, record_pool, save_record
 
 SETTINGS = ("backbone", "preprocess", "amp", "dtype")  # what the values of a row depend on besides its image
 DECODING = ("background", "exif")  # what of the preprocessing counts for image files alone
@@ -79,16 +77,6 @@ def look(path: Path, request: dict[str, Any], pool: Pool, progress: OpenBar | No
     if there and record != before:  # times and sizes that an earlier version did not know, or that have changed
         save_record(path, record)
     return Known(record, request, [source for source in (whole, part) if source], aside, there)
-
-
-def list_digest(values: Sequence[str] | Sequence[int] | None) -> str | None:
-    """A short digest of a list, or None: tells an unfinished file's images from those of a folder that has changed."""
-    if values is None:
-        return None
-    digest = hashlib.sha256()
-    for at in range(0, len(values), 1024):  # in pieces: one text of all would take memory that grows with the pool
-        digest.update(json.dumps(values[at : at + 1024]).encode())
-    return digest.hexdigest()[:16]
 
 
 def still(record: PoolRecord, pool: Pool, log: Log) -> PoolRecord:

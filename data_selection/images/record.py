@@ -1,6 +1,7 @@
 """What a pool's images are, beside their rows: name, size in bytes, time of change and content hash of each."""
 
 import hashlib
+import json
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -121,6 +122,16 @@ def known_files(record: PoolRecord | None) -> dict[tuple[str, int, int], str]:
         return {}
     keys = zip(record.names, record.sizes, record.times, strict=True)
     return dict(zip(keys, record.hashes, strict=True))
+
+
+def list_digest(values: Sequence[str] | Sequence[int] | None) -> str | None:
+    """A short digest of a list, or None: tells an unfinished file's images from those of a folder that has changed."""
+    if values is None:
+        return None
+    digest = hashlib.sha256()
+    for at in range(0, len(values), 1024):  # in pieces: one text of all would take memory that grows with the pool
+        digest.update(json.dumps(values[at : at + 1024]).encode())
+    return digest.hexdigest()[:16]
 
 
 def digest(content: bytes) -> str:

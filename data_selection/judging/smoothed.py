@@ -267,6 +267,8 @@ def fit_smoothed(
     heats = [temperature(part.cpu(), targets) for part in held] if held is not None and calibrate else [1.0, 1.0]
     pool = probe.predict(smoothed)
     corrected = None if spread is None else spread_labels(pool, targets, rows_known, spread)
+    asked = order.argsort()  # back to the order of the ids as they were given
+    held = None if held is None else HeldOut(*(part[asked] for part in held))
     return SmoothedProbe(pool, corrected, probe, strength, base, choice, heats[0], heats[1], held)
 
 

@@ -15,6 +15,8 @@ from data_selection.judging.smoothed import SmoothedProbe
 from deit.learner.linear import logistic_regression
 from deit.runs.folders import ASKED
 
+HEAD = "a head on the frozen backbone"
+
 
 class Judged(NamedTuple):
     """What was said of n labelled images. answers, sure: (n,) class and its probability. by: which model, and how."""
@@ -52,7 +54,7 @@ def judge(
     best = held_out_head(rows, labels, len(classes), parts, settings["smoothing"]).max(1)
     asked = mode in ("linear", "smoothed") or verdict
     rest = "" if asked else " (there was no time to ask the finetuned model)"
-    return Judged(best.indices, best.values, f"by a head on the frozen backbone{rest}, {told(parts)}")
+    return Judged(best.indices, best.values, f"by {HEAD}{rest}, {told(parts)}")
 
 
 def told(parts: int) -> str:

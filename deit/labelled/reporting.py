@@ -1,6 +1,6 @@
 """What a trained run is reported by: held-out answers, the graph's view of the pool, the learning curve, pictures."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +26,10 @@ from data_selection.judging.probe import FOLDS, fit_probe
 from data_selection.judging.quality import quality
 from data_selection.judging.smoothed import SmoothedProbe
 from data_selection.nearest.stored_graph import pool_graph
-from deit.labelled.judging import judge
+from deit.labelled.judging import HEAD, judge
 from deit.labelled.runs import Labelled
+from deit.predicting import predict
+from deit.runs.saving import NEWEST
 from deit.smoothing import ALONE, NEIGHBOURS, fit_graph_probe
 
 FEWEST = 10  # labels for a learning curve
@@ -36,11 +38,13 @@ AHEAD = (1.5, 2, 3)  # times the labels, to which the learning curve is extrapol
 
 
 def report(
-    run: Labelled, training: Path, result: dict[str, Any], *, seed: int, log: Log, progress: OpenBar | None
-) -> tuple[Path, dict[str, Any]]:
+    run: Labelled, training: Path, result: dict[str, Any], *, weights: str = "", seed: int, log: Log,
+    progress: OpenBar | None,
+) -> tuple[Path, dict[str, Any]]:  # fmt: skip
     """Write a run's report.html and report.json. Returns (the page's path, the numbers).
 
-    training: what the trainer left; result: the values of its result.json.
+    training: what the trainer left; result: the values of its result.json. weights: the backbone's, where they are not
+    those of the features.
     """
     row = {name: place for place, name in enumerate(run.names)}
     files = sorted(run.answers.labels, key=row.__getitem__)
@@ -52,7 +56,12 @@ def report(
     graph = pool_graph(run.table, NEIGHBOURS, world=ALONE, progress=progress)
     probe = fit_graph_probe(features, labels, ids.tolist(), len(classes), graph)
     known = probe.base.smoothed[ids]
-    judged = judge(training, result, files, classes, features[ids], labels, probe)
+    rows = features[ids]
+    if weights and frozen(result):
+        rows = inputs_of_head(training / NEWEST, run.source, files)
+    judged = judge(training, result, files, classes, rows, labels, probe)
+    if weights and not frozen(result):
+        judged = judged._replace(by=judged.by.replace(HEAD, f"{HEAD} of the features, which is not the one trained"))
     check = set(check_names(run.folder))
     found = estimate(judged.answers == labels, [row for row, file in enumerate(files) if file in check])
     own = {"labels": len(labels), "accuracy": found.share.value, "low": found.share.low, "high": found.share.high,
@@ -72,7 +81,7 @@ def report(
         judged_by=judged.by,
         quality=covered(run.table.features, ids),
         notes=notes(run),
-        record=record_of(run, result),
+        record=record_of(run, result) | ({"weights": Path(weights).name} if weights else {}),
         rounds=[*run.record.get("rounds", []), own],
         test=test_of(result),
         seed=seed,
@@ -89,6 +98,22 @@ def report(
 
     log("report: the map and its pictures")
     return write_report(run.folder, facts, pictures, progress)
+
+
+def frozen(result: dict[str, Any]) -> bool:
+    """Whether the backbone of a training is as it was before it."""
+    verdict = result.get("verdict") or {}
+    return result["mode"] in ("linear", "smoothed") or verdict.get("taught", verdict.get("kept")) == "probe"
+
+
+def inputs_of_head(checkpoint: Path, source: Path, files: Sequence[str]) -> torch.Tensor:
+    """What a checkpoint's backbone makes of images of a pool, (n, D). Raises UserError where one cannot be read."""
+    rows = {name: row for row, name in enumerate(open_pool(str(source)).names or ())}
+    caught: list[torch.Tensor] = []
+    found = predict(checkpoint, source, ids=[rows[name] for name in files], log=lambda _: None, inputs=caught)
+    if found.unread:
+        raise UserError(f"{found.unread[0]} has a label and cannot be read: mend it, or take its label back")
+    return torch.cat(caught)
 
 
 def can_be_read(path: str) -> bool:

@@ -5,12 +5,14 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from data_selection.annotation.run_folder import ANSWERS, UNDERSTOOD, chosen_names, contents, label_files, read_run
 from data_selection.common.errors import UserError
 from data_selection.common.feature_table import FeatureTable, load_features
+from data_selection.common.files import sha256
 from data_selection.common.kinds import Log
 from data_selection.common.subset_files import pool_provenance
 from data_selection.embedding.backbones import DEMO_WEIGHTS, DINO_WEIGHTS, local_file
@@ -162,10 +164,17 @@ def backbone_flags(run: Labelled, weights: str) -> list[str]:
     return [*flags, "--finetune", start] if start else flags
 
 
-def training_folder(run: Labelled, settings: object) -> Path:
-    """Where labels with these settings are trained: the same ones again find what they left, by the same recipe."""
+def training_folder(run: Labelled, settings: Sequence[str]) -> Path:
+    """Where labels with these settings are trained: the same ones again find what they left, by the same recipe.
+
+    settings: flags of deit/main.py; of weights in a file their content counts.
+    """
+    files = [sha256(word) for flag, word in pairwise(settings) if flag == "--finetune" and Path(word).is_file()]
     content = json.dumps(
-        [sorted(run.answers.labels.items()), settings, recipe_values(FEW_SHOT), *([] if run.whole else [run.pool])],
+        [
+            sorted(run.answers.labels.items()), settings, files, recipe_values(FEW_SHOT),
+            *([] if run.whole else [run.pool]),
+        ],
         default=str,
-    )
+    )  # fmt: skip
     return run.folder / TRAINING / hashlib.sha256(content.encode("utf-8", "surrogateescape")).hexdigest()[:12]

@@ -1,20 +1,25 @@
 """train_on_labels: from the labels of a run folder to a model and a report, and predict_images with that model."""
 
+import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from data_selection.annotation.run_folder import read_run
 from data_selection.common.distributed import one_process
 from data_selection.common.errors import UserError
-from data_selection.common.files import atomic_write, check_own_table, check_writable, read_json
+from data_selection.common.files import atomic_write, check_own_table, check_writable, read_json, sha256
 from data_selection.common.kinds import Log
 from data_selection.common.listed_names import quoted
 from data_selection.common.progress import OpenBar
+from data_selection.common.subset_files import pool_provenance
 from data_selection.images.answers import can_be_judged, write_labels
 from data_selection.images.label_files import labelled_folder
+from data_selection.images.pools import Pool
+from data_selection.images.record import list_digest, record_pool
 from deit.labelled.reporting import NOTHING, report
 from deit.labelled.runs import LABELS, MODEL, Labelled, backbone_flags, open_run, training_folder
 from deit.options import parse
@@ -26,6 +31,7 @@ from deit.trainer import train
 
 MODE = "auto"  # of the modes the one that cross-validation on the labels says is best
 MINUTES = 30.0  # of it, where nothing else is said: the pool as a teacher would take days on a large one
+RESULT, TESTED = "result.json", "test_images.txt"  # of a training; the second a digest of what it was judged by
 BY_FEATURES = ("linear", "smoothed", "auto")  # modes that use the features of the images, where they are known
 
 
@@ -67,8 +73,8 @@ def train_on_labels(
     one_process("train_on_labels.py", f"; deit/main.py --labels {Path(run) / LABELS} trains with several")
     if test_labels and not test:
         raise UserError(f"--test-labels {test_labels} are of the images in --test, which is missing")
-    if test:
-        labelled_folder(Path(test), test_labels, "--test-labels", "--test")  # what is wrong there is said before work
+    # what is wrong there is said before work
+    judging = labelled_folder(Path(test), test_labels, "--test-labels", "--test") if test else None
     minutes = MINUTES if mode == "auto" and minutes is None else minutes
     settings = ["--mode", mode, "--seed", str(seed), "--device", device]
     settings += ["--minutes", str(minutes)] if minutes is not None else []
@@ -85,9 +91,13 @@ def train_on_labels(
         handle.write(write_labels(given.answers.labels))
     words += ["--num_workers", str(num_workers)] if num_workers is not None else []
     words += features_flag(given, mode, weights)
+    ended = (folder / RESULT).exists()
     result = trained(given, words, table, folder)
+    if judging is not None:
+        result = judged_by(judging, words, folder, result, ended=ended, log=log)
     place(folder, given.folder)
-    page, values = report(given, folder, result, seed=seed, log=log, progress=progress)
+    other = "" if weights and of_the_features(given, weights) else weights
+    page, values = report(given, folder, result, weights=other, seed=seed, log=log, progress=progress)
     accuracy, doubt = values["accuracy"], "" if can_be_judged(given.answers) else f", which says nothing: {NOTHING}"
     log(
         f"accuracy {accuracy['value']:.1f} % ({accuracy['low']:.1f} to {accuracy['high']:.1f}) by cross-validation on "
@@ -119,11 +129,39 @@ def trained(given: Labelled, words: Sequence[str], table: Path, folder: Path) ->
     data = ["--data-set", "FOLDERSUBSET", "--data-path", str(base), "--train-path", str(pool), "--labels", str(table)]
     data += ["--subset_ids", str(table), "--output_dir", str(folder), "--auto-resume"]
     train(parse([*data, *words]))
-    done = folder / "result.json"
+    done = folder / RESULT
     if not done.exists():
         raise UserError(f"training was stopped: the same command goes on from {folder}")
     result: dict[str, Any] = read_json(done)
     return result
+
+
+def judged_by(
+    pool: Pool, words: Sequence[str], folder: Path, result: dict[str, Any], *, ended: bool, log: Log
+) -> dict[str, Any]:
+    """The result with the accuracy on the test images as they are today, in result.json, too.
+
+    words: flags of the training; ended: whether that had ended before today, maybe by other images or labels of them.
+    """
+    kept, record = folder / TESTED, record_pool(pool)
+    today = list_digest([*record.hashes, *map(str, pool.labels or ()), *(pool.class_names or ())])
+    if ended and not (kept.exists() and kept.read_text(encoding="utf-8") == today):
+        log(f"the {len(pool)} test images or their labels are others than those of this training: they are asked now")
+        flags = ("--val-path", "--val-labels", "--device", "--num_workers")
+        given = [word for flag, value in pairwise(words) if flag in flags for word in (flag, value)]
+        found = train(parse(["--data-set", "FOLDER", "--eval", "--resume", str(folder / NEWEST), *given]))
+        result = result | {"last": result["last"] | (found or {}), "evaluation_images": len(pool)}
+        with atomic_write(folder / RESULT, "w") as handle:
+            json.dump(result, handle, indent=1)
+    with atomic_write(kept, "w") as handle:
+        handle.write(today or "")
+    return result
+
+
+def of_the_features(given: Labelled, weights: str) -> bool:
+    """Whether weights are those that made the features of the pool: the same file, wherever it is now."""
+    made = (pool_provenance(given.table).get("backbone") or {}).get("weights_sha256")
+    return Path(weights).is_file() and sha256(weights) == made
 
 
 def features_flag(given: Labelled, mode: str, weights: str) -> list[str]:

@@ -88,14 +88,17 @@ def build(args: argparse.Namespace, classes: int, log: RunLog) -> nn.Module:
     log.say(f"Creating model: {args.model}")
     with seeded(seed_of(args.seed, INIT)):
         model = fresh(args, classes, log)
-    try:  # wrong sizes show here instead of after the data is decoded
-        with torch.inference_mode():
-            model.eval()(torch.zeros(1, 3, args.input_size, args.input_size))
-    except (AssertionError, RuntimeError) as error:
-        raise UserError(
-            f"--model {args.model} does not take --input-size {args.input_size}: {str(error).splitlines()[0]}"
-        ) from None
+    check_size(model, args.input_size, f"--model {args.model}")
     return model
+
+
+def check_size(model: nn.Module, size: int, told: str) -> None:
+    """Raise UserError for a model that takes no images of this size, before any is decoded. Leaves it in eval mode."""
+    try:
+        with torch.inference_mode():
+            model.eval()(torch.zeros(1, 3, size, size))
+    except (AssertionError, RuntimeError) as error:
+        raise UserError(f"{told} does not take --input-size {size}: {str(error).splitlines()[0]}") from None
 
 
 def fresh(args: argparse.Namespace, classes: int, log: RunLog) -> nn.Module:
@@ -168,6 +171,7 @@ def distillation(args: argparse.Namespace, model: nn.Module, classes: int, world
     train_both(True)
     teacher = build_model(args.teacher_model, classes)
     load_weights(teacher, args.teacher_path, log=log.say)
+    check_size(teacher, args.input_size, f"--teacher-model {args.teacher_model}")
     teacher.to(world.device).eval().requires_grad_(False)
     return Criterion(args.smoothing, teacher, args.distillation_type, args.distillation_alpha, args.distillation_tau)
 
@@ -247,7 +251,8 @@ def make_scheduler(
         raise UserError(f"--sched {args.sched} with {epochs} epochs: {error}") from None
     if scheduler is None:  # timm leaves the scaling of --layer-decay to its schedules
         for group in optimizer.param_groups:
-            group["lr"] *= group.get("lr_scale", 1.0)
+            first = group.setdefault("initial_lr", group["lr"])  # a schedule is made for every part of a run
+            group["lr"] = first * group.get("lr_scale", 1.0)
     return scheduler
 
 

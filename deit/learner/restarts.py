@@ -25,13 +25,16 @@ def begin(learner: Learner) -> None:
 def end(learner: Learner, number: int, count: int) -> None:
     """End training `number` of `count`, from 1: its weights and their average are added up, the last leaves the means.
 
-    Numbers that are no fractions (how many batches a layer has seen) stay the last one's.
+    Numbers that are no fractions (how many batches a layer has seen) stay the last one's. A run may have been continued
+    with or without an average: its mean is over the trainings that had one.
     """
+    counts = learner.kept.setdefault("counts", {})
     now = {"model": learner.model.state_dict()}
     if learner.ema is not None:
         now["model_ema"] = learner.ema.module.state_dict()
     for name, weights in now.items():
-        if number == 1:
+        counts[name] = counts.get(name, number - 1 if name in learner.kept else 0) + 1  # none in older checkpoints
+        if name not in learner.kept:
             learner.kept[name] = copied(weights)
             continue
         for key, total in learner.kept[name].items():
@@ -41,7 +44,7 @@ def end(learner: Learner, number: int, count: int) -> None:
         for name, weights in now.items():
             for key, value in weights.items():
                 if value.is_floating_point():
-                    value.copy_(learner.kept[name][key] / count)
+                    value.copy_(learner.kept[name][key] / counts[name])
         learner.kept.clear()
 
 

@@ -105,7 +105,7 @@ class RunLog:
             return f"head fitted on the frozen backbone: {numbers}"
         done = line["epoch"] - max(1, self.first) + 1
         left = (time.monotonic() - self.began) / done * (self.epochs - line["epoch"])
-        so_far = f" (best {best['acc1']:.2f} % at epoch {best['epoch']})" if best else ""
+        so_far = f" (best {best['acc1']:.2f} % at epoch {best['epoch']})" if best and "acc1" in best else ""
         return f"epoch {line['epoch']}/{self.epochs}: lr {line['train_lr']:.3g}, {numbers}{so_far}, {clock(left)} left"
 
     def close(self) -> None:

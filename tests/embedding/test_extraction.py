@@ -12,9 +12,9 @@ from data_selection.embedding.extraction import check_labels
 from data_selection.embedding.forward import class_tokens
 from data_selection.embedding.image_batches import View, resize, to_input
 from data_selection.embedding.preprocessing import Preprocess
-from data_selection.embedding.reuse import list_digest
 from data_selection.embedding.table_writer import TableWriter, runs
 from data_selection.images.pools import load_demo, open_pool
+from data_selection.images.record import list_digest
 from tests.support.extraction_cases import ALONE, COUNT, oracle, save, small_pool
 
 
