@@ -44,6 +44,18 @@ WRONG = [
     ({"finetune": None, "eval": True}, r"--eval needs the weights"),
     ({"output_dir": "FILE/out"}, r"--output_dir .* cannot be written"),
     ({"epochs": 0}, r"--epochs 0 is below 1"),
+    ({"start_epoch": 2, "minutes": 9}, r"--minutes may leave fewer epochs than --start_epoch 2"),
+    (
+        {
+            "mode": "self-train",
+            "recipe": "few-shot",
+            "batch_size": 1,
+            "lr": None,
+            "warmup_epochs": None,
+            "input_size": None,
+        },
+        r"--mode self-train: a step holds a labelled image and one of the pool",
+    ),
     ({"start_epoch": 5}, r"--start_epoch 5 is after the last epoch, 2"),
     ({"opt": "sgdd"}, r"unknown --opt 'sgdd': use one of .*adamw"),
     ({"opt_betas": 0.9}, r"--opt-betas does nothing with --opt SGD"),

@@ -222,3 +222,5 @@ def test_what_auto_decided_stays(best, images, tmp_path, monkeypatch):
     (tmp_path / "result.json").unlink()
     again = run(images, tmp_path, mode="auto", epochs=1, rounds=1, auto_resume=True)
     assert (again["mode"], again["auto"], again["last"]) == (best, first["auto"], first["last"])
+    assert (tmp_path / "cross_validation.csv").exists()
+    assert (tmp_path / "earlier_1").exists() == (best == "self-train")  # its word on the pool, made anew

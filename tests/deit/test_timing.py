@@ -40,8 +40,11 @@ def test_the_estimate_counts_steps_and_forward_passes(job_of):
     halves = 2 * 10 * 2  # two parts of 10 labels, 2 steps an epoch
     assert estimate(job_of(**PLAIN, epochs=10, folds=2), 6.0) == pytest.approx(6 * (10 * 3 + halves + looks))
     held = job_of(**PLAIN, epochs=10, folds=3, val_fraction=0.25)  # 15 labels, 2 steps; asked on the other 5
+    looks *= 1.5  # those 5 are judged by as often
     assert estimate(held, 6.0) == pytest.approx(6 * (10 * 2 + 10 * 2 + looks))
     assert estimate(changed(held, folds=0), 6.0) == pytest.approx(6 * (10 * 2 + looks))
+    twice = 6 * (2 + 10) * 10 / 8 / 3  # the averaged weights on the evaluation images
+    assert estimate(changed(held, eval_ema=True), 6.0) - estimate(held, 6.0) == pytest.approx(twice)
 
 
 def test_a_long_runs_parts_are_as_short_as_cross_validation_makes_them(job_of):

@@ -194,3 +194,12 @@ def test_ranks_learn_the_same(monkeypatch):
 def test_both_are_public():
     assert data_selection.fit_smoothed is fit_smoothed
     assert data_selection.nearest_neighbours.__module__ == "data_selection.nearest.graph"
+
+
+def test_held_out_answers_are_in_the_order_of_the_labels():
+    pool, labels, _, _ = digits()
+    ids = [int(i) for i in torch.randperm(POOL, generator=torch.Generator().manual_seed(0))[:60]]
+    held = fit_smoothed(pool, labels[ids], ids, classes=10).held
+    ascending = fit_smoothed(pool, labels[sorted(ids)], sorted(ids), classes=10).held
+    for part, other in zip(held, ascending, strict=True):
+        torch.testing.assert_close(part[torch.tensor(ids).argsort()], other)

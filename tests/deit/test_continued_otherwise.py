@@ -1,0 +1,115 @@
+"""Runs that are continued from another checkpoint, with other flags or images than they began with."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from data_selection.common.distributed import World
+from data_selection.common.errors import UserError, run
+from deit.datasets import prepare
+from deit.job import open_job
+from deit.learner import restarts
+from deit.learner.building import check_size, make_scheduler
+from deit.main import main
+from deit.options import parse
+from deit.runs.saving import NEWEST, PREVIOUS
+from tests.deit.test_lost_work import stopped_in
+from tests.support.trainer_runs import checkpoint, command, few_shot, make_colours, make_images
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    return make_images(tmp_path_factory.mktemp("images"))
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut"])
+def test_what_the_flags_leave_open_is_taken_from_the_checkpoint_before(images, tmp_path, damage, capsys):
+    words = {"epochs": 3, "save_interval": 1, "auto_resume": True, "num_workers": 0}
+    main(command(images, tmp_path, input_size=35, **words))
+    for name in (NEWEST, "result.json"):
+        path = tmp_path / name
+        if damage == "missing" or name != NEWEST:
+            path.unlink()
+        else:
+            path.write_bytes(path.read_bytes()[:3000])
+    capsys.readouterr()
+    main(command(images, tmp_path, input_size=None, **words))
+    assert f"as {tmp_path / PREVIOUS} was made: --input-size 35" in capsys.readouterr().out
+    assert json.loads((tmp_path / "result.json").read_text())["last"]["epoch"] == 3
+
+
+def learner(value, average):
+    """A stand-in whose one weight, and its average where it has one, are `value`."""
+    weights = [{"w": torch.full((2,), value)}, {"w": torch.full((2,), 10 * value)}]
+    states = [SimpleNamespace(state_dict=lambda found=found: found) for found in weights]
+    ema = SimpleNamespace(module=states[1]) if average else None
+    return SimpleNamespace(model=states[0], ema=ema, weights=weights)
+
+
+@pytest.mark.parametrize(("averages", "mean"), [((0, 1, 1), 25), ((1, 0, 1), 20), ((1, 1, 1), 20), ((0, 0, 1), 30)])
+def test_the_mean_of_averages_is_over_the_trainings_that_had_one(averages, mean):
+    kept = {}
+    for number, average in enumerate(averages, 1):
+        one = learner(float(number), average)
+        one.kept = kept
+        restarts.end(one, number, 3)
+    assert [weights["w"].tolist() for weights in one.weights] == [[2, 2], [mean, mean]]
+    assert kept == {}
+
+
+def test_a_run_that_gets_an_average_after_its_first_training_goes_on(images, tmp_path, monkeypatch):
+    words = {"epochs": 2, "restarts": 2, "save_interval": 1, "auto_resume": True, "num_workers": 0, "eval_interval": 99}
+    stopped_in(monkeypatch, command(images, tmp_path, no_model_ema=True, **words), 3)
+    main(command(images, tmp_path, **words))
+    assert checkpoint(tmp_path)["model_ema"]
+
+
+def test_a_rate_without_a_schedule_is_scaled_once(images):
+    args = parse(command(images, sched="none", warmup_epochs=None))
+    groups = [{"params": [torch.nn.Parameter(torch.zeros(1))], "lr": 0.1, "lr_scale": 5.0}]
+    optimizer = torch.optim.SGD(groups)
+    for _ in range(3):  # as for every part of a run
+        assert make_scheduler(args, optimizer, 4) is None
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(0.5)
+
+
+def test_one_label_has_nothing_to_be_asked_of(images, tmp_path, capsys):
+    (tmp_path / "one.json").write_text("[3]")
+    words = few_shot(images, tmp_path / "out", folds=2, epochs=1, data_set="FOLDERSUBSET", subset_ids=tmp_path / "one.json",
+                     finetune=images / "weights.pth")  # fmt: skip
+    main(words)
+    assert "cross-validation is left out: one label" in capsys.readouterr().out
+    assert json.loads((tmp_path / "out" / "result.json").read_text())["verdict"] is None
+
+
+def test_evaluation_images_that_come_later_are_told(images, tmp_path, monkeypatch, capsys):
+    words = {"epochs": 3, "val_fraction": 0.3, "save_interval": 1, "auto_resume": True, "num_workers": 0}
+    stopped_in(monkeypatch, command(images, tmp_path, val_path="none", **words), 2)
+    capsys.readouterr()
+    assert run(main, command(images, tmp_path, **words)) == 0
+    assert "top-1 after the last epoch (3): " in capsys.readouterr().out
+
+
+def test_held_out_images_are_told_where_there_are_no_others(images, tmp_path, capsys):
+    main(command(images, tmp_path, epochs=2, val_fraction=0.3, val_path="none", num_workers=0))
+    best = json.loads((tmp_path / "result.json").read_text())["best"]
+    told = f"best {best['val_acc1']:.2f} % at epoch {best['epoch']}, chosen on 6 held-out images"
+    assert told in capsys.readouterr().out
+
+
+def test_a_teacher_of_another_size_is_refused_before_any_image_is_decoded():
+    model = torch.nn.Linear(28, 2)
+    check_size(model, 28, "--teacher-model x")
+    with pytest.raises(UserError, match=r"--teacher-model x does not take --input-size 64: "):
+        check_size(model, 64, "--teacher-model x")
+
+
+def test_a_process_without_an_image_may_keep_none_on_the_device(tmp_path):
+    images = make_colours(tmp_path)
+    job = open_job(parse(few_shot(images)), World(0, 1, torch.device("cpu")))
+    pipeline = SimpleNamespace(size=224, simple=True, view=None, shifts=False, margin=0)
+    assert len(prepare(job.train_pool, [], pipeline, job.world.device, train=True, cache="device")) == 0
