@@ -11,12 +11,12 @@ from data_selection.common.errors import UserError, run
 from deit.datasets import prepare
 from deit.job import open_job
 from deit.learner import restarts
-from deit.learner.building import check_size, make_scheduler
+from deit.learner.building import check_size, make_pipeline, make_scheduler
 from deit.main import main
 from deit.options import parse
 from deit.runs.saving import NEWEST, PREVIOUS
 from tests.deit.test_lost_work import stopped_in
-from tests.support.trainer_runs import checkpoint, command, few_shot, make_colours, make_images
+from tests.support.trainer_runs import checkpoint, command, few_shot, make_images
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -78,8 +78,9 @@ def test_a_rate_without_a_schedule_is_scaled_once(images):
 
 
 def test_one_label_has_nothing_to_be_asked_of(images, tmp_path, capsys):
-    (tmp_path / "one.json").write_text("[3]")
-    words = few_shot(images, tmp_path / "out", folds=2, epochs=1, data_set="FOLDERSUBSET", subset_ids=tmp_path / "one.json",
+    one = tmp_path / "one.json"
+    one.write_text("[3]")
+    words = few_shot(images, tmp_path / "out", folds=2, epochs=1, data_set="FOLDERSUBSET", subset_ids=one,
                      finetune=images / "weights.pth")  # fmt: skip
     main(words)
     assert "cross-validation is left out: one label" in capsys.readouterr().out
@@ -108,8 +109,7 @@ def test_a_teacher_of_another_size_is_refused_before_any_image_is_decoded():
         check_size(model, 64, "--teacher-model x")
 
 
-def test_a_process_without_an_image_may_keep_none_on_the_device(tmp_path):
-    images = make_colours(tmp_path)
-    job = open_job(parse(few_shot(images)), World(0, 1, torch.device("cpu")))
-    pipeline = SimpleNamespace(size=224, simple=True, view=None, shifts=False, margin=0)
+def test_a_process_without_an_image_may_keep_none_on_the_device(images):
+    job = open_job(parse(command(images, input_size=98)), World(0, 1, torch.device("cpu")))
+    pipeline = make_pipeline(job.args, job.defaults)
     assert len(prepare(job.train_pool, [], pipeline, job.world.device, train=True, cache="device")) == 0

@@ -50,6 +50,7 @@ WRONG = [
             "mode": "self-train",
             "recipe": "few-shot",
             "batch_size": 1,
+            "global_batch_size": 1,
             "lr": None,
             "warmup_epochs": None,
             "input_size": None,
