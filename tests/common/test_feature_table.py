@@ -142,7 +142,7 @@ def test_words_that_are_whole_numbers_are_compared_with_numbers():
     assert labels_like(numbers, words).tolist() == words.labels.tolist()
     assert labels_like(words, numbers).tolist() == numbers.labels.tolist()
     strange = FeatureTable(FEATURES[:3], np.array([0, 1, 3]))
-    with pytest.raises(UserError, match=r"has labels 0, 3, which are none of the classes .*\(1, 10, 2, \.\.\.\): label"):
+    with pytest.raises(UserError, match=r"labels 0, 3, which are none of the classes .*\(1, 10, 2, \.\.\.\): label"):
         labels_like(strange, words)
 
 
