@@ -81,10 +81,9 @@ def is_chosen(folder: Path, request: Mapping[str, object]) -> bool:
     before = read_run(folder)["request"]
     if not (folder / SUBSET).exists():
         return False
-    asked = dict(request)
-    if WEIGHTS not in before:
-        asked.pop(WEIGHTS, None)  # a folder of a version that has noted their file's name alone
-    keys = [key for key in before | asked if before.get(key) != asked.get(key)]
+    keys = [key for key in before | dict(request) if before.get(key) != request.get(key)]
+    if not (before.get(WEIGHTS) and request.get(WEIGHTS)):  # of an earlier version, or their file is gone: by its name
+        keys = [key for key in keys if key != WEIGHTS]
     if keys:
         told = "; ".join(f"{key} was {asked_for(before, key)}, now {asked_for(request, key)}" for key in keys)
         raise UserError(f"{folder} holds a choice that was asked for otherwise ({told}): choose another --out")
@@ -127,10 +126,13 @@ def rounds_of(folders: Iterable[Path]) -> list[dict[str, Any]]:
 
 
 def in_place_of_runs(sources: Iterable[Path | str]) -> list[Path | str]:
-    """Sources of labels or images with the tables of a run folder in its place, whose images are those handed out."""
-    return [
-        file for source in sources for file in (label_files(Path(source)) if is_run(Path(source)) else [source])
-    ]  # fmt: skip
+    """Sources of labels or images with a run folder's tables and choice in its place, that is all images handed out."""
+    files: list[Path | str] = []
+    for source in sources:
+        run = Path(source)
+        of_run = [*label_files(run), *(file for file in [run / SUBSET] if file.exists())]
+        files += of_run if is_run(run) else [source]
+    return files
 
 
 def label_files(folder: Path) -> list[Path]:

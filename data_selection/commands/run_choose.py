@@ -100,7 +100,7 @@ def choose_images(
     if images not in HOW:
         raise UserError(f"images {images!r}: {', '.join(HOW)} are known")
     words = class_words(classes)
-    model, weights = backbone_of(model, weights, labelled)
+    model, weights = backbone_of(model, os.path.expanduser(weights), labelled)  # noqa: PTH111 - or an address
     pool = open_images(source, out)
     count = number(budget, len(pool))
     if check and check < FEWEST_DRAWN:

@@ -44,6 +44,70 @@ def test_ten_labels_by_keys_are_there_after_a_reload_and_go_out_and_in(visit, pl
     assert given(other) == first
 
 
+@pytest.fixture
+def anew(visit, tmp_path):
+    """An opened page, and what makes it anew in its tab with labels of annotate.csv; {file: label} that it shows."""
+    page = visit(make_page(tmp_path / "page", NAMES, classes=CLASSES))
+
+    def made(labels):
+        folder = tmp_path / f"anew {len(list(tmp_path.iterdir()))}"
+        text = make_page(folder, NAMES, classes=CLASSES, labels=labels).read_text()
+        (tmp_path / "page" / "annotate.html").write_text(text)
+        page.reload()
+        return {file: answer.get("label", "unsure") for file, answer in given(page).items()}
+
+    return page, made
+
+
+def say(page, labels):
+    """Answers {file: label, or None for none} given on the page."""
+    for file, label in labels.items():
+        answer = label and ({"unsure": True} if label == "unsure" else {"label": label})
+        page.evaluate("([file, answer]) => answers.give([answers.places.get(file)], answer)", [file, answer])
+
+
+def test_labels_that_another_program_filled_in_show_on_a_page_that_was_looked_at(anew):
+    _, made = anew
+    labels = {name: CLASSES[i % 3] for i, name in enumerate(NAMES[:9])}
+    assert made(labels) == labels
+    assert made({NAMES[0]: "fox"}) == {NAMES[0]: "fox"}
+    assert made({}) == {}
+
+
+def test_an_answer_that_no_file_holds_is_not_replaced_and_one_that_was_saved_is(anew, tmp_path):
+    page, made = anew
+    one, two, three, four, *_ = NAMES
+    say(page, {one: "cat"})
+    assert made({one: "dog", two: "dog"}) == {one: "cat", two: "dog"}
+    exported(page, tmp_path / "out.csv")
+    page.reload()
+    assert given(page) == {one: {"label": "cat"}, two: {"label": "dog"}}  # whether or not the file was put there
+    assert made({one: "fox", two: "dog"}) == {one: "fox", two: "dog"}
+    say(page, {two: "cat", three: "unsure", four: "cat"})
+    exported(page, tmp_path / "out.csv")
+    page.reload()
+    say(page, {one: "dog"})  # which is no reason to keep what was saved
+    assert made({one: "fox", two: "fox", four: "fox"}) == {one: "dog", two: "fox", three: "unsure", four: "fox"}
+
+
+def test_a_label_that_was_taken_back_stays_so(anew, tmp_path):
+    page, made = anew
+    one, two, *_ = NAMES
+    made({one: "cat", two: "dog"})
+    say(page, {one: None})
+    assert made({one: "cat", two: "dog"}) == {two: "dog"}
+    exported(page, tmp_path / "out.csv")
+    assert made({two: "dog"}) == {two: "dog"}
+    say(page, {one: "fox", two: "unsure"})
+    exported(page, tmp_path / "out.csv")
+    assert made({one: "fox"}) == {one: "fox", two: "unsure"}  # a doubt is in no file
+    say(page, {one: "cat"})
+    exported(page, tmp_path / "out.csv")
+    press(page, "z")
+    assert page.evaluate("answers.isUnsaved()")
+    assert made({one: "cat"}) == {one: "fox", two: "unsure"}
+
+
 def test_a_table_of_a_spreadsheet_is_taken_and_strange_rows_are_told(visit, plain, tmp_path):
     page = visit(plain)
     (tmp_path / "x.csv").write_bytes("file;label\r\na/00.png;Käse\r\nb/01.png;dog\r\nnone.png;dog\r\n".encode("cp1252"))

@@ -78,6 +78,15 @@ def test_regions_and_map_hold_every_image_once():
     assert [point["class"] for point in sorted(where["known"], key=lambda one: one["row"])] == given.labels.tolist()
 
 
+def test_two_images_are_too_few_for_a_map_and_have_a_report(tmp_path):
+    few = {
+        "names": ["0.png", "1.png"], "features": np.eye(2), "ids": torch.tensor([0, 1]), "labels": torch.tensor([0, 1]),
+        "predicted": torch.tensor([0, 1]), "sure": torch.tensor([0.9, 0.9]), "pool": torch.full((2, 3), 1 / 3),
+    }  # fmt: skip
+    assert places(facts(**few)) == {"pool": [], "known": []}
+    assert "A &lt;b&gt;title&lt;/b&gt;" in make_report(tmp_path, **few)[0].read_text()
+
+
 def test_the_map_fills_its_square_both_ways(monkeypatch):
     points = np.array([[float(i % 5), 100.0 * (i // 5)] for i in range(10)])
     monkeypatch.setattr(label_report, "project_2d", lambda *_, **__: (np.arange(10), points))

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from data_selection.annotation.run_folder import is_chosen, read_run, rounds_of
+from data_selection.annotation.run_folder import class_words, is_chosen, read_run, rounds_of
 from data_selection.common.errors import UserError
 
 
@@ -45,3 +45,8 @@ def test_a_record_that_lacks_something_is_none(tmp_path, record):
     (tmp_path / "run.json").write_text(json.dumps(record))
     with pytest.raises(UserError, match=r"run\.json is no record of version 1: choose again, into another folder"):
         read_run(tmp_path)
+
+
+def test_more_class_words_than_a_file_name_can_hold_are_words():
+    words = [f"class {number}" for number in range(60)]
+    assert class_words(",".join(words)) == words

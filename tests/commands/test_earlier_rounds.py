@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from data_selection.annotation.run_folder import check_names, chosen_names
+from data_selection.commands import run_choose
 from data_selection.commands.earlier_rounds import borrow
 from data_selection.common.errors import UserError
 from data_selection.common.feature_table import save_features
@@ -51,6 +52,14 @@ def test_features_come_after_what_tells_of_them(earlier, tmp_path):
     assert came[-1] == "x.npy"
 
 
+def test_features_are_found_whatever_their_pool_is_called(earlier, tmp_path):
+    for file in (earlier / "features").iterdir():
+        file.rename(file.with_name(file.name.replace("x.", "pets[1].", 1)))
+    record = (earlier / "run.json").read_text()
+    (earlier / "run.json").write_text(record.replace("x.npy", "pets[1].npy"))
+    assert borrowed(tmp_path / "new", tmp_path / "shoes", [earlier])[-1] == "pets[1].npy"
+
+
 def test_features_of_another_pool_or_beside_ones_own_are_left_alone(earlier, tmp_path):
     assert borrowed(tmp_path / "new", tmp_path / "boots", [earlier]) == []
     (tmp_path / "new" / "x.partial").mkdir()  # begun: its rows go on
@@ -79,6 +88,24 @@ def test_a_start_that_was_killed_while_it_took_features_over_goes_on(earlier, tm
                 borrow(wanted, [earlier])
     assert {file.name for file in new.iterdir()} == {"x.npy", "x.names.json", "x.provenance.json"}
     assert all(file.read_bytes() == (earlier / "features" / file.name).read_bytes() for file in new.iterdir())
+
+
+def test_labels_of_a_start_that_was_killed_are_not_those_of_a_later_one(choose, tmp_path, monkeypatch):
+    one, two = choose(tmp_path / "one"), tmp_path / "two"
+    (one / "annotate.csv").write_text(write_labels({name: "ab"[i % 2] for i, name in enumerate(chosen_names(one))}))
+
+    def killed(self, device):
+        (two / "beliefs.json").write_text("{}")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run_choose.Planned, "choose", killed)
+        with pytest.raises(KeyboardInterrupt):
+            choose(two, labelled=[one])
+    assert (two / "labelled.csv").exists()
+    choose(two)
+    assert not (two / "labelled.csv").exists()
+    assert not (two / "beliefs.json").exists()
 
 
 def test_a_picture_under_the_name_of_one_that_waited_may_be_chosen(choose, shoes, tmp_path, capsys):

@@ -42,3 +42,14 @@ def test_classes_of_earlier_rounds_can_be_chosen_at_once(choose, tmp_path):
     (one / "annotate.csv").write_text(write_labels(labels))
     two = choose(tmp_path / "two", budget=4, labelled=[one], classes="owls")
     assert page_data(two / "annotate.html")["classes"] == ["owls", "cats", "dogs"]
+
+
+def test_the_pages_of_two_cameras_that_number_their_images_alike_keep_their_answers_apart(choose, folder, tmp_path):
+    for first, camera in ((0, "left"), (9, "right")):
+        (tmp_path / camera).mkdir()
+        for i in range(4):
+            shutil.copyfile(folder / f"{first + i:03}.png", tmp_path / camera / f"{i}.png")
+    runs = [choose(tmp_path / f"{name} run", source=tmp_path / name, budget=4) for name in ("left", "right", "left")]
+    assert chosen_names(runs[0]) == chosen_names(runs[1])
+    left, right, again = (page_data(run / "annotate.html")["id"] for run in runs)
+    assert left == again != right

@@ -78,6 +78,10 @@ def test_a_list_to_choose_by_is_never_replaced(pool, tmp_path, flag):
         choose(pool, flag, path, "--overwrite", name=path.name)
     choose(pool, flag, path, name=None)  # what is not given is another name
     assert json.loads(path.read_text()) == first
+    names = path.with_suffix(".txt").read_bytes()
+    with pytest.raises(UserError, match=r"P_train_random_sampleNum_5\.txt is one of the lists to choose by"):
+        choose(pool, flag, path.with_suffix(".txt"), "--overwrite", name=path.name)
+    assert path.with_suffix(".txt").read_bytes() == names
     others = [file for file in tmp_path.glob(f"P_train_random*_{flag[2:]}_5_????????.json")]
     assert len(others) == 1
     assert not set(json.loads(others[0].read_text())) & set(first)

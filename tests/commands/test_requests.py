@@ -1,6 +1,7 @@
 """What is part of a request, so that another one is not taken for made, and what is free to be chosen."""
 
 import contextlib
+import json
 import shutil
 
 import pytest
@@ -170,3 +171,45 @@ def test_budgets_from_one_image_to_what_is_left_are_taken(choose, tmp_path):
         choose(tmp_path / "two", budget=COUNT - 9, check=10)
     with pytest.raises(UserError, match=rf"--budget 0 is outside 1\.\.{COUNT}, the images without a label: choose"):
         choose(tmp_path / "two", budget=0)
+
+
+def test_a_folder_may_be_called_as_a_data_set_a_flag_or_the_home_folder(choose, folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    for name in ("CIFAR10", "-pets", "~"):
+        (tmp_path / name).mkdir()
+        for i in range(4):
+            shutil.copyfile(folder / f"{i:03}.png", tmp_path / name / f"{i}.png")
+        out = choose(tmp_path / f"run {name}", source=f"./{name}", budget=2)
+        assert read_run(out)["source"] == str(tmp_path / name)
+    with pytest.raises(UserError, match=r"CIFAR10 is a data set, .*: write \./CIFAR10 for one"):
+        choose(tmp_path / "run", source="CIFAR10", budget=2)
+    assert not (tmp_path / "home").exists()
+
+
+def test_the_home_folder_is_meant_by_its_sign(folder, weights, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    shutil.copyfile(weights, tmp_path / "w.safetensors")
+    (tmp_path / "pets").mkdir()
+    shutil.copyfile(folder / "000.png", tmp_path / "pets" / "0.png")
+    how = {"weights": "~/w.safetensors", "method": "random", "model": "demo_vit", "device": "cpu", "num_workers": 0}
+    assert choose_images("~/pets", 1, "~/runs/x", **how).folder == tmp_path / "runs" / "x"
+    assert not (tmp_path / "~").exists()
+    assert read_run(tmp_path / "runs" / "x")["request"]["weights_sha256"]
+
+
+def test_other_weights_of_the_same_file_name_are_another_request(choose, weights, tmp_path):
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        shutil.copyfile(weights, tmp_path / name / "w.safetensors")
+    (tmp_path / "b" / "w.safetensors").write_bytes((tmp_path / "b" / "w.safetensors").read_bytes() + b"0")
+    out = choose(tmp_path / "run", weights=tmp_path / "a" / "w.safetensors")
+    with pytest.raises(UserError, match=r"asked for otherwise \(weights_sha256 was \w{64}, now \w{64}\)"):
+        choose(out, weights=tmp_path / "b" / "w.safetensors")
+    (tmp_path / "a" / "w.safetensors").unlink()
+    choose(out, weights=tmp_path / "a" / "w.safetensors")  # nothing is left to embed
+    record = read_run(out)
+    del record["request"]["weights_sha256"]  # of an earlier version
+    (out / "run.json").write_text(json.dumps(record))
+    choose(out, weights=tmp_path / "b" / "w.safetensors")

@@ -5,6 +5,7 @@ import shutil
 import pytest
 
 from data_selection.annotation.run_folder import chosen_names, read_run
+from data_selection.commands.any_method import main_select
 from data_selection.common.errors import UserError
 from data_selection.images.answers import write_labels
 
@@ -125,3 +126,34 @@ def test_a_label_is_not_taken_for_another_picture_that_a_later_round_knows(choos
     for runs in ([one, two], [two, one]):
         with pytest.raises(UserError, match=f"1 of the 12 labelled images are gone, or .*{first}"):
             choose(tmp_path / "three", source=shoes, labelled=runs, budget=5)
+
+
+def test_a_table_may_name_an_image_as_an_earlier_round_knew_it(choose, shoes, tmp_path):
+    one = choose(tmp_path / "one", source=shoes)
+    labels = label(one)
+    old = next(file.name for file in sorted(shoes.iterdir()) if file.name not in labels)
+    (tmp_path / "more.csv").write_text(f"file,label\n{old},class 1\n")
+    (shoes / old).rename(shoes / "new.png")
+    rest = len(list(shoes.iterdir())) - 13
+    two = choose(tmp_path / "two", source=shoes, labelled=[one, tmp_path / "more.csv"], budget=rest)
+    assert taken(two) == labels | {"new.png": "class 1"}
+    assert not set(chosen_names(two)) & set(taken(two))
+    (shoes / "new.png").unlink()
+    with pytest.raises(UserError, match=f"1 of the 13 labelled images are gone, or .*{old}; give them back"):
+        choose(tmp_path / "three", source=shoes, labelled=[one, tmp_path / "more.csv"], budget=5)
+
+
+@pytest.mark.parametrize("flag", ["--labelled", "--excluded"])
+def test_a_run_folder_stands_for_its_images_and_labels_in_lists(choose, shoes, tmp_path, flag, capsys):
+    one = choose(tmp_path / "one", source=shoes, images="none")
+    labels = label(one)
+    waiting = sorted(labels)[-1]
+    (one / "annotate.csv").write_text(write_labels({name: labels[name] for name in labels if name != waiting}))
+    features = next((one / "features").glob("*.npy"))
+    words = ["--features", features, flag, one, "--output_dir", tmp_path, "--filename", "x.json", "--device", "cpu"]
+    rest = len(list(shoes.iterdir())) - 12
+    main_select([str(word) for word in (*words, "--method", "random", "--budget", rest)])
+    assert not {*(tmp_path / "x.txt").read_text().splitlines()} & {*labels}
+    capsys.readouterr()
+    main_select([str(word) for word in (*words, "--method", "auto", "--budget", 4, "--overwrite")])
+    assert ("takes wvoptimal" in capsys.readouterr().out) is (flag == "--labelled")

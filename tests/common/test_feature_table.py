@@ -135,6 +135,17 @@ def test_labels_are_compared_by_name():
         labels_like(FeatureTable(FEATURES), train)
 
 
+def test_words_that_are_whole_numbers_are_compared_with_numbers():
+    """A table of labels makes class names of what a list makes class numbers of."""
+    numbers = FeatureTable(FEATURES[:4], np.array([1, 2, 10, -1]))
+    words = FeatureTable(FEATURES[:4], np.array([0, 2, 1, -1]), class_names=("1", "10", "2"))
+    assert labels_like(numbers, words).tolist() == words.labels.tolist()
+    assert labels_like(words, numbers).tolist() == numbers.labels.tolist()
+    strange = FeatureTable(FEATURES[:3], np.array([0, 1, 3]))
+    with pytest.raises(UserError, match=r"labels 0, 3, which are none of the classes .*\(1, 10, 2, \.\.\.\): label"):
+        labels_like(strange, words)
+
+
 def test_labels_of_the_first_class_alone_are_labels(tmp_path):
     save_features(tmp_path / "X.npy", FEATURES, np.zeros(len(FEATURES), dtype=np.int64))
     assert load_features(tmp_path / "X.npy").labels.tolist() == [0] * len(FEATURES)

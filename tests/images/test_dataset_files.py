@@ -98,6 +98,11 @@ def test_long_tail_quotas(ratio, total, last):
         assert counts[[0, 1, 2, 50, 98, 99]].tolist() == [500, 477, 455, 48, 5, 5]
 
 
+def test_a_long_tail_of_one_class_is_told():
+    with pytest.raises(UserError, match="imbalance 10 is between classes, and there is 1: leave it out"):
+        imbalanced_rows(np.zeros(5, int), 10, 1, 5)
+
+
 def test_long_tail_maps_back_to_cifar100(monkeypatch):
     labels = np.random.default_rng(1).integers(0, 100, 20_000)
     arrays = np.arange(20_000, dtype=np.uint16).view(np.uint8).reshape(-1, 1, 2)  # an image of its own for each row

@@ -140,6 +140,14 @@ def test_herding_lowers_the_mmd_most(taken, alpha, monkeypatch):
         assert select_herding(rows, budget, config=config, **taken).tolist() == wanted
 
 
+@pytest.mark.parametrize("taken", [{}, {"excluded": EXCLUDED}], ids=str)
+def test_one_image_of_herding_alone_is_the_one_nearest_to_all(taken):
+    rows = pool()
+    wanted = oracles.herding(rows, 1, 0.6, 1.0, **taken)
+    assert wanted != [0]
+    assert select_herding(rows, 1, config=HerdingConfig(sigma=0.6), **taken).tolist() == wanted
+
+
 def test_herding_of_copies_takes_the_first_and_every_image_at_last():
     rows = pool(copies=True)
     ids = select_herding(rows, 90)

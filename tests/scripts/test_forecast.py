@@ -4,7 +4,9 @@ import os
 import types
 
 import numpy as np
+import pytest
 
+from data_selection.common.errors import UserError
 from data_selection.common.feature_table import load_features, save_features
 from data_selection.images.record import PoolRecord, save_record
 from scripts.experiments import command
@@ -70,3 +72,10 @@ def test_copies_among_the_test_images_are_warned_of(tmp_path, capsys):
     said = capsys.readouterr().out
     assert "\nwarning: pool one: 1 of its " in said
     assert " test images are copies of images in it, and make every accuracy look better than it is: 0\n" in said
+
+
+def test_two_pools_of_one_name_are_refused(tmp_path):
+    words = [str(make_config(tmp_path)), "--output_dir", str(tmp_path / "out"), "--dry-run"]
+    files = [str(tmp_path / f"one_{part}.npy") for part in ("train", "test")]
+    with pytest.raises(UserError, match="--pool has a name twice, of a, b, a: give each pool its own"):
+        command.main([*words, *(word for name in "aba" for word in ("--pool", name, *files))])

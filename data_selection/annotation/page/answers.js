@@ -9,6 +9,7 @@ const answers = (() => {
   const PAUSE = 60_000; // milliseconds: a longer gap between two answers was no work
   const STEPS = 1_000; // that can be undone
   const given = images.map((image) => (image.label ? { label: image.label } : null)); // null, {label} or {unsure}
+  const filed = [...given]; // the same as the file holds them, as far as is known here
   const places = new Map(images.map((image, i) => [image.file, i]));
   const past = [];
   const listeners = [];
@@ -32,27 +33,32 @@ const answers = (() => {
     if (before) {
       ({ spent = 0, counted = 0, unsaved = false } = before);
       for (const [file, answer] of Object.entries(before.answers ?? {})) {
-        if (places.has(file) && isNewer(before, images[places.get(file)], answer)) given[places.get(file)] = answer;
+        const i = places.get(file);
+        if (i === undefined) continue;
+        if (isNewer(before, images[i], answer)) given[i] = answer;
+        if (before.came?.[file] === images[i].label) filed[i] = before.filed?.[file] ?? null;
       }
     }
     keep();
   }
 
-  // Whether an answer that the browser remembers is newer than the page's label: given here, and saved in no file yet,
-  // or beside a label that has not changed in the file since.
+  // Whether an answer that the browser remembers is newer than the page's label: where this is the one that the page
+  // came with before, or the one that was saved, so that the file has not changed since; else where it was never saved.
   function isNewer(before, image, answer) {
     const now = image.label ?? "";
     if (!before.came) return answer !== null || !now; // of an earlier version, which did not note what it came with
-    const came = before.came[image.file] ?? "";
-    const own = text(answer) !== text(came ? { label: came } : null);
-    return own && (before.unsaved || came === now);
+    const saved = before.filed?.[image.file] ?? null;
+    if (now === (before.came[image.file] ?? "") || now === (saved?.label ?? "")) return true;
+    return before.unsaved && text(answer) !== text(saved);
   }
 
   function keep() {
     const came = Object.fromEntries(images.filter((image) => image.label).map((image) => [image.file, image.label]));
     const kept = Object.fromEntries(images.map((image, i) => [image.file, given[i]]));
+    const held = Object.fromEntries(images.map((image, i) => [image.file, filed[i]]).filter(([, answer]) => answer));
+    const all = { classes: typed, answers: kept, came, filed: held, spent, counted, unsaved };
     try {
-      localStorage.setItem(KEY, JSON.stringify({ classes: typed, answers: kept, came, spent, counted, unsaved }));
+      localStorage.setItem(KEY, JSON.stringify(all));
       stored = true;
     } catch {
       stored = false;
@@ -93,7 +99,10 @@ const answers = (() => {
   function undo() {
     const step = past.pop() ?? [];
     for (const [i, answer] of step) given[i] = answer;
-    if (step.length) changed();
+    if (step.length) {
+      unsaved = true;
+      changed();
+    }
     return step.map(([i]) => i);
   }
 
@@ -133,7 +142,7 @@ const answers = (() => {
     onChange: (listener) => listeners.push(listener),
     isStored: () => stored,
     isUnsaved: () => unsaved,
-    saved: () => { unsaved = false; changed(); },
+    saved: () => { filed.splice(0, filed.length, ...given); unsaved = false; changed(); },
     label: (i) => given[i]?.label ?? "",
     done: (i) => given[i] !== null,
   };

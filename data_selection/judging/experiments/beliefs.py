@@ -20,7 +20,7 @@ def belief_tables(cells: Sequence[Cell], records: Mapping[str, Mapping[str, Any]
     where it is near 1.
     """
     groups: dict[tuple[str, str], dict[int, list[tuple[Mapping[str, Any], float]]]] = {}
-    for cell in cells:
+    for cell in {(cell.pool, cell.evaluation, cell.digest): cell for cell in cells}.values():  # 8 and 10% may be one
         record = records.get(cell.digest, {})
         accuracy = record.get("scores", {}).get(cell.score)
         if record.get("quality") and accuracy is not None:

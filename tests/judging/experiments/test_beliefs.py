@@ -29,3 +29,9 @@ def test_two_lists_and_records_without_quality_have_none():
     for record in records.values():
         del record["quality"]
     assert belief_tables(cells, records) == []
+
+
+def test_a_list_that_two_budgets_ask_for_counts_once():
+    cells, records = grid([(10, 0.9, 50), (10, 0.8, 30), (10, 0.7, 40)])
+    assert belief_tables([*cells, cells[0], cells[0]], records) == belief_tables(cells, records)
+    assert belief_tables([*cells[:2], *cells[:2]], records) == []

@@ -124,6 +124,17 @@ def test_test_images_that_are_copies_of_the_pools_are_named(tmp_path):
     assert pool.copied() == ["2.png"]
 
 
+@pytest.mark.parametrize("kind", ["knn", "probe", "smoothed"])
+@pytest.mark.parametrize(("part", "count"), [("train", 120), ("test", 60)])
+def test_images_without_a_label_do_not_count_as_mistakes(tmp_path, kind, part, count):
+    config = {"methods": {"random": None}, "evaluations": {kind: {}}}
+    assert len(cells_of(tmp_path, **config)) == 1
+    table = load_features(tmp_path / f"one_{part}.npy")
+    save_features(tmp_path / f"one_{part}.npy", table.features, np.where(np.arange(count) < 7, -1, table.labels))
+    with pytest.raises(UserError, match=rf"7 of the {count} images in .*one_{part}\.npy have no label, and would"):
+        cells_of(tmp_path, **config)
+
+
 def test_both_files_are_of_one_width(tmp_path):
     make_config(tmp_path)
     save_features(tmp_path / "one_test.npy", np.ones((9, 3), np.float32), np.zeros(9, int))

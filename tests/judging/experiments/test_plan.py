@@ -26,6 +26,9 @@ BAD = [
     ({"budgets": ["ten"]}, r"budget 'ten' must be a number of images"),
     ({"seeds": "a"}, r"seeds 'a' must be their number, or a list"),
     ({"baseline": "randm"}, r"baseline 'randm' is none of the methods \(did you mean random\?\)"),
+    ({"baseline": None}, r"baseline None is none of the methods"),
+    ({"baseline": 5}, r"baseline 5 is none of the methods"),
+    ({"pools": {"one": {"train": "x.npy", "test": None}}}, r"pool 'one': test None must be a feature file, or be left"),
     ({"methods": {}}, r"methods are missing: configs/README.md has an example"),
 ]  # fmt: skip
 

@@ -100,6 +100,9 @@ def test_results_are_found_by_any_file_beside_them(compared, tmp_path):
     assert read_results(tmp_path / "results.jsonl") == read_results(tmp_path)
     with pytest.raises(UserError, match=r"table\.csv does not exist: run scripts/run_experiment\.py"):
         read_results(tmp_path / "gone" / "results.jsonl")
+    (tmp_path / "table.csv").write_text("pool,method,mean\none,random,50\n")
+    with pytest.raises(UserError, match=r"table\.csv is no table of .*: it has no asked, evaluation, sd"):
+        read_results(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -108,6 +111,7 @@ def test_results_are_found_by_any_file_beside_them(compared, tmp_path):
         (None, "has no published numbers: take a config of configs/papers"),
         ({"numbers": {"prob": {}}}, r"published, numbers: unknown key 'prob' \(did you mean probe\?\)"),
         ({"numbers": {"probe": {"two": {}}}}, "published, probe: unknown key 'two'"),
+        ({"numbers": {"probe": {"one": [1, 2, 3]}}}, r"probe, one must hold lines `method: .*`, not \[1, 2, 3\]"),
         ({"numbers": {"probe": {"one": {"random": [1]}}}}, r"random has \[1\]; a list with an entry for each of"),
         ({"numbers": {"probe": {"one": {"random": [1, "2 +- 1", 3]}}}}, r"'2 \+- 1' is neither a number nor"),
     ],
