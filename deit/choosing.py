@@ -69,7 +69,7 @@ def decide(job: Job, source: Path | str, features: torch.Tensor | None) -> Asked
             verdict["taught"] = verdict_of(Asked(ids, said["linear"], said["lp-ft"]), job.train_pool)["kept"]
         job.settings["verdict"] = verdict
         if mode != "smoothed":  # which has its own
-            job.settings["temperature"] = temperature_of(verdict, asked, job.train_pool)
+            job.settings["temperature"] = temperature_of(verdict, asked, job)
     job.log.say(f"--mode auto takes {mode}: {reason}")
     return asked
 

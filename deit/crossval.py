@@ -83,15 +83,22 @@ def verdict_of(asked: Asked, pool: Pool) -> Verdict:
 def ask(job: Job, source: Path | str) -> Asked:
     """compare, with what it finds in the job's settings, and told."""
     verdict, asked = compare(job, source)
-    job.settings |= {"verdict": verdict, "temperature": temperature_of(verdict, asked, job.train_pool)}
+    job.settings |= {"verdict": verdict, "temperature": temperature_of(verdict, asked, job)}
     job.log.say(told(verdict))
     return asked
 
 
-def temperature_of(verdict: Verdict, asked: Asked, pool: Pool) -> float:
-    """What the kept model's logits are to be divided by so that confidence means what it says of held-out labels."""
+def temperature_of(verdict: Verdict, asked: Asked, job: Job) -> float:
+    """What the kept model's logits are to be divided by so that confidence means what it says of held-out labels.
+
+    Labels of classes that the part had no other label of decide nothing: no model could have them right.
+    """
     found = asked.finetuned if verdict["kept"] == "finetuned" else asked.probe
-    return temperature(found, torch.tensor([pool.label(i) for i in asked.ids]))
+    label, place, rows = job.train_pool.label, {i: row for row, i in enumerate(asked.ids)}, []
+    for train, left in parts_of(job):
+        learned = set(map(label, train))
+        rows += [place[i] for i in left if i in place and label(i) in learned]
+    return temperature(found[rows], torch.tensor([label(asked.ids[row]) for row in rows])) if rows else 1.0
 
 
 def asked_table(asked: Asked, pool: Pool) -> str:

@@ -193,7 +193,7 @@ def mean_loss(losses: torch.Tensor, sizes: torch.Tensor, epoch: int) -> float:
     Raises NotFinite where every step was left out.
     """
     if not sizes.any():
-        raise NotFinite(f"the loss of every step of epoch {epoch} is not finite: try a smaller --lr or --amp off", 0)
+        raise NotFinite(f"the loss of every step of epoch {epoch} is not finite: try a smaller --lr or --amp off", None)
     return (losses @ sizes / sizes.sum()).item()
 
 

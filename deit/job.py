@@ -30,7 +30,7 @@ from deit.samplers import epoch_order
 from deit.samples.batches import Augmented, ImageBatches, Plain
 from deit.samples.keeping import Room
 from deit.samples.sources import choose_ids, hold_out, open_images, say_of_origin, say_of_unread
-from deit.samples.tensor_images import PaddedImages
+from deit.samples.tensor_images import PaddedImages, ViewedImages
 
 FEWEST, MOST = 5, 60  # epochs of --epochs auto
 FROZEN = ("linear", "smoothed")  # modes that leave the backbone as it is
@@ -255,7 +255,7 @@ def decode(job: Job, *, frozen: bool, train: bool, test: bool = True) -> Images:
 
     def plain(pool: Pool, ids: Sequence[int], ours: ImageBatches | None = None, sharded: bool = True) -> Plain:
         """Without augmentation; ours: the same images with it, which may hold the same pixels."""
-        if isinstance(ours, PaddedImages):
+        if isinstance(ours, PaddedImages if pipeline.view is None else ViewedImages):
             return ours
         world = job.world if sharded else World(0, 1, job.world.device)
         return prepare_share(world, pool, ids, pipeline, **cached)

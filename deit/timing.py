@@ -11,8 +11,8 @@ from deit.crossval import FROM_PROBE, ROUNDS, STEPS
 from deit.engine import autocast
 from deit.epochs import VIEWS
 from deit.job import Job, part_epochs, updates_for
-from deit.learner.building import autocast_type, build
-from deit.runs.kinds import Settings
+from deit.learner.building import autocast_type, batch_norms, build
+from deit.runs.kinds import TIMED, Settings
 from deit.runs.meters import RunLog, clock
 from deit.selftrain import pool_epochs, steps_of_round
 
@@ -45,7 +45,8 @@ def settle(job: Job, *, alone: bool = True) -> float:
 
 def take_over(job: Job, saved: Settings) -> None:
     """What the clock of an interrupted run had settled, for the one that continues it and would ask the clock."""
-    timed = ("amp",) * (job.args.amp == "measured") + ("epochs", "restarts", "rounds", "folds") * bool(job.args.minutes)
+    clocked = bool(job.args.minutes and saved.get("minutes"))  # else the flags are the run's, or it is refused
+    timed = ("amp",) * (job.args.amp == "measured") + TIMED * clocked
     if "restarts" not in saved:  # a run of before there were any
         job.args.restarts = job.settings["restarts"] = 1
     for name in timed:
@@ -70,6 +71,9 @@ def measured(job: Job) -> dict[str, float]:
         if dtype is not None and device.type == "cpu":
             write_out_attention(model)
         images = torch.zeros(count, 3, args.input_size, args.input_size, device=device)
+        model.train()
+        for layer in batch_norms(model) if args.batch_norm == "fixed" else ():
+            layer.eval()
         seconds[name] = min(lap(model, images, dtype) for _ in range(LAPS)) * max(
             1, job.global_batch / (count * job.world.size)
         )
@@ -80,7 +84,7 @@ def lap(model: torch.nn.Module, images: torch.Tensor, dtype: torch.dtype | None)
     """Seconds of one forward and backward pass."""
     began = time.perf_counter()
     with autocast(images.device, dtype):
-        outputs: torch.Tensor | tuple[torch.Tensor, torch.Tensor] = model.train()(images)  # two: a distilled model's
+        outputs: torch.Tensor | tuple[torch.Tensor, torch.Tensor] = model(images)  # two: a distilled model's
     logits = outputs if isinstance(outputs, torch.Tensor) else outputs[0] + outputs[1]
     logits.float().square().mean().backward()
     if images.device.type == "cuda":

@@ -1,5 +1,6 @@
 """train_on_labels: from the labels of a run folder to a model and a report, and predict_images with that model."""
 
+import filecmp
 import json
 import shutil
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ from typing import Any
 from data_selection.annotation.run_folder import read_run
 from data_selection.common.distributed import one_process
 from data_selection.common.errors import UserError
-from data_selection.common.files import atomic_write, check_own_table, check_writable, read_json, sha256
+from data_selection.common.files import atomic_write, check_own_table, check_writable, one_at_a_time, read_json, sha256
 from data_selection.common.kinds import Log
 from data_selection.common.listed_names import quoted
 from data_selection.common.progress import OpenBar
@@ -71,6 +72,8 @@ def train_on_labels(
     on where it was stopped. Raises UserError for what is wrong with the labels, all of it at once, before any work.
     """
     one_process("train_on_labels.py", f"; deit/main.py --labels {Path(run) / LABELS} trains with several")
+    if test and Path(test).is_file():
+        raise UserError(f"--test {test} is a file, and a folder of test images is needed")
     if test_labels and not test:
         raise UserError(f"--test-labels {test_labels} are of the images in --test, which is missing")
     # what is wrong there is said before work
@@ -86,18 +89,28 @@ def train_on_labels(
     words += ["--val-path", str(test)] if test else ["--val-path", "none"]
     words += ["--val-labels", str(test_labels)] if test_labels else []
     folder = training_folder(given, words)
-    table = given.folder / LABELS
-    with atomic_write(table, "w") as handle:
-        handle.write(write_labels(given.answers.labels))
+    table, text = given.folder / LABELS, write_labels(given.answers.labels)
+    if (
+        any(Path(one).exists() and table.exists() and table.samefile(one) for one in labels)
+        and table.read_text(encoding="utf-8", errors="replace") != text
+    ):
+        raise UserError(f"--labels {table} is what training writes, and would be replaced: give it another name")
+    own = folder.with_suffix(".csv")  # that another training beside it does not change
+    for path in (table, own):
+        with atomic_write(path, "w") as handle:
+            handle.write(text)
     words += ["--num_workers", str(num_workers)] if num_workers is not None else []
     words += features_flag(given, mode, weights)
     ended = (folder / RESULT).exists()
-    result = trained(given, words, table, folder)
+    result = trained(given, words, own, folder)
     if judging is not None:
         result = judged_by(judging, words, folder, result, ended=ended, log=log)
-    place(folder, given.folder)
     other = "" if weights and of_the_features(given, weights) else weights
-    page, values = report(given, folder, result, weights=other, seed=seed, log=log, progress=progress)
+    with one_at_a_time(table, log):  # model and report are of one training
+        changed = place(folder, given.folder)
+        with atomic_write(table, "w") as handle:
+            handle.write(text)
+        page, values = report(given, folder, result, weights=other, seed=seed, log=log, progress=progress)
     accuracy, doubt = values["accuracy"], "" if can_be_judged(given.answers) else f", which says nothing: {NOTHING}"
     log(
         f"accuracy {accuracy['value']:.1f} % ({accuracy['low']:.1f} to {accuracy['high']:.1f}) by cross-validation on "
@@ -105,7 +118,7 @@ def train_on_labels(
         f"{page.with_suffix('.json').name} and {LABELS} in {given.folder}"
     )
     predicted, model = given.folder / OF_NEW, given.folder / MODEL
-    if predicted.exists() and predicted.stat().st_mtime_ns < model.stat().st_mtime_ns:
+    if predicted.exists() and (changed or predicted.stat().st_mtime_ns < model.stat().st_mtime_ns):
         log(f"{predicted.name} in it is by an earlier model: scripts/predict.py asks this one")
     return Trained(model, page, accuracy["value"], (result.get("last") or {}).get("acc1"))
 
@@ -171,8 +184,13 @@ def features_flag(given: Labelled, mode: str, weights: str) -> list[str]:
     return ["--features", str(given.table.path)]
 
 
-def place(training: Path, run: Path) -> None:
-    """Put a trained model into the run's folder, with what it needs beside it, without a second copy if possible."""
+def place(training: Path, run: Path) -> bool:
+    """Put a trained model into the run's folder, with what it needs beside it, without a second copy if possible.
+
+    Returns whether the model is another one than before.
+    """
+    model = run / MODEL
+    changed = not (model.exists() and filecmp.cmp(model, training / NEWEST, shallow=False))
     for name, target in ((POOL, run / POOL), (NEWEST, run / MODEL)):  # the model last: it is read with the other
         half = target.with_name(f".{target.name}.partial")
         half.unlink(missing_ok=True)
@@ -184,6 +202,7 @@ def place(training: Path, run: Path) -> None:
         except OSError:
             shutil.copyfile(training / name, half)
         half.replace(target)
+    return changed
 
 
 def predict_images(

@@ -93,7 +93,17 @@ def build(args: argparse.Namespace, classes: int, log: RunLog) -> nn.Module:
 
 
 def check_size(model: nn.Module, size: int, told: str) -> None:
-    """Raise UserError for a model that takes no images of this size, before any is decoded. Leaves it in eval mode."""
+    """Raise UserError for a model that takes no images of this size, before any is decoded. Leaves it in eval mode.
+
+    Some of timm's ViTs would cut off what is beyond the last whole patch.
+    """
+    patch = getattr(getattr(model, "patch_embed", None), "patch_size", None) or 1
+    side = patch if isinstance(patch, int) else max(patch)
+    if size % side:
+        raise UserError(
+            f"{told} does not take --input-size {size}: a multiple of its patches of {side} pixels is needed, as "
+            f"{size // side * side or side} or {(size // side + 1) * side}"
+        )
     try:
         with torch.inference_mode():
             model.eval()(torch.zeros(1, 3, size, size))

@@ -5,3 +5,4 @@ from typing import Any
 Numbers = dict[str, float]  # what was measured, by name: a line of log.txt
 Settings = dict[str, Any]  # the flags as resolved, and what a continued run must have the same
 State = dict[str, Any]  # a checkpoint's content, see checkpoints.content
+TIMED = ("epochs", "restarts", "rounds", "folds")  # flags that the clock of --minutes settles

@@ -6,7 +6,7 @@ from pathlib import Path
 from data_selection.common.errors import UserError
 from data_selection.embedding.backbones import local_file
 from deit.runs import checkpoints
-from deit.runs.kinds import Settings, State
+from deit.runs.kinds import TIMED, Settings, State
 from deit.runs.meters import RunLog
 from deit.runs.saving import NEWEST, PREVIOUS
 
@@ -32,9 +32,13 @@ def starting_point(
         raise UserError(
             f"--start_epoch {args.start_epoch}: {source} says itself where it continues; leave the flag out"
         )
-    timed = ("epochs", "restarts", "rounds", "folds") if args.minutes else ()  # set by the clock of the run to continue
+    saved = checkpoints.saved_args(state)
+    timed = TIMED if args.minutes and saved.get("minutes") else ()  # set by the clock of the run to continue
     asked = {name: value for name, value in settings.items() if name not in timed}
-    checkpoints.check_same_recipe(checkpoints.saved_args(state), asked, source)
+    checkpoints.check_same_recipe(saved, asked, source)
+    began = saved.get("finetune")
+    if began and args.finetune and Path(str(began)).name != Path(args.finetune).name:
+        log.say(f"warning: this run began with --finetune {began}; from {args.finetune} another --output_dir begins")
     steps = checkpoints.steps_done(state)
     log.say(f"continuing {source} after epoch {state['epoch']}" + (f" and {steps} steps" if steps else ""))
     return source, state

@@ -96,6 +96,13 @@ def workers_named(close: Callable[[], None]) -> Iterator[None]:
     """
     try:
         yield
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise UserError(
+            "a process has a single image in a step, of which batch norm estimates nothing: --batch-norm fixed, or "
+            "another --global-batch-size"
+        ) from None
     except RuntimeError as error:
         close()
         if not str(error).startswith("DataLoader worker"):

@@ -2,6 +2,7 @@
 
 import json
 import re
+import types
 
 import numpy as np
 import pytest
@@ -286,7 +287,9 @@ def test_the_temperature_is_that_of_the_model_that_is_kept(kept):
         for scale in (3, 0.5)
     )
     ids = [*range(1, 40, 2), *range(0, 40, 2)]  # in the order of the parts
-    found = crossval.temperature_of({"kept": kept}, crossval.Asked(ids, sure[ids], doubtful[ids]), pool)
+    flags = types.SimpleNamespace(folds=2, seed=0)
+    job = types.SimpleNamespace(ids=ids, held=[], train_pool=pool, args=flags)
+    found = crossval.temperature_of({"kept": kept}, crossval.Asked(ids, sure[ids], doubtful[ids]), job)
     right = {"probe": sure, "finetuned": doubtful}[kept]
     assert found == pytest.approx(temperature(right, torch.tensor(pool.labels)))
     assert temperature(sure, torch.tensor(pool.labels)) != temperature(doubtful, torch.tensor(pool.labels))

@@ -3,18 +3,22 @@
 import json
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
 from data_selection.common.distributed import World
 from data_selection.common.errors import UserError, run
+from data_selection.images.pools import Pool
+from deit import crossval
 from deit.datasets import prepare
-from deit.job import open_job
+from deit.job import decode, open_job
 from deit.learner import restarts
 from deit.learner.building import check_size, make_pipeline, make_scheduler
 from deit.main import main
 from deit.options import parse
 from deit.runs.saving import NEWEST, PREVIOUS
+from deit.runs.stopping import workers_named
 from tests.deit.test_lost_work import stopped_in
 from tests.support.trainer_runs import checkpoint, command, few_shot, make_images
 
@@ -113,3 +117,61 @@ def test_a_process_without_an_image_may_keep_none_on_the_device(images):
     job = open_job(parse(command(images, input_size=98)), World(0, 1, torch.device("cpu")))
     pipeline = make_pipeline(job.args, job.defaults)
     assert len(prepare(job.train_pool, [], pipeline, job.world.device, train=True, cache="device")) == 0
+
+
+def test_the_clock_of_a_run_without_one_has_settled_nothing(images, tmp_path, monkeypatch):
+    """--minutes that comes with the continuation does not make 2 epochs of 40."""
+    words = {"save_interval": 1, "auto_resume": True, "num_workers": 0}
+    main(command(images, tmp_path, epochs=2, **words))
+    with pytest.raises(UserError, match="was made with another recipe: --epochs 40"):
+        main(command(images, tmp_path, epochs=40, minutes=60, **words))
+
+
+def test_other_weights_than_the_run_began_with_are_told(images, tmp_path, capsys):
+    words = {"epochs": 1, "save_interval": 1, "auto_resume": True, "num_workers": 0}
+    main(command(images, tmp_path, **words))
+    other = (images / "weights.pth").rename(tmp_path / "other.pth")
+    try:
+        assert run(main, command(images, tmp_path, finetune=other, **words)) == 0
+    finally:
+        other.rename(images / "weights.pth")
+    assert "warning: this run began with --finetune" in capsys.readouterr().out
+
+
+def test_the_head_is_fitted_to_the_pixels_that_evaluation_sees(images, monkeypatch):
+    """Also where random crops of tiny images are kept whole, and evaluation sees a resized centre."""
+    words = {"model": "test_resnet", "input_size": 32, "pixels": "model", "augment": "crop", "finetune": "none"}
+    job = open_job(parse(command(images, **words)), World(0, 1, torch.device("cpu")))
+    both = [decode(job, frozen=True, train=train).frozen for train in (True, False)]
+    one, other = (torch.cat([pixels for pixels, _ in found.plain(range(len(job.ids)), 8)]) for found in both)
+    torch.testing.assert_close(one, other)
+
+
+def test_a_single_image_in_a_pass_is_measured_and_trained_with_fixed_statistics(images, tmp_path):
+    words = {"model": "test_resnet", "input_size": 32, "finetune": "none", "batch_size": 1, "global_batch_size": 4}
+    words |= {"batch_norm": "fixed", "amp": "measured", "epochs": 1, "num_workers": 0, "warmup_epochs": None}
+    main(command(images, tmp_path, **words))
+
+
+@pytest.mark.parametrize(("size", "right"), [(30, "16 or 32"), (8, "16 or 16"), (230, "224 or 240")])
+def test_patches_that_do_not_fit_are_refused(size, right):
+    model = SimpleNamespace(patch_embed=SimpleNamespace(patch_size=(16, 16)))
+    with pytest.raises(UserError, match=f"not take --input-size {size}: a multiple of its patches of 16 .* as {right}"):
+        check_size(model, size, "--model x")
+
+
+def test_batch_norm_of_a_single_image_is_told():
+    with pytest.raises(UserError, match="a single image in a step"), workers_named(lambda: None):
+        torch.nn.BatchNorm2d(3)(torch.zeros(1, 3, 1, 1))
+    with pytest.raises(ValueError, match="other"), workers_named(lambda: None):
+        raise ValueError("other")
+
+
+@pytest.mark.parametrize(("labels", "found"), [([0, 1], 1.0), ([0, 0, 1, 2], 0.25)])
+def test_labels_that_no_part_could_learn_say_nothing_of_confidence(labels, found):
+    """A class with a single label is never right where it is asked for."""
+    pool = Pool(arrays=np.zeros((len(labels), 2, 2), np.uint8), labels=labels, classes=3)
+    ids = list(range(len(labels)))
+    job = SimpleNamespace(ids=ids, held=[], train_pool=pool, args=SimpleNamespace(folds=2, seed=0))
+    said = torch.tensor([[0.6, 0.2, 0.2]]).expand(len(labels), 3)
+    assert crossval.temperature_of({"kept": "probe"}, crossval.Asked(ids, said, said), job) == found

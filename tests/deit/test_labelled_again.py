@@ -1,0 +1,141 @@
+"""Labels that are trained on again, with other test images, weights or places than before."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from data_selection.commands.run_choose import choose_images
+from data_selection.common.errors import UserError
+from data_selection.embedding.backbones import build_model
+from deit.labelled.training import place, predict_images
+from deit.runs.saving import NEWEST
+from tests.support.extraction_cases import COUNT
+from tests.support.labelled_runs import rows, train, values, word
+from tests.support.pages import write_answers
+
+pytestmark = pytest.mark.usefixtures("one_thread", "quick_report")
+
+
+CLASSES = ["else", "shoe", "top"]
+
+
+@pytest.fixture(scope="module")
+def chosen(folder, tmp_path_factory):
+    """A run with labels, that no test changes."""
+    out = tmp_path_factory.mktemp("labelled") / "run"
+    done = choose_images(folder, 30, out, method="random", model="demo_vit", device="cpu", num_workers=0)
+    write_answers(out / "annotate.csv", {name: word(name) for name in done.files})
+    return out
+
+
+@pytest.fixture
+def run(chosen, tmp_path):
+    return shutil.copytree(chosen, tmp_path / "run", symlinks=True)
+
+
+@pytest.fixture
+def test_images(folder, tmp_path):
+    for i in range(50, COUNT):
+        target = tmp_path / "test" / word(f"{i:03}.png") / f"{i}.png"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(folder / f"{i:03}.png", target)
+    return tmp_path / "test"
+
+
+def accuracy_on(run, images):
+    predict_images(run, images, device="cpu", log=lambda _: None)
+    found = rows(run / "predictions.csv")
+    return {"accuracy": pytest.approx(100 * sum(name.split("/")[0] == said for name, said, *_ in found) / len(found)),
+            "count": len(found)}  # fmt: skip
+
+
+def test_test_images_that_came_or_went_are_asked_again_without_a_training(run, test_images, monkeypatch):
+    train(run, test=test_images)
+    before = values(run)["test"]
+    for path in sorted(test_images.glob("*/*.png"))[::2]:
+        path.unlink()
+    monkeypatch.setattr("deit.trainer.run_epochs", lambda *_: pytest.fail("trained already"))
+    _, said = train(run, test=test_images)
+    assert "test images or their labels are others than those of this training: they are asked now" in said
+    assert values(run)["test"] == accuracy_on(run, test_images) != before
+    _, said = train(run, test=test_images)
+    assert "they are asked now" not in said
+    assert values(run)["test"] == accuracy_on(run, test_images)
+
+
+def test_a_label_of_a_test_image_that_was_mended_counts(run, test_images, tmp_path):
+    table = tmp_path / "test.csv"
+    names = sorted(path.relative_to(test_images).as_posix() for path in test_images.glob("*/*.png"))
+    told = []
+    for wrong in (len(names), 0):
+        after = dict(zip(CLASSES, CLASSES[1:] + CLASSES[:1], strict=True))
+        labels = {name: after[name.split("/")[0]] if i < wrong else name.split("/")[0] for i, name in enumerate(names)}
+        write_answers(table, labels)
+        train(run, test=test_images, test_labels=table)
+        told.append(values(run)["test"])
+    assert told[1] == accuracy_on(run, test_images)
+    assert told[0] != told[1]
+
+
+def test_weights_that_changed_in_their_file_are_another_training(run, tmp_path):
+    torch.manual_seed(0)
+    weights = tmp_path / "weights.pth"
+    torch.save(build_model("demo_vit").state_dict(), weights)
+    train(run, weights=str(weights))
+    before = (run / "model.pth").read_bytes()
+    torch.save(build_model("demo_vit").state_dict(), weights)
+    train(run, weights=str(weights))
+    assert (run / "model.pth").read_bytes() != before
+
+
+def test_a_head_on_other_weights_is_judged_on_their_features(run, tmp_path):
+    """The accuracy of the features' own backbone says nothing of it."""
+    own, _ = train(run)
+    blind = {name: torch.zeros_like(value) for name, value in build_model("demo_vit").state_dict().items()}
+    torch.save(blind, tmp_path / "blind.pth")
+    done, _ = train(run, weights=str(tmp_path / "blind.pth"))
+    labels = [label for _, label in rows(run / "labels.csv")]
+    assert own.accuracy > 60
+    assert done.accuracy <= 100 * max(map(labels.count, labels)) / len(labels)
+    assert values(run)["record"]["weights"] == "blind.pth"
+
+
+def test_a_model_of_other_labels_is_told_beside_predictions(run, test_images):
+    train(run, seed=1)
+    train(run, seed=2)
+    predict_images(run, test_images, device="cpu", log=lambda _: None)
+    _, said = train(run, seed=2)
+    assert "by an earlier model" not in said
+    _, said = train(run, seed=1)
+    assert "predictions.csv in it is by an earlier model" in said
+
+
+def test_a_model_that_is_placed_again_is_the_same(tmp_path):
+    training, run = tmp_path / "training", tmp_path / "run"
+    for folder in (training, run):
+        folder.mkdir()
+    (training / NEWEST).write_text("1")
+    assert [place(training, run), place(training, run)] == [True, False]
+    (training / NEWEST).unlink()
+    (training / NEWEST).write_text("2")
+    assert place(training, run)
+
+
+def test_the_annotators_table_is_not_replaced(run):
+    table = run / "labels.csv"
+    given = "file,label,annotator\n" + "".join(f"{name},{label},me\n" for name, label in rows(run / "annotate.csv"))
+    table.write_text(given)
+    with pytest.raises(UserError, match=r"labels\.csv is what training writes, and would be replaced"):
+        train(run, labels=[table])
+    assert table.read_text() == given
+    train(run)  # its own is
+    train(run, labels=[table])
+
+
+def test_a_list_of_test_images_is_refused(run, tmp_path):
+    (tmp_path / "list.txt").write_text("a.png\n")
+    with pytest.raises(UserError, match=r"--test .*list\.txt is a file, and a folder of test images is needed"):
+        train(run, test=tmp_path / "list.txt")
+    assert json.loads((run / "run.json").read_text())["version"] == 1
