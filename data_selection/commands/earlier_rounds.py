@@ -12,11 +12,13 @@ from typing import Any
 
 import torch
 
+from data_selection.annotation.originals import made_places
 from data_selection.annotation.run_folder import (
     ANSWERS,
     SUBSET,
     UNDERSTOOD,
     check_names,
+    chosen_names,
     contents,
     is_run,
     label_files,
@@ -87,12 +89,14 @@ def read_labelled(sources: Sequence[Path | str], pool: Pool, classes: Sequence[s
     past = {run: contents(run) for run in runs}
     here = set(pool.names or ())
     names = [*(pool.names or ()), *dict.fromkeys(name for run in runs for name in past[run] if name not in here)]
-    files = {source: tables_of(source, names) for source in map(Path, sources)}
+    handed = handed_as(runs)
+    files = {source: tables_of(source, names, handed) for source in map(Path, sources)}
     tables = [file for own in files.values() for file in own]
     today = {run: names_today(run, past[run], files[run], names, pool) for run in runs}
     others = [file for source, own in files.items() if source not in today for file in own]
     former = {name: value for run in runs for name, value in past[run].items() if name not in here}
-    told_of = [name for name in read_answers(others, names).labels if name in former] if former else []
+    made = dict.fromkeys(others, handed)
+    told_of = [name for name in read_answers(others, names, places=made).labels if name in former] if former else []
     elsewhere, missing = follow({name: former[name] for name in told_of}, pool)
     if gone := list(dict.fromkeys([*(name for one in today.values() for name in one.gone), *missing])):
         labelled = {*told_of, *(name for one in today.values() for name in one.labelled)}
@@ -103,7 +107,7 @@ def read_labelled(sources: Sequence[Path | str], pool: Pool, classes: Sequence[s
         )
     known = [*classes, *(word for run in runs for word in read_run(run).get("classes") or ())]
     renamed = {file: today[run].moved for run in runs for file in files[run]} | dict.fromkeys(others, elsewhere)
-    answers = read_answers(tables, names, (), list(dict.fromkeys(known)), renamed)
+    answers = read_answers(tables, names, (), list(dict.fromkeys(known)), renamed, made)
     for line in answers.understood:
         print(line)
     moved = {name: new for one in today.values() for name, new in one.moved.items()} | elsewhere
@@ -113,9 +117,9 @@ def read_labelled(sources: Sequence[Path | str], pool: Pool, classes: Sequence[s
     if moved:
         print(f"{len(moved)} images of earlier rounds are found by their content: {told(moved, [])}")
     labels = answers.labels
-    handed = [name for one in today.values() for name in one.handed]
+    sent = [name for one in today.values() for name in one.handed]
     check = [name for one in today.values() for name in one.check]
-    waiting = [name for name in dict.fromkeys(handed) if name in here and name not in labels]
+    waiting = [name for name in dict.fromkeys(sent) if name in here and name not in labels]
     rest = f"; {len(waiting)} that were handed out have none, and are not chosen again" if waiting else ""
     print(f"{len(labels)} images have labels of {len(set(labels.values()))} classes{rest}")
     return Known(labels, waiting, rounds_of(runs), list(dict.fromkeys(check)))
@@ -156,13 +160,25 @@ def names_today(run: Path, past: Mapping[str, str], tables: Sequence[Path], name
     )
 
 
-def tables_of(source: Path, names: Sequence[str]) -> list[Path]:
+def handed_as(runs: Sequence[Path]) -> dict[str, str]:
+    """{made-up place: name} of the images that runs have handed out so; none that says two things."""
+    found: dict[str, str] = {}
+    twice = set()
+    for run in runs:
+        own = made_places(chosen_names(run))
+        twice |= {place for place, name in own.items() if found.get(place, name) != name}
+        found |= own
+    return {place: name for place, name in found.items() if place not in twice}
+
+
+def tables_of(source: Path, names: Sequence[str], handed: Mapping[str, str]) -> list[Path]:
     """The label tables of a run folder, or the file or folder itself. Raises UserError where that holds no label.
 
-    Where nothing is in a run's annotate.csv, what training was given is its table: labels.csv.
+    names: as for read_answers; handed: as handed_as gives it. Where nothing is in a run's annotate.csv, what training
+    was given is its table: labels.csv.
     """
     if not is_run(source):
-        if not read_answers([source], names).labels:
+        if not read_answers([source], names, places={source: handed}).labels:
             raise UserError(
                 f"--labelled {source} holds no label: give the folder of an earlier round, a table of file,label, an "
                 "annotation tool's export, or a folder of class folders"

@@ -8,6 +8,7 @@ import pytest
 
 from data_selection.annotation.run_folder import chosen_names
 from data_selection.images.answers import write_labels
+from deit.labelled.runs import open_run
 from tests.support.pages import page_data
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -42,3 +43,25 @@ def test_classes_of_earlier_rounds_can_be_chosen_at_once(choose, tmp_path):
     (one / "annotate.csv").write_text(write_labels(labels))
     two = choose(tmp_path / "two", budget=4, labelled=[one], classes="owls")
     assert page_data(two / "annotate.html")["classes"] == ["owls", "cats", "dogs"]
+
+
+def test_labels_come_back_under_the_made_up_names_that_images_were_handed_out_by(choose, folder, tmp_path):
+    """A list of whole paths: CVAT and people who sort the files see 0_000.png, ..."""
+    shoes = shutil.copytree(folder, tmp_path / "shoes")
+    (shoes / "000.png").rename(shoes / "1_002.png")  # as another image is handed out
+    (tmp_path / "list.txt").write_text("".join(f"{shoes / name}\n" for name in ("001.png", "002.png", "1_002.png")))
+    out = choose(tmp_path / "run", source=tmp_path / "list.txt", budget=2)
+    names = chosen_names(out)
+    _, _, *lines = map(json.loads, (out / "cvat_manifest.jsonl").read_text().splitlines())
+    files = [line["name"] + line["extension"] for line in lines]
+    assert files == [f"{place}_{name.rpartition('/')[2]}" for place, name in enumerate(names)]
+    images = "".join(f"<image name='{file}'><tag label='{i}'/></image>" for i, file in enumerate(files))
+    (tmp_path / "cvat.xml").write_text(f"<annotations>{images}</annotations>")
+    for i, file in enumerate(files):
+        (tmp_path / "sorted" / str(i)).mkdir(parents=True)
+        shutil.copyfile(out / "images" / file, tmp_path / "sorted" / str(i) / file)
+    for number, labels in enumerate((tmp_path / "cvat.xml", tmp_path / "sorted")):
+        found = open_run(out, [labels], None, partial=False, log=lambda _: None).answers
+        assert (found.labels, len(found.understood)) == (dict(zip(names, "01", strict=True)), 1)
+        two = choose(tmp_path / f"two {number}", source=tmp_path / "list.txt", budget=1, labelled=[out, labels])
+        assert (two / "labelled.csv").read_text() == write_labels(dict(zip(names, "01", strict=True)))
