@@ -133,8 +133,12 @@ def check_words(result: Answers, classes: Sequence[str]) -> None:
     if known and new:
         told = some([f"{word!r} ({counts[word]} images)" for word in new])
         result.understood.append(f"classes that are not among {some(list(classes))}: {told}")
-    if len(counts) == 1:
-        result.faults.append(f"all {sum(counts.values())} labels are {next(iter(counts))!r}: two classes are needed")
+
+
+def one_class(answers: Answers) -> list[str]:
+    """A sentence where all labels are of one class, which nothing can be trained on; else none."""
+    words = set(answers.labels.values())
+    return [f"all {len(answers.labels)} labels are {words.pop()!r}: two classes are needed"] if len(words) == 1 else []
 
 
 def other_word(word: str, counts: Counter[str], known: set[str], looks: Sequence[str]) -> str | None:

@@ -7,6 +7,7 @@ from urllib.parse import quote
 import pytest
 
 from data_selection.annotation.run_folder import chosen_names
+from data_selection.common.errors import UserError
 from data_selection.images.answers import write_labels
 from deit.labelled.runs import open_run
 from tests.support.pages import page_data
@@ -65,3 +66,18 @@ def test_labels_come_back_under_the_made_up_names_that_images_were_handed_out_by
         assert (found.labels, len(found.understood)) == (dict(zip(names, "01", strict=True)), 1)
         two = choose(tmp_path / f"two {number}", source=tmp_path / "list.txt", budget=1, labelled=[out, labels])
         assert (two / "labelled.csv").read_text() == write_labels(dict(zip(names, "01", strict=True)))
+
+
+def test_a_first_round_of_one_class_is_gone_on_with(choose, tmp_path):
+    """Where nearly all images are alike; only training needs a second class."""
+    one = choose(tmp_path / "one", budget=4)
+    labels = dict.fromkeys(chosen_names(one), "whole")
+    (one / "annotate.csv").write_text(write_labels(labels))
+    with pytest.raises(UserError, match="not ready: all 4 labels are 'whole': two classes are needed"):
+        open_run(one, [], None, partial=False, log=lambda _: None)
+    for strategy in ("auto", "label-free"):
+        two = choose(tmp_path / strategy, budget=4, labelled=[one], strategy=strategy)
+        assert not labels.keys() & set(chosen_names(two))
+        assert page_data(two / "annotate.html")["classes"] == ["whole"]
+    with pytest.raises(UserError, match="--strategy half asks a model of labels of two classes"):
+        choose(tmp_path / "no", labelled=[one], strategy="half")
