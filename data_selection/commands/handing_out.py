@@ -91,7 +91,7 @@ def hand_out(order: Order, pool: Pool, labels: dict[str, str], world: World) -> 
     known = {quoted(name): label for name, label in given.items()}
     page = annotation_page(
         identity(names, noted),
-        f"{out.resolve().name}: {len(names)} of {len(table)} images", files, shown,
+        f"{quoted(out.resolve().name)}: {len(names)} of {len(table)} images", files, shown,
         arrange(np.asarray(table.features[ids]), beliefs), classes=classes, labels=known, beliefs=likeliest,
         why=reason,
     )  # fmt: skip

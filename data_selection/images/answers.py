@@ -13,7 +13,8 @@ from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from types import MappingProxyType
 
-from data_selection.common.listed_names import composed, quoted, unquoted
+from data_selection.common.errors import UserError
+from data_selection.common.listed_names import composed, is_text, quoted, unquoted
 from data_selection.images.answer_files import read_source
 from data_selection.images.label_files import some
 from data_selection.images.list_files import NO_LABEL
@@ -60,13 +61,18 @@ def read_answers(
     names of the images sent out, which win where a bare file name fits several. classes: words that are known to be
     classes; others are, too, unless they look like one of them misspelt. renamed: {source: {name in it: name by which
     its label is returned}}. places: {source: {name under which an image was handed out: its name in the pool}}. Raises
-    UserError for a file that cannot be read as any of these.
+    UserError for a file that cannot be read as any of these, or with a label that is no text.
     """
     result = Answers()
     finder, rows = Finder(names, asked), []
     for source in map(Path, sources):
         finder.places = places.get(source, {})
         found, how = read_source(source, finder)
+        if bytes_in := next((pair for pair in found if not is_text(unquoted(pair[1]))), None):
+            raise UserError(
+                f"label file {source}: the label {quoted(bytes_in[1])} of {quoted(bytes_in[0])} is no text in UTF-8, "
+                "UTF-16 or Windows' cp1252: save the table as CSV UTF-8, or give the class folder another name"
+            )
         rows += [(file, composed(unquoted(label.strip())), source) for file, label in found]
         result.understood.append(how)
     collect(rows, finder, result, renamed, places)

@@ -1,6 +1,7 @@
 """What stands beside a choice: addresses for tools, the labels and the classes so far."""
 
 import json
+import os
 import shutil
 from urllib.parse import quote
 
@@ -81,3 +82,21 @@ def test_a_first_round_of_one_class_is_gone_on_with(choose, tmp_path):
         assert page_data(two / "annotate.html")["classes"] == ["whole"]
     with pytest.raises(UserError, match="--strategy half asks a model of labels of two classes"):
         choose(tmp_path / "no", labelled=[one], strategy="half")
+
+
+def test_labels_in_no_letters_that_are_known_are_asked_for_as_utf_8(choose, tmp_path):
+    """A table in Shift-JIS; the page was never written."""
+    out = choose(tmp_path / "run", budget=4)
+    table = "file,label\n" + "".join(f"{name},カー\n" for name in chosen_names(out))
+    (out / "annotate.csv").write_bytes(table.encode("shift_jis"))
+    for again in (lambda: choose(out, budget=4), lambda: choose(tmp_path / "two", budget=4, labelled=[out])):
+        with pytest.raises(UserError, match=r'annotate\.csv: the label ".*udc81.*" of .*png is no text .*: save the'):
+            again()
+    (tmp_path / "classes.txt").write_bytes("カー\nネコ\n".encode("shift_jis"))
+    with pytest.raises(UserError, match=r'^--classes: ".*udc81.*" is no text in UTF-8, .*: save the list as UTF-8'):
+        choose(tmp_path / "two", budget=4, classes=tmp_path / "classes.txt")
+
+
+def test_a_run_folder_may_have_any_name(choose, tmp_path):
+    out = choose(tmp_path / os.fsdecode(b"caf\xe9"), budget=4)
+    assert r"&#34;caf\udce9&#34;: 4 of" in (out / "annotate.html").read_text()
