@@ -44,13 +44,15 @@ STRATEGIES = (AUTO, WITHOUT, *(name for name, method in METHODS.items() if metho
 class Known:
     """What earlier rounds say. labels: {name: class}; waiting: names of images that were handed out and have none.
 
-    rounds: as run_folder.rounds_of gives them; check: names as run_folder.check_names.
+    rounds: as run_folder.rounds_of gives them; check: names as run_folder.check_names; classes: the names that are
+    given, with those that earlier rounds know and have labels of, or with none given all that these know.
     """
 
     labels: dict[str, str]
     waiting: list[str]
     rounds: list[dict[str, Any]] = field(default_factory=list)
     check: list[str] = field(default_factory=list)
+    classes: list[str] = field(default_factory=list)
 
 
 def method_of(known: Known, budget: int, method: str, strategy: str) -> tuple[str, str]:
@@ -85,7 +87,7 @@ def read_labelled(sources: Sequence[Path | str], pool: Pool, classes: Sequence[s
     """
     runs = [Path(source) for source in sources if is_run(Path(source))]
     if not sources:
-        return Known({}, [])
+        return Known({}, [], classes=list(classes))
     past = {run: contents(run) for run in runs}
     here = set(pool.names or ())
     names = [*(pool.names or ()), *dict.fromkeys(name for run in runs for name in past[run] if name not in here)]
@@ -105,9 +107,9 @@ def read_labelled(sources: Sequence[Path | str], pool: Pool, classes: Sequence[s
             f"another content than when they were labelled: {some(gone)}; give them back, or take their rows out of "
             f"{' and '.join(map(str, tables))}"
         )
-    known = [*classes, *(word for run in runs for word in read_run(run).get("classes") or ())]
+    before = [word for run in runs for word in read_run(run).get("classes") or ()]
     renamed = {file: today[run].moved for run in runs for file in files[run]} | dict.fromkeys(others, elsewhere)
-    answers = read_answers(tables, names, (), list(dict.fromkeys(known)), renamed, made)
+    answers = read_answers(tables, names, (), list(dict.fromkeys([*classes, *before])), renamed, made)
     for line in answers.understood:
         print(line)
     moved = {name: new for one in today.values() for name, new in one.moved.items()} | elsewhere
@@ -122,7 +124,9 @@ def read_labelled(sources: Sequence[Path | str], pool: Pool, classes: Sequence[s
     waiting = [name for name in dict.fromkeys(sent) if name in here and name not in labels]
     rest = f"; {len(waiting)} that were handed out have none, and are not chosen again" if waiting else ""
     print(f"{len(labels)} images have labels of {len(set(labels.values()))} classes{rest}")
-    return Known(labels, waiting, rounds_of(runs), list(dict.fromkeys(check)))
+    used = set(labels.values())
+    announced = dict.fromkeys([*classes, *(word for word in before if not classes or word in used)])
+    return Known(labels, waiting, rounds_of(runs), list(dict.fromkeys(check)), list(announced))
 
 
 @dataclass(frozen=True)

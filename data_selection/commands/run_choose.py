@@ -113,7 +113,7 @@ def choose_images(
         CHECK: check or None, "labelled": digest(known) if labelled else None,
         "strategy": strategy if known.labels else None,
     }  # fmt: skip
-    order = Order(out, source, words, images, embed)
+    order = Order(out, source, known.classes if words else [], images, embed)
     with contextlib.nullcontext() if dry_run else in_turn(out):
         if not is_chosen(out, request):
             free = len(pool) - len(known.labels) - len(known.waiting)
@@ -215,7 +215,7 @@ class Planned:
         record = {
             "version": VERSION, "source": source_of(args.dataset, None), "request": self.request,
             "features": args.path.relative_to(self.out).as_posix(), "weights": self.weights,
-            "rounds": self.known.rounds, CHECK: self.known.check, "versions": versions(),
+            "rounds": self.known.rounds, CHECK: self.known.check, "classes": self.known.classes, "versions": versions(),
             "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         }  # fmt: skip
         if self.known.labels:

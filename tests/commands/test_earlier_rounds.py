@@ -9,12 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_selection.annotation.run_folder import check_names, chosen_names
+from data_selection.annotation.run_folder import check_names, chosen_names, read_run
 from data_selection.commands.earlier_rounds import borrow
 from data_selection.common.errors import UserError
 from data_selection.common.feature_table import save_features
 from data_selection.images.answers import write_labels
+from deit.labelled.runs import open_run
 from tests.support.extraction_cases import COUNT
+from tests.support.pages import page_data
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -122,3 +124,17 @@ def test_classes_that_look_like_no_label_go_on_to_the_next_round(choose, shoes, 
     choose(tmp_path / "three", source=shoes, labelled=[table], budget=4, classes="crack,None")
     labelled = (tmp_path / "three" / "labelled.csv").read_text()
     assert labelled.count("None") == 6
+
+
+def test_announced_classes_are_those_of_the_next_round_too(choose, shoes, tmp_path):
+    one = choose(tmp_path / "one", source=shoes, classes="crack,none,fox")
+    words = {name: ("crack", "none")[place % 2] for place, name in enumerate(sorted(chosen_names(one)))}
+    (one / "annotate.csv").write_text(write_labels(words))
+    two = choose(tmp_path / "two", source=shoes, labelled=[one], budget=4)
+    assert page_data(two / "annotate.html")["classes"] == ["crack", "none", "fox"]
+    found = open_run(two, [], None, partial=True, log=lambda _: None)
+    assert set(found.answers.labels.values()) == {"crack", "none"}
+    for _ in range(2):  # others are given for it, with what labels need; they stay without a word
+        choose(two, source=shoes, labelled=[one], budget=4, classes="owl,crack")
+        choose(two, source=shoes, labelled=[one], budget=4)
+        assert read_run(two)["classes"] == ["owl", "crack", "none"]
