@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 
 from data_selection.annotation.run_folder import check_names, chosen_names, read_run
+from data_selection.commands import run_choose
 from data_selection.commands.earlier_rounds import borrow
+from data_selection.commands.run_choose import choose_images
 from data_selection.common.errors import UserError
 from data_selection.common.feature_table import save_features
 from data_selection.images.answers import write_labels
@@ -138,3 +140,23 @@ def test_announced_classes_are_those_of_the_next_round_too(choose, shoes, tmp_pa
         choose(two, source=shoes, labelled=[one], budget=4, classes="owl,crack")
         choose(two, source=shoes, labelled=[one], budget=4)
         assert read_run(two)["classes"] == ["owl", "crack", "none"]
+
+
+def test_a_kill_beside_the_labels_of_earlier_rounds_leaves_a_folder_that_goes_on(choose, shoes, tmp_path, monkeypatch):
+    one = choose(tmp_path / "one", source=shoes)
+    words = {name: ("a", "b")[place % 2] for place, name in enumerate(chosen_names(one))}
+    (one / "annotate.csv").write_text(write_labels(words))
+    real, two = run_choose.atomic_write, tmp_path / "two"
+    for killed in ("run.json", "labelled.csv"):
+
+        def dies(path, mode, killed=killed):
+            if Path(path).name == killed:
+                raise KeyboardInterrupt
+            return real(path, mode)
+
+        monkeypatch.setattr(run_choose, "atomic_write", dies)
+        with pytest.raises(KeyboardInterrupt):
+            choose_images(shoes, 4, two, labelled=[one], device="cpu", num_workers=0)
+    monkeypatch.undo()
+    assert len(choose_images(shoes, 4, two, labelled=[one], device="cpu", num_workers=0).ids) == 4
+    assert (two / "labelled.csv").read_text() == write_labels(words)
