@@ -25,14 +25,14 @@ from data_selection.annotation.run_folder import (
     read_run,
     rounds_of,
 )
-from data_selection.commands.run_extract import source_of
+from data_selection.commands.run_extract import moved, name_parts, source_of
 from data_selection.common.errors import UserError, meant
 from data_selection.common.feature_table import sidecar
 from data_selection.common.files import atomic_write, read_json
 from data_selection.images.answers import read_answers
 from data_selection.images.following import follow, told
 from data_selection.images.label_files import some
-from data_selection.images.pools import Pool
+from data_selection.images.pools import Pool, open_pool
 from data_selection.methods.table import LABEL_FREE, METHODS
 
 MODEL = "vit_small"
@@ -211,19 +211,25 @@ def backbone_of(model: str | None, weights: str, labelled: Sequence[Path | str])
 
 
 def borrow(args: argparse.Namespace, labelled: Sequence[Path | str]) -> None:
-    """Begin with the features of an earlier round of the same images: what it has embedded is not embedded again."""
+    """Begin with the features of an earlier round of the same images: what it has embedded is not embedded again.
+
+    They are the same by their place, or by name and content where their folder has moved.
+    """
     if any(args.output_dir.glob("*.npy")) or any(args.output_dir.glob("*.partial")):
         return
     for run in map(Path, labelled):
-        if not is_run(run) or read_run(run)["source"] != source_of(args.dataset, None):
+        features = run / read_run(run)["features"] if is_run(run) else None
+        if features is None or not features.exists():
             continue
-        features = run / read_run(run)["features"]
-        if not features.exists():
-            continue
+        stem = features.stem
+        if read_run(run)["source"] != source_of(args.dataset, None):
+            if not moved(features, open_pool(args.dataset)):
+                continue
+            stem = args.extra_name.join(name_parts(args.dataset, args.split))
         beside = features.parent.glob(f"{glob.escape(features.stem)}.*")
         for file in sorted(beside, key=lambda file: file.suffix == ".npy"):
             if file.is_file():
-                target = args.output_dir / file.name
+                target = args.output_dir / f"{stem}{file.name.removeprefix(features.stem)}"
                 target.unlink(missing_ok=True)  # of a start that was killed
                 try:
                     target.hardlink_to(file)  # files of features are replaced, never changed

@@ -55,7 +55,8 @@ def test_features_come_after_what_tells_of_them(earlier, tmp_path):
     assert came[-1] == "x.npy"
 
 
-def test_features_of_another_pool_or_beside_ones_own_are_left_alone(earlier, tmp_path):
+def test_features_of_another_pool_or_beside_ones_own_are_left_alone(earlier, shoes, tmp_path):
+    shutil.copytree(shoes, tmp_path / "boots")
     assert borrowed(tmp_path / "new", tmp_path / "boots", [earlier]) == []
     (tmp_path / "new" / "x.partial").mkdir()  # begun: its rows go on
     assert borrowed(tmp_path / "new", tmp_path / "shoes", [earlier]) == []
@@ -160,3 +161,14 @@ def test_a_kill_beside_the_labels_of_earlier_rounds_leaves_a_folder_that_goes_on
     monkeypatch.undo()
     assert len(choose_images(shoes, 4, two, labelled=[one], device="cpu", num_workers=0).ids) == 4
     assert (two / "labelled.csv").read_text() == write_labels(words)
+
+
+def test_a_pool_whose_folder_has_moved_is_not_embedded_again(choose, shoes, tmp_path, capsys):
+    one = choose(tmp_path / "one", source=shoes)
+    first, second, *_ = chosen_names(one)
+    (one / "annotate.csv").write_text(write_labels({first: "a", second: "b"}))
+    shoes.rename(tmp_path / "boots")
+    shutil.copyfile(tmp_path / "boots" / first, tmp_path / "boots" / "late.png")
+    choose(tmp_path / "two", source=tmp_path / "boots", labelled=[one], budget=5)
+    assert f"{COUNT + 1} reused" in capsys.readouterr().out
+    assert read_run(tmp_path / "two")["features"] == "features/boots_train.npy"
