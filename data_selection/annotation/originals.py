@@ -42,21 +42,28 @@ class Shown:
 def places(names: Sequence[str]) -> list[str]:
     """Where each image goes below a folder: its name, or a made one where that would lead out of the folder.
 
-    Distinct as files are, also where a disk knows no capitals.
+    Distinct as files are, also where a disk knows no capitals; a made one is no other image's name.
     """
     result: list[str] = []
     taken: set[str] = set()
+    wanted = {name.lower() for name in names}
     for number, name in enumerate(names):
         path = PurePosixPath(name)
         place = path.as_posix()
         # no absolute path, no step up, and no file where another one needs a folder
         if path.is_absolute() or ".." in path.parts or place.lower() in taken or "\0" in name:
             place = f"{number}_{path.name}"
-            while place.lower() in taken:
+            while place.lower() in taken or place.lower() in wanted:
                 place = f"_{place}"
         result.append(place)
         taken |= {place.lower(), *(parent.as_posix().lower() for parent in PurePosixPath(place).parents)}
     return result
+
+
+def made_places(names: Sequence[str]) -> dict[str, str]:
+    """{place: name} of the images that places() gives a made one."""
+    pairs = zip(places(names), names, strict=True)
+    return {place: name for place, name in pairs if place != PurePosixPath(name).as_posix()}
 
 
 def put(folder: Path, names: Sequence[str], paths: Sequence[str], how: str) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from data_selection.common.errors import UserError
 from data_selection.common.feature_table import load_features, sidecar
 from data_selection.common.files import atomic_write, read_json
-from data_selection.common.listed_names import composed
+from data_selection.common.listed_names import composed, is_text, quoted
 from data_selection.common.subset_files import CHECK
 from data_selection.images.list_files import TABLES, decoded
 from data_selection.images.record import load_record
@@ -50,6 +50,10 @@ def class_words(classes: Sequence[str] | str) -> list[str]:
             raise UserError(f"--classes {path} is no text ({error}): one class name a line is needed") from None
         if list(classes) == [str(path)] and (path.suffix.lower() in ENDINGS or len(path.parts) > 1):
             raise UserError(f"--classes {path} does not exist: give a text file of one class name a line, or a,b,c")
+    if strange := next((word for word in classes if not is_text(word)), None):
+        raise UserError(
+            f"--classes: {quoted(strange)} is no text in UTF-8, UTF-16 or Windows' cp1252: save the list as UTF-8"
+        )
     return list(dict.fromkeys(composed(word.strip()) for word in classes if word.strip()))
 
 

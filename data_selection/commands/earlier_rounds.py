@@ -12,25 +12,27 @@ from typing import Any
 
 import torch
 
+from data_selection.annotation.originals import made_places
 from data_selection.annotation.run_folder import (
     ANSWERS,
     SUBSET,
     UNDERSTOOD,
     check_names,
+    chosen_names,
     contents,
     is_run,
     label_files,
     read_run,
     rounds_of,
 )
-from data_selection.commands.run_extract import source_of
+from data_selection.commands.run_extract import moved, name_parts, source_of
 from data_selection.common.errors import UserError, meant
 from data_selection.common.feature_table import sidecar
 from data_selection.common.files import atomic_write, read_json
 from data_selection.images.answers import read_answers
 from data_selection.images.following import follow, told
 from data_selection.images.label_files import some
-from data_selection.images.pools import Pool
+from data_selection.images.pools import Pool, open_pool
 from data_selection.methods.table import LABEL_FREE, METHODS
 
 MODEL = "vit_small"
@@ -42,13 +44,15 @@ STRATEGIES = (AUTO, WITHOUT, *(name for name, method in METHODS.items() if metho
 class Known:
     """What earlier rounds say. labels: {name: class}; waiting: names of images that were handed out and have none.
 
-    rounds: as run_folder.rounds_of gives them; check: names as run_folder.check_names.
+    rounds: as run_folder.rounds_of gives them; check: names as run_folder.check_names; classes: the names that are
+    given, with those that earlier rounds know and have labels of, or with none given all that these know.
     """
 
     labels: dict[str, str]
     waiting: list[str]
     rounds: list[dict[str, Any]] = field(default_factory=list)
     check: list[str] = field(default_factory=list)
+    classes: list[str] = field(default_factory=list)
 
 
 def method_of(known: Known, budget: int, method: str, strategy: str) -> tuple[str, str]:
@@ -83,16 +87,18 @@ def read_labelled(sources: Sequence[Path | str], pool: Pool, classes: Sequence[s
     """
     runs = [Path(source) for source in sources if is_run(Path(source))]
     if not sources:
-        return Known({}, [])
+        return Known({}, [], classes=list(classes))
     past = {run: contents(run) for run in runs}
     here = set(pool.names or ())
     names = [*(pool.names or ()), *dict.fromkeys(name for run in runs for name in past[run] if name not in here)]
-    files = {source: tables_of(source, names) for source in map(Path, sources)}
+    handed = handed_as(runs)
+    files = {source: tables_of(source, names, handed) for source in map(Path, sources)}
     tables = [file for own in files.values() for file in own]
     today = {run: names_today(run, past[run], files[run], names, pool) for run in runs}
     others = [file for source, own in files.items() if source not in today for file in own]
     former = {name: value for run in runs for name, value in past[run].items() if name not in here}
-    told_of = [name for name in read_answers(others, names).labels if name in former] if former else []
+    made = dict.fromkeys(others, handed)
+    told_of = [name for name in read_answers(others, names, places=made).labels if name in former] if former else []
     elsewhere, missing = follow({name: former[name] for name in told_of}, pool)
     if gone := list(dict.fromkeys([*(name for one in today.values() for name in one.gone), *missing])):
         labelled = {*told_of, *(name for one in today.values() for name in one.labelled)}
@@ -101,9 +107,9 @@ def read_labelled(sources: Sequence[Path | str], pool: Pool, classes: Sequence[s
             f"another content than when they were labelled: {some(gone)}; give them back, or take their rows out of "
             f"{' and '.join(map(str, tables))}"
         )
-    known = [*classes, *(word for run in runs for word in read_run(run).get("classes") or ())]
+    before = [word for run in runs for word in read_run(run).get("classes") or ()]
     renamed = {file: today[run].moved for run in runs for file in files[run]} | dict.fromkeys(others, elsewhere)
-    answers = read_answers(tables, names, (), list(dict.fromkeys(known)), renamed)
+    answers = read_answers(tables, names, (), list(dict.fromkeys([*classes, *before])), renamed, made)
     for line in answers.understood:
         print(line)
     moved = {name: new for one in today.values() for name, new in one.moved.items()} | elsewhere
@@ -113,12 +119,14 @@ def read_labelled(sources: Sequence[Path | str], pool: Pool, classes: Sequence[s
     if moved:
         print(f"{len(moved)} images of earlier rounds are found by their content: {told(moved, [])}")
     labels = answers.labels
-    handed = [name for one in today.values() for name in one.handed]
+    sent = [name for one in today.values() for name in one.handed]
     check = [name for one in today.values() for name in one.check]
-    waiting = [name for name in dict.fromkeys(handed) if name in here and name not in labels]
+    waiting = [name for name in dict.fromkeys(sent) if name in here and name not in labels]
     rest = f"; {len(waiting)} that were handed out have none, and are not chosen again" if waiting else ""
     print(f"{len(labels)} images have labels of {len(set(labels.values()))} classes{rest}")
-    return Known(labels, waiting, rounds_of(runs), list(dict.fromkeys(check)))
+    used = set(labels.values())
+    announced = dict.fromkeys([*classes, *(word for word in before if not classes or word in used)])
+    return Known(labels, waiting, rounds_of(runs), list(dict.fromkeys(check)), list(announced))
 
 
 @dataclass(frozen=True)
@@ -156,13 +164,25 @@ def names_today(run: Path, past: Mapping[str, str], tables: Sequence[Path], name
     )
 
 
-def tables_of(source: Path, names: Sequence[str]) -> list[Path]:
+def handed_as(runs: Sequence[Path]) -> dict[str, str]:
+    """{made-up place: name} of the images that runs have handed out so; none that says two things."""
+    found: dict[str, str] = {}
+    twice = set()
+    for run in runs:
+        own = made_places(chosen_names(run))
+        twice |= {place for place, name in own.items() if found.get(place, name) != name}
+        found |= own
+    return {place: name for place, name in found.items() if place not in twice}
+
+
+def tables_of(source: Path, names: Sequence[str], handed: Mapping[str, str]) -> list[Path]:
     """The label tables of a run folder, or the file or folder itself. Raises UserError where that holds no label.
 
-    Where nothing is in a run's annotate.csv, what training was given is its table: labels.csv.
+    names: as for read_answers; handed: as handed_as gives it. Where nothing is in a run's annotate.csv, what training
+    was given is its table: labels.csv.
     """
     if not is_run(source):
-        if not read_answers([source], names).labels:
+        if not read_answers([source], names, places={source: handed}).labels:
             raise UserError(
                 f"--labelled {source} holds no label: give the folder of an earlier round, a table of file,label, an "
                 "annotation tool's export, or a folder of class folders"
@@ -191,19 +211,25 @@ def backbone_of(model: str | None, weights: str, labelled: Sequence[Path | str])
 
 
 def borrow(args: argparse.Namespace, labelled: Sequence[Path | str]) -> None:
-    """Begin with the features of an earlier round of the same images: what it has embedded is not embedded again."""
+    """Begin with the features of an earlier round of the same images: what it has embedded is not embedded again.
+
+    They are the same by their place, or by name and content where their folder has moved.
+    """
     if any(args.output_dir.glob("*.npy")) or any(args.output_dir.glob("*.partial")):
         return
     for run in map(Path, labelled):
-        if not is_run(run) or read_run(run)["source"] != source_of(args.dataset, None):
+        features = run / read_run(run)["features"] if is_run(run) else None
+        if features is None or not features.exists():
             continue
-        features = run / read_run(run)["features"]
-        if not features.exists():
-            continue
+        stem = features.stem
+        if read_run(run)["source"] != source_of(args.dataset, None):
+            if not moved(features, open_pool(args.dataset)):
+                continue
+            stem = args.extra_name.join(name_parts(args.dataset, args.split))
         beside = features.parent.glob(f"{glob.escape(features.stem)}.*")
         for file in sorted(beside, key=lambda file: file.suffix == ".npy"):
             if file.is_file():
-                target = args.output_dir / file.name
+                target = args.output_dir / f"{stem}{file.name.removeprefix(features.stem)}"
                 target.unlink(missing_ok=True)  # of a start that was killed
                 try:
                     target.hardlink_to(file)  # files of features are replaced, never changed

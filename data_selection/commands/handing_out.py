@@ -79,7 +79,7 @@ def hand_out(order: Order, pool: Pool, labels: dict[str, str], world: World) -> 
             handle.write(write_labels(dict.fromkeys(names, "")))
     given = read_answers([answers], names).labels
     table, ids = load_features(out / read_run(out)["features"]), read_json(out / SUBSET)
-    beliefs = believe(out / BELIEFS, table, labels, ids, world) if labels else None
+    beliefs = believe(out / BELIEFS, table, labels, ids, world) if len(set(labels.values())) > 1 else None
     likeliest = beliefs.likeliest() if beliefs else None
     reason = why_chosen(out, names, beliefs) if beliefs else ""
     announced = know_classes(out, order.classes)
@@ -91,7 +91,7 @@ def hand_out(order: Order, pool: Pool, labels: dict[str, str], world: World) -> 
     known = {quoted(name): label for name, label in given.items()}
     page = annotation_page(
         identity(names, noted),
-        f"{out.resolve().name}: {len(names)} of {len(table)} images", files, shown,
+        f"{quoted(out.resolve().name)}: {len(names)} of {len(table)} images", files, shown,
         arrange(np.asarray(table.features[ids]), beliefs), classes=classes, labels=known, beliefs=likeliest,
         why=reason,
     )  # fmt: skip

@@ -113,7 +113,7 @@ def choose_images(
         CHECK: check or None, "labelled": digest(known) if labelled else None,
         "strategy": strategy if known.labels else None,
     }  # fmt: skip
-    order = Order(out, source, words, images, embed)
+    order = Order(out, source, known.classes if words else [], images, embed)
     with contextlib.nullcontext() if dry_run else in_turn(out):
         if not is_chosen(out, request):
             free = len(pool) - len(known.labels) - len(known.waiting)
@@ -211,21 +211,21 @@ class Planned:
         return {"probabilities": said} | ({"smoothed": features} if row.smoothed else {})
 
     def note(self, args: argparse.Namespace) -> None:
-        """Write run.json and labelled.csv, which come before the choice."""
+        """Write run.json, by which the folder is this command's, and labelled.csv; both come before the choice."""
         record = {
             "version": VERSION, "source": source_of(args.dataset, None), "request": self.request,
             "features": args.path.relative_to(self.out).as_posix(), "weights": self.weights,
-            "rounds": self.known.rounds, CHECK: self.known.check, "versions": versions(),
+            "rounds": self.known.rounds, CHECK: self.known.check, "classes": self.known.classes, "versions": versions(),
             "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         }  # fmt: skip
+        with atomic_write(self.out / RECORD, "w") as handle:
+            json.dump(record, handle, indent=1)
         if self.known.labels:
             with atomic_write(self.out / LABELLED, "w") as handle:
                 handle.write(write_labels(self.known.labels))
         else:
             (self.out / LABELLED).unlink(missing_ok=True)  # of a start with --labelled that was killed
         (self.out / BELIEFS).unlink(missing_ok=True)
-        with atomic_write(self.out / RECORD, "w") as handle:
-            json.dump(record, handle, indent=1)
 
     def choose(self, device: str) -> None:
         """Choose from the features, and write the list with its record."""

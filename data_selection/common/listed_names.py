@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 # Control codes, other ends of a line, and bytes that are no UTF-8 (Python reads byte xx of a file name as \udcxx)
 UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+NO_TEXT = re.compile("[\ud800-\udfff]")
 
 
 def quoted(name: str) -> str:
@@ -27,6 +28,11 @@ def unquoted(text: str) -> str:
         except ValueError:  # somebody else's quotes
             return text
     return text
+
+
+def is_text(word: str) -> bool:
+    """Whether a word is text that can be written anywhere; bytes that no reading of a file has a letter for are not."""
+    return not NO_TEXT.search(word)
 
 
 def composed(text: str) -> str:

@@ -13,10 +13,12 @@ from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from types import MappingProxyType
 
-from data_selection.common.listed_names import composed, quoted, unquoted
-from data_selection.images.answer_files import Finder, by_file_name_alone, read_source
+from data_selection.common.errors import UserError
+from data_selection.common.listed_names import composed, is_text, quoted, unquoted
+from data_selection.images.answer_files import read_source
 from data_selection.images.label_files import some
 from data_selection.images.list_files import NO_LABEL
+from data_selection.images.name_finder import Finder, by_file_name_alone
 
 CLOSE = 0.8  # difflib's measure from which two words may be one misspelt
 CLOSE_TO_KNOWN = 0.6  # where one of them is known to be a class: short words have few letters to agree in
@@ -49,6 +51,7 @@ def read_answers(
     asked: Sequence[str] = (),
     classes: Sequence[str] = (),
     renamed: Mapping[Path, Mapping[str, str]] = MappingProxyType({}),
+    places: Mapping[Path, Mapping[str, str]] = MappingProxyType({}),
 ) -> Answers:
     """The labels of a pool's images in files or folders that people and annotation tools have written.
 
@@ -57,15 +60,22 @@ def read_answers(
     pool's images; a source may have them absolute, from another root, percent-encoded or without folders. asked:
     names of the images sent out, which win where a bare file name fits several. classes: words that are known to be
     classes; others are, too, unless they look like one of them misspelt. renamed: {source: {name in it: name by which
-    its label is returned}}. Raises UserError for a file that cannot be read as any of these.
+    its label is returned}}. places: {source: {name under which an image was handed out: its name in the pool}}. Raises
+    UserError for a file that cannot be read as any of these, or with a label that is no text.
     """
     result = Answers()
     finder, rows = Finder(names, asked), []
     for source in map(Path, sources):
+        finder.places = places.get(source, {})
         found, how = read_source(source, finder)
+        if bytes_in := next((pair for pair in found if not is_text(unquoted(pair[1]))), None):
+            raise UserError(
+                f"label file {source}: the label {quoted(bytes_in[1])} of {quoted(bytes_in[0])} is no text in UTF-8, "
+                "UTF-16 or Windows' cp1252: save the table as CSV UTF-8, or give the class folder another name"
+            )
         rows += [(file, composed(unquoted(label.strip())), source) for file, label in found]
         result.understood.append(how)
-    collect(rows, finder, result, renamed)
+    collect(rows, finder, result, renamed, places)
     check_words(result, classes)
     result.unlabelled = [name for name in asked if name not in result.labels]
     return result
@@ -76,12 +86,14 @@ def collect(
     finder: Finder,
     result: Answers,
     renamed: Mapping[Path, Mapping[str, str]] = MappingProxyType({}),
+    places: Mapping[Path, Mapping[str, str]] = MappingProxyType({}),
 ) -> None:
     """Put the rows' labels under the pool's names, and what does not fit among the faults."""
     unknown, both, elsewhere = [], [], []
     for file, label, source in rows:
+        finder.places = places.get(source, {})
         name = finder.find(file)
-        if name is not None and by_file_name_alone(file, name):
+        if name is not None and finder.placed(file) is None and by_file_name_alone(file, name):
             elsewhere.append(f"{file} as {name}")
         if name is None:
             unknown.append(f"{file} ({source.name}{finder.why_not(file)})")
@@ -127,8 +139,12 @@ def check_words(result: Answers, classes: Sequence[str]) -> None:
     if known and new:
         told = some([f"{word!r} ({counts[word]} images)" for word in new])
         result.understood.append(f"classes that are not among {some(list(classes))}: {told}")
-    if len(counts) == 1:
-        result.faults.append(f"all {sum(counts.values())} labels are {next(iter(counts))!r}: two classes are needed")
+
+
+def one_class(answers: Answers) -> list[str]:
+    """A sentence where all labels are of one class, which nothing can be trained on; else none."""
+    words = set(answers.labels.values())
+    return [f"all {len(answers.labels)} labels are {words.pop()!r}: two classes are needed"] if len(words) == 1 else []
 
 
 def other_word(word: str, counts: Counter[str], known: set[str], looks: Sequence[str]) -> str | None:

@@ -10,8 +10,9 @@ from data_selection.common.feature_table import FeatureTable, sidecar
 from data_selection.common.files import read_json
 from data_selection.common.kinds import Log
 from data_selection.common.subset_files import load_subset, names_digest
-from data_selection.images.answer_files import Finder, read_source
+from data_selection.images.answer_files import read_source
 from data_selection.images.list_files import TABLES, is_wide, read_list
+from data_selection.images.name_finder import Finder
 from data_selection.images.pools import Pool, folder_pool
 from data_selection.images.record import PoolRecord, file_hash, load_record, match, record_pool
 

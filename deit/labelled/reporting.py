@@ -67,7 +67,7 @@ def report(
     own = {"labels": len(labels), "accuracy": found.share.value, "low": found.share.low, "high": found.share.high,
            "drawn": found.drawn}  # fmt: skip
     facts = Facts(
-        title=f"{run.folder.resolve().name}: {len(files)} labels, {len(run.names)} images",
+        title=f"{quoted(run.folder.resolve().name)}: {len(files)} labels, {len(run.names)} images",
         classes=[quoted(word) for word in classes],
         names=[quoted(name) for name in run.names],
         features=run.table.features,

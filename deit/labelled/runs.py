@@ -9,6 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from data_selection.annotation.originals import made_places
 from data_selection.annotation.run_folder import ANSWERS, UNDERSTOOD, chosen_names, contents, label_files, read_run
 from data_selection.common.errors import UserError
 from data_selection.common.feature_table import FeatureTable, load_features
@@ -16,7 +17,7 @@ from data_selection.common.files import sha256
 from data_selection.common.kinds import Log
 from data_selection.common.subset_files import pool_provenance
 from data_selection.embedding.backbones import DEMO_WEIGHTS, DINO_WEIGHTS, local_file
-from data_selection.images.answers import Answers, alone, read_answers, some
+from data_selection.images.answers import Answers, alone, one_class, read_answers, some
 from data_selection.images.following import follow, told
 from data_selection.images.pools import Pool, open_pool
 from data_selection.images.record import load_record, record_pool
@@ -67,10 +68,11 @@ def open_run(
     if labels:  # in place of its own; those of earlier rounds stay
         files = [*(file for file in files if file.name != ANSWERS), *map(Path, labels)]
     asked = chosen_names(folder)
-    answers = read_answers(files, table.names, asked, record.get("classes") or ())
+    handed = dict.fromkeys(map(Path, labels), made_places(asked))  # the folder's own tables have the names themselves
+    answers = read_answers(files, table.names, asked, record.get("classes") or (), places=handed)
     for line in answers.understood:
         log(line)
-    faults = answers.faults
+    faults = [*answers.faults, *one_class(answers)]
     if not answers.labels:
         faults = [
             *faults,

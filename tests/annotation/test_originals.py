@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image, ImageOps
 
-from data_selection.annotation.originals import LARGE, THUMBNAIL, places, put, relative_address, show
+from data_selection.annotation.originals import LARGE, THUMBNAIL, made_places, places, put, relative_address, show
 
 
 @pytest.fixture
@@ -32,6 +32,12 @@ def test_no_place_leads_out_or_hides_another():
     assert len({place.lower() for place in found}) == len(names)
     assert all(".." not in place.split("/") and not place.startswith("/") for place in found)
     assert "x" not in found  # it is a folder
+
+
+def test_a_made_up_place_is_not_the_name_of_an_image_that_comes_later():
+    names = ["/x/a.png", "0_a.png", "b.png"]
+    assert places(names) == ["_0_a.png", "0_a.png", "b.png"]
+    assert made_places(names) == {"_0_a.png": "/x/a.png"}
 
 
 @pytest.mark.parametrize(("first", "then"), [("link", "copy"), ("copy", "link"), ("copy", "copy"), ("link", "link")])

@@ -10,12 +10,18 @@ import numpy as np
 import pytest
 
 from data_selection.annotation.run_folder import check_names, chosen_names
+
+
+from data_selection.annotation.run_folder import check_names, chosen_names, read_run
 from data_selection.commands import run_choose
 from data_selection.commands.earlier_rounds import borrow
+from data_selection.commands.run_choose import choose_images
 from data_selection.common.errors import UserError
 from data_selection.common.feature_table import save_features
 from data_selection.images.answers import write_labels
+from deit.labelled.runs import open_run
 from tests.support.extraction_cases import COUNT
+from tests.support.pages import page_data
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -61,6 +67,10 @@ def test_features_are_found_whatever_their_pool_is_called(earlier, tmp_path):
 
 
 def test_features_of_another_pool_or_beside_ones_own_are_left_alone(earlier, tmp_path):
+
+
+def test_features_of_another_pool_or_beside_ones_own_are_left_alone(earlier, shoes, tmp_path):
+    shutil.copytree(shoes, tmp_path / "boots")
     assert borrowed(tmp_path / "new", tmp_path / "boots", [earlier]) == []
     (tmp_path / "new" / "x.partial").mkdir()  # begun: its rows go on
     assert borrowed(tmp_path / "new", tmp_path / "shoes", [earlier]) == []
@@ -149,3 +159,48 @@ def test_classes_that_look_like_no_label_go_on_to_the_next_round(choose, shoes, 
     choose(tmp_path / "three", source=shoes, labelled=[table], budget=4, classes="crack,None")
     labelled = (tmp_path / "three" / "labelled.csv").read_text()
     assert labelled.count("None") == 6
+
+
+def test_announced_classes_are_those_of_the_next_round_too(choose, shoes, tmp_path):
+    one = choose(tmp_path / "one", source=shoes, classes="crack,none,fox")
+    words = {name: ("crack", "none")[place % 2] for place, name in enumerate(sorted(chosen_names(one)))}
+    (one / "annotate.csv").write_text(write_labels(words))
+    two = choose(tmp_path / "two", source=shoes, labelled=[one], budget=4)
+    assert page_data(two / "annotate.html")["classes"] == ["crack", "none", "fox"]
+    found = open_run(two, [], None, partial=True, log=lambda _: None)
+    assert set(found.answers.labels.values()) == {"crack", "none"}
+    for _ in range(2):  # others are given for it, with what labels need; they stay without a word
+        choose(two, source=shoes, labelled=[one], budget=4, classes="owl,crack")
+        choose(two, source=shoes, labelled=[one], budget=4)
+        assert read_run(two)["classes"] == ["owl", "crack", "none"]
+
+
+def test_a_kill_beside_the_labels_of_earlier_rounds_leaves_a_folder_that_goes_on(choose, shoes, tmp_path, monkeypatch):
+    one = choose(tmp_path / "one", source=shoes)
+    words = {name: ("a", "b")[place % 2] for place, name in enumerate(chosen_names(one))}
+    (one / "annotate.csv").write_text(write_labels(words))
+    real, two = run_choose.atomic_write, tmp_path / "two"
+    for killed in ("run.json", "labelled.csv"):
+
+        def dies(path, mode, killed=killed):
+            if Path(path).name == killed:
+                raise KeyboardInterrupt
+            return real(path, mode)
+
+        monkeypatch.setattr(run_choose, "atomic_write", dies)
+        with pytest.raises(KeyboardInterrupt):
+            choose_images(shoes, 4, two, labelled=[one], device="cpu", num_workers=0)
+    monkeypatch.undo()
+    assert len(choose_images(shoes, 4, two, labelled=[one], device="cpu", num_workers=0).ids) == 4
+    assert (two / "labelled.csv").read_text() == write_labels(words)
+
+
+def test_a_pool_whose_folder_has_moved_is_not_embedded_again(choose, shoes, tmp_path, capsys):
+    one = choose(tmp_path / "one", source=shoes)
+    first, second, *_ = chosen_names(one)
+    (one / "annotate.csv").write_text(write_labels({first: "a", second: "b"}))
+    shoes.rename(tmp_path / "boots")
+    shutil.copyfile(tmp_path / "boots" / first, tmp_path / "boots" / "late.png")
+    choose(tmp_path / "two", source=tmp_path / "boots", labelled=[one], budget=5)
+    assert f"{COUNT + 1} reused" in capsys.readouterr().out
+    assert read_run(tmp_path / "two")["features"] == "features/boots_train.npy"

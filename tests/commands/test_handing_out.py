@@ -1,13 +1,16 @@
 """What stands beside a choice: addresses for tools, the labels and the classes so far."""
 
 import json
+import os
 import shutil
 from urllib.parse import quote
 
 import pytest
 
 from data_selection.annotation.run_folder import chosen_names
+from data_selection.common.errors import UserError
 from data_selection.images.answers import write_labels
+from deit.labelled.runs import open_run
 from tests.support.pages import page_data
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -53,3 +56,58 @@ def test_the_pages_of_two_cameras_that_number_their_images_alike_keep_their_answ
     assert chosen_names(runs[0]) == chosen_names(runs[1])
     left, right, again = (page_data(run / "annotate.html")["id"] for run in runs)
     assert left == again != right
+
+
+def test_labels_come_back_under_the_made_up_names_that_images_were_handed_out_by(choose, folder, tmp_path):
+    """A list of whole paths: CVAT and people who sort the files see 0_000.png, ..."""
+    shoes = shutil.copytree(folder, tmp_path / "shoes")
+    (shoes / "000.png").rename(shoes / "1_002.png")  # as another image is handed out
+    (tmp_path / "list.txt").write_text("".join(f"{shoes / name}\n" for name in ("001.png", "002.png", "1_002.png")))
+    out = choose(tmp_path / "run", source=tmp_path / "list.txt", budget=2)
+    names = chosen_names(out)
+    _, _, *lines = map(json.loads, (out / "cvat_manifest.jsonl").read_text().splitlines())
+    files = [line["name"] + line["extension"] for line in lines]
+    assert files == [f"{place}_{name.rpartition('/')[2]}" for place, name in enumerate(names)]
+    images = "".join(f"<image name='{file}'><tag label='{i}'/></image>" for i, file in enumerate(files))
+    (tmp_path / "cvat.xml").write_text(f"<annotations>{images}</annotations>")
+    for i, file in enumerate(files):
+        (tmp_path / "sorted" / str(i)).mkdir(parents=True)
+        shutil.copyfile(out / "images" / file, tmp_path / "sorted" / str(i) / file)
+    for number, labels in enumerate((tmp_path / "cvat.xml", tmp_path / "sorted")):
+        found = open_run(out, [labels], None, partial=False, log=lambda _: None).answers
+        assert (found.labels, len(found.understood)) == (dict(zip(names, "01", strict=True)), 1)
+        two = choose(tmp_path / f"two {number}", source=tmp_path / "list.txt", budget=1, labelled=[out, labels])
+        assert (two / "labelled.csv").read_text() == write_labels(dict(zip(names, "01", strict=True)))
+
+
+def test_a_first_round_of_one_class_is_gone_on_with(choose, tmp_path):
+    """Where nearly all images are alike; only training needs a second class."""
+    one = choose(tmp_path / "one", budget=4)
+    labels = dict.fromkeys(chosen_names(one), "whole")
+    (one / "annotate.csv").write_text(write_labels(labels))
+    with pytest.raises(UserError, match="not ready: all 4 labels are 'whole': two classes are needed"):
+        open_run(one, [], None, partial=False, log=lambda _: None)
+    for strategy in ("auto", "label-free"):
+        two = choose(tmp_path / strategy, budget=4, labelled=[one], strategy=strategy)
+        assert not labels.keys() & set(chosen_names(two))
+        assert page_data(two / "annotate.html")["classes"] == ["whole"]
+    with pytest.raises(UserError, match="--strategy half asks a model of labels of two classes"):
+        choose(tmp_path / "no", labelled=[one], strategy="half")
+
+
+def test_labels_in_no_letters_that_are_known_are_asked_for_as_utf_8(choose, tmp_path):
+    """A table in Shift-JIS; the page was never written."""
+    out = choose(tmp_path / "run", budget=4)
+    table = "file,label\n" + "".join(f"{name},カー\n" for name in chosen_names(out))
+    (out / "annotate.csv").write_bytes(table.encode("shift_jis"))
+    for again in (lambda: choose(out, budget=4), lambda: choose(tmp_path / "two", budget=4, labelled=[out])):
+        with pytest.raises(UserError, match=r'annotate\.csv: the label ".*udc81.*" of .*png is no text .*: save the'):
+            again()
+    (tmp_path / "classes.txt").write_bytes("カー\nネコ\n".encode("shift_jis"))
+    with pytest.raises(UserError, match=r'^--classes: ".*udc81.*" is no text in UTF-8, .*: save the list as UTF-8'):
+        choose(tmp_path / "two", budget=4, classes=tmp_path / "classes.txt")
+
+
+def test_a_run_folder_may_have_any_name(choose, tmp_path):
+    out = choose(tmp_path / os.fsdecode(b"caf\xe9"), budget=4)
+    assert r"&#34;caf\udce9&#34;: 4 of" in (out / "annotate.html").read_text()

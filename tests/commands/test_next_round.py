@@ -126,3 +126,10 @@ def test_labels_are_numbered_by_word_and_stand_in_the_order_of_the_rows():
     table = FeatureTable(torch.zeros(4, 2).numpy(), None, ("z", "b", "m", "a"))
     found = numbered({"a": "owl", "z": "cat", "gone": "ant", "m": "owl"}, table)
     assert (found.ids, found.labels.tolist(), found.classes) == ([0, 2, 3], [0, 1, 1], ["cat", "owl"])
+
+
+def test_labels_of_one_class_leave_the_choice_to_the_pool(select, tmp_path):
+    (tmp_path / "labels.csv").write_text("file,label\n" + "".join(f"{name},whole\n" for name in NAMES[:12]))
+    assert "--method auto takes facility: " in select("auto", "labels.csv")[1]
+    with pytest.raises(UserError, match="12 labels of 1 classes: rounds ask a model of two classes at least; choose"):
+        select("margin", "labels.csv")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from data_selection.common.errors import UserError
-from data_selection.images.answers import Answers, alone, read_answers, write_labels
+from data_selection.images.answers import Answers, alone, one_class, read_answers, write_labels
 
 NAMES = ["cats/a b.jpg", "cats/b.jpg", "dogs/a b.jpg", "dogs/c,d.jpg", "été.png"]
 BOTH = " If both are classes, name all with --classes of choose_images.py"
@@ -155,10 +155,10 @@ def test_what_is_wrong_is_told_together(tmp_path):
     )
     found = read(tmp_path / "a.csv", table, asked=["cats/b.jpg", "dogs/c,d.jpg"])
     assert found.labels == {"cats/b.jpg": "Cat"}
-    unknown, both, one = found.faults
+    unknown, both = found.faults
     assert unknown == "2 rows are of no image of the pool: none.jpg (a.csv), a b.jpg (a.csv; several are called so)"
     assert both == "1 images have two labels: cats/b.jpg ('Cat' and 'Dog')"
-    assert one == "all 1 labels are 'Cat': two classes are needed"
+    assert one_class(found) == ["all 1 labels are 'Cat': two classes are needed"]
     assert found.unlabelled == ["dogs/c,d.jpg"]
 
 
