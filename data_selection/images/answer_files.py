@@ -15,7 +15,7 @@ from xml.etree import ElementTree
 
 from data_selection.common.errors import UserError
 from data_selection.common.listed_names import both_forms, readings
-from data_selection.images.folders import JUNK
+from data_selection.images.folders import JUNK, class_level
 from data_selection.images.image_files import IMAGE_LIKE
 from data_selection.images.label_files import some
 from data_selection.images.list_files import HEADER, SEPARATORS, TABLES, Rows, decoded, read_rows, refuse_workbook
@@ -287,12 +287,11 @@ def files_below(folder: Path, above: Sequence[str] = ()) -> Iterable[Path]:
 
 
 def in_folders(files: Iterable[str]) -> list[tuple[str, str]]:
-    """(file name, class folder) of images that lie in one: the first below the folders that all of them share."""
+    """(file name, class folder) of images that lie in one (folders.class_level)."""
     images = (file for file in files if file.lower().endswith(IMAGE_LIKE) and not is_left(file))
     parted = [file.split("/") for file in images if "/" in file]
-    levels = zip(*(parts[:-1] for parts in parted), strict=False)
-    shared = next((depth for depth, level in enumerate(levels) if len({*level}) > 1), -2)  # -2: the last folder
-    return [(parts[-1], parts[min(shared, len(parts) - 2)]) for parts in parted]
+    level = class_level(parts[:-1] for parts in parted)
+    return [(parts[-1], parts[min(level, len(parts) - 2)]) for parts in parted]
 
 
 def is_left(file: str) -> bool:
