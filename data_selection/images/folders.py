@@ -118,6 +118,19 @@ def class_level(folders: Iterable[Sequence[str]]) -> int:
     return next((depth for depth, level in enumerate(levels) if len({*level}) > 1), len(levels) - 1)
 
 
+def without_splits(paths: Iterable[Sequence[str]]) -> list[Sequence[str]]:
+    """The parts of images' paths without the folders train/, val/, ... that stand where classes would.
+
+    Those that then lie in no folder are left out. `train` beside folders called otherwise is a class.
+    """
+    parted = [parts for parts in paths if len(parts) > 1]
+    level = class_level(parts[:-1] for parts in parted)
+    called = {parts[level].lower() for parts in parted if len(parts) - 1 > level}
+    if not called or not called.issubset(SPLIT_NAMES):
+        return parted
+    return without_splits([*parts[:level], *parts[level + 1 :]] for parts in parted)
+
+
 def in_words(left_out: Counter[str]) -> str:
     """What image_names left out, for a message: `3 hidden, 2 no images by their endings`; "" where nothing was."""
     return ", ".join(f"{count} {why}" for why, count in sorted(left_out.items()))
