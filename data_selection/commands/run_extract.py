@@ -36,6 +36,7 @@ from data_selection.embedding.preprocessing import Preprocess, preprocess_of
 from data_selection.embedding.table_writer import end_publishing
 from data_selection.images.downloads import check_address
 from data_selection.images.folders import SPLIT_NAMES
+from data_selection.images.following import follow_labels
 from data_selection.images.inventory import inventory, save_duplicates
 from data_selection.images.label_files import labelled_folder
 from data_selection.images.list_files import UNKNOWN
@@ -131,15 +132,16 @@ def keep_labels(path: Path, pool: Pool, say: Log) -> None:
     """Give a pool without labels those that its feature file has: an extraction without --labels loses none."""
     try:
         table = load_features(path)
+        record = load_record(path, len(table))
     except UserError:  # damaged: it is made anew
         return
     if pool.labels is not None or table.labels is None:
         return
-    known = dict(zip(table.names or (), table.labels.tolist(), strict=False))
-    pool.labels = [known.get(name, UNKNOWN) for name in pool.names or ()]
+    pool.labels, changed = follow_labels(table.names or (), table.labels.tolist(), record, pool)
     pool.class_names, pool.classes = table.class_names, len(table.class_names or ()) or None
+    told = f"; {changed} of images whose content has changed since, by their names" if changed else ""
     bare = pool.labels.count(UNKNOWN)
-    say(f"the labels in {path} are kept" + (f"; {bare} images have none: give --labels again" if bare else ""))
+    say(f"the labels in {path} are kept{told}" + (f"; {bare} images have none: give --labels again" if bare else ""))
 
 
 def take_stock(path: Path, pool: Pool, stats: Stats) -> str:

@@ -110,13 +110,13 @@ def load_words(path: Path, kind: str, count: int | None = None) -> tuple[str, ..
 def labels_like(table: FeatureTable, other: FeatureTable) -> np.ndarray:
     """A table's labels (N,) int64, in the other one's class numbers where both know their classes' names.
 
-    Where one knows names and the other numbers, and the names are whole numbers, these are meant. Raises UserError
-    where the table has no labels, or labels of classes that the other one does not know.
+    Where one knows names and the other numbers, and the names are whole numbers (1, or 1.0), these are meant. Raises
+    UserError where the table has no labels, or labels of classes that the other one does not know.
     """
     if table.labels is None:
         raise UserError(f"feature file {table.path} has no labels")
     ours, theirs = table.class_names, other.class_names
-    if (ours is None) != (theirs is None) and all(map(str.isdecimal, ours or theirs or ())):
+    if (ours is None) != (theirs is None) and all(map(str.isdecimal, map(_whole, ours or theirs or ()))):
         return _by_number(table, other)
     if ours is None or theirs is None or ours == theirs:
         return table.labels
@@ -134,8 +134,8 @@ def _by_number(table: FeatureTable, other: FeatureTable) -> np.ndarray:
     """labels_like where the names of one's classes are the other's numbers."""
     assert table.labels is not None
     if table.class_names is not None:
-        return np.array([*map(int, table.class_names), -1])[table.labels]
-    number = {int(name): i for i, name in enumerate(other.class_names or ())}
+        return np.array([*(int(_whole(name)) for name in table.class_names), -1])[table.labels]
+    number = {int(_whole(name)): i for i, name in enumerate(other.class_names or ())}
     strange = [int(value) for value in np.unique(table.labels) if value >= 0 and value not in number]
     if strange:
         raise UserError(
@@ -143,6 +143,11 @@ def _by_number(table: FeatureTable, other: FeatureTable) -> np.ndarray:
             f"{other.path} has ({', '.join(map(str, [*number][:4]))}, ...): label both alike"
         )
     return np.array([number.get(value, -1) for value in table.labels.tolist()], dtype=np.int64)
+
+
+def _whole(name: str) -> str:
+    """A class name without the fraction that programs write which keep numbers with gaps so."""
+    return name.removesuffix(".0")
 
 
 def save_features(

@@ -11,7 +11,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 from data_selection.common.errors import UserError
-from data_selection.images.folders import JUNK
+from data_selection.images.folders import JUNK, class_level, without_splits
 from data_selection.images.image_files import IMAGE_LIKE
 from data_selection.images.label_files import some
 from data_selection.images.list_files import HEADER, SEPARATORS, TABLES, Rows, decoded, read_rows, refuse_workbook
@@ -23,7 +23,7 @@ LABEL = ("label", "class", "class_name", "category", "choice", "tag")
 def read_source(source: Path, finder: Finder) -> tuple[list[tuple[str, str]], str]:
     """([(file, label)] as written, what it was taken for) of one file or folder."""
     if source.is_dir():
-        return read_folders(source)
+        return read_folders((path.relative_to(source).as_posix() for path in files_below(source)), source)
     if not source.is_file():
         raise UserError(f"label file {source} does not exist: give a table, an export, or a folder of class folders")
     try:
@@ -170,7 +170,7 @@ def read_zip(source: Path, finder: Finder) -> tuple[list[tuple[str, str]], str]:
         refuse_workbook(source, b"", files)
         if inside := next((file for file in files if file.lower().endswith(".xml")), None):
             return read_cvat(archive.read(inside), source)
-        pairs = in_folders(files)
+        pairs, how = read_folders(files, source)
         tables = [file for file in files if file.lower().endswith((*TABLES, ".json"))]
         tables = tables or [file for file in files if file.lower().endswith(".txt") and not pairs]
         if len(tables) == 1 and len({label for _, label in pairs}) < 2:  # one folder holds the images beside a table
@@ -180,13 +180,13 @@ def read_zip(source: Path, finder: Finder) -> tuple[list[tuple[str, str]], str]:
             f"label file {source} holds {some(files) if files else 'nothing'}: CVAT's XML, class folders of images, or "
             "one table or JSON is needed in a zip; unpack it and give the file with the labels"
         )
-    return pairs, f"{source}: class folders, {len(pairs)} images"
+    return pairs, how
 
 
-def read_folders(source: Path) -> tuple[list[tuple[str, str]], str]:
-    """Images in class folders below a folder."""
-    pairs = in_folders(path.relative_to(source).as_posix() for path in files_below(source))
-    return pairs, f"{source}: class folders, {len(pairs)} images"
+def read_folders(files: Iterable[str], source: Path) -> tuple[list[tuple[str, str]], str]:
+    """Images in class folders, of the files below a folder or in a zip."""
+    pairs = in_folders(files)
+    return pairs, f"{source}: class folders ({some(sorted({word for _, word in pairs}))}), {len(pairs)} images"
 
 
 def files_below(folder: Path, above: Sequence[str] = ()) -> Iterable[Path]:
@@ -202,12 +202,11 @@ def files_below(folder: Path, above: Sequence[str] = ()) -> Iterable[Path]:
 
 
 def in_folders(files: Iterable[str]) -> list[tuple[str, str]]:
-    """(file name, class folder) of images that lie in one: the first below the folders that all of them share."""
+    """(file name, class folder) of images that lie in one (folders.class_level), below train/, val/, ... if need be."""
     images = (file for file in files if file.lower().endswith(IMAGE_LIKE) and not is_left(file))
-    parted = [file.split("/") for file in images if "/" in file]
-    levels = zip(*(parts[:-1] for parts in parted), strict=False)
-    shared = next((depth for depth, level in enumerate(levels) if len({*level}) > 1), -2)  # -2: the last folder
-    return [(parts[-1], parts[min(shared, len(parts) - 2)]) for parts in parted]
+    parted = without_splits(file.split("/") for file in images)
+    level = class_level(parts[:-1] for parts in parted)
+    return [(parts[-1], parts[min(level, len(parts) - 2)]) for parts in parted]
 
 
 def is_left(file: str) -> bool:

@@ -1,5 +1,7 @@
 """Fetch a file: whole, verified and resumable, or an error that says what to fetch and where to put it."""
 
+import contextlib
+import hashlib
 import http.client
 import os
 import re
@@ -36,18 +38,21 @@ def fetch_file(url: str, folder: Path | str | None = None, *, digest: str | None
     folder: default cache_folder(). digest: the start of the file's SHA-256, or of another digest (`md5:...`), where
     known; a name like model-cd65a155.pth carries its own, as in torch.hub. An interrupted download goes on where it
     stopped; the file gets its name only when its size (and digest) are right. A file that is there is checked against
-    the given digest too. Concurrent calls wait for each other.
+    the given digest too. Files of one name and no known digest from several addresses are kept apart. Concurrent calls
+    wait for each other.
     Raises UserError where the file cannot be fetched or is not what it should be.
     """
     name = Path(urllib.parse.urlparse(url).path).name
     if not name:
         raise UserError(f"{url} names no file: give the address of a .pth or .safetensors file")
+    in_name = re.search(r"-([0-9a-f]{8,})\.", name)
     target = Path(folder or cache_folder()) / name
+    if not digest and not in_name:
+        target = _own_place(url, target)
     if target.is_file():
         if digest and not _matches(target, digest):
             raise UserError(f"{target} has another digest than {digest}: remove it to fetch {url} again")
         return target
-    in_name = re.search(r"-([0-9a-f]{8,})\.", name)
     digest = digest or (in_name and in_name[1])
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f"{name}.partial")
@@ -68,6 +73,21 @@ def fetch_file(url: str, folder: Path | str | None = None, *, digest: str | None
             raise UserError(f"{_cannot(url, target)} (the file that came has another digest than {digest})")
         partial.replace(target)
     return target
+
+
+def _own_place(url: str, target: Path) -> Path:
+    """The target, or, where that is of another address, the same name in a folder of this one.
+
+    X.address beside the target says whose it is, as a digest: an address may hold a password. A file that lay there
+    before counts as that of the first who asks.
+    """
+    address, claim = hashlib.sha256(url.encode()).hexdigest(), target.with_name(f"{target.name}.address")
+    with contextlib.suppress(OSError):  # it is there, or the folder is only to be read
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with claim.open("x") as handle:
+            handle.write(address)
+    taken = claim.is_file() and claim.read_text() != address
+    return target.parent / address[:12] / target.name if taken else target
 
 
 def _matches(path: Path, expected: str) -> bool:

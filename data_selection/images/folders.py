@@ -1,5 +1,6 @@
 """A folder searched through for images: their names, what is left out and why, and folders of several splits."""
 
+import itertools
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -106,6 +107,28 @@ def refuse_splits(folder: Path | str, splits: Sequence[str]) -> None:
     """Raise UserError for a folder that holds these splits."""
     held = " and ".join(f"{split}/" for split in splits)
     raise UserError(f"folder {folder} holds {held}, not one pool: give {Path(folder, splits[0])}")
+
+
+def class_level(folders: Iterable[Sequence[str]]) -> int:
+    """Which of the folders that each image lies in (from the outermost) is its class: the first that not all share.
+
+    Deeper ones are folders within a class. Where all share all of them it is the innermost (-1: none lies in any).
+    """
+    levels = list(itertools.zip_longest(*folders))  # None: an image has no folder of that depth
+    return next((depth for depth, level in enumerate(levels) if len({*level}) > 1), len(levels) - 1)
+
+
+def without_splits(paths: Iterable[Sequence[str]]) -> list[Sequence[str]]:
+    """The parts of images' paths without the folders train/, val/, ... that stand where classes would.
+
+    Those that then lie in no folder are left out. `train` beside folders called otherwise is a class.
+    """
+    parted = [parts for parts in paths if len(parts) > 1]
+    level = class_level(parts[:-1] for parts in parted)
+    called = {parts[level].lower() for parts in parted if len(parts) - 1 > level}
+    if not called or not called.issubset(SPLIT_NAMES):
+        return parted
+    return without_splits([*parts[:level], *parts[level + 1 :]] for parts in parted)
 
 
 def in_words(left_out: Counter[str]) -> str:

@@ -1,9 +1,10 @@
 """Images that were known by name, followed by their content: renamed ones are found, exchanged ones noticed."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+from data_selection.images.list_files import UNKNOWN
 from data_selection.images.pools import Pool
-from data_selection.images.record import file_hash, match, record_pool
+from data_selection.images.record import PoolRecord, file_hash, match, record_pool
 
 
 def follow(known: Mapping[str, str], pool: Pool) -> tuple[dict[str, str], list[str]]:
@@ -23,6 +24,24 @@ def follow(known: Mapping[str, str], pool: Pool) -> tuple[dict[str, str], list[s
         elif place in moved:
             found[name] = pool.paths[row] if pool.names is None else pool.names[row]
     return found, lost
+
+
+def follow_labels(
+    names: Sequence[str], labels: Sequence[int], record: PoolRecord | None, pool: Pool
+) -> tuple[list[int], int]:
+    """(label of each image of a pool or -1, how many of them are by the name of an image whose content has changed).
+
+    names, labels, record: of N images that were labelled; labels are class numbers. Content decides before names; None
+    for the record: names alone.
+    """
+    today = PoolRecord(("",) * len(pool), pool.names) if record is None else record_pool(pool, record)
+    hashes = ("",) * len(names) if record is None else record.hashes
+    rows, _, changed = match(names, hashes, today)
+    found = [UNKNOWN] * len(pool)
+    for row, label in zip(rows, labels, strict=False):
+        if row is not None:
+            found[row] = label
+    return found, sum(labels[place] != UNKNOWN for place in changed)
 
 
 def told(moved: Mapping[str, str], lost: list[str], shown: int = 3) -> str:

@@ -1,5 +1,6 @@
-"""What a pool turned out to hold: images read and left out, exact copies, unusual ones."""
+"""What a pool turned out to hold: images read and left out, exact copies, unusual ones, classes."""
 
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -7,7 +8,9 @@ import numpy as np
 
 from data_selection.common.files import atomic_write
 from data_selection.common.listed_names import quoted
+from data_selection.images.answers import alike
 from data_selection.images.folders import in_words
+from data_selection.images.label_files import some
 from data_selection.images.pools import Pool
 from data_selection.images.record import PoolRecord, copies
 
@@ -36,7 +39,7 @@ def save_duplicates(path: Path, record: PoolRecord, names: Sequence[str] | None)
 
 
 def inventory(pool: Pool, rows: int, reused: int, groups: Sequence[Sequence[int]], record: PoolRecord | None) -> str:
-    """One line: images read and reused, what was left out and why, exact copies, unusual images with the first's name.
+    """One line: images read and reused, what was left out and why, exact copies, unusual images, classes.
 
     rows: of the feature file; reused: of them, from earlier work. groups: rows of equal images. record: of the rows.
     """
@@ -46,7 +49,24 @@ def inventory(pool: Pool, rows: int, reused: int, groups: Sequence[Sequence[int]
     words.append(f"left out: {in_words(+left_out) or 'none'}")
     spare = sum(map(len, groups)) - len(groups)
     words.append(f"exact copies: {f'{spare} in {len(groups)} groups' if spare else 'none'}")
-    return f"inventory: {'; '.join(words + unusual(pool, record))}"
+    return f"inventory: {'; '.join(words + unusual(pool, record) + classes(pool))}"
+
+
+def classes(pool: Pool) -> list[str]:
+    """The number of a pool's classes and the first ones, and those that look alike, in words; [] without names."""
+    if not pool.class_names or pool.labels is None:
+        return []
+    same = twins(pool.class_names)
+    told = [f"classes that may be meant for one: {some(same)} (mend the labels if so)"] if same else []
+    return [f"classes: {len(pool.class_names)} ({some(pool.class_names)})", *told]
+
+
+def twins(words: Sequence[str]) -> list[str]:
+    """Words that differ by capitals, spaces or signs around them alone (answers.alike): `'Cat' and 'cat'`, each set."""
+    looks: defaultdict[object, list[str]] = defaultdict(list)
+    for word in words:
+        looks[alike(word)].append(word)
+    return [" and ".join(map(repr, same)) for same in looks.values() if len(same) > 1]
 
 
 def unusual(pool: Pool, record: PoolRecord | None) -> list[str]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from data_selection.common.errors import UserError, meant
 from data_selection.common.listed_names import composed
 from data_selection.images import pools
+from data_selection.images.folders import class_level
 from data_selection.images.list_files import NO_LABEL, TABLES, UNKNOWN, read_list
 
 NONE = "none"  # in place of the folder of evaluation images: there are none
@@ -62,7 +63,7 @@ def labelled_folder(
 ) -> pools.Pool:
     """The images of a folder, or list of paths, with the labels of a CSV (-1: not in it).
 
-    Without one those of the class folders that they lie in.
+    Without one those of the class folders that they lie in (folders.class_level).
     """
     if not folder.exists():
         raise UserError(
@@ -75,13 +76,16 @@ def labelled_folder(
     if labels is None and not folder.is_dir():
         raise UserError(f"{folder} is a list, and its labels are read from a CSV: give {flag} FILE")
     if labels is None:
-        stray = next((name for name in names if "/" not in name), None)
+        parted = [name.split("/")[:-1] for name in names]
+        level = class_level(parted)
+        stray = next((name for name, parts in zip(names, parted, strict=True) if len(parts) <= max(level, 0)), None)
         if stray:
+            above = "/".join([str(folder), *max(parted, key=len)[: max(level, 0)]])
             raise UserError(
-                f"{folder}/{stray} lies in no class folder: put each image into {folder}/<class>/, or give the labels "
+                f"{folder}/{stray} lies in no class folder: put each image into {above}/<class>/, or give the labels "
                 f"in a CSV with {flag} FILE"
             )
-        words = [composed(name.split("/")[0]) for name in names]
+        words = [composed(parts[level]) for parts in parted]
     else:
         words = read_labels(labels, names, folder)
     pool.class_names = tuple(sorted(set(words) - {""}))

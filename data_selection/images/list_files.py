@@ -14,6 +14,7 @@ UNKNOWN = -1  # the label of an image without one
 NO_LABEL = ("-1", "-1.0")  # the same as text, also as programs write it that keep numbers with gaps as fractions
 MARK = re.compile(r"sep=.\r?\n")  # a first line by which spreadsheets tell each other the separator
 NUMBER = re.compile("-?[0-9]{1,18}")  # int() would take 1_0 for 10; what is longer is a code, and no count
+FRACTION = re.compile(r"-?[0-9]{1,18}\.0")  # as pandas writes the numbers of a column with gaps
 HEADER = ("file", "filename", "file_name", "image", "name", "path")
 TABLES = (".csv", ".tsv")
 SEPARATORS = (",", ";", "\t")
@@ -124,12 +125,15 @@ def number_labels(
 ) -> tuple[list[int] | None, list[str] | None]:
     """(labels as ints with -1 for none, or None where there is no label; class names or None) of labels as text.
 
-    Words are numbered in sorted order, together with those of others, further class names; -1 is none of them. Raises
-    UserError for a number below -1, or one that is written in two ways.
+    Words are numbered in sorted order, together with those of others, further class names; -1 is none of them. 1.0 is
+    the number 1 where all labels are written so. Raises UserError for a number below -1, or one that is written in two
+    ways.
     """
     given = {label for label in labels if label}
     if not given:
         return None, None
+    if all(map(FRACTION.fullmatch, given)):
+        return number_labels([label.removesuffix(".0") for label in labels], path, others)
     if not all(map(NUMBER.fullmatch, given)):
         class_names = sorted((given | set(others)).difference(NO_LABEL))
         index = {name: i for i, name in enumerate(class_names)} | dict.fromkeys(("", *NO_LABEL), UNKNOWN)

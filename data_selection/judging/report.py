@@ -27,7 +27,8 @@ def project_2d(
     """t-SNE of a random sample of the pool together with the images that must be in the picture.
 
     features: (N, D) array or memory map. keep: pool indices that must be shown. Returns (rows, points): int64 (S,)
-    pool indices, ascending, and float32 (S, 2).
+    pool indices, ascending, and float32 (S, 2); all points are 0 where all features are alike. Raises UserError for
+    fewer than 3 rows.
     """
     from sklearn.manifold import TSNE
 
@@ -37,8 +38,11 @@ def project_2d(
     if len(rows) < FEWEST_MAPPED:
         raise UserError(f"{len(rows)} images are too few for a map: {FEWEST_MAPPED} are needed")
     vectors = normalise(torch.as_tensor(np.array(features[rows.numpy()], dtype=np.float32)))
+    if bool((vectors == vectors[0]).all()):  # which scikit-learn divides by, and crashes
+        return rows, np.zeros((len(rows), 2), dtype=np.float32)
     perplexity = min(30.0, (len(rows) - 1) / 3)
-    model = TSNE(init="pca", perplexity=perplexity, random_state=seed, max_iter=STEPS, verbose=2)
+    start = "pca" if vectors.shape[1] > 1 else "random"  # one column has no second component
+    model = TSNE(init=start, perplexity=perplexity, random_state=seed, max_iter=STEPS, verbose=2)
     with open_bar(progress, STEPS, "map", "step") as bar, contextlib.redirect_stdout(Steps(bar)):
         return rows, model.fit_transform(vectors.numpy())
 

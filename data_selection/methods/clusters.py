@@ -8,6 +8,7 @@ import torch
 from data_selection.common.errors import UserError
 from data_selection.common.kinds import Features
 from data_selection.common.progress import OpenBar, open_bar
+from data_selection.common.threads import one_sum
 from data_selection.methods.configs import KMeansConfig
 from data_selection.nearest.pool_reader import UnitPool, available_memory
 
@@ -37,6 +38,7 @@ def fit_clusters(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """k-means of rows (n, D) by scikit-learn on the CPU: (centres (count, D) float32, cluster of each row (n,) int64).
 
+    On one thread, as the lists of a seed may not depend on how many there are.
     Pools of more than four minibatches are fitted by minibatches. Of fewer distinct rows than clusters some are empty.
     """
     from sklearn.cluster import KMeans, MiniBatchKMeans  # slow to import, and only needed here
@@ -44,7 +46,7 @@ def fit_clusters(
     small = len(rows) <= 4 * config.batch_size
     options = {"n_clusters": count, "n_init": 1, "max_iter": config.max_iter, "random_state": seed}
     estimator = KMeans(**options) if small else MiniBatchKMeans(**options, batch_size=config.batch_size)
-    with open_bar(progress, 1, "k-means", "fit") as bar:
+    with open_bar(progress, 1, "k-means", "fit") as bar, one_sum():
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Number of distinct clusters")  # every caller fills up what is empty
             estimator.fit(rows.cpu().numpy())

@@ -15,6 +15,7 @@ from data_selection.images import pools
 from data_selection.images.folders import UNREAD, in_words
 from data_selection.images.image_files import WHITE
 from data_selection.images.inaturalist import read_inaturalist
+from data_selection.images.inventory import twins
 from data_selection.images.known_lists import find_images, of_pool
 from data_selection.images.label_files import evaluation_folder, open_folders, some
 from data_selection.images.record import file_hash
@@ -206,7 +207,7 @@ def hold_out(
 
 
 def say_of_labels(mode: str, pool: pools.Pool, ids: Sequence[int], log: Log) -> None:
-    """One line where classes have no image, and one where full finetuning has under 10 labels per class.
+    """One line where classes have no image, one where two look alike, one for full finetuning under 10 labels a class.
 
     There frozen modes usually win (as FACT reports, arXiv 2606.02079).
     """
@@ -215,6 +216,8 @@ def say_of_labels(mode: str, pool: pools.Pool, ids: Sequence[int], log: Log) -> 
         words = pool.class_names or tuple(map(str, range(classes)))
         bare = [words[label] for label in range(classes) if label not in present]
         log(f"warning: {len(bare)} of {classes} classes without a training image: {some(bare)}")
+    if same := twins(pool.class_names or ()):
+        log(f"warning: classes that may be meant for one: {some(same)}; mend the labels if so")
     if mode == "full" and len(ids) < FEW * classes:
         log(
             f"warning: {len(ids) / classes:.3g} labels per class: below {FEW}, a frozen backbone usually gives more; "

@@ -9,9 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_selection.annotation.run_folder import check_names, chosen_names
-
-
 from data_selection.annotation.run_folder import check_names, chosen_names, read_run
 from data_selection.commands import run_choose
 from data_selection.commands.earlier_rounds import borrow
@@ -64,9 +61,6 @@ def test_features_are_found_whatever_their_pool_is_called(earlier, tmp_path):
     record = (earlier / "run.json").read_text()
     (earlier / "run.json").write_text(record.replace("x.npy", "pets[1].npy"))
     assert borrowed(tmp_path / "new", tmp_path / "shoes", [earlier])[-1] == "pets[1].npy"
-
-
-def test_features_of_another_pool_or_beside_ones_own_are_left_alone(earlier, tmp_path):
 
 
 def test_features_of_another_pool_or_beside_ones_own_are_left_alone(earlier, shoes, tmp_path):

@@ -97,7 +97,11 @@ def test_labels_are_those_of_folders_or_of_a_table(weights, folder, tmp_path):
     assert labels() == (("cat", "dog"), [0, 1, 1])  # are not lost where the flag is forgotten
     shutil.copyfile(folder / "004.png", tmp_path / "pool" / "cat" / "z.png")
     assert labels() == (("cat", "dog"), [0, -1, 1, 1])
-    (tmp_path / "pool" / "cat" / "z.png").unlink()
+    (tmp_path / "pool" / "cat" / "z.png").rename(tmp_path / "pool" / "dog" / "0.png")
+    for old, new in (("cat/0.png", "t.png"), ("dog/1.png", "cat/0.png"), ("t.png", "dog/1.png")):
+        (tmp_path / "pool" / old).rename(tmp_path / "pool" / new)
+    assert labels() == (("cat", "dog"), [1, -1, 0, 1])  # the labels are of contents, not of names
+    (tmp_path / "pool" / "dog" / "0.png").unlink()
     assert labels("--labels", str(tmp_path / "l.csv")) == (("lynx", "wolf"), [0, 1, -1])
     (tmp_path / "pool_train.npy").write_bytes(b"damaged")
     assert labels() == (None, None)

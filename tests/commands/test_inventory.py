@@ -87,6 +87,17 @@ def test_an_image_at_the_bounds_is_not_unusual():
     )
 
 
+def test_classes_are_counted_and_those_that_look_alike_told():
+    words = ("CAT", "Cat", "cat", "cat ", "dog", "fox")
+    pool, record = Pool(paths=["a"], labels=[1], class_names=words), PoolRecord(("h",), ("a",))
+    assert inventory(pool, 1, 0, [], record).endswith(
+        "exact copies: none; classes: 6 (CAT, Cat, cat, cat  and 2 more); classes that may be meant for one: 'CAT' and "
+        "'Cat' and 'cat' and 'cat ' (mend the labels if so)"
+    )
+    pool.class_names = ("cat", "dog")
+    assert inventory(pool, 1, 0, [], record).endswith("; classes: 2 (cat, dog)")
+
+
 def test_sizes_are_measured_once(tmp_path, monkeypatch, capsys):
     for name in ("a.png", "b.png"):
         paint(tmp_path / "pool" / name, 30, 25)

@@ -129,6 +129,9 @@ def test_labels_are_compared_by_name():
     assert labels_like(table(("dog", "fox"), [0, 1, -1]), train).tolist() == [1, 2, -1]
     assert labels_like(table(None, [0, 1]), train).tolist() == [0, 1]
     assert labels_like(table(("dog", "owl"), [0, 0]), train).tolist() == [1, 1]  # no image of an owl
+    numbered = table(("0.0", "1.0", "10.0", "2.0"), [1, 2, -1])
+    assert labels_like(numbered, table(None, [0])).tolist() == [1, 10, -1]
+    assert labels_like(table(None, [10, 2, -1]), numbered).tolist() == [2, 3, -1]
     with pytest.raises(UserError, match=r"has images of owl, 1 classes that .* does not have"):
         labels_like(table(("dog", "owl"), [0, 1]), train)
     with pytest.raises(UserError, match="has no labels"):

@@ -219,6 +219,12 @@ def test_classes_without_an_image_are_named():
     assert said == ["warning: 2 of 3 classes without a training image: cat, fox"]
 
 
+def test_classes_that_look_alike_are_told():
+    said, pool = [], pools.Pool(paths=["a"] * 2, labels=[0, 1], classes=2, class_names=("Cat", "cat"))
+    say_of_labels("linear", pool, [0, 1], said.append)
+    assert said == ["warning: classes that may be meant for one: 'Cat' and 'cat'; mend the labels if so"]
+
+
 def test_a_forgotten_data_set_downloads_nothing(images, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("deit.option_checks.ROOT", tmp_path)

@@ -75,11 +75,16 @@ def test_difference(before, now, told):
     assert bool(found) == bool(told)
 
 
-def test_images_one_level_too_deep_are_no_class(tmp_path):
-    """They would give one class, a loss of 0 and 100 %."""
-    write_images(tmp_path, ["train/train/cat/1.png", "train/train/dog/1.png", "val/train/cat/1.png"])
+def test_images_one_level_too_deep_are_of_the_classes_they_lie_in(tmp_path):
+    """The first folder would give one class, a loss of 0 and 100 %."""
+    write_images(tmp_path, ["train/train/cat/1.png", "train/train/dog/1.png", "val/cat/1.png", "val/dog/sub/1.png"])
+    assert [pool.class_names for pool in open_folders(tmp_path)] == [("cat", "dog")] * 2
+
+
+def test_one_class_alone_is_refused(tmp_path):
+    write_images(tmp_path, ["train/cat/1.png", "train/cat/2.png", "val/cat/1.png"])
     assert open_folders(tmp_path)[0].classes == 1
-    with pytest.raises(UserError, match=r"are of one class, 'train': two are needed\. Class folders lie right in"):
+    with pytest.raises(UserError, match=r"are of one class, 'cat': two are needed\. Class folders lie right in"):
         open_images("FOLDER", tmp_path)
 
 

@@ -112,6 +112,15 @@ def test_class_folders_count_in_extraction_order(tmp_path):
     assert data.central(data.images).shape == (2, 3, 28, 28)  # resized
 
 
+def test_a_class_is_the_first_folder_that_not_all_images_share(tmp_path):
+    write_images(tmp_path, ["images/cat/a/1.png", "images/cat/b/1.png", "images/dog/1.png"])
+    pool = labelled_folder(tmp_path, None, "--labels")
+    assert (pool.class_names, pool.labels) == (("cat", "dog"), [0, 0, 1])
+    write_images(tmp_path, ["images/stray.png"])
+    with pytest.raises(UserError, match=r"images/stray\.png lies in no class folder: put .* into .*/images/<class>/"):
+        labelled_folder(tmp_path, None, "--labels")
+
+
 def test_folders_that_do_not_fit_are_named(tmp_path):
     with pytest.raises(UserError, match=r"train does not exist: --data-path must hold train/<class>/"):
         open_images("FOLDER", tmp_path)

@@ -26,7 +26,7 @@ def test_a_server_that_knows_no_ranges_is_read_from_the_start(tmp_path, monkeypa
     monkeypatch.setattr(urllib.request, "urlopen", lambda request, timeout: Answer(b"abcd", request.full_url))
     (tmp_path / "w.pth.partial").write_bytes(b"ab")
     assert fetch_file("https://host/w.pth", tmp_path, progress=False).read_bytes() == b"abcd"
-    assert [path.name for path in tmp_path.iterdir()] == ["w.pth"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["w.pth", "w.pth.address"]
 
 
 def test_the_bar_comes_to_its_end(tmp_path, monkeypatch):
@@ -56,4 +56,28 @@ def test_what_another_process_has_fetched_meanwhile_is_taken(tmp_path, monkeypat
     monkeypatch.setattr(downloads, "lock", lambda handle, wait: (tmp_path / "w.pth").write_bytes(b"whole"))
     monkeypatch.setattr(urllib.request, "urlopen", lambda *_, **__: pytest.fail("it is there"))
     assert fetch_file("https://host/w.pth", tmp_path).read_bytes() == b"whole"
-    assert [path.name for path in tmp_path.iterdir()] == ["w.pth"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["w.pth", "w.pth.address"]
+
+
+def test_files_of_one_name_from_two_addresses_are_kept_apart(tmp_path, monkeypatch):
+    """Also where the first one was interrupted: what follows would be the rest of another file."""
+    files = {"https://a/w.pth": b"abcd", "https://b/w.pth": b"ABCD"}
+    cut = Answer(b"ab", "https://a/w.pth")
+    cut.headers["Content-Length"] = "4"
+    monkeypatch.setattr(urllib.request, "urlopen", lambda *_, **__: cut)
+    with pytest.raises(UserError, match="the connection ended after 2 of 4 bytes"):
+        fetch_file("https://a/w.pth", tmp_path, progress=False)
+
+    def send(request, timeout):
+        start = int((request.get_header("Range") or "bytes=0-")[len("bytes=") : -1])
+        answer = Answer(files[request.full_url][start:], request.full_url)
+        answer.status = 206 if start else 200
+        return answer
+
+    monkeypatch.setattr(urllib.request, "urlopen", send)
+    for _ in range(2):  # the second time all are there
+        for url in ("https://b/w.pth", "https://a/w.pth"):
+            assert fetch_file(url, tmp_path, progress=False).read_bytes() == files[url]
+        monkeypatch.setattr(urllib.request, "urlopen", lambda *_, **__: pytest.fail("it is there"))
+    (tmp_path / "w-0badc0de.pth").write_bytes(b"no")  # whose name says what it holds, wherever it comes from
+    assert fetch_file("https://c/w-0badc0de.pth", tmp_path) == tmp_path / "w-0badc0de.pth"

@@ -2,9 +2,9 @@
 
 import pytest
 
-from data_selection.images.following import follow, told
+from data_selection.images.following import follow, follow_labels, told
 from data_selection.images.pools import Pool
-from data_selection.images.record import file_hash
+from data_selection.images.record import file_hash, record_pool
 
 
 @pytest.fixture
@@ -51,3 +51,16 @@ def test_a_new_name_is_found_and_what_is_gone_or_another_is_lost(root):
 def test_a_content_that_nobody_noted_is_known_by_name(root):
     assert follow({"a": "", "b": ""}, pool(root)) == ({}, [])
     assert follow({"a": "", "gone": ""}, pool(root)) == ({}, ["gone"])
+
+
+def test_labels_follow_the_content_before_the_name(root):
+    before, labels = record_pool(pool(root)), [0, 1, 2, -1]
+    (root / "a").write_text("picture of b")
+    (root / "b").write_text("picture of a")
+    (root / "c").rename(root / "z")
+    assert follow_labels("abcd", labels, before, pool(root)) == ([1, 0, -1, 2], 0)
+    (root / "a").write_text("what was b, mended")
+    assert follow_labels("abcd", labels, before, pool(root)) == ([-1, 0, -1, 2], 0)
+    (root / "b").write_text("b, mended")
+    assert follow_labels("abcd", labels, before, pool(root)) == ([0, 1, -1, 2], 2)
+    assert follow_labels("abcd", labels, None, pool(root)) == ([0, 1, -1, -1], 0)

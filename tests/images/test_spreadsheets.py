@@ -111,7 +111,7 @@ def test_linked_class_folders_are_followed_and_loops_are_not(tmp_path):
     (tmp_path / "a/Dog/gone.jpg").symlink_to(tmp_path / "nothing")
     found = read_answers([tmp_path / "a"], NAMES)
     assert (found.labels, found.faults) == (WANTED, [])
-    assert found.understood[0].endswith("class folders, 2 images")
+    assert found.understood[0].endswith("class folders (Cat, Dog), 2 images")
     (tmp_path / "a/Also").symlink_to(tmp_path / "elsewhere")  # under two words, and no loop
     assert read_answers([tmp_path / "a"], NAMES).faults[0] == (
         "1 images have two labels: cats/b.jpg ('Also' and 'Cat')"
@@ -171,3 +171,17 @@ def test_names_without_an_ending_are_hinted_at(tmp_path):
 def test_the_class_folder_is_the_first_that_not_all_images_share(files, words):
     assert in_folders(files) == [(file.split("/")[-1], word) for file, word in
                                  zip([file for file in files if "/" in file], words, strict=False)]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        (["train/cat/1.jpg", "train/dog/2.jpg", "val/cat/3.jpg"], {"1.jpg": "cat", "2.jpg": "dog", "3.jpg": "cat"}),
+        (["pets/Train/cat/a/1.jpg", "pets/Test/dog/2.jpg"], {"1.jpg": "cat", "2.jpg": "dog"}),
+        (["train/1.jpg", "train/cat/2.jpg", "val/dog/3.jpg"], {"2.jpg": "cat", "3.jpg": "dog"}),  # 1.jpg: in no class
+        (["train/1.jpg", "val/2.jpg"], {}),
+        (["train/1.jpg", "bus/2.jpg"], {"1.jpg": "train", "2.jpg": "bus"}),  # of vehicles
+    ],
+)
+def test_a_split_is_no_class(files, words):
+    assert dict(in_folders(files)) == words

@@ -72,3 +72,15 @@ def test_the_map_is_of_directions(images):
     features = images[:15].reshape(15, -1).astype(np.float32)
     lengths = 2.0 ** np.arange(15, dtype=np.float32)[:, None]
     np.testing.assert_array_equal(project_2d(features * lengths)[1], project_2d(features)[1])
+
+
+@pytest.mark.parametrize("features", [np.zeros((20, 8)), np.full((20, 1), 3.0), np.ones((3, 4))])
+def test_features_without_any_spread_are_one_point(features):
+    """scikit-learn would end the process."""
+    rows, points = project_2d(features.astype(np.float32))
+    assert len(rows) == len(features)
+    np.testing.assert_array_equal(points, np.zeros((len(features), 2)))
+
+
+def test_one_column_makes_a_map():
+    assert np.isfinite(project_2d(np.arange(-10, 10, dtype=np.float32)[:, None])[1]).all()

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import sklearn.cluster
 import torch
+from threadpoolctl import threadpool_limits
 
 from data_selection.common.errors import UserError
 from data_selection.methods import clusters, herding, probcover, zcore
@@ -242,3 +243,12 @@ def test_a_pool_beyond_memory_is_refused_with_what_it_needs(monkeypatch):
 def test_bad_settings(make, words):
     with pytest.raises(UserError, match=words):
         make()
+
+
+def test_clusters_do_not_depend_on_the_number_of_threads():
+    rows = torch.nn.functional.normalize(torch.randn(2500, 48, generator=torch.Generator().manual_seed(0)), dim=1)
+    found = []
+    for threads in (1, 2):
+        with threadpool_limits(threads):
+            found.append(fit_clusters(rows, 40, TypiClustConfig(), 0)[0])
+    assert torch.equal(*found)

@@ -13,6 +13,7 @@ from data_selection.common.errors import UserError
 from data_selection.common.kinds import Device, Features, Ids
 from data_selection.common.precision import full_float32
 from data_selection.common.progress import OpenBar
+from data_selection.common.threads import one_sum
 from data_selection.methods.configs_design import (
     CUT,
     HalfConfig,
@@ -110,7 +111,7 @@ def select_margin_clusters(
     from sklearn.cluster import MiniBatchKMeans  # slow to import, and only needed here
 
     if budget < len(doubtful):
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), one_sum():
             warnings.simplefilter("ignore")  # of fewer distinct rows than clusters: the rest is filled up below
             clusters = MiniBatchKMeans(n_clusters=budget, n_init=1, random_state=seed).fit_predict(rows.numpy())
         first = np.unique(clusters, return_index=True)[1]
