@@ -19,13 +19,14 @@ from data_selection.images.pools import Pool
 from deit.samples.batches import Batch, ImageBatches, Part, Plain
 from deit.samples.draws import AUGMENT, hashed, seeded
 from deit.samples.keeping import Room, Share, fits
-from deit.samples.pipeline import SMALL, Pipeline, Shifted
+from deit.samples.pipeline import SMALL, Cropped, Pipeline, Shifted
 from deit.samples.tensor_images import (
     CroppedImages,
     EvaluationImages,
     PaddedImages,
     ResizedImages,
     ViewedImages,
+    crop_draws,
     shift_draws,
 )
 
@@ -35,6 +36,7 @@ OPEN: "weakref.WeakSet[PilImages]" = weakref.WeakSet()  # PilImages, whose worke
 
 # What augments an image: a seed, or where it is only shifted the draws (3,); None: nothing
 Draws = int | list[float] | None
+Own = Transform | Shifted | Cropped  # those that take their draws, too
 Item = tuple[int, Draws]  # an image by its place among those of a set
 
 
@@ -70,12 +72,10 @@ def viewed(pool: Pool, ids: Sequence[int], pipeline: Pipeline, margin: int = 0, 
 class Transformed(Dataset[tuple[torch.Tensor, int]]):
     """Item (i, draws) is (transform(image i), its label), the transform's draws fixed by the seed (None: no draws).
 
-    Shifted takes the draws themselves.
+    Shifted and Cropped take the draws themselves.
     """
 
-    def __init__(
-        self, pool: Pool, ids: Sequence[int], cached: Sequence[np.ndarray] | None, transform: Transform | Shifted
-    ) -> None:
+    def __init__(self, pool: Pool, ids: Sequence[int], cached: Sequence[np.ndarray] | None, transform: Own) -> None:
         self.pool, self.ids, self.cached, self.transform = pool, ids, cached, transform
 
     def __getitem__(self, item: Item) -> tuple[torch.Tensor, int]:
@@ -84,7 +84,7 @@ class Transformed(Dataset[tuple[torch.Tensor, int]]):
         return self.transformed(image, draws), self.pool.label(self.ids[i])
 
     def transformed(self, image: Image.Image, draws: Draws) -> torch.Tensor:
-        if isinstance(self.transform, Shifted):
+        if isinstance(self.transform, Shifted | Cropped):
             assert isinstance(draws, list)
             return self.transform(image, draws)
         if draws is None:
@@ -134,10 +134,12 @@ class PilImages:
         workers: int,
         pin_memory: bool,
     ) -> None:
-        transform: Transform | Shifted = pipeline.eval_transform()
+        transform: Own = pipeline.eval_transform()
         if train:
-            transform = Shifted(pipeline) if pipeline.shifts else pipeline.train_transform()
-        self.shifts, self.pin = pipeline.shifts, pin_memory and device.type == "cuda"
+            crops = pipeline.simple and pipeline.size > SMALL  # as images that are kept
+            other = Cropped(pipeline) if crops else pipeline.train_transform()
+            transform = Shifted(pipeline) if pipeline.shifts else other
+        self.transform, self.pin = transform, pin_memory and device.type == "cuda"
         self.batches, self.seed, self.device, self.count = Batches(), seed, device, len(ids)
         self.loader = DataLoader(
             Transformed(pool, ids, cached, transform), batch_sampler=self.batches, num_workers=workers,
@@ -152,8 +154,9 @@ class PilImages:
         """Yield (images (R, 3, size, size), labels (R,)) on the device for each Part."""
 
         def seeds(part: Part) -> list[Draws]:
-            if self.shifts:
-                return shift_draws(self.seed, epoch, part).tolist()
+            if isinstance(self.transform, Shifted | Cropped):
+                drawn = shift_draws if isinstance(self.transform, Shifted) else crop_draws
+                return drawn(self.seed, epoch, part).tolist()
             return (hashed(self.seed, AUGMENT, epoch, part.places) & (1 << 63) - 1).tolist()
 
         self.batches.items = [list(zip(part.indices.tolist(), seeds(part), strict=True)) for part in parts]

@@ -21,7 +21,8 @@ BELIEFS, PAGE, FEATURES, IMAGES = "beliefs.json", "annotate.html", "features", "
 REPORT = "report.json"
 WEIGHTS = "weights_sha256"  # of a request, where the weights are a file
 ENDINGS = (".txt", *TABLES)  # of a file of class names
-OWN = (RECORD, SUBSET, ANSWERS, LABELLED, BELIEFS, PAGE, IMAGES)
+TRAINED = (UNDERSTOOD, "model.pth", "smoothed_pool.npz", "report.html", REPORT, "predictions.csv", "training")
+OWN = (RECORD, SUBSET, ANSWERS, LABELLED, BELIEFS, PAGE, IMAGES, *TRAINED)
 
 
 def read_run(folder: Path | str) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from torchvision import transforms
 
 from data_selection.embedding.image_batches import Transform
 from data_selection.embedding.preprocessing import Preprocess
+from deit.samples import resizing
 
 SMALL = 32  # input sizes up to this are cropped from a padded image, larger ones by random resized crops
 MARGIN = 4  # pixels of that padding
@@ -108,6 +109,26 @@ class Shifted:
         pixels = pixels[rows[0][:, None], columns[0][None]].permute(2, 0, 1).float() / 255
         mean, std = (torch.tensor(value).view(3, 1, 1) for value in (self.pipeline.mean, self.pipeline.std))
         return (pixels - mean) / std
+
+
+@dataclass(frozen=True)
+class Cropped:
+    """PIL image and its draws (resizing.DRAWS,) -> float tensor (3, size, size): the crop and flip that they say."""
+
+    pipeline: Pipeline
+
+    def __call__(self, image: Image.Image, draws: Sequence[float]) -> torch.Tensor:
+        pixels = torch.from_numpy(self.pixels(np.asarray(image), torch.tensor(draws)).copy()).permute(2, 0, 1).float()
+        mean, std = (torch.tensor(value).view(3, 1, 1) * 255 for value in (self.pipeline.mean, self.pipeline.std))
+        return (pixels - mean) / std
+
+    def pixels(self, image: np.ndarray, draws: torch.Tensor) -> np.ndarray:
+        """The same of an image (H, W, 3) uint8 as uint8 (size, size, 3)."""
+        size, kind = self.pipeline.size, Image.Resampling[self.pipeline.interpolation.upper()]
+        top, left, tall, wide = (int(x) for x in resizing.random_boxes(draws[None, :-1], *image.shape[:2]))
+        crop = Image.fromarray(image[top : top + tall, left : left + wide])
+        pixels = np.asarray(crop.resize((size, size), kind))
+        return pixels[:, ::-1] if draws[-1] < 0.5 else pixels
 
 
 def shifted_places(draws: torch.Tensor, size: int, margin: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -13,7 +13,7 @@ from data_selection.common.sending import sent
 from deit.samples import resizing
 from deit.samples.batches import Batch, Part
 from deit.samples.draws import AUGMENT, uniform
-from deit.samples.pipeline import MARGIN, Pipeline, shifted_places
+from deit.samples.pipeline import MARGIN, Cropped, Pipeline, shifted_places
 
 
 class TensorImages(ABC):
@@ -109,7 +109,7 @@ class ResizedImages(TensorImages):
         """Yield (images (R, 3, size, size), labels (R,)) on the device for each Part."""
         size, kind = self.pipeline.size, self.pipeline.interpolation
         for part in parts:
-            draws = uniform(self.seed, AUGMENT, epoch, part.places[:, None], torch.arange(resizing.DRAWS))
+            draws = crop_draws(self.seed, epoch, part)
             boxes = resizing.random_boxes(draws[:, :-1], self.height, self.width)
             flipped, index, top, left, tall, wide = sent(self.device, draws[:, -1] < 0.5, part.indices, *boxes)
             rows = resizing.resampling(top, tall, size, self.height, kind)  # (R, size, H)
@@ -132,7 +132,6 @@ class CroppedImages:
     ) -> None:
         """images: (H, W, 3) uint8 each, labels (N,) int64."""
         self.images, self.labels, self.pipeline, self.seed, self.threads = images, labels, pipeline, seed, threads
-        self.kind = Image.Resampling[pipeline.interpolation.upper()]
         self.mean, self.std = (torch.tensor(value).view(1, 3, 1, 1) * 255 for value in (pipeline.mean, pipeline.std))
 
     def __len__(self) -> int:
@@ -142,7 +141,7 @@ class CroppedImages:
         """Yield (images (R, 3, size, size), labels (R,)) for each Part."""
         with ThreadPoolExecutor(self.threads) as workers:
             for part in parts:
-                draws = uniform(self.seed, AUGMENT, epoch, part.places[:, None], torch.arange(resizing.DRAWS))
+                draws = crop_draws(self.seed, epoch, part)
                 yield (
                     self._batch(list(workers.map(self._crop, part.indices.tolist(), draws))),
                     self.labels[part.indices],
@@ -156,14 +155,15 @@ class CroppedImages:
             yield self._batch(images), self.labels[list(some)]
 
     def _crop(self, i: int, draws: torch.Tensor) -> np.ndarray:
-        image = self.images[i]
-        top, left, tall, wide = (int(x) for x in resizing.random_boxes(draws[None, :-1], *image.shape[:2]))
-        crop = Image.fromarray(image[top : top + tall, left : left + wide])
-        pixels = np.asarray(crop.resize((self.pipeline.size, self.pipeline.size), self.kind))
-        return pixels[:, ::-1] if draws[-1] < 0.5 else pixels
+        return Cropped(self.pipeline).pixels(self.images[i], draws)
 
     def _batch(self, images: list[np.ndarray]) -> torch.Tensor:
         return (torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() - self.mean) / self.std
+
+
+def crop_draws(seed: int, epoch: int, part: Part) -> torch.Tensor:
+    """Uniform draws (R, resizing.DRAWS) of the places of a Part: those of a random box, then mirrored."""
+    return uniform(seed, AUGMENT, epoch, part.places[:, None], torch.arange(resizing.DRAWS))
 
 
 def shift_draws(seed: int, epoch: int, part: Part) -> torch.Tensor:

@@ -29,6 +29,15 @@ def test_somebodys_link_is_not_replaced_though_it_leads_nowhere(tmp_path):
         is_chosen(tmp_path, {})
 
 
+@pytest.mark.parametrize("name", ["labels.csv", "model.pth", "report.html", "smoothed_pool.npz", "predictions.csv"])
+def test_what_training_would_replace_is_not_taken_into_a_run(tmp_path, name):
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(UserError, match=f"holds {name}, which is not from this command"):
+        is_chosen(tmp_path, {})
+    make_run(tmp_path, request={"budget": 5})  # a run's own
+    assert is_chosen(tmp_path, {"budget": 5})
+
+
 def test_rounds_are_told_in_the_order_of_their_labels(tmp_path):
     first, second, third = ({"labels": labels, "accuracy": 50.0 + labels} for labels in (9, 30, 100))
     for name, rounds in (("late", [first, third]), ("early", [second])):

@@ -19,6 +19,7 @@ from deit.main import main
 from deit.options import parse
 from deit.runs.saving import NEWEST, PREVIOUS
 from deit.runs.stopping import workers_named
+from deit.samples.batches import Part
 from tests.deit.test_lost_work import stopped_in
 from tests.support.trainer_runs import checkpoint, command, few_shot, make_images
 
@@ -175,3 +176,18 @@ def test_labels_that_no_part_could_learn_say_nothing_of_confidence(labels, found
     job = SimpleNamespace(ids=ids, held=[], train_pool=pool, args=SimpleNamespace(folds=2, seed=0))
     said = torch.tensor([[0.6, 0.2, 0.2]]).expand(len(labels), 3)
     assert crossval.temperature_of({"kept": "probe"}, crossval.Asked(ids, said, said), job) == found
+
+
+def test_crops_are_the_same_however_images_are_kept(images):
+    """What fits into a process's share of the memory depends on the number of processes."""
+    job = open_job(parse(command(images, input_size=98)), World(0, 1, torch.device("cpu")))
+    pipeline = make_pipeline(job.args, job.defaults)
+    parts, seen = [Part(torch.arange(6), torch.arange(6), torch.arange(6))], []
+    for cache, kind in (("auto", "ResizedImages"), ("ram", "PilImages"), ("none", "PilImages")):
+        data = prepare(
+            job.train_pool, job.ids, pipeline, job.world.device, train=True, seed=3, cache=cache, workers=0
+        )  # fmt: skip
+        assert type(data).__name__ == kind
+        seen.append(next(iter(data.augmented(parts, 2)))[0])
+    torch.testing.assert_close(seen[1], seen[2])
+    assert (seen[0] - seen[1]).abs().mean() < 0.01  # matrices round otherwise than Pillow
