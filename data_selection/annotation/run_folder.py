@@ -18,7 +18,7 @@ VERSION = 1
 RECORD, SUBSET, ANSWERS, LABELLED = "run.json", "subset.json", "annotate.csv", "labelled.csv"
 UNDERSTOOD = "labels.csv"  # all labels, as training has understood them
 BELIEFS, PAGE, FEATURES, IMAGES = "beliefs.json", "annotate.html", "features", "images"
-REPORT = "report.json"
+REPORT, WAITING = "report.json", "waiting"
 WEIGHTS = "weights_sha256"  # of a request, where the weights are a file
 ENDINGS = (".txt", *TABLES)  # of a file of class names
 OWN = (RECORD, SUBSET, ANSWERS, LABELLED, BELIEFS, PAGE, IMAGES)
@@ -28,7 +28,8 @@ def read_run(folder: Path | str) -> dict[str, Any]:
     """The record of a run folder: `version`, `source`, `features` (below the folder), `request`, `versions`, `command`.
 
     And `weights`, the file or address as it was given, `rounds`: see rounds_of, `check`: check_names of earlier
-    rounds, and `classes`: see know_classes. Raises UserError where the folder is none.
+    rounds, `waiting`: names of images that these have handed out and that had no label, and `classes`: see
+    know_classes. Raises UserError where the folder is none.
     """
     path = Path(folder) / RECORD
     if not path.exists():

@@ -21,6 +21,7 @@ from data_selection.annotation.run_folder import (
     RECORD,
     SUBSET,
     VERSION,
+    WAITING,
     WEIGHTS,
     class_words,
     is_chosen,
@@ -215,8 +216,8 @@ class Planned:
         record = {
             "version": VERSION, "source": source_of(args.dataset, None), "request": self.request,
             "features": args.path.relative_to(self.out).as_posix(), "weights": self.weights,
-            "rounds": self.known.rounds, CHECK: self.known.check, "classes": self.known.classes, "versions": versions(),
-            "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+            "rounds": self.known.rounds, CHECK: self.known.check, WAITING: self.known.waiting,
+            "classes": self.known.classes, "versions": versions(), "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         }  # fmt: skip
         with atomic_write(self.out / RECORD, "w") as handle:
             json.dump(record, handle, indent=1)
