@@ -20,6 +20,7 @@ UNDERSTOOD = "labels.csv"  # all labels, as training has understood them
 BELIEFS, PAGE, FEATURES, IMAGES = "beliefs.json", "annotate.html", "features", "images"
 REPORT, WAITING = "report.json", "waiting"
 WEIGHTS = "weights_sha256"  # of a request, where the weights are a file
+PERCENT = "percent"  # of a request, the budget as it was given, where that is no number of images
 ENDINGS = (".txt", *TABLES)  # of a file of class names
 OWN = (RECORD, SUBSET, ANSWERS, LABELLED, BELIEFS, PAGE, IMAGES)
 
@@ -76,17 +77,20 @@ def is_run(path: Path) -> bool:
 def is_chosen(folder: Path, request: Mapping[str, object]) -> bool:
     """Whether a folder holds the choice that is asked for already.
 
-    Raises UserError where it holds another one, or somebody's own files of these names: neither is replaced.
+    A budget in percent is the same one however many images have come since. Raises UserError where it holds another
+    one, or somebody's own files of these names: neither is replaced.
     """
     if not is_run(folder):
         strange = [name for name in OWN if (folder / name).exists() or (folder / name).is_symlink()]
         if strange:
             raise UserError(f"{folder} holds {strange[0]}, which is not from this command: choose another --out")
         return False
-    before = read_run(folder)["request"]
+    before, asked = dict(read_run(folder)["request"]), dict(request)
     if not (folder / SUBSET).exists():
         return False
-    asked = dict(request)
+    if (percent := before.pop(PERCENT, None)) and percent == asked.get(PERCENT):
+        asked["budget"] = before["budget"]
+    asked.pop(PERCENT, None)
     if WEIGHTS not in before:
         asked.pop(WEIGHTS, None)  # a folder of a version that has noted their file's name alone
     keys = [key for key in before | asked if before.get(key) != asked.get(key)]

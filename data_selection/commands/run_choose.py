@@ -18,6 +18,7 @@ from data_selection.annotation.run_folder import (
     BELIEFS,
     FEATURES,
     LABELLED,
+    PERCENT,
     RECORD,
     SUBSET,
     VERSION,
@@ -111,6 +112,7 @@ def choose_images(
     request = {
         "budget": count, "method": method, "seed": seed, "model": model, "weights": weights and Path(weights).name,
         WEIGHTS: sha256(weights) if weights and os.path.isfile(weights) else None,  # noqa: PTH113 - or an address
+        PERCENT: str(budget).replace(" ", "") if str(budget).strip().endswith("%") else None,
         CHECK: check or None, "labelled": digest(known) if labelled else None,
         "strategy": strategy if known.labels else None,
     }  # fmt: skip
