@@ -18,8 +18,9 @@ VERSION = 1
 RECORD, SUBSET, ANSWERS, LABELLED = "run.json", "subset.json", "annotate.csv", "labelled.csv"
 UNDERSTOOD = "labels.csv"  # all labels, as training has understood them
 BELIEFS, PAGE, FEATURES, IMAGES = "beliefs.json", "annotate.html", "features", "images"
-REPORT = "report.json"
+REPORT, WAITING = "report.json", "waiting"
 WEIGHTS = "weights_sha256"  # of a request, where the weights are a file
+PERCENT = "percent"  # of a request, the budget as it was given, where that is no number of images
 ENDINGS = (".txt", *TABLES)  # of a file of class names
 TRAINED = (UNDERSTOOD, "model.pth", "smoothed_pool.npz", "report.html", REPORT, "predictions.csv", "training")
 OWN = (RECORD, SUBSET, ANSWERS, LABELLED, BELIEFS, PAGE, IMAGES, *TRAINED)
@@ -29,7 +30,8 @@ def read_run(folder: Path | str) -> dict[str, Any]:
     """The record of a run folder: `version`, `source`, `features` (below the folder), `request`, `versions`, `command`.
 
     And `weights`, the file or address as it was given, `rounds`: see rounds_of, `check`: check_names of earlier
-    rounds, and `classes`: see know_classes. Raises UserError where the folder is none.
+    rounds, `waiting`: names of images that these have handed out and that had no label, and `classes`: see
+    know_classes. Raises UserError where the folder is none.
     """
     path = Path(folder) / RECORD
     if not path.exists():
@@ -76,17 +78,21 @@ def is_run(path: Path) -> bool:
 def is_chosen(folder: Path, request: Mapping[str, object]) -> bool:
     """Whether a folder holds the choice that is asked for already.
 
-    Raises UserError where it holds another one, or somebody's own files of these names: neither is replaced.
+    A budget in percent is the same one however many images have come since. Raises UserError where it holds another
+    one, or somebody's own files of these names: neither is replaced.
     """
     if not is_run(folder):
         strange = [name for name in OWN if (folder / name).exists() or (folder / name).is_symlink()]
         if strange:
             raise UserError(f"{folder} holds {strange[0]}, which is not from this command: choose another --out")
         return False
-    before = read_run(folder)["request"]
+    before, asked = dict(read_run(folder)["request"]), dict(request)
     if not (folder / SUBSET).exists():
         return False
-    keys = [key for key in before | dict(request) if before.get(key) != request.get(key)]
+    if (percent := before.pop(PERCENT, None)) and percent == asked.get(PERCENT):
+        asked["budget"] = before["budget"]
+    asked.pop(PERCENT, None)
+    keys = [key for key in before | asked if before.get(key) != asked.get(key)]
     if not (before.get(WEIGHTS) and request.get(WEIGHTS)):  # of an earlier version, or their file is gone: by its name
         keys = [key for key in keys if key != WEIGHTS]
     if keys:

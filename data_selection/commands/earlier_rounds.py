@@ -15,8 +15,8 @@ import torch
 from data_selection.annotation.originals import made_places
 from data_selection.annotation.run_folder import (
     ANSWERS,
-    SUBSET,
     UNDERSTOOD,
+    WAITING,
     check_names,
     chosen_names,
     contents,
@@ -27,8 +27,7 @@ from data_selection.annotation.run_folder import (
 )
 from data_selection.commands.run_extract import moved, name_parts, source_of
 from data_selection.common.errors import UserError, meant
-from data_selection.common.feature_table import sidecar
-from data_selection.common.files import atomic_write, read_json
+from data_selection.common.files import atomic_write
 from data_selection.images.answers import read_answers
 from data_selection.images.following import follow, told
 from data_selection.images.label_files import some
@@ -134,7 +133,7 @@ class Today:
     """The images of an earlier round as they are called now.
 
     moved: {its name: today's} of renamed ones; labelled, gone: its names of those with a label, and of these the ones
-    that are no more; handed, check: today's names of those that were handed out and are there,
+    that are no more; handed, check: today's names of those that were handed out, in it or before it, and are there,
     and of those that it judges by.
     """
 
@@ -151,7 +150,7 @@ def names_today(run: Path, past: Mapping[str, str], tables: Sequence[Path], name
     past: {name: content hash} as the run knew them; tables: its label files; names: as for read_answers.
     """
     labelled = list(read_answers(tables, names).labels)
-    handed = read_json(sidecar(run / SUBSET, "provenance"))["images"]["name"]
+    handed = list(dict.fromkeys([*chosen_names(run), *(read_run(run).get(WAITING) or ())]))
     check = check_names(run)
     moved, gone = follow({name: past[name] for name in (*labelled, *handed, *check) if name in past}, pool)
     lost = set(gone)

@@ -30,7 +30,7 @@ from data_selection.common.errors import UserError
 from data_selection.common.feature_table import FeatureTable, load_features, sidecar
 from data_selection.common.files import atomic_write, read_json
 from data_selection.common.listed_names import quoted
-from data_selection.common.subset_files import CHECK
+from data_selection.common.subset_files import CHECK, names_files, save_names
 from data_selection.images.answers import read_answers, write_labels
 from data_selection.images.following import follow, told
 from data_selection.images.pools import Pool
@@ -79,6 +79,8 @@ def hand_out(order: Order, pool: Pool, labels: dict[str, str], world: World) -> 
             handle.write(write_labels(dict.fromkeys(names, "")))
     given = read_answers([answers], names).labels
     table, ids = load_features(out / read_run(out)["features"]), read_json(out / SUBSET)
+    if not all(file.exists() for file in names_files(out / SUBSET, table)):  # killed after the list was written
+        save_names(out / SUBSET, table)
     beliefs = believe(out / BELIEFS, table, labels, ids, world) if len(set(labels.values())) > 1 else None
     likeliest = beliefs.likeliest() if beliefs else None
     reason = why_chosen(out, names, beliefs) if beliefs else ""

@@ -18,9 +18,11 @@ from data_selection.annotation.run_folder import (
     BELIEFS,
     FEATURES,
     LABELLED,
+    PERCENT,
     RECORD,
     SUBSET,
     VERSION,
+    WAITING,
     WEIGHTS,
     class_words,
     is_chosen,
@@ -110,6 +112,7 @@ def choose_images(
     request = {
         "budget": count, "method": method, "seed": seed, "model": model, "weights": weights and Path(weights).name,
         WEIGHTS: sha256(weights) if weights and os.path.isfile(weights) else None,  # noqa: PTH113 - or an address
+        PERCENT: str(budget).replace(" ", "") if str(budget).strip().endswith("%") else None,
         CHECK: check or None, "labelled": digest(known) if labelled else None,
         "strategy": strategy if known.labels else None,
     }  # fmt: skip
@@ -215,8 +218,8 @@ class Planned:
         record = {
             "version": VERSION, "source": source_of(args.dataset, None), "request": self.request,
             "features": args.path.relative_to(self.out).as_posix(), "weights": self.weights,
-            "rounds": self.known.rounds, CHECK: self.known.check, "classes": self.known.classes, "versions": versions(),
-            "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+            "rounds": self.known.rounds, CHECK: self.known.check, WAITING: self.known.waiting,
+            "classes": self.known.classes, "versions": versions(), "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         }  # fmt: skip
         with atomic_write(self.out / RECORD, "w") as handle:
             json.dump(record, handle, indent=1)

@@ -108,7 +108,7 @@ def read_label_studio(tasks: Any, source: Path) -> tuple[list[tuple[str, str]], 
         content = task["data"] if isinstance(task.get("data"), dict) else task
         file = next((str(content[word]) for word in ("file", *HEADER, "img", "url") if content.get(word)), "")
         if "annotations" in task or "completions" in task:
-            done = [one for one in task.get("annotations") or task.get("completions") or () if not was_cancelled(one)]
+            done = [one for one in flat(task.get("annotations") or task.get("completions")) if not was_cancelled(one)]
             chosen = [words for one in done if (words := choices_of(one))]
             given = chosen[-1] if chosen else []
             torn += any(sorted(words) != sorted(given) for words in chosen)
@@ -127,7 +127,7 @@ def was_cancelled(annotation: Any) -> bool:
 def choices_of(annotation: Any) -> list[str]:
     """The words that were chosen, or typed where there was no choice, in one annotation of Label Studio."""
     results = annotation.get("result") if isinstance(annotation, dict) else None
-    values = [one.get("value") for one in results or () if isinstance(one, dict)]
+    values = [one.get("value") for one in flat(results) if isinstance(one, dict)]
     return [
         str(word)
         for value in values

@@ -1,5 +1,6 @@
 """Finds a pool's images by what other programs call them: paths from elsewhere, addresses, made-up places."""
 
+import contextlib
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -97,9 +98,10 @@ def common_end(ours: Sequence[str], theirs: Sequence[str]) -> Iterable[str]:
 def spellings(file: str) -> list[str]:
     """Paths that a program's word for a file may stand for: itself, of an address its path, uploads without mark."""
     found = [*readings(file), file.replace("\\", "/")]
-    address = urlsplit(file)
-    if address.query or address.scheme in ("http", "https", "file", "s3", "gs"):
-        found += [*parse_qs(address.query).get("d", []), unquote(address.path)]
+    with contextlib.suppress(ValueError):  # http://[x has no host that there could be
+        address = urlsplit(file)
+        if address.query or address.scheme in ("http", "https", "file", "s3", "gs"):
+            found += [*parse_qs(address.query).get("d", []), unquote(address.path)]
     found.append(unquote(file))
     end = found[-1].rpartition("/")[2]
     if UPLOADED.match(end):

@@ -274,7 +274,7 @@ def test_any_file_name_comes_through_and_copies_are_not_chosen_twice(choose, fol
     known = read_answers([out / "annotate.csv"], [os.fsdecode(name) for name in names])
     assert not known.faults
     label(out, 5, lambda name: "seen")
-    with pytest.raises(UserError, match="of 6 images 5 are labelled or excluded and 1 are exact copies"):
+    with pytest.raises(UserError, match=r"of 6 images 5 are labelled .* and 1 are exact copies"):  # each is found again
         choose(tmp_path / "next", source=pool, budget=1, labelled=[out])
     assert len(list((out / "images").iterdir())) == 5
 

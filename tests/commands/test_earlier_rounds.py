@@ -198,3 +198,14 @@ def test_a_pool_whose_folder_has_moved_is_not_embedded_again(choose, shoes, tmp_
     choose(tmp_path / "two", source=tmp_path / "boots", labelled=[one], budget=5)
     assert f"{COUNT + 1} reused" in capsys.readouterr().out
     assert read_run(tmp_path / "two")["features"] == "features/boots_train.npy"
+
+
+def test_images_that_wait_since_an_earlier_round_are_not_chosen_again(choose, shoes, tmp_path):
+    one = choose(tmp_path / "one", source=shoes)
+    first, second, third, *waiting = chosen_names(one)
+    (one / "annotate.csv").write_text(write_labels({first: "a", second: "b", third: "a"}))
+    two = choose(tmp_path / "two", source=shoes, labelled=[one], budget=4)
+    (two / "annotate.csv").write_text(write_labels(dict(zip(chosen_names(two), "abab", strict=True))))
+    (shoes / waiting[0]).rename(shoes / "new.png")
+    three = choose(tmp_path / "three", source=shoes, labelled=[two], budget=COUNT - 16)
+    assert len({*chosen_names(three), *waiting, "new.png"}) == COUNT - 16 + len(waiting) + 1

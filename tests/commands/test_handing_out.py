@@ -8,6 +8,7 @@ from urllib.parse import quote
 import pytest
 
 from data_selection.annotation.run_folder import chosen_names
+from data_selection.commands import selection
 from data_selection.common.errors import UserError
 from data_selection.images.answers import write_labels
 from deit.labelled.runs import open_run
@@ -111,3 +112,15 @@ def test_labels_in_no_letters_that_are_known_are_asked_for_as_utf_8(choose, tmp_
 def test_a_run_folder_may_have_any_name(choose, tmp_path):
     out = choose(tmp_path / os.fsdecode(b"caf\xe9"), budget=4)
     assert r"&#34;caf\udce9&#34;: 4 of" in (out / "annotate.html").read_text()
+
+
+def test_the_list_of_names_is_there_after_a_kill_between_it_and_the_list(choose, tmp_path, monkeypatch):
+    def dies(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(selection, "save_names", dies)
+    with pytest.raises(KeyboardInterrupt):
+        choose(tmp_path / "run", budget=4)
+    monkeypatch.undo()
+    out = choose(tmp_path / "run", budget=4)
+    assert (out / "subset.txt").read_text().splitlines() == chosen_names(out)

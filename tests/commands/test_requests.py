@@ -213,3 +213,16 @@ def test_other_weights_of_the_same_file_name_are_another_request(choose, weights
     del record["request"]["weights_sha256"]  # of an earlier version
     (out / "run.json").write_text(json.dumps(record))
     choose(out, weights=tmp_path / "b" / "w.safetensors")
+
+
+def test_a_budget_in_percent_is_the_same_one_of_a_pool_that_has_grown(choose, tmp_path, folder, capsys):
+    growing = shutil.copytree(folder, tmp_path / "images")
+    out = choose(tmp_path / "run", source=growing, budget="10%")
+    for i in range(20):
+        shutil.copyfile(growing / f"{i:03}.png", growing / f"late {i}.png")
+    choose(out, source=growing, budget="10 %")
+    assert "20 images are new since this choice" in capsys.readouterr().out
+    assert len(rows(out)) == 8  # with the header
+    choose(out, source=growing, budget=7)
+    with pytest.raises(UserError, match=r"\(budget was 7, now 18\): choose another --out"):
+        choose(out, source=growing, budget="20%")

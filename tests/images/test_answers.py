@@ -112,6 +112,14 @@ def test_of_several_annotators_the_last_who_chose_counts(tmp_path):
     assert read(tmp_path / "a.json", json.dumps([task])).labels == {"cats/b.jpg": "y"}
 
 
+def test_label_studio_s_json_may_hold_anything(tmp_path):
+    good = [{"result": [{"value": {"choices": ["Cat"]}}]}]
+    odd = [{"annotations": 5}, {"annotations": {"result": 1}}, {"annotations": [{"result": 5}]}]
+    tasks = [{"data": {"image": "http://[x/b.jpg"}, "annotations": good}]
+    tasks += [{"data": {"image": "été.png"}, **one} for one in odd]
+    assert read(tmp_path / "a.json", json.dumps(tasks)).labels == {"cats/b.jpg": "Cat"}
+
+
 def test_an_image_that_the_pool_lacks_is_no_title(tmp_path):
     found = read(tmp_path / "a.csv", "gone.jpg,x\ncats/b.jpg,x\nété.png,y\n")
     assert found.faults == ["1 rows are of no image of the pool: gone.jpg (a.csv)"]
