@@ -29,7 +29,10 @@ def build_parser():
         "--pool", nargs=3, action="append", metavar=("NAME", "TRAIN", "TEST"),
         help="a name and two feature files in place of the config's pools; may come several times",
     )  # fmt: skip
-    parser.add_argument("--only", nargs="+", metavar="POOL", help="only these of the config's pools")
+    parser.add_argument(
+        "--only", nargs="+", metavar="POOL",
+        help="compute and print only these of the config's pools; the files in --output_dir stay those of all",
+    )  # fmt: skip
     parser.add_argument("--jobs", type=int, default=1, help="processes side by side, each with one thread")
     parser.add_argument(
         "--shard", type=shard, metavar="I/N", help="only part I (from 0) of N; for jobs that share --output_dir"
@@ -64,6 +67,16 @@ def load(args):
 
 def plan_of(args):
     """The config's plan, with the pools of --pool, or those of --only. Raises UserError for its mistakes."""
+    plan = whole_plan(args)
+    names = [pool.name for pool in plan.pools]
+    for name in args.only or ():
+        if name not in names:
+            raise UserError(f"--only {name}: the pools are {', '.join(names)}{meant(name, names)}")
+    return dataclasses.replace(plan, pools=tuple(pool for pool in plan.pools if pool.name in (args.only or names)))
+
+
+def whole_plan(args):
+    """As plan_of, with all pools, whatever --only says."""
     plan = read_plan(args.config)
     if args.pool:
         named = tuple(PoolSpec(name, resolve(train), resolve(test)) for name, train, test in args.pool)
@@ -71,11 +84,22 @@ def plan_of(args):
         if len(set(names)) < len(names):
             raise UserError(f"--pool has a name twice, of {', '.join(names)}: give each pool its own")
         plan = dataclasses.replace(plan, pools=named)
-    names = [pool.name for pool in plan.pools]
-    for name in args.only or ():
-        if name not in names:
-            raise UserError(f"--only {name}: the pools are {', '.join(names)}{meant(name, names)}")
-    return dataclasses.replace(plan, pools=tuple(pool for pool in plan.pools if pool.name in (args.only or names)))
+    return plan
+
+
+def with_the_others(args, pools, kinds, hashes):
+    """(plan, cells) with the pools that --only leaves out, those that cannot be opened here aside, which is printed."""
+    from data_selection.judging.experiments.cells import LoadedPool, make_cells
+
+    plan, kept, cells = whole_plan(args), [], []
+    for pool in plan.pools:
+        alone = dataclasses.replace(plan, pools=(pool,))
+        try:
+            cells += make_cells(alone, {pool.name: pools.get(pool.name) or LoadedPool(pool, hashes)}, kinds)
+            kept.append(pool)
+        except UserError as error:
+            print(f"pool {pool.name} is not in the files: {error}")
+    return dataclasses.replace(plan, pools=tuple(kept)), cells
 
 
 def folder_of(args):
@@ -184,7 +208,9 @@ def main(argv=None):
     print(f"{args.config}: {counts}, {len(plan.seeds)} seeds, into {folder_of(args)}", flush=True)
     plan, store, pools, kinds, cells = load(args)
     from data_selection.images.label_files import some
-    from data_selection.judging.experiments.outcome import write_outcome
+    from data_selection.judging.experiments.cells import Hashes
+    from data_selection.judging.experiments.outcome import tables_of, write_outcome
+    from data_selection.judging.experiments.tables import as_markdown
     from data_selection.judging.experiments.work import missing
     from scripts.experiments.forecast import forecast
 
@@ -209,5 +235,9 @@ def main(argv=None):
     records = store.known()
     if args.shard and missing(cells, store):
         return print(f"{store.path}: this part is done; the last part to end writes the tables")
-    print(write_outcome(plan, cells, records, store.folder))
+    if args.only:
+        write_outcome(*with_the_others(args, pools, kinds, Hashes(store.folder)), records, store.folder)
+        print(as_markdown(tables_of(plan, cells, records)))
+    else:
+        print(write_outcome(plan, cells, records, store.folder))
     print(f"page, curves, tables (Markdown, CSV, LaTeX) in {store.folder}, the cells in {store.path}")

@@ -10,7 +10,7 @@ from data_selection.common.files import atomic_write, read_json
 from data_selection.judging.experiments.beliefs import belief_tables
 from data_selection.judging.experiments.cells import Cell, digest_of
 from data_selection.judging.experiments.plan import Plan
-from data_selection.judging.experiments.summary import Key, summarise
+from data_selection.judging.experiments.summary import Entry, Key, summarise
 from data_selection.judging.experiments.tables import Table, as_csv, as_latex, as_markdown, make_tables
 
 FILES = ("table.md", "table.csv", "table.tex", "curves.png", "curves.svg", "page.html")
@@ -54,8 +54,7 @@ def write_outcome(plan: Plan, cells: Sequence[Cell], records: Mapping[str, Mappi
         return (folder / "table.md").read_text(encoding="utf-8")
     from data_selection.judging.experiments.curves import draw_curves  # a second to import
 
-    entries = summarise(values, plan.baseline, {(cell.pool, cell.budget): cell.asked for cell in cells})
-    tables = make_tables(entries, plan.baseline) + belief_tables(cells, records)
+    entries, tables = entries_of(plan, cells, values), tables_of(plan, cells, records)
     pictures = draw_curves(entries, plan.baseline) if entries else {"png": b"", "svg": b""}
     done = sum(cell.digest in records for cell in cells)
     page = render(plan, tables, pictures["svg"], f"{done} of {len(cells)} cells are computed.", records, cells)
@@ -68,6 +67,16 @@ def write_outcome(plan: Plan, cells: Sequence[Cell], records: Mapping[str, Mappi
         with atomic_write(folder / name) as handle:
             handle.write(content)
     return contents["table.md"].decode()
+
+
+def entries_of(plan: Plan, cells: Sequence[Cell], values: dict[Key, dict[int, float]]) -> list[Entry]:
+    return summarise(values, plan.baseline, {(cell.pool, cell.budget): cell.asked for cell in cells})
+
+
+def tables_of(plan: Plan, cells: Sequence[Cell], records: Mapping[str, Mapping[str, Any]]) -> list[Table]:
+    """The tables of some of a plan's cells; nothing is written."""
+    entries = entries_of(plan, cells, values_of(plan, cells, records))
+    return make_tables(entries, plan.baseline) + belief_tables(cells, records)
 
 
 def render(
