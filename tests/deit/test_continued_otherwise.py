@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import timm
 import torch
 
 from data_selection.common.distributed import World
@@ -14,7 +15,8 @@ from deit import crossval
 from deit.datasets import prepare
 from deit.job import decode, open_job
 from deit.learner import restarts
-from deit.learner.building import check_size, make_pipeline, make_scheduler
+from deit.learner.building import make_pipeline, make_scheduler
+from deit.learner.sizes import check_size, patch_side
 from deit.main import main
 from deit.options import parse
 from deit.runs.saving import NEWEST, PREVIOUS
@@ -156,9 +158,14 @@ def test_a_single_image_in_a_pass_is_measured_and_trained_with_fixed_statistics(
 
 @pytest.mark.parametrize(("size", "right"), [(30, "16 or 32"), (8, "16 or 16"), (230, "224 or 240")])
 def test_patches_that_do_not_fit_are_refused(size, right):
-    model = SimpleNamespace(patch_embed=SimpleNamespace(patch_size=(16, 16)))
+    model = SimpleNamespace(patch_embed=SimpleNamespace(patch_size=(16, 16), proj=torch.nn.Conv2d(3, 1, 16, 16)))
     with pytest.raises(UserError, match=f"not take --input-size {size}: a multiple of its patches of 16 .* as {right}"):
         check_size(model, size, "--model x")
+
+
+@pytest.mark.parametrize(("name", "side"), [("test_vit", 16), ("pvt_v2_b0", 1), ("test_resnet", 1)])
+def test_patches_that_overlap_cut_nothing_off(name, side):
+    assert patch_side(timm.create_model(name)) == side
 
 
 def test_batch_norm_of_a_single_image_is_told():
