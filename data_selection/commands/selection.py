@@ -12,7 +12,8 @@ import torch
 
 from data_selection.annotation.run_folder import in_place_of_runs
 from data_selection.commands.shared import bar_factory
-from data_selection.common.distributed import World, on_main, start
+from data_selection.common.checks import check_request
+from data_selection.common.distributed import World, on_all, on_main, start
 from data_selection.common.errors import UserError
 from data_selection.common.feature_table import FeatureTable, load_features, sidecar
 from data_selection.common.kinds import Log
@@ -71,13 +72,7 @@ def choose(
     UserError for the user's mistakes, before any work.
     """
     with start(args.device) as world:
-        table = load_features(features, label_column=not args.no_label_column)
-        todo = plan(world, table)
-        told = {what: setting_word(sorted(ids)) for what, ids in todo.taken.items() if ids}
-        told |= {"keep_duplicates": "yes"} if args.keep_duplicates else {}
-        columns = {"no_label_column": "yes"} if args.no_label_column else {}
-        path = output_path(todo.folder, args.filename or shortened(with_settings(todo.name, told | columns)))
-        check_not_input([path, sidecar(path, "provenance"), *names_files(path, table)], args)
+        table, todo, told, path = on_all(world, lambda: prepared(args, features, functools.partial(plan, world)))
 
         @functools.cache
         def record() -> dict[str, Any]:
@@ -92,11 +87,7 @@ def choose(
             return False
         if there == "other":
             world.say(f"{path} exists and will be replaced, and its names with it")
-        taken = dict(todo.taken)
-        known = {*todo.cores, *(i for ids in taken.values() for i in ids)}
-        if spare := set_aside(args, table, known, world.say):
-            taken["excluded"] = [*taken.get("excluded", ()), *spare]
-            check_distinct(todo, len(table), len(known), len(spare))
+        taken = on_all(world, lambda: left_out(args, table, todo, world.say))
         began = time.monotonic()
         progress = None if quiet else bar_factory(world)
         ids = todo.select(table.features, todo.budget - todo.check, device=world.device, progress=progress, **taken)
@@ -121,6 +112,31 @@ def choose(
             + (f"; their names, one a line, in {lists}" if lists else "")
         )
         return True
+
+
+def prepared(
+    args: argparse.Namespace, features: Path, plan: Callable[[FeatureTable], Plan]
+) -> tuple[FeatureTable, Plan, dict[str, str], Path]:
+    """(features, what to choose of them, what the list's record tells of the flags, the list's path) of a command."""
+    table = load_features(features, label_column=not args.no_label_column)
+    todo = plan(table)
+    told = {what: setting_word(sorted(ids)) for what, ids in todo.taken.items() if ids}
+    told |= {"keep_duplicates": "yes"} if args.keep_duplicates else {}
+    columns = {"no_label_column": "yes"} if args.no_label_column else {}
+    path = output_path(todo.folder, args.filename or shortened(with_settings(todo.name, told | columns)))
+    check_not_input([path, sidecar(path, "provenance"), *names_files(path, table)], args)
+    return table, todo, told, path
+
+
+def left_out(args: argparse.Namespace, table: FeatureTable, todo: Plan, log: Log) -> dict[str, list[int]]:
+    """A plan's taken with exact copies among the excluded. Raises UserError where the budget is beyond what is left."""
+    taken = dict(todo.taken)
+    known = {*todo.cores, *(i for ids in taken.values() for i in ids)}
+    if spare := set_aside(args, table, known, log):
+        taken["excluded"] = [*taken.get("excluded", ()), *spare]
+        check_distinct(todo, len(table), len(known), len(spare))
+    check_request(table.features, todo.budget - todo.check, **taken)
+    return taken
 
 
 def draw_rest(

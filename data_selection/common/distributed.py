@@ -241,6 +241,25 @@ def on_main_first(world: World, function: Callable[[], T]) -> T:
     return box[0] if box else function()
 
 
+def on_all(world: World, function: Callable[[], T]) -> T:
+    """function() on every rank at once; where it fails on several the first of them raises, the others leave quietly.
+
+    It may not wait for other ranks: one that fails would leave them waiting.
+    """
+    result: list[T] = []
+    error: Exception | None = None
+    try:
+        result.append(function())
+    except Exception as caught:  # noqa: BLE001 - raised below, once all processes know
+        error = caught
+    failed = [rank for rank, word in enumerate(world.gather("failed" if error else "")) if word]
+    if error is not None and failed[0] == world.rank:
+        raise error
+    if failed:
+        raise SystemExit(2)
+    return result[0]
+
+
 def share_error(world: World, error: Exception | None) -> None:
     """Raise a rank's error (an exception or None) there; where another rank has one, leave quietly, as on_main does."""
     failed = world.sum_(torch.tensor(int(error is not None), device=world.device))

@@ -1,5 +1,7 @@
 """What a selection command finds where its list goes: the same list stays, another is kept unless told."""
 
+import contextlib
+import functools
 import json
 import re
 import tempfile
@@ -11,6 +13,7 @@ from data_selection.commands.any_method import main_select
 from data_selection.commands.bilaf import main_bilaf
 from data_selection.common.errors import run
 from data_selection.common.feature_table import save_features
+from tests.support.ranks import errors_of
 
 NAMES = [f"cat/{i}.png" for i in range(9)]
 
@@ -161,3 +164,19 @@ def test_what_a_choice_cannot_do_without_is_asked_for(words, missing, capsys):
         main_select(words)
     assert ended.value.code == 2
     assert missing in capsys.readouterr().err
+
+
+def choose_as_a_rank(rank, words):
+    with contextlib.suppress(SystemExit):
+        main_select(words)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"), [(("--budget", "99"), "budget 99 is outside"), (("--budget", "2", "--labelled", "n"), "list n ")]
+)
+def test_a_mistake_is_told_by_one_of_several_processes(tmp_path, words, told):
+    base = ["--features", str(features(tmp_path / "a")), "--output_dir", str(tmp_path), "--device", "cpu"]
+    command = functools.partial(choose_as_a_rank, words=[*base, "--method", "fps", *words])
+    first, second = errors_of(2, command, tmp_path)
+    assert first.startswith(f"error: {told}")
+    assert "error" not in second
