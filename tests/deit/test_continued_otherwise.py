@@ -84,13 +84,15 @@ def test_a_rate_without_a_schedule_is_scaled_once(images):
         assert optimizer.param_groups[0]["lr"] == pytest.approx(0.5)
 
 
-def test_one_label_has_nothing_to_be_asked_of(images, tmp_path, capsys):
+@pytest.mark.parametrize(("mode", "rest"), [("lp-ft", ""), ("auto", "; --mode auto takes linear")])
+def test_one_label_has_nothing_to_be_asked_of(images, tmp_path, capsys, mode, rest):
     one = tmp_path / "one.json"
     one.write_text("[3]")
     words = few_shot(images, tmp_path / "out", folds=2, epochs=1, data_set="FOLDERSUBSET", subset_ids=one,
-                     finetune=images / "weights.pth")  # fmt: skip
+                     finetune=images / "weights.pth", mode=mode)  # fmt: skip
     main(words)
-    assert "cross-validation is left out: one label" in capsys.readouterr().out
+    told = "cross-validation is left out: one label is none to learn from and one to ask of"
+    assert f"{told}{rest}\n" in capsys.readouterr().out
     assert json.loads((tmp_path / "out" / "result.json").read_text())["verdict"] is None
 
 
