@@ -123,10 +123,13 @@ def parts_of(job: Job) -> list[tuple[list[int], list[int]]]:
 
 
 def leave_out(job: Job) -> None:
-    """Ask nothing where a single label leaves none to learn from."""
+    """Ask nothing where a single label leaves none to learn from; what would decide by it takes the head alone."""
     if job.args.folds and not job.held and len(job.ids) < 2:
-        job.args.folds = 0
-        job.log.say("cross-validation is left out: one label is none to learn from and one to ask of")
+        job.args.folds, rest = 0, ""
+        if job.args.mode == "auto":
+            job.args.mode = job.settings["mode"] = "linear"
+            rest = "; --mode auto takes linear"
+        job.log.say(f"cross-validation is left out: one label is none to learn from and one to ask of{rest}")
 
 
 def told(verdict: Verdict) -> str:

@@ -1,11 +1,12 @@
 """What choose_images takes over from rounds before it: labels, features, and by which method the next one is chosen."""
 
 import argparse
+import functools
 import glob
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from data_selection.images.answers import read_answers
 from data_selection.images.following import follow, told
 from data_selection.images.label_files import some
 from data_selection.images.pools import Pool, open_pool
+from data_selection.images.record import PoolRecord, record_pool
 from data_selection.methods.table import LABEL_FREE, METHODS
 
 MODEL = "vit_small"
@@ -93,12 +95,13 @@ def read_labelled(sources: Sequence[Path | str], pool: Pool, classes: Sequence[s
     handed = handed_as(runs)
     files = {source: tables_of(source, names, handed) for source in map(Path, sources)}
     tables = [file for own in files.values() for file in own]
-    today = {run: names_today(run, past[run], files[run], names, pool) for run in runs}
+    read = functools.cache(lambda: record_pool(pool))  # all of its files, once for all rounds
+    today = {run: names_today(run, past[run], files[run], names, pool, read) for run in runs}
     others = [file for source, own in files.items() if source not in today for file in own]
     former = {name: value for run in runs for name, value in past[run].items() if name not in here}
     made = dict.fromkeys(others, handed)
     told_of = [name for name in read_answers(others, names, places=made).labels if name in former] if former else []
-    elsewhere, missing = follow({name: former[name] for name in told_of}, pool)
+    elsewhere, missing = follow({name: former[name] for name in told_of}, pool, read)
     if gone := list(dict.fromkeys([*(name for one in today.values() for name in one.gone), *missing])):
         labelled = {*told_of, *(name for one in today.values() for name in one.labelled)}
         raise UserError(
@@ -144,15 +147,19 @@ class Today:
     check: list[str]
 
 
-def names_today(run: Path, past: Mapping[str, str], tables: Sequence[Path], names: Sequence[str], pool: Pool) -> Today:
+def names_today(
+    run: Path, past: Mapping[str, str], tables: Sequence[Path], names: Sequence[str], pool: Pool,
+    read: Callable[[], PoolRecord],
+) -> Today:  # fmt: skip
     """Follow the images of a run folder by its own record, as another round may have had another image by that name.
 
-    past: {name: content hash} as the run knew them; tables: its label files; names: as for read_answers.
+    past: {name: content hash} as the run knew them; tables: its label files; names: as for read_answers. read: as for
+    follow.
     """
     labelled = list(read_answers(tables, names).labels)
     handed = list(dict.fromkeys([*chosen_names(run), *(read_run(run).get(WAITING) or ())]))
     check = check_names(run)
-    moved, gone = follow({name: past[name] for name in (*labelled, *handed, *check) if name in past}, pool)
+    moved, gone = follow({name: past[name] for name in (*labelled, *handed, *check) if name in past}, pool, read)
     lost = set(gone)
     return Today(
         moved,

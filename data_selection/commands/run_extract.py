@@ -33,13 +33,12 @@ from data_selection.embedding.backbones import (
 from data_selection.embedding.extraction import Embed, Stats, extract
 from data_selection.embedding.forward import class_tokens, cpu_has_bf16, pooled
 from data_selection.embedding.preprocessing import Preprocess, preprocess_of
+from data_selection.embedding.reuse import kept_labels
 from data_selection.embedding.table_writer import end_publishing
 from data_selection.images.downloads import check_address
 from data_selection.images.folders import SPLIT_NAMES
-from data_selection.images.following import follow_labels
 from data_selection.images.inventory import inventory, save_duplicates
 from data_selection.images.label_files import labelled_folder
-from data_selection.images.list_files import UNKNOWN
 from data_selection.images.pools import POOLS, Pool, open_pool
 from data_selection.images.record import load_record, record_pool
 
@@ -89,7 +88,7 @@ def extract_pool(
     on_main(world, lambda: end_publishing(path))
     if on_main(world, lambda: check_own(path, source, pool)):
         say(f"{path} exists: its rows are kept where images, backbone and pixels are the same")
-        keep_labels(path, pool, say)
+        keep_labels(path, pool, world)
     amp = on_main(world, lambda: pick_amp(args.amp, world.device))  # machines may differ
     backbone = {
         "arch": arch, "patch_size": args.patch_size if arch in WIDTHS else None, "n_last_blocks": args.n_last_blocks,
@@ -128,20 +127,12 @@ def open_images(args: argparse.Namespace) -> Pool:
     return labelled_folder(Path(args.dataset), labels, "--labels", "--dataset", args.data_path)
 
 
-def keep_labels(path: Path, pool: Pool, say: Log) -> None:
+def keep_labels(path: Path, pool: Pool, world: World) -> None:
     """Give a pool without labels those that its feature file has: an extraction without --labels loses none."""
-    try:
-        table = load_features(path)
-        record = load_record(path, len(table))
-    except UserError:  # damaged: it is made anew
-        return
-    if pool.labels is not None or table.labels is None:
-        return
-    pool.labels, changed = follow_labels(table.names or (), table.labels.tolist(), record, pool)
-    pool.class_names, pool.classes = table.class_names, len(table.class_names or ()) or None
-    told = f"; {changed} of images whose content has changed since, by their names" if changed else ""
-    bare = pool.labels.count(UNKNOWN)
-    say(f"the labels in {path} are kept{told}" + (f"; {bare} images have none: give --labels again" if bare else ""))
+    found = on_main(world, lambda: kept_labels(path, pool, world.say)) if pool.labels is None else None
+    if found is not None:
+        pool.labels, pool.class_names = found
+        pool.classes = len(pool.class_names or ()) or None
 
 
 def take_stock(path: Path, pool: Pool, stats: Stats) -> str:

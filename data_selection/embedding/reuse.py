@@ -1,4 +1,4 @@
-"""Rows that an extraction need not make again: of images with the same content, by the same backbone and pixels."""
+"""Rows that an extraction need not make again (of equal content, backbone and pixels), and labels that it keeps."""
 
 import contextlib
 import shutil
@@ -16,6 +16,7 @@ from data_selection.common.kinds import Log
 from data_selection.common.progress import OpenBar
 from data_selection.common.system import lock
 from data_selection.embedding.table_writer import MISSING, REUSED, WRITTEN, TableWriter, end_publishing, runs
+from data_selection.images.following import follow_labels
 from data_selection.images.list_files import UNKNOWN
 from data_selection.images.pools import Pool
 from data_selection.images.record import PoolRecord, list_digest, load_record, measured, record_pool, save_record
@@ -91,6 +92,25 @@ def still(record: PoolRecord, pool: Pool, log: Log) -> PoolRecord:
     if changed := sum(value != today for value, today in zip(record.hashes, now, strict=True)):
         log(f"{changed} images have changed while they were embedded: the same command makes their rows anew")
     return replace(record, hashes=hashes)
+
+
+def kept_labels(path: Path, pool: Pool, log: Log) -> tuple[list[int], tuple[str, ...] | None] | None:
+    """(label of each image of a pool or -1, class names) by a feature file, told; None where that has no labels.
+
+    Images that its record does not know are read, to follow labels by content.
+    """
+    try:
+        table = load_features(path)
+        record = None if table.labels is None else load_record(path, len(table))
+    except UserError:  # damaged: it is made anew
+        return None
+    if table.labels is None:
+        return None
+    labels, changed = follow_labels(table.names or (), table.labels.tolist(), record, pool)
+    told = f"; {changed} of images whose content has changed since, by their names" if changed else ""
+    bare = labels.count(UNKNOWN)
+    log(f"the labels in {path} are kept{told}" + (f"; {bare} images have none: give --labels again" if bare else ""))
+    return labels, table.class_names
 
 
 def other_request(folder: Path, request: dict[str, Any]) -> bool:

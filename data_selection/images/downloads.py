@@ -82,10 +82,13 @@ def _own_place(url: str, target: Path) -> Path:
     before counts as that of the first who asks.
     """
     address, claim = hashlib.sha256(url.encode()).hexdigest(), target.with_name(f"{target.name}.address")
-    with contextlib.suppress(OSError):  # it is there, or the folder is only to be read
+    with contextlib.suppress(OSError):  # the folder is only to be read
         target.parent.mkdir(parents=True, exist_ok=True)
-        with claim.open("x") as handle:
-            handle.write(address)
+        with claim.open("a+") as handle:
+            lock(handle, wait=True)  # or who comes meanwhile would read half of it
+            handle.seek(0)
+            if not handle.read():
+                handle.write(address)
     taken = claim.is_file() and claim.read_text() != address
     return target.parent / address[:12] / target.name if taken else target
 

@@ -1,22 +1,25 @@
 """Images that were known by name, followed by their content: renamed ones are found, exchanged ones noticed."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from data_selection.images.list_files import UNKNOWN
 from data_selection.images.pools import Pool
 from data_selection.images.record import PoolRecord, file_hash, match, record_pool
 
 
-def follow(known: Mapping[str, str], pool: Pool) -> tuple[dict[str, str], list[str]]:
+def follow(
+    known: Mapping[str, str], pool: Pool, read: Callable[[], PoolRecord] | None = None
+) -> tuple[dict[str, str], list[str]]:
     """({name: today's}, lost) of images that a pool had: those whose content has another name, and those that are gone.
 
     known: {name: content hash, "" where nobody knows}. An image is lost, too, where its name has another content and
-    its own is nowhere. The files of these names are read, all others only where one of them is not what it was.
+    its own is nowhere. The files of these names are read, all others only where one of them is not what it was, by
+    `read`: gives the pool's record, for callers that follow several lists (default: record_pool).
     """
     here = dict(zip(pool.names or (), pool.paths, strict=True))
     if all(name in here and (not value or file_hash(here[name]) == value) for name, value in known.items()):
         return {}, []
-    rows, moved, changed = match(list(known), list(known.values()), record_pool(pool))
+    rows, moved, changed = match(list(known), list(known.values()), read() if read else record_pool(pool))
     found, lost = {}, []
     for place, (name, row) in enumerate(zip(known, rows, strict=True)):
         if row is None or place in changed:

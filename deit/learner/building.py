@@ -23,6 +23,7 @@ from data_selection.images import pools
 from deit.engine import Learner
 from deit.gradients import FlatGradients
 from deit.learner.linear import scale_head
+from deit.learner.sizes import check_size
 from deit.losses import Criterion
 from deit.runs.checkpoints import classifier_layers, load_pretrained
 from deit.runs.meters import RunLog
@@ -90,25 +91,6 @@ def build(args: argparse.Namespace, classes: int, log: RunLog) -> nn.Module:
         model = fresh(args, classes, log)
     check_size(model, args.input_size, f"--model {args.model}")
     return model
-
-
-def check_size(model: nn.Module, size: int, told: str) -> None:
-    """Raise UserError for a model that takes no images of this size, before any is decoded. Leaves it in eval mode.
-
-    Some of timm's ViTs would cut off what is beyond the last whole patch.
-    """
-    patch = getattr(getattr(model, "patch_embed", None), "patch_size", None) or 1
-    side = patch if isinstance(patch, int) else max(patch)
-    if size % side:
-        raise UserError(
-            f"{told} does not take --input-size {size}: a multiple of its patches of {side} pixels is needed, as "
-            f"{size // side * side or side} or {(size // side + 1) * side}"
-        )
-    try:
-        with torch.inference_mode():
-            model.eval()(torch.zeros(1, 3, size, size))
-    except (AssertionError, RuntimeError) as error:
-        raise UserError(f"{told} does not take --input-size {size}: {str(error).splitlines()[0]}") from None
 
 
 def fresh(args: argparse.Namespace, classes: int, log: RunLog) -> nn.Module:

@@ -5,9 +5,13 @@ import shutil
 import pytest
 
 from data_selection.annotation.run_folder import chosen_names, read_run
+from data_selection.commands import earlier_rounds
 from data_selection.commands.any_method import main_select
 from data_selection.common.errors import UserError
+from data_selection.images import following
 from data_selection.images.answers import write_labels
+from data_selection.images.pools import open_pool
+from data_selection.images.record import record_pool
 
 
 @pytest.fixture
@@ -43,6 +47,21 @@ def test_labels_follow_the_content_of_renamed_and_exchanged_files(choose, shoes,
     assert taken(two) == expected
     assert "3 images of earlier rounds are found by their content" in capsys.readouterr().out
     assert not set(chosen_names(two)) & set(expected)
+
+
+def test_several_rounds_read_the_pool_once(choose, shoes, tmp_path, monkeypatch):
+    one = choose(tmp_path / "one", source=shoes)
+    first, *_ = label(one)
+    two = choose(tmp_path / "two", source=shoes, labelled=[one], budget=5)
+    second, *_ = label(two)
+    for name in (first, second):
+        (shoes / name).rename(shoes / f"new-{name}")
+    pool, read = open_pool(str(shoes)), []
+    monkeypatch.setattr(earlier_rounds, "record_pool", lambda pool: read.append(pool) or record_pool(pool))
+    monkeypatch.setattr(following, "record_pool", lambda _: pytest.fail("of one round alone"))
+    known = earlier_rounds.read_labelled([one, two], pool)
+    assert {f"new-{first}", f"new-{second}"} <= set(known.labels)
+    assert read == [pool]
 
 
 def test_an_image_that_waits_for_its_label_is_not_chosen_again_under_another_name(choose, shoes, tmp_path):

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import timm
 import torch
 
 from data_selection.common.distributed import World
@@ -14,7 +15,8 @@ from deit import crossval
 from deit.datasets import prepare
 from deit.job import decode, open_job
 from deit.learner import restarts
-from deit.learner.building import check_size, make_pipeline, make_scheduler
+from deit.learner.building import make_pipeline, make_scheduler
+from deit.learner.sizes import check_size, patch_side
 from deit.main import main
 from deit.options import parse
 from deit.runs.saving import NEWEST, PREVIOUS
@@ -82,13 +84,15 @@ def test_a_rate_without_a_schedule_is_scaled_once(images):
         assert optimizer.param_groups[0]["lr"] == pytest.approx(0.5)
 
 
-def test_one_label_has_nothing_to_be_asked_of(images, tmp_path, capsys):
+@pytest.mark.parametrize(("mode", "rest"), [("lp-ft", ""), ("auto", "; --mode auto takes linear")])
+def test_one_label_has_nothing_to_be_asked_of(images, tmp_path, capsys, mode, rest):
     one = tmp_path / "one.json"
     one.write_text("[3]")
     words = few_shot(images, tmp_path / "out", folds=2, epochs=1, data_set="FOLDERSUBSET", subset_ids=one,
-                     finetune=images / "weights.pth")  # fmt: skip
+                     finetune=images / "weights.pth", mode=mode)  # fmt: skip
     main(words)
-    assert "cross-validation is left out: one label" in capsys.readouterr().out
+    told = "cross-validation is left out: one label is none to learn from and one to ask of"
+    assert f"{told}{rest}\n" in capsys.readouterr().out
     assert json.loads((tmp_path / "out" / "result.json").read_text())["verdict"] is None
 
 
@@ -156,9 +160,14 @@ def test_a_single_image_in_a_pass_is_measured_and_trained_with_fixed_statistics(
 
 @pytest.mark.parametrize(("size", "right"), [(30, "16 or 32"), (8, "16 or 16"), (230, "224 or 240")])
 def test_patches_that_do_not_fit_are_refused(size, right):
-    model = SimpleNamespace(patch_embed=SimpleNamespace(patch_size=(16, 16)))
+    model = SimpleNamespace(patch_embed=SimpleNamespace(patch_size=(16, 16), proj=torch.nn.Conv2d(3, 1, 16, 16)))
     with pytest.raises(UserError, match=f"not take --input-size {size}: a multiple of its patches of 16 .* as {right}"):
         check_size(model, size, "--model x")
+
+
+@pytest.mark.parametrize(("name", "side"), [("test_vit", 16), ("pvt_v2_b0", 1), ("test_resnet", 1)])
+def test_patches_that_overlap_cut_nothing_off(name, side):
+    assert patch_side(timm.create_model(name)) == side
 
 
 def test_batch_norm_of_a_single_image_is_told():

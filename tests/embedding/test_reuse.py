@@ -5,13 +5,16 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
+from data_selection.commands import run_extract
 from data_selection.commands.extract import main_extract
+from data_selection.common.distributed import World
 from data_selection.common.errors import UserError
 from data_selection.common.feature_table import load_features, sidecar
 from data_selection.common.system import lock
 from data_selection.embedding.reuse import rows_of
-from data_selection.images.pools import open_pool
+from data_selection.images.pools import Pool, open_pool
 from data_selection.images.record import record_pool
 from tests.support.changing_folder import extract, interrupt, paint
 
@@ -143,3 +146,14 @@ def test_a_pool_in_memory_has_a_record_too(tmp_path):
     main_extract(["--dataset", "DEMO", "--split", "test", "--output_dir", str(tmp_path), "--amp", "off"])
     told = json.loads((tmp_path / "DEMO_test.images.json").read_text())
     assert (told["version"], told["name"], told["bytes"], len(told["hash"])) == (1, None, None, 2000)
+
+
+def test_labels_are_looked_up_by_the_first_process_alone(tmp_path, monkeypatch):
+    """The others would read the record, and all new images of a large pool, once more each."""
+    monkeypatch.setattr(run_extract, "kept_labels", lambda *_: pytest.fail("of no use here"))
+    monkeypatch.setattr(run_extract, "on_main", lambda *_: ([1, -1], ("a", "b")))  # what it has found
+    labelled, bare = (Pool(paths=["x", "y"], names=["x", "y"], labels=labels) for labels in ([0, 0], None))
+    for pool in (labelled, bare):
+        run_extract.keep_labels(tmp_path / "x.npy", pool, World(1, 2, torch.device("cpu")))
+    assert labelled.labels == [0, 0]
+    assert (bare.labels, bare.class_names, bare.classes) == ([1, -1], ("a", "b"), 2)

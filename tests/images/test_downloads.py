@@ -53,7 +53,11 @@ def test_an_address_that_leads_to_an_unsafe_one_is_refused(tmp_path, monkeypatch
 
 
 def test_what_another_process_has_fetched_meanwhile_is_taken(tmp_path, monkeypatch):
-    monkeypatch.setattr(downloads, "lock", lambda handle, wait: (tmp_path / "w.pth").write_bytes(b"whole"))
+    def lock(handle, wait):
+        if handle.name.endswith(".partial"):
+            (tmp_path / "w.pth").write_bytes(b"whole")
+
+    monkeypatch.setattr(downloads, "lock", lock)
     monkeypatch.setattr(urllib.request, "urlopen", lambda *_, **__: pytest.fail("it is there"))
     assert fetch_file("https://host/w.pth", tmp_path).read_bytes() == b"whole"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["w.pth", "w.pth.address"]
@@ -81,3 +85,11 @@ def test_files_of_one_name_from_two_addresses_are_kept_apart(tmp_path, monkeypat
         monkeypatch.setattr(urllib.request, "urlopen", lambda *_, **__: pytest.fail("it is there"))
     (tmp_path / "w-0badc0de.pth").write_bytes(b"no")  # whose name says what it holds, wherever it comes from
     assert fetch_file("https://c/w-0badc0de.pth", tmp_path) == tmp_path / "w-0badc0de.pth"
+
+
+def test_a_place_whose_note_was_never_written_is_free(tmp_path, monkeypatch):
+    """A kill between making w.pth.address and writing it; later addresses find it taken."""
+    (tmp_path / "w.pth.address").touch()
+    monkeypatch.setattr(urllib.request, "urlopen", lambda *_, **__: Answer(b"abcd", "https://a/w.pth"))
+    assert fetch_file("https://a/w.pth", tmp_path, progress=False) == tmp_path / "w.pth"
+    assert fetch_file("https://b/w.pth", tmp_path, progress=False) != tmp_path / "w.pth"
