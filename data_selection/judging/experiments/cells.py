@@ -149,8 +149,8 @@ class LoadedPool:
             labels = None if table is None else table.labels[rows] if table.labels is not None else None
             if table is not None and labels is not None and (bare := int((labels < 0).sum())):
                 raise UserError(
-                    f"{bare} of the {len(labels)} images in {table.path} have no label, and nothing can be judged by them: "
-                    "label them, or extract without them"
+                    f"{bare} of the {len(labels)} images in {table.path} have no label, and nothing can be judged by "
+                    "them: label them, or extract without them"
                 )
 
     @functools.cached_property

@@ -131,7 +131,9 @@ def test_images_without_a_label_do_not_count_as_mistakes(tmp_path, kind, part, c
     assert len(cells_of(tmp_path, **config)) == 1
     table = load_features(tmp_path / f"one_{part}.npy")
     save_features(tmp_path / f"one_{part}.npy", table.features, np.where(np.arange(count) < 7, -1, table.labels))
-    with pytest.raises(UserError, match=rf"7 of the {count} images in .*one_{part}\.npy have no label, and would"):
+    with pytest.raises(
+        UserError, match=rf"7 of the {count} images in .*one_{part}\.npy have no label, and nothing can be judged"
+    ):
         cells_of(tmp_path, **config)
 
 
