@@ -15,6 +15,7 @@ from data_selection.annotation.pages import render
 from data_selection.annotation.run_folder import REPORT
 from data_selection.common.files import atomic_write
 from data_selection.common.progress import OpenBar
+from data_selection.common.threads import one_sum
 from data_selection.judging.estimate import Estimate
 from data_selection.judging.findings import Curve, Share, confusion, interval
 from data_selection.judging.report import FEWEST_MAPPED, project_2d
@@ -213,7 +214,8 @@ def regions(facts: Facts) -> list[Values]:
     rows = np.sort(draw.choice(count, min(count, REGION_ROWS), replace=False))
     unit = normalise(torch.as_tensor(np.array(facts.features[rows], dtype=np.float32))).numpy()
     clusters = min(REGIONS, max(1, len(facts.ids) // 4), len(np.unique(unit, axis=0)))
-    found = KMeans(clusters, n_init=1, random_state=facts.seed).fit(unit)
+    with one_sum():
+        found = KMeans(clusters, n_init=1, random_state=facts.seed).fit(unit)
     own = normalise(torch.as_tensor(np.array(facts.features[facts.ids.numpy()], dtype=np.float32))).numpy()
     mine = found.predict(own)
     guess = facts.pool.argmax(1).numpy()[rows]

@@ -5,6 +5,8 @@ import json
 import numpy as np
 import pytest
 import torch
+from sklearn.cluster import KMeans
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from data_selection.annotation import label_report
 from data_selection.annotation.label_report import axes, last_round, outlook, places, report_values
@@ -66,6 +68,16 @@ def test_a_class_is_taken_for_three_others_at_most_the_commonest_first():
     taken = report_values(given)["classes"][0]["taken_for"]
     assert taken[0] == {"class": "pig", "count": 2}
     assert [one["count"] for one in taken] == [2, 1, 1]
+
+
+def test_regions_do_not_depend_on_the_number_of_threads(monkeypatch):
+    seen, real = [], KMeans.fit
+    monkeypatch.setattr(
+        KMeans, "fit", lambda *words: (seen.extend(one["num_threads"] for one in threadpool_info()), real(*words))[1]
+    )
+    with threadpool_limits(2):
+        report_values(facts())
+    assert set(seen) == {1}
 
 
 def test_regions_and_map_hold_every_image_once():
