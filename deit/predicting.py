@@ -47,8 +47,8 @@ def predict(
     Model, pixels and class names are the checkpoint's own. temperature: the logits are divided by it; by default by
     what the run's held-out labels said, and by 1 where the pool's graph answers, which has its own. ids: places of the
     images that are asked, by default all. inputs: gets what the classifier sees, (n, D) on the CPU, batch by batch.
-    Images that cannot be read are left out, and told. Raises UserError for
-    weights alone, which don't say what they are, and where no image can be read.
+    Images that cannot be read are left out, and told. Raises UserError for weights alone, which don't say what they
+    are, and where no image can be read.
     """
     if not Path(checkpoint).is_file():
         raise UserError(f"checkpoint {checkpoint} does not exist: give the checkpoint.pth of a run of deit/main.py")

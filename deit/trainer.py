@@ -32,7 +32,7 @@ from deit.runs.kinds import Numbers, State
 from deit.runs.meters import RunLog
 from deit.runs.saving import Saver
 from deit.runs.starting import finished, starting_point, weights_of
-from deit.runs.stopping import Asked, Sofar, listening, workers_named
+from deit.runs.stopping import Asked, Sofar, listening, torch_errors_named
 from deit.samples.keeping import Room
 from deit.samples.sources import open_evaluation, say_of_labels, say_of_leaks, say_of_unread
 from deit.selftrain import pool_epochs
@@ -89,7 +89,7 @@ def finetune(args: argparse.Namespace, world: distributed.World) -> tuple[dict[s
     timed = state is None and args.mode not in (*FROZEN, "auto")
     if timed and (args.amp == "measured" or args.minutes):
         settle(job)
-    with workers_named(close_workers):
+    with torch_errors_named(close_workers):
         pool_rows = take_pool(job, source) if state is None else None
         asked_labels = None
         if state is None and args.mode == "auto":
@@ -212,7 +212,7 @@ def evaluate_only(args: argparse.Namespace, world: distributed.World) -> Numbers
         room=Room(world),
     )  # fmt: skip
     dtype = autocast_type(args.amp, world.device)
-    with workers_named(close_workers):
+    with torch_errors_named(close_workers):
         test = evaluate(model, data, world, batch=3 * args.batch_size, amp=dtype, sharded=args.dist_eval)
     log.say(f"* Acc@1 {test['acc1']:.3f} Acc@5 {test['acc5']:.3f} loss {test['loss']:.3f}")
     log.say(f"Accuracy of the network on the {len(test_pool)} test images: {test['acc1']:.1f}%")

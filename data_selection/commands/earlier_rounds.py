@@ -83,8 +83,8 @@ def read_labelled(sources: Sequence[Path | str], pool: Pool, classes: Sequence[s
     """The labels of earlier rounds, what was understood told. Raises UserError with all that is wrong in them.
 
     The images of run folders are followed by their content, those of other sources by name, by one that a run folder
-    knew where the pool has it no longer. classes: words that are
-    known to be classes, besides those that the run folders know.
+    knew where the pool has it no longer. classes: words that are known to be classes, besides those that the run
+    folders know.
     """
     runs = [Path(source) for source in sources if is_run(Path(source))]
     if not sources:

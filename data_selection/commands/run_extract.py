@@ -34,6 +34,7 @@ from data_selection.embedding.extraction import Embed, Stats, extract
 from data_selection.embedding.forward import class_tokens, cpu_has_bf16, pooled
 from data_selection.embedding.preprocessing import Preprocess, preprocess_of
 from data_selection.embedding.reuse import kept_labels
+from data_selection.embedding.sizes import check_size
 from data_selection.embedding.table_writer import end_publishing
 from data_selection.images.downloads import check_address
 from data_selection.images.folders import SPLIT_NAMES
@@ -83,7 +84,7 @@ def extract_pool(
     model, weights = on_main_first(world, lambda: open_backbone(args, arch, say))
     preprocess = replace(preprocess_of(arch, args.input_size), background=args.background)
     if args.input_size is not None:
-        check_size(model, arch, args.input_size)
+        check_size(model, args.input_size, f"--arch {arch}", "--input_size")
     source = source_of(args.dataset, args.data_path)
     on_main(world, lambda: end_publishing(path))
     if on_main(world, lambda: check_own(path, source, pool)):
@@ -159,15 +160,6 @@ def open_backbone(args: argparse.Namespace, arch: str, say: Log) -> tuple[nn.Mod
     )  # fmt: skip
     key = {"checkpoint_key": args.checkpoint_key} if args.checkpoint_key else {}  # another entry is other weights
     return model, {"weights": loaded.path.name, "weights_sha256": sha256(loaded.path), **key}
-
-
-def check_size(model: nn.Module, arch: str, size: int) -> None:
-    """Raise UserError where the model does not take images of size x size pixels."""
-    try:
-        with torch.inference_mode():
-            model.eval()(torch.zeros(1, 3, size, size))
-    except (AssertionError, RuntimeError) as error:
-        raise UserError(f"--arch {arch} does not take --input_size {size}: {str(error).splitlines()[0]}") from None
 
 
 def embedding(args: argparse.Namespace, arch: str, model: nn.Module) -> Embed:

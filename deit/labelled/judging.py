@@ -28,12 +28,13 @@ class Judged(NamedTuple):
 
 def judge(
     training: Path, result: dict[str, Any], files: Sequence[str], classes: Sequence[str], rows: torch.Tensor,
-    labels: torch.Tensor, probe: SmoothedProbe,
+    labels: torch.Tensor, probe: SmoothedProbe, head: str = HEAD,
 ) -> Judged:  # fmt: skip
     """Answers for labelled images by the kind of model that was trained, none of which had learned from their labels.
 
     training: the trainer's folder; result: of its result.json. rows: (n, D) raw features of the images `files`; labels:
-    (n,) int64; probe: of all labels, on the pool. A finetuned model's are those of the trainer's cross-validation.
+    (n,) int64; probe: of all labels, on the pool. head: how a head on `rows` is called. A finetuned model's are those
+    of the trainer's cross-validation.
     """
     mode, verdict = result["mode"], result.get("verdict")
     settings = yaml.safe_load((training / "args.yaml").read_text(encoding="utf-8"))
@@ -54,7 +55,7 @@ def judge(
     best = held_out_head(rows, labels, len(classes), parts, settings["smoothing"]).max(1)
     asked = mode in ("linear", "smoothed") or verdict
     rest = "" if asked else " (there was no time to ask the finetuned model)"
-    return Judged(best.indices, best.values, f"by {HEAD}{rest}, {told(parts)}")
+    return Judged(best.indices, best.values, f"by {head}{rest}, {told(parts)}")
 
 
 def told(parts: int) -> str:

@@ -56,12 +56,12 @@ def report(
     graph = pool_graph(run.table, NEIGHBOURS, world=ALONE, progress=progress)
     probe = fit_graph_probe(features, labels, ids.tolist(), len(classes), graph)
     known = probe.base.smoothed[ids]
-    rows = features[ids]
+    rows, head = features[ids], HEAD
     if weights and frozen(result):
         rows = inputs_of_head(training / NEWEST, run.source, files)
-    judged = judge(training, result, files, classes, rows, labels, probe)
-    if weights and not frozen(result):
-        judged = judged._replace(by=judged.by.replace(HEAD, f"{HEAD} of the features, which is not the one trained"))
+    elif weights:
+        head = f"{HEAD} of the features, which is not the one trained"
+    judged = judge(training, result, files, classes, rows, labels, probe, head)
     check = set(check_names(run.folder))
     found = estimate(judged.answers == labels, [row for row, file in enumerate(files) if file in check])
     own = {"labels": len(labels), "accuracy": found.share.value, "low": found.share.low, "high": found.share.high,

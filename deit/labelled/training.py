@@ -163,7 +163,9 @@ def judged_by(
         flags = ("--val-path", "--val-labels", "--device", "--num_workers")
         given = [word for flag, value in pairwise(words) if flag in flags for word in (flag, value)]
         found = train(parse(["--data-set", "FOLDER", "--eval", "--resume", str(folder / NEWEST), *given]))
-        result = result | {"last": result["last"] | (found or {}), "evaluation_images": len(pool)}
+        # the numbers of the other epochs and models are of the images before
+        result |= dict.fromkeys(("best", "ema", "graph")) | {"evaluation_images": len(pool)}
+        result["last"] |= found or {}
         with atomic_write(folder / RESULT, "w") as handle:
             json.dump(result, handle, indent=1)
     with atomic_write(kept, "w") as handle:

@@ -19,11 +19,11 @@ from data_selection.common.errors import UserError
 from data_selection.embedding.backbones import DEMO_WEIGHTS, build_model, load_weights
 from data_selection.embedding.forward import memory_layout, write_out_attention
 from data_selection.embedding.preprocessing import Preprocess, preprocess_of
+from data_selection.embedding.sizes import check_size
 from data_selection.images import pools
 from deit.engine import Learner
 from deit.gradients import FlatGradients
 from deit.learner.linear import scale_head
-from deit.learner.sizes import check_size
 from deit.losses import Criterion
 from deit.runs.checkpoints import classifier_layers, load_pretrained
 from deit.runs.meters import RunLog
@@ -89,7 +89,7 @@ def build(args: argparse.Namespace, classes: int, log: RunLog) -> nn.Module:
     log.say(f"Creating model: {args.model}")
     with seeded(seed_of(args.seed, INIT)):
         model = fresh(args, classes, log)
-    check_size(model, args.input_size, f"--model {args.model}")
+    check_size(model, args.input_size, f"--model {args.model}", "--input-size")
     return model
 
 
@@ -163,7 +163,7 @@ def distillation(args: argparse.Namespace, model: nn.Module, classes: int, world
     train_both(True)
     teacher = build_model(args.teacher_model, classes)
     load_weights(teacher, args.teacher_path, log=log.say)
-    check_size(teacher, args.input_size, f"--teacher-model {args.teacher_model}")
+    check_size(teacher, args.input_size, f"--teacher-model {args.teacher_model}", "--input-size")
     teacher.to(world.device).eval().requires_grad_(False)
     return Criterion(args.smoothing, teacher, args.distillation_type, args.distillation_alpha, args.distillation_tau)
 

@@ -89,10 +89,11 @@ def until_asked(items: Iterable[T], asked: Asked, world: World) -> Iterator[T]:
 
 
 @contextlib.contextmanager
-def workers_named(close: Callable[[], None]) -> Iterator[None]:
-    """Turn what a DataLoader raises, at any moment, where one of its workers was killed into a UserError.
+def torch_errors_named(close: Callable[[], None]) -> Iterator[None]:
+    """Turn errors of torch that users can mend, at any moment, into UserErrors.
 
-    close: called in the end, however the block ends: ends the workers. Until then a worker's death may raise again.
+    They are what a DataLoader raises where one of its workers was killed, and batch norm's of a single image. close:
+    called in the end, however the block ends: ends the workers. Until then a worker's death may raise again.
     """
     try:
         yield

@@ -10,17 +10,17 @@ import torch
 
 from data_selection.common.distributed import World
 from data_selection.common.errors import UserError, run
+from data_selection.embedding.sizes import check_size, patch_side
 from data_selection.images.pools import Pool
 from deit import crossval
 from deit.datasets import prepare
 from deit.job import decode, open_job
 from deit.learner import restarts
 from deit.learner.building import make_pipeline, make_scheduler
-from deit.learner.sizes import check_size, patch_side
 from deit.main import main
 from deit.options import parse
 from deit.runs.saving import NEWEST, PREVIOUS
-from deit.runs.stopping import workers_named
+from deit.runs.stopping import torch_errors_named
 from deit.samples.batches import Part
 from tests.deit.test_lost_work import stopped_in
 from tests.support.trainer_runs import checkpoint, command, few_shot, make_images
@@ -113,9 +113,9 @@ def test_held_out_images_are_told_where_there_are_no_others(images, tmp_path, ca
 
 def test_a_teacher_of_another_size_is_refused_before_any_image_is_decoded():
     model = torch.nn.Linear(28, 2)
-    check_size(model, 28, "--teacher-model x")
+    check_size(model, 28, "--teacher-model x", "--input-size")
     with pytest.raises(UserError, match=r"--teacher-model x does not take --input-size 64: "):
-        check_size(model, 64, "--teacher-model x")
+        check_size(model, 64, "--teacher-model x", "--input-size")
 
 
 def test_a_process_without_an_image_may_keep_none_on_the_device(images):
@@ -162,7 +162,7 @@ def test_a_single_image_in_a_pass_is_measured_and_trained_with_fixed_statistics(
 def test_patches_that_do_not_fit_are_refused(size, right):
     model = SimpleNamespace(patch_embed=SimpleNamespace(patch_size=(16, 16), proj=torch.nn.Conv2d(3, 1, 16, 16)))
     with pytest.raises(UserError, match=f"not take --input-size {size}: a multiple of its patches of 16 .* as {right}"):
-        check_size(model, size, "--model x")
+        check_size(model, size, "--model x", "--input-size")
 
 
 @pytest.mark.parametrize(("name", "side"), [("test_vit", 16), ("pvt_v2_b0", 1), ("test_resnet", 1)])
@@ -171,9 +171,9 @@ def test_patches_that_overlap_cut_nothing_off(name, side):
 
 
 def test_batch_norm_of_a_single_image_is_told():
-    with pytest.raises(UserError, match="a single image in a step"), workers_named(lambda: None):
+    with pytest.raises(UserError, match="a single image in a step"), torch_errors_named(lambda: None):
         torch.nn.BatchNorm2d(3)(torch.zeros(1, 3, 1, 1))
-    with pytest.raises(ValueError, match="other"), workers_named(lambda: None):
+    with pytest.raises(ValueError, match="other"), torch_errors_named(lambda: None):
         raise ValueError("other")
 
 

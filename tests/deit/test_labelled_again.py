@@ -36,7 +36,7 @@ def run(chosen, tmp_path):
 
 
 @pytest.fixture
-def test_images(folder, tmp_path):
+def judging(folder, tmp_path):
     for i in range(50, COUNT):
         target = tmp_path / "test" / word(f"{i:03}.png") / f"{i}.png"
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -51,31 +51,33 @@ def accuracy_on(run, images):
             "count": len(found)}  # fmt: skip
 
 
-def test_test_images_that_came_or_went_are_asked_again_without_a_training(run, test_images, monkeypatch):
-    train(run, test=test_images)
+def test_test_images_that_came_or_went_are_asked_again_without_a_training(run, judging, monkeypatch):
+    train(run, test=judging)
     before = values(run)["test"]
-    for path in sorted(test_images.glob("*/*.png"))[::2]:
+    for path in sorted(judging.glob("*/*.png"))[::2]:
         path.unlink()
     monkeypatch.setattr("deit.trainer.run_epochs", lambda *_: pytest.fail("trained already"))
-    _, said = train(run, test=test_images)
+    _, said = train(run, test=judging)
     assert "test images or their labels are others than those of this training: they are asked now" in said
-    assert values(run)["test"] == accuracy_on(run, test_images) != before
-    _, said = train(run, test=test_images)
+    assert values(run)["test"] == accuracy_on(run, judging) != before
+    kept = json.loads(next(run.glob("training/*/result.json")).read_text())
+    assert (kept["best"], kept["ema"], kept["graph"]) == (None, None, None)  # of the images before
+    _, said = train(run, test=judging)
     assert "they are asked now" not in said
-    assert values(run)["test"] == accuracy_on(run, test_images)
+    assert values(run)["test"] == accuracy_on(run, judging)
 
 
-def test_a_label_of_a_test_image_that_was_mended_counts(run, test_images, tmp_path):
+def test_a_label_of_a_test_image_that_was_mended_counts(run, judging, tmp_path):
     table = tmp_path / "test.csv"
-    names = sorted(path.relative_to(test_images).as_posix() for path in test_images.glob("*/*.png"))
+    names = sorted(path.relative_to(judging).as_posix() for path in judging.glob("*/*.png"))
     told = []
     for wrong in (len(names), 0):
         after = dict(zip(CLASSES, CLASSES[1:] + CLASSES[:1], strict=True))
         labels = {name: after[name.split("/")[0]] if i < wrong else name.split("/")[0] for i, name in enumerate(names)}
         write_answers(table, labels)
-        train(run, test=test_images, test_labels=table)
+        train(run, test=judging, test_labels=table)
         told.append(values(run)["test"])
-    assert told[1] == accuracy_on(run, test_images)
+    assert told[1] == accuracy_on(run, judging)
     assert told[0] != told[1]
 
 
@@ -102,10 +104,17 @@ def test_a_head_on_other_weights_is_judged_on_their_features(run, tmp_path):
     assert values(run)["record"]["weights"] == "blind.pth"
 
 
-def test_a_model_of_other_labels_is_told_beside_predictions(run, test_images):
+def test_a_model_finetuned_from_other_weights_is_not_judged_unsaid_by_those_of_the_features(run, tmp_path):
+    """Where there was no time to ask it."""
+    torch.save(build_model("demo_vit").state_dict(), tmp_path / "other.pth")
+    train(run, mode="lp-ft", minutes=1e-6, weights=str(tmp_path / "other.pth"))
+    assert "a head on the frozen backbone of the features, which is not the one trained" in values(run)["judged_by"]
+
+
+def test_a_model_of_other_labels_is_told_beside_predictions(run, judging):
     train(run, seed=1)
     train(run, seed=2)
-    predict_images(run, test_images, device="cpu", log=lambda _: None)
+    predict_images(run, judging, device="cpu", log=lambda _: None)
     _, said = train(run, seed=2)
     assert "by an earlier model" not in said
     _, said = train(run, seed=1)

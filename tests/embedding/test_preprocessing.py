@@ -179,7 +179,7 @@ def test_another_input_size_reaches_the_model_and_its_position_embedding(tmp_pat
         np.testing.assert_allclose(other, theirs(batch).numpy(), atol=1e-4)
 
 
-@pytest.mark.parametrize(("arch", "size"), [("demo_vit", 30), ("test_vit", 100)])
+@pytest.mark.parametrize(("arch", "size"), [("demo_vit", 30), ("test_vit", 100), ("vit_tiny", 100)])
 def test_a_size_that_the_backbone_does_not_take_is_named(tmp_path, two, arch, size, capsys):
     torch.save(build_model(arch).state_dict(), tmp_path / "w.pth")
     status = extracted(two, tmp_path / "out", arch, tmp_path / "w.pth", "--input_size", str(size))[2]

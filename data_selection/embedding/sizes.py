@@ -6,22 +6,23 @@ from torch import nn
 from data_selection.common.errors import UserError
 
 
-def check_size(model: nn.Module, size: int, told: str) -> None:
-    """Raise UserError for a model that takes no images of this size, before any is decoded. Leaves it in eval mode.
+def check_size(model: nn.Module, size: int, told: str, flag: str) -> None:
+    """Raise UserError for a model that takes no images of `size` pixels a side, before any is decoded.
 
-    Some of timm's ViTs would cut off what is beyond the last whole patch.
+    Some of timm's ViTs would cut off what is beyond the last whole patch. told, flag: how the error calls the model and
+    the size. Leaves the model in eval mode.
     """
     side = patch_side(model)
     if size % side:
         raise UserError(
-            f"{told} does not take --input-size {size}: a multiple of its patches of {side} pixels is needed, as "
+            f"{told} does not take {flag} {size}: a multiple of its patches of {side} pixels is needed, as "
             f"{size // side * side or side} or {(size // side + 1) * side}"
         )
     try:
         with torch.inference_mode():
             model.eval()(torch.zeros(1, 3, size, size))
     except (AssertionError, RuntimeError) as error:
-        raise UserError(f"{told} does not take --input-size {size}: {str(error).splitlines()[0]}") from None
+        raise UserError(f"{told} does not take {flag} {size}: {str(error).splitlines()[0]}") from None
 
 
 def patch_side(model: nn.Module) -> int:
