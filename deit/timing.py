@@ -45,8 +45,7 @@ def settle(job: Job, *, alone: bool = True) -> float:
 
 def take_over(job: Job, saved: Settings) -> None:
     """What the clock of an interrupted run had settled, for the one that continues it and would ask the clock."""
-    clocked = bool(job.args.minutes and saved.get("minutes"))  # else the flags are the run's, or it is refused
-    timed = ("amp",) * (job.args.amp == "measured") + TIMED * clocked
+    timed = ("amp",) * (job.args.amp == "measured") + TIMED * bool(job.args.minutes)
     if "restarts" not in saved:  # a run of before there were any
         job.args.restarts = job.settings["restarts"] = 1
     for name in timed:

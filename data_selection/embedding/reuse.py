@@ -15,7 +15,7 @@ from data_selection.common.files import read_json
 from data_selection.common.kinds import Log
 from data_selection.common.progress import OpenBar
 from data_selection.common.system import lock
-from data_selection.embedding.table_writer import MISSING, REUSED, WRITTEN, TableWriter, end_publishing, runs
+from data_selection.embedding.table_writer import MISSING, REUSED, WRITTEN, TableWriter, runs
 from data_selection.images.following import follow_labels
 from data_selection.images.list_files import UNKNOWN
 from data_selection.images.pools import Pool
@@ -58,7 +58,6 @@ def look(path: Path, request: dict[str, Any], pool: Pool, progress: OpenBar | No
     path: the feature file. request: as for TableWriter. Unfinished work of another request goes aside, and is removed
     where it was made by another backbone or of other pixels. Where rows cannot be reused, a line says why.
     """
-    end_publishing(path)
     before = None
     if path.exists():
         with contextlib.suppress(UserError):  # damaged: its files are read anew

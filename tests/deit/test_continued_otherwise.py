@@ -10,15 +10,17 @@ import torch
 
 from data_selection.common.distributed import World
 from data_selection.common.errors import UserError, run
+from data_selection.embedding.backbones import build_model
 from data_selection.embedding.sizes import check_size, patch_side
 from data_selection.images.pools import Pool
 from deit import crossval
 from deit.datasets import prepare
 from deit.job import decode, open_job
 from deit.learner import restarts
-from deit.learner.building import make_pipeline, make_scheduler
+from deit.learner.building import distillation, make_pipeline, make_scheduler
 from deit.main import main
 from deit.options import parse
+from deit.runs.meters import RunLog
 from deit.runs.saving import NEWEST, PREVIOUS
 from deit.runs.stopping import torch_errors_named
 from deit.samples.batches import Part
@@ -111,11 +113,13 @@ def test_held_out_images_are_told_where_there_are_no_others(images, tmp_path, ca
     assert told in capsys.readouterr().out
 
 
-def test_a_teacher_of_another_size_is_refused_before_any_image_is_decoded():
-    model = torch.nn.Linear(28, 2)
-    check_size(model, 28, "--teacher-model x", "--input-size")
-    with pytest.raises(UserError, match=r"--teacher-model x does not take --input-size 64: "):
-        check_size(model, 64, "--teacher-model x", "--input-size")
+def test_a_teacher_of_another_size_is_refused_before_any_image_is_decoded(tmp_path):
+    torch.save(build_model("test_vit", 2).state_dict(), tmp_path / "teacher.pth")
+    words = ["--teacher-model", "test_vit", "--teacher-path", str(tmp_path / "teacher.pth")]
+    args = parse(["--data-set", "FOLDER", *words, "--distillation-type", "soft", "--input-size", "100"])
+    student = SimpleNamespace(set_distilled_training=lambda _: None)
+    with pytest.raises(UserError, match=r"--teacher-model test_vit does not take --input-size 100: "):
+        distillation(args, student, 2, World(0, 1, torch.device("cpu")), RunLog("", False))
 
 
 def test_a_process_without_an_image_may_keep_none_on_the_device(images):

@@ -86,5 +86,5 @@ def test_all_that_the_clock_has_changed_is_in_the_settings(timed, monkeypatch):
 def test_a_continued_run_has_as_many_chunks_as_its_rounds_have(timed):
     job = timed("self-train", minutes=1)
     asked = job.pool_epochs
-    take_over(job, {"restarts": 1, "epochs": 20, "rounds": 1, "folds": 0, "minutes": 1.0})
+    take_over(job, {"restarts": 1, "epochs": 20, "rounds": 1, "folds": 0})
     assert (asked, job.pool_epochs, job.args.rounds) == (3, 1, 1)
