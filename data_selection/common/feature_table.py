@@ -130,6 +130,19 @@ def labels_like(table: FeatureTable, other: FeatureTable) -> np.ndarray:
     return np.array([*(number.get(name, -1) for name in ours), -1])[table.labels]
 
 
+def compared_by_position(table: FeatureTable, other: FeatureTable) -> str:
+    """What labels_like takes for granted where one knows words and the other bare numbers; "" elsewhere."""
+    words = other if table.class_names is None else table
+    named = words.class_names or ()
+    if (table.class_names is None) == (other.class_names is None) or all(map(str.isdecimal, map(_whole, named))):
+        return ""
+    bare = table if table.class_names is None else other
+    return (
+        f"{bare.path} numbers its classes and {words.path} names them: 0 is taken for {named[0]}, the last of "
+        f"{len(named)} for {named[-1]}; extract both by the same class folders or list to have names compared"
+    )
+
+
 def _by_number(table: FeatureTable, other: FeatureTable) -> np.ndarray:
     """labels_like where the names of one's classes are the other's numbers."""
     assert table.labels is not None

@@ -207,6 +207,7 @@ def main(argv=None):
     counts = f"{len(plan.pools)} pools, {len(plan.methods)} methods, {len(plan.evaluations)} evaluations"
     print(f"{args.config}: {counts}, {len(plan.seeds)} seeds, into {folder_of(args)}", flush=True)
     plan, store, pools, kinds, cells = load(args)
+    from data_selection.common.feature_table import compared_by_position
     from data_selection.images.label_files import some
     from data_selection.judging.experiments.cells import Hashes
     from data_selection.judging.experiments.outcome import tables_of, write_outcome
@@ -215,6 +216,8 @@ def main(argv=None):
     from scripts.experiments.forecast import forecast
 
     for pool in pools.values():
+        if pool.test is not None and (granted := compared_by_position(pool.test, pool.train)):
+            print(f"warning: pool {pool.spec.name}: {granted}")
         if unknown := pool.unknown_classes():
             print(
                 f"warning: pool {pool.spec.name}: {len(unknown)} classes of its test images have no image in it: "

@@ -1,12 +1,20 @@
 """The feature file: the released layout in and out, and every damaged file refused when it is opened."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from data_selection.common.errors import UserError
-from data_selection.common.feature_table import FeatureTable, labels_like, load_features, save_features, sidecar
+from data_selection.common.feature_table import (
+    FeatureTable,
+    compared_by_position,
+    labels_like,
+    load_features,
+    save_features,
+    sidecar,
+)
 
 FEATURES = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
 LABELS = [3, 0, -1, 2, 2, 9]
@@ -147,6 +155,17 @@ def test_words_that_are_whole_numbers_are_compared_with_numbers():
     strange = FeatureTable(FEATURES[:3], np.array([0, 1, 3]))
     with pytest.raises(UserError, match=r"labels 0, 3, which are none of the classes .*\(1, 10, 2, \.\.\.\): label"):
         labels_like(strange, words)
+
+
+def test_words_and_bare_numbers_are_compared_by_position_and_it_is_said():
+    numbers = FeatureTable(FEATURES[:2], np.array([0, 1]), path=Path("numbers.npy"))
+    words = FeatureTable(FEATURES[:2], np.array([0, 1]), class_names=("cat", "dog"), path=Path("words.npy"))
+    for tables in ((numbers, words), (words, numbers)):
+        assert compared_by_position(*tables).startswith(
+            "numbers.npy numbers its classes and words.npy names them: 0 is taken for cat, the last of 2 for dog; "
+        )
+    whole = FeatureTable(FEATURES[:2], np.array([0, 1]), class_names=("1", "2.0"))
+    assert [compared_by_position(*two) for two in ((words, words), (numbers, numbers), (numbers, whole))] == [""] * 3
 
 
 def test_labels_of_the_first_class_alone_are_labels(tmp_path):

@@ -1,5 +1,6 @@
 """What a plan tells before it is computed: the time, by that of finished cells, and copies among the test images."""
 
+import json
 import os
 import types
 
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 
 from data_selection.common.errors import UserError
-from data_selection.common.feature_table import load_features, save_features
+from data_selection.common.feature_table import load_features, save_features, sidecar
 from data_selection.images.record import PoolRecord, save_record
 from scripts.experiments import command
 from scripts.experiments.forecast import forecast, told
@@ -65,6 +66,9 @@ def test_copies_among_the_test_images_are_warned_of(tmp_path, capsys):
     save_features(tmp_path / "one_test.npy", table.features, np.where(np.arange(len(table)) == 4, 9, table.labels))
     command.main(words)
     assert "\nwarning: pool one: 1 classes of its test images have no image in it: 9; are" in capsys.readouterr().out
+    sidecar(tmp_path / "one_test.npy", "classes").write_text(json.dumps([*"abcdefghi", "j"]))
+    command.main(words)
+    assert "one_test.npy names them: 0 is taken for a, the last of 10 for j; " in capsys.readouterr().out
     for part, first, step in (("train", 0, 1), ("test", 7, 1000)):  # the first test image is the pool's eighth
         path = tmp_path / f"one_{part}.npy"
         save_record(path, PoolRecord(tuple(f"{first + step * row:032x}" for row in range(len(load_features(path))))))
