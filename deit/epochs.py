@@ -154,7 +154,7 @@ def train_epoch(job: Job, learner: Learner, data: Images, epoch: int, tally: Tal
         )  # fmt: skip
     except NotFinite as error:
         ids = [data.ids[row] for row in order.tolist()]
-        raise with_batch(error, epoch, ids, job.global_batch, job.log.folder) from None
+        raise with_batch(error, epoch, ids, job.global_batch, job.log.folder, job.log.trial) from None
     tally.skipped += left_out
     if learner.scheduler is not None:
         learner.scheduler.step(own)

@@ -222,7 +222,7 @@ def pool_epoch(job: Job, learner: Learner, data: Images, epoch: int, tally: Tall
             done=place.chunk * CHUNK, sofar=tally.take_sofar(),
         )  # fmt: skip
     except NotFinite as error:
-        raise with_batch(error, epoch, order.tolist(), job.global_batch, job.log.folder) from None
+        raise with_batch(error, epoch, order.tolist(), job.global_batch, job.log.folder, job.log.trial) from None
     finally:
         learner.criterion = before
     tally.skipped += left_out

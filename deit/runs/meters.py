@@ -48,6 +48,11 @@ class RunLog:
         self.writer = summary_writer() if tensorboard else None  # on every process: all end where it is missing
         self.events: Events | None = None  # until start
 
+    @property
+    def trial(self) -> str:
+        """The name of a training that is none of the run's own and says nothing; "" for the run's own."""
+        return self.desc if self.quiet else ""
+
     def say(self, text: str) -> None:
         if self.is_main and not self.quiet:
             tqdm.write(text)

@@ -124,16 +124,18 @@ class NotFinite(UserError):
         self.step = step
 
 
-def with_batch(error: NotFinite, epoch: int, ids: Sequence[int], size: int, folder: Path | None) -> UserError:
+def with_batch(
+    error: NotFinite, epoch: int, ids: Sequence[int], size: int, folder: Path | None, trial: str = ""
+) -> UserError:
     """The UserError to raise for a NotFinite: where a step is to blame, naming the file, written here, of its ids.
 
     ids: pool indices of the epoch in order, `size` to a step. folder: None where nothing is written (on ranks above 0,
-    or without --output_dir).
+    or without --output_dir). trial: the name of a training that is none of the run's own, as those of cross-validation.
     """
     if error.step is None:
         return error
     batch = ids[error.step * size :][:size]
-    hint = "--output_dir DIR would save the ids of its batch"
+    hint = f"that was in {trial} of cross-validation" if trial else "--output_dir DIR would save the ids of its batch"
     if folder:
         path = Path(folder) / BAD_BATCH
         with atomic_write(path, "w") as handle:

@@ -190,6 +190,12 @@ def test_a_nan_names_the_batch(images, tmp_path, monkeypatch):
     poisoned(monkeypatch, {0})
     with pytest.raises(UserError, match=r"--output_dir DIR would save the ids"):
         main(command(images, None, epochs=1))
+    poisoned(monkeypatch, {0})
+    trial = command(images, tmp_path / "lp", epochs=2, mode="lp-ft", recipe="few-shot", batch_size=16, lr=1e-3)
+    with pytest.raises(
+        UserError, match=r"at epoch 1, step 1 of .*; that was in part 1/\d+ of cross-validation; --skip"
+    ):
+        main(trial)
 
 
 def test_steps_without_a_finite_loss_are_left_out(images, tmp_path, monkeypatch, capsys):
