@@ -10,6 +10,7 @@ import yaml
 
 from data_selection.common.errors import UserError, meant
 from data_selection.common.paths import ROOT
+from data_selection.common.yaml_files import parse_yaml
 
 FOLDER = ROOT / "configs" / "recipes"
 FEW_SHOT = "few-shot"
@@ -52,7 +53,7 @@ def config_tokens(
     flag: how the errors call the file. barred: flags that such a file cannot set.
     """
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+        values = parse_yaml(Path(path).read_text(encoding="utf-8")) or {}
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"{flag} {path} cannot be read ({error})") from None
     if not isinstance(values, dict):

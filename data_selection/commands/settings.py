@@ -4,12 +4,11 @@ import argparse
 import dataclasses
 import inspect
 import re
-import typing
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, TypeVar
 
 from data_selection.common.errors import UserError
-from data_selection.methods.configs import Config
+from data_selection.methods.configs import Config, kind_of
 
 SPEED = ("slice", "max_memory")  # fields that change speed and memory alone, which no file name tells
 AnyConfig = TypeVar("AnyConfig", bound=Config)
@@ -28,12 +27,6 @@ def texts(kind: type[Config]) -> dict[str, str]:
             for several, text in zip(parts[1::2], parts[2::2], strict=True):
                 found |= dict.fromkeys(several.split(", "), " ".join(text.split()).rstrip("."))
     return found
-
-
-def kind_of(field: "dataclasses.Field[Any]") -> type:
-    """int, float, str or bool: the type of a field, None apart."""
-    (kind,) = [kind for kind in typing.get_args(field.type) or (field.type,) if kind is not type(None)]
-    return typing.cast("type", kind)
 
 
 def add_settings(

@@ -1,8 +1,8 @@
 """What every method can be set to. Imports nothing slow: command lines are built from it before any work."""
 
 import math
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar, NamedTuple, Protocol
+from dataclasses import Field, dataclass, replace
+from typing import Any, ClassVar, NamedTuple, Protocol, cast, get_args
 
 from data_selection.common.errors import UserError
 
@@ -17,6 +17,12 @@ def check_ranges(config: object, **ranges: tuple[float, float | None]) -> None:
         value = getattr(config, name)
         if value is not None and not (math.isfinite(value) and low <= value and (high is None or value <= high)):
             raise UserError(f"{name} {value} is outside {low:g}..{'' if high is None else f'{high:g}'}")
+
+
+def kind_of(field: "Field[Any]") -> type:
+    """int, float, str or bool: the type of a config's field, None apart."""
+    (kind,) = [kind for kind in get_args(field.type) or (field.type,) if kind is not type(None)]
+    return cast("type", kind)
 
 
 @dataclass(frozen=True)

@@ -40,13 +40,15 @@ if TYPE_CHECKING:
 class Method:
     """A row: the config's class, and where the functions are (`module.function` below data_selection.methods).
 
-    cores: of a method that builds on other samples, the function that chooses those. rounds: whether it asks a model
+    cores: of a method that builds on other samples, the function that chooses those, by cores_config where it is not
+    that function's default. rounds: whether it asks a model
     that was fitted to labels (`probabilities=`, (N, C)). smoothed: whether it takes `smoothed=`, smoothed features.
     """
 
     config: type[Config]
     home: str
     cores: str | None = None
+    cores_config: Config | None = None
     rounds: bool = False
     smoothed: bool = False
 
@@ -54,7 +56,10 @@ class Method:
     def select(self) -> "Callable[..., Tensor]":
         """The function: (features, budget, *, config, labelled, excluded, seed, device, progress) -> (budget,) ids."""
         function = find(self.home)
-        return partial(function, cores=find(self.cores)) if self.cores else function
+        if not self.cores:
+            return function
+        cores = find(self.cores)
+        return partial(function, cores=partial(cores, config=self.cores_config) if self.cores_config else cores)
 
 
 def find(home: str) -> "Callable[..., Tensor]":

@@ -17,8 +17,9 @@ import torch
 
 from data_selection.commands.shared import make_parser
 from data_selection.common.errors import UserError
-from data_selection.judging.experiments.cells import Hashes, LoadedPool, Task, digest_of
+from data_selection.judging.experiments.cells import LoadedPool, Task, digest_of
 from data_selection.judging.experiments.evaluations import FROZEN
+from data_selection.judging.experiments.hashes import Hashes
 from data_selection.judging.experiments.plan import PoolSpec
 from data_selection.judging.experiments.store import Store
 from data_selection.judging.experiments.summary import summarise

@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 from data_selection.commands.shared import add_device, make_parser
@@ -53,12 +54,14 @@ def shard(text):
 def load(args):
     """(plan, store, pools, kinds, cells) of a command's flags. Raises UserError before any work."""
     plan = plan_of(args)
-    from data_selection.judging.experiments.cells import Hashes, LoadedPool, make_cells
+    from data_selection.judging.experiments.cells import LoadedPool, make_cells
     from data_selection.judging.experiments.evaluations import FROZEN
+    from data_selection.judging.experiments.hashes import Hashes
     from data_selection.judging.experiments.store import Store
     from scripts.experiments.trainer import TRAINER
 
     kinds = FROZEN | {"trainer": TRAINER}
+    check_rows(plan)
     store = Store(folder_of(args))
     hashes = Hashes(store.folder)
     pools = {pool.name: LoadedPool(pool, hashes) for pool in plan.pools}
@@ -85,6 +88,25 @@ def whole_plan(args):
             raise UserError(f"--pool has a name twice, of {', '.join(names)}: give each pool its own")
         plan = dataclasses.replace(plan, pools=named)
     return plan
+
+
+def check_rows(plan):
+    """Raise UserError where no method or no evaluation is for a pool that is asked for."""
+    for pool in plan.pools:
+        for what, rows in (("method", plan.methods), ("evaluation", plan.evaluations)):
+            if not any(row.pools is None or pool.name in row.pools for row in rows):
+                raise UserError(
+                    f"{plan.path}: no {what} is for pool {pool.name}: every one has pools: of its own; name it there, "
+                    "or call it as one of those"
+                )
+
+
+def lacking(cells, records):
+    """{evaluation and score: number of the cells whose record has no such score}."""
+    without = [
+        cell for cell in cells if cell.digest in records and records[cell.digest]["scores"].get(cell.score) is None
+    ]
+    return Counter(f"{cell.evaluation} asks for the score {cell.score!r}" for cell in without)
 
 
 def with_the_others(args, pools, kinds, hashes):
@@ -207,13 +229,37 @@ def main(argv=None):
     counts = f"{len(plan.pools)} pools, {len(plan.methods)} methods, {len(plan.evaluations)} evaluations"
     print(f"{args.config}: {counts}, {len(plan.seeds)} seeds, into {folder_of(args)}", flush=True)
     plan, store, pools, kinds, cells = load(args)
-    from data_selection.common.feature_table import compared_by_position
-    from data_selection.images.label_files import some
-    from data_selection.judging.experiments.cells import Hashes
+    from data_selection.judging.experiments.hashes import Hashes
     from data_selection.judging.experiments.outcome import tables_of, write_outcome
     from data_selection.judging.experiments.tables import as_markdown
     from data_selection.judging.experiments.work import missing
     from scripts.experiments.forecast import forecast
+
+    tell_doubts(pools)
+    mine = part_of(cells, args.shard)
+    left = missing(mine, store)
+    print(f"{len(mine)} cells, {len(left)} of them to compute", flush=True)
+    if args.dry_run:
+        return print(forecast(mine, store.known(), args.jobs))
+    if left:
+        compute_all(args, store, pools, kinds, mine)
+    records = store.known()
+    if args.shard and missing(cells, store):
+        return print(f"{store.path}: this part is done; the last part to end writes the tables")
+    for evaluation, count in lacking(mine, records).items():
+        print(f"warning: {count} finished cells are in no table: {evaluation}, which its runs do not give")
+    if args.only:
+        write_outcome(*with_the_others(args, pools, kinds, Hashes(store.folder)), records, store.folder)
+        print(as_markdown(tables_of(plan, cells, records)))
+    else:
+        print(write_outcome(plan, cells, records, store.folder))
+    print(f"page, curves, tables (Markdown, CSV, LaTeX) in {store.folder}, the cells in {store.path}")
+
+
+def tell_doubts(pools):
+    """Print what makes the accuracies of some pools doubtful."""
+    from data_selection.common.feature_table import compared_by_position
+    from data_selection.images.label_files import some
 
     for pool in pools.values():
         if pool.test is not None and (granted := compared_by_position(pool.test, pool.train)):
@@ -228,19 +274,3 @@ def main(argv=None):
                 f"warning: pool {pool.spec.name}: {len(copied)} of its {len(pool.test)} test images are copies of "
                 f"images in it, and make every accuracy look better than it is: {some(copied)}"
             )
-    mine = part_of(cells, args.shard)
-    left = missing(mine, store)
-    print(f"{len(mine)} cells, {len(left)} of them to compute", flush=True)
-    if args.dry_run:
-        return print(forecast(mine, store.known(), args.jobs))
-    if left:
-        compute_all(args, store, pools, kinds, mine)
-    records = store.known()
-    if args.shard and missing(cells, store):
-        return print(f"{store.path}: this part is done; the last part to end writes the tables")
-    if args.only:
-        write_outcome(*with_the_others(args, pools, kinds, Hashes(store.folder)), records, store.folder)
-        print(as_markdown(tables_of(plan, cells, records)))
-    else:
-        print(write_outcome(plan, cells, records, store.folder))
-    print(f"page, curves, tables (Markdown, CSV, LaTeX) in {store.folder}, the cells in {store.path}")

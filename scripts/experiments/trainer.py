@@ -14,10 +14,11 @@ from data_selection.common.paths import ROOT
 from data_selection.judging.experiments.cells import Kind
 from data_selection.judging.experiments.plan import resolve
 from deit.options import build_parser
-from deit.recipes import flag_tokens, recipe_file
+from deit.recipes import config_tokens, flag_tokens, recipe_file
 
 OURS = ("subset_ids", "output_dir", "resume", "auto_resume", "seed", "config", "eval", "start_epoch", "missing")
-FILES = ("finetune", "labels", "val_labels", "teacher_path")  # what is in them counts, not where they are
+FILES = ("finetune", "labels", "val_labels", "teacher_path", "features", "train_path", "val_path")  # by their content
+READS_POOL = ("self-train", "smoothed", "auto")  # modes that learn from the images without a label, too
 PLACES = ("data_path", "device", "num_workers", "pin_mem", "verbose", "tensorboard", "save_interval")  # change nothing
 SCORES = ("last", "best", "ema", "graph")  # the last epoch's, the best one's, the average's, the pool's graph's
 DEATH = 1  # prctl's PR_SET_PDEATHSIG
@@ -26,21 +27,26 @@ DEATH = 1  # prctl's PR_SET_PDEATHSIG
 def check(settings, pool, where):
     """{flags: by name, those of the pool among them; processes: of torchrun}. UserError for what is no flag."""
     flags = {str(key).replace("-", "_"): value for key, value in (dict(pool.trainer) | settings).items()}
+    flags = {name: value for name, value in flags.items() if value is not None}
     processes = flags.pop("processes", 1)
     if type(processes) is not int or processes < 1:
         raise UserError(f"{where}: processes {processes!r} must be a whole number from 1")
-    flag_tokens(flags, build_parser(), where, OURS)
+    words = flag_tokens(flags, build_parser(), where, OURS)
     if "data_set" not in flags:
         raise UserError(f"{where}: pool {pool.name!r} needs trainer: {{data-set: ...SUBSET, data-path: ...}}")
-    if pool.imbalance and flags.get("mode") == "self-train":
-        raise UserError(f"{where}: self-train learns from all images of {pool.name!r}, not from its cut: leave it out")
+    recipe = recipe_file(str(flags.get("recipe", "auto")), str(flags["data_set"]))
+    parser = build_parser()
+    mode = parser.parse_args(
+        [*config_tokens(recipe, parser, "--recipe", ("config", "recipe", "data_set")), *words]
+    ).mode
+    if pool.imbalance and mode in READS_POOL:
+        raise UserError(f"{where}: {mode} learns from all images of {pool.name!r}, not from its cut: leave it out")
     for name in (*FILES, "data_path"):
         path = resolve(str(flags.get(name) or "none"))
         flags |= {name: str(path.absolute())} if path.exists() else {}
     folder = flags.get("data_path") if str(flags["data_set"]).startswith("FOLDER") else None  # others are downloaded
     if folder and not Path(folder).is_dir():
         raise UserError(f"{where}: data-path {folder} is no folder that exists: check the path")
-    recipe_file(flags.get("recipe", "auto"), flags["data_set"])
     return {"flags": flags, "processes": processes}
 
 
@@ -48,9 +54,9 @@ def key(settings):
     """What a run depends on: its flags, for files and the recipe what is in them, and the number of processes."""
     flags = {name: value for name, value in settings["flags"].items() if name not in PLACES}
     for name in FILES:
-        if (path := Path(flags.get(name, ""))).is_file():
+        if (path := Path(str(flags.get(name, "")))).is_file():
             flags[name] = sha256(path)
-    flags["recipe"] = sha256(recipe_file(flags.get("recipe", "auto"), flags["data_set"]))
+    flags["recipe"] = sha256(recipe_file(str(flags.get("recipe", "auto")), flags["data_set"]))
     return {"flags": flags, "processes": settings["processes"]}
 
 

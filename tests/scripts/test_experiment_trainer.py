@@ -1,10 +1,12 @@
 """A run of the trainer in a process of its own: what it gives, and what is left where it fails."""
 
+import dataclasses
 import signal
 
 import pytest
 
 from data_selection.common.errors import UserError
+from data_selection.common.paths import ROOT
 from data_selection.judging.experiments.plan import PoolSpec
 from scripts.experiments import trainer
 
@@ -66,6 +68,44 @@ def test_several_processes_come_by_a_launcher_and_end_by_its_signal(train, tmp_p
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=3"]
     assert seen["words"][1:] == ([] if processes == 1 else launcher) + program
     assert seen["last_breath"] == (signal.SIGKILL if processes == 1 else signal.SIGTERM)  # which it hands on
+
+
+@pytest.mark.parametrize("settings", [{"mode": "self-train"}, {"mode": "smoothed"}, {"mode": "auto"}, {"recipe": "R"}])
+def test_what_learns_from_the_whole_pool_is_refused_on_a_cut_of_it(settings, tmp_path):
+    (tmp_path / "mine.yaml").write_text("mode: smoothed\nepochs: 2\n")
+    if "recipe" in settings:
+        settings = {"recipe": str(tmp_path / "mine.yaml")}
+    pool = PoolSpec("one", tmp_path / "x.npy", None, trainer={"data-set": "DEMOSUBSET"})
+    assert trainer.check(settings, pool, "here")["flags"].items() >= settings.items()
+    cut = dataclasses.replace(pool, imbalance=50.0)
+    told = settings.get("mode", "smoothed")
+    with pytest.raises(UserError, match=rf"here: {told} learns from all images of 'one', not from its cut"):
+        trainer.check(settings, cut, "here")
+    assert trainer.check(settings | {"mode": "linear"}, cut, "here")  # which wins over the recipe
+
+
+def test_a_file_counts_by_what_is_in_it_and_where_it_is_found(tmp_path, monkeypatch):
+    pool = PoolSpec("one", tmp_path / "x.npy", None, trainer={"data-set": "FOLDERSUBSET", "data-path": str(tmp_path)})
+    for name in ("features", "train-path", "val-path", "labels", "val-labels"):
+        path = tmp_path / "file.txt"
+        keys = []
+        for text in ("one", "two", "one"):
+            path.write_text(text)
+            keys.append(trainer.key(trainer.check({name: str(path)}, pool, "here")))
+        assert keys[0] == keys[2] != keys[1]
+    monkeypatch.chdir(tmp_path)
+    found = trainer.check({"features": "configs/README.md"}, pool, "here")["flags"]["features"]
+    assert found == str(ROOT / "configs" / "README.md")
+
+
+@pytest.mark.parametrize("settings", [{"labels": None}, {"recipe": None}, {"data-set": None, "features": 5}])
+def test_values_that_are_none_or_no_words_end_in_no_traceback(settings, tmp_path):
+    pool = PoolSpec("one", tmp_path / "x.npy", None, trainer={"data-set": "DEMOSUBSET"} | settings)
+    if "features" in settings:
+        with pytest.raises(UserError, match="here: pool 'one' needs trainer"):
+            trainer.check({}, pool, "here")
+    else:
+        assert trainer.key(trainer.check({"finetune": 5}, pool, "here"))["flags"]["finetune"] == 5
 
 
 @pytest.mark.parametrize("processes", [0, -1, True, 1.0, "two"])

@@ -15,10 +15,10 @@ from scripts.experiments.forecast import forecast, told
 from tests.support.experiments import make_config
 
 
-def cell(name, chosen, budget=10, method="kmeans", kind="probe", pool="one"):
+def cell(name, chosen, budget=10, method="kmeans", kind="probe", pool="one", **judged):
     return types.SimpleNamespace(
         pool=pool, evaluation=kind, method=method, asked=str(budget), budget=budget, seed=0, digest=name,
-        list_digest=chosen, chosen={"method": method}, judged={"kind": kind},
+        list_digest=chosen, chosen={"method": method}, judged={"kind": kind} | judged,
     )  # fmt: skip
 
 
@@ -36,6 +36,18 @@ def test_a_list_takes_its_time_once_and_by_its_size():
         f"  and 1 times {what}, of which none is finished yet"
         for what in ("smoothed in one", "choosing by random in one", "choosing by kmeans in two", "probe in two")
     ]
+
+
+def test_a_training_is_told_by_its_own_kind_in_proportion_to_its_labels():
+    def training(name, budget, mode):
+        return cell(name, name, budget, kind="trainer", flags={"mode": mode})
+
+    done = [training("a", 100, "few-shot"), training("b", 100, "few-shot"), training("c", 100, "few-shot")]
+    records = {"abc"[i]: {"seconds_choosing": 0, "seconds": seconds} for i, seconds in enumerate((100, 180, 200))}
+    todo = [training("d", 100, "few-shot"), training("e", 1000, "few-shot"), training("f", 100, "self-train")]
+    *_, time, unknown = forecast([*done, *todo], records, jobs=1).splitlines()
+    assert time == "6 cells, 3 to do: 33.0 minutes by what finished ones took"  # 180 and 1,800 seconds
+    assert unknown == "  and 1 times trainer in one, of which none is finished yet"
 
 
 def test_without_a_finished_cell_no_time_is_told_and_none_is_left_of_a_finished_plan():

@@ -27,7 +27,7 @@ def submit(tmp_path):
         (tmp_path / name).write_text(text)
         (tmp_path / name).chmod(0o755)
 
-    def call(*words, **environment):
+    def call(*words, recipe="finetune.sbatch", **environment):
         slurm = {
             "SLURM_SUBMIT_DIR": str(ROOT),
             "SLURM_JOB_ID": "20007",
@@ -36,9 +36,9 @@ def submit(tmp_path):
         }
         path = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SAID": str(tmp_path / "said"), "PYTHON": "python"}
         (tmp_path / "said").write_text("")
-        recipe = ["bash", str(ROOT / "scripts" / "finetune.sbatch"), *map(str, words)]
+        command = ["bash", str(ROOT / "scripts" / recipe), *map(str, words)]
         done = subprocess.run(
-            recipe, env=os.environ | slurm | path | environment, capture_output=True, text=True, timeout=60
+            command, env=os.environ | slurm | path | environment, capture_output=True, text=True, timeout=60
         )
         return done, (tmp_path / "said").read_text().splitlines()
 
@@ -56,6 +56,20 @@ def test_the_job_starts_its_ranks_and_queues_itself_until_there_is_a_result(subm
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "result.json").write_text("{}")
     assert len(submit(*words)[1]) == 2
+
+
+@pytest.mark.parametrize(
+    ("array", "words"),
+    [((2, 0, 3, 4), "--shard 2/4"), ((5, 4, 6, 3), "--shard 1/3"), ((5, 1, 5, 2), ""), ((4, 0, 6, 4), "")],
+    ids=["all", "from 4", "1,5", "0-6:2"],
+)
+def test_an_array_shares_an_experiment_and_one_with_gaps_takes_what_is_left(submit, tmp_path, array, words):
+    names = ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_MIN", "SLURM_ARRAY_TASK_MAX", "SLURM_ARRAY_TASK_COUNT")
+    for known in (names, (*names[:2], names[3])) if words else (names,):
+        given = {name: str(value) for name, value in zip(names, array, strict=True) if name in known}
+        done, said = submit("a config.yaml", recipe="experiment.sbatch", RANK="0", **given)
+        assert done.returncode == 0, done.stderr
+        assert f"{said[0]} ".endswith(f"scripts/run_experiment.py a config.yaml {words} ".replace("  ", " "))
 
 
 def test_a_failed_run_is_not_queued_again(submit, tmp_path):

@@ -15,10 +15,10 @@ import torch
 from data_selection.common.checks import check_finite
 from data_selection.common.errors import UserError, meant
 from data_selection.common.feature_table import FeatureTable, labels_like, load_features
-from data_selection.common.files import atomic_write, read_json, sha256
 from data_selection.common.subset_files import budget_from_percent, describe
 from data_selection.images.dataset_files import imbalanced_rows
 from data_selection.images.record import load_record
+from data_selection.judging.experiments.hashes import Hashes
 from data_selection.judging.experiments.plan import Plan, PoolSpec, Row, method_of, settings_of
 from data_selection.methods.configs import Config
 from data_selection.methods.table import Method
@@ -47,7 +47,7 @@ class Kind:
 class LoadedPool:
     """A pool's feature files, opened. Rows are counted in the cut where the pool has one; lists hold the file's."""
 
-    def __init__(self, spec: PoolSpec, hashes: "Hashes") -> None:
+    def __init__(self, spec: PoolSpec, hashes: Hashes) -> None:
         self.spec = spec
         self.train = load_features(spec.train)
         self.test: FeatureTable | None = load_features(spec.test) if spec.test else None
@@ -159,25 +159,6 @@ class LoadedPool:
         return describe(self.train, method="", config={}, seed=0, budget=0)
 
 
-class Hashes:
-    """SHA-256 of feature files, kept in a folder with their sizes and times so that a second start is quick."""
-
-    def __init__(self, folder: Path) -> None:
-        self.path = folder / "hashes.json"
-        self.kept: dict[str, list[Any]] = read_json(self.path) if self.path.exists() else {}
-
-    def of(self, path: Path) -> str:
-        """Hex SHA-256 of a file's bytes."""
-        found = path.stat()
-        told = [found.st_size, found.st_mtime_ns]
-        name = str(path.resolve())
-        if self.kept.get(name, [])[:2] != told:
-            self.kept[name] = [*told, sha256(path)]
-            with atomic_write(self.path, "w") as handle:
-                json.dump(self.kept, handle)
-        return str(self.kept[name][2])
-
-
 @dataclass(frozen=True)
 class Cell:
     """One number to find. pool, method, evaluation: names in the config; asked: the budget as it says it.
@@ -233,7 +214,8 @@ def digest_of(value: Any) -> str:
 def make_cells(plan: Plan, pools: Mapping[str, LoadedPool], kinds: Mapping[str, Kind]) -> list[Cell]:
     """The cells of a plan, in the order in which they are computed: pool, seed, budget, method, evaluation.
 
-    Raises UserError for a budget beyond a pool, and for settings of an evaluation that are not understood.
+    Raises UserError for a budget beyond a pool, for settings of an evaluation that are not understood, and where two
+    budgets are one number but not one result.
     """
     cells = []
     for pool in plan.pools:
@@ -255,6 +237,15 @@ def make_cells(plan: Plan, pools: Mapping[str, LoadedPool], kinds: Mapping[str, 
                                  method, config)
                             for name, score, judged, settings in judges
                         ]  # fmt: skip
+    first: dict[tuple[str, str, str, int, int], Cell] = {}
+    for cell in cells:
+        other = first.setdefault((cell.pool, cell.method, cell.evaluation, cell.budget, cell.seed), cell)
+        if other.digest != cell.digest:
+            raise UserError(
+                f"{plan.path}: budgets {other.asked} and {cell.asked} are both {cell.budget} images of pool "
+                f"{cell.pool}, with other settings of {cell.method} or {cell.evaluation}: leave one out, or settle "
+                "them alike"
+            )
     return cells
 
 
@@ -270,6 +261,8 @@ def budget_in(pool: LoadedPool, asked: int | str) -> int:
 def chosen_by(row: Row, method: Method, config: Config, pool: LoadedPool, budget: int, seed: int) -> dict[str, Any]:
     """What a list depends on, for its record and digest."""
     settings = dataclasses.asdict(config) | ({"cores": method.cores} if method.cores else {})
+    if method.cores_config is not None:
+        settings["cores_config"] = dataclasses.asdict(method.cores_config)
     return {
         "features": pool.train_hash, "imbalance": pool.spec.imbalance, "method": row.kind, "config": settings,
         "budget": budget, "seed": seed,

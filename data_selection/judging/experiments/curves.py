@@ -8,8 +8,20 @@ from data_selection.judging.experiments.summary import Entry
 from data_selection.judging.experiments.tables import grouped
 
 COLUMNS = 3
-COLOURS = ("#888888", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000", "#7a5195", "#66a61e")
+GREY = "#888888"
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000", "#7a5195", "#66a61e")
 MARKS = "os^Dv<>P*X"
+LINES = ("-", "--", ":", "-.")
+
+
+def styles(names: Sequence[str], baseline: str) -> dict[str, dict[str, Any]]:
+    """{method: colour, mark and line of its curve}: grey is the baseline's alone, no two methods look alike."""
+    found = {baseline: {"color": GREY, "marker": MARKS[0], "linestyle": LINES[0]}} if baseline in names else {}
+    for i, name in enumerate(name for name in names if name != baseline):
+        turn, place = divmod(i, len(COLOURS))
+        mark = MARKS[(1 + place + 3 * turn) % len(MARKS)]
+        found[name] = {"color": COLOURS[place], "marker": mark, "linestyle": LINES[turn % len(LINES)]}
+    return found
 
 
 def draw_curves(entries: Sequence[Entry], baseline: str) -> dict[str, bytes]:
@@ -26,11 +38,7 @@ def draw_curves(entries: Sequence[Entry], baseline: str) -> dict[str, bytes]:
     panels = grouped(entries)
     names = list(dict.fromkeys(entry.method for entry in entries))
     names.sort(key=lambda name: name != baseline)  # the baseline first, in grey
-    first = 0 if baseline in names else 1
-    style: dict[str, dict[str, Any]] = {
-        name: {"color": COLOURS[(i + first) % len(COLOURS)], "marker": MARKS[(i // len(COLOURS) + i) % len(MARKS)]}
-        for i, name in enumerate(names)
-    }
+    style = styles(names, baseline)
     columns = min(COLUMNS, len(panels))
     rows = -(-len(panels) // columns)
     with matplotlib.rc_context({"svg.hashsalt": "experiment", "svg.fonttype": "path", "text.parse_math": False}):

@@ -13,7 +13,9 @@ from data_selection.judging.experiments.plan import Plan
 from data_selection.judging.experiments.summary import Entry, Key, summarise
 from data_selection.judging.experiments.tables import Table, as_csv, as_latex, as_markdown, make_tables
 
-FILES = ("table.md", "table.csv", "table.tex", "curves.png", "curves.svg", "page.html")
+PICTURES = ("curves.png", "curves.svg")
+FILES = ("table.md", "table.csv", "table.tex", "page.html", *PICTURES)
+NOTHING = "No cell has a number yet.\n"  # of table.md
 TEMPLATE = Path(__file__).with_name("page.html")
 SOURCES = [
     TEMPLATE.with_name(name) for name in ("page.html", "beliefs.py", "curves.py", "summary.py", "tables.py")
@@ -42,7 +44,7 @@ def _order(plan: Plan) -> Callable[[Cell], tuple[int, int, int, int]]:
 
 
 def write_outcome(plan: Plan, cells: Sequence[Cell], records: Mapping[str, Mapping[str, Any]], folder: Path) -> str:
-    """Write FILES to a folder and return the Markdown tables.
+    """Write FILES to a folder, PICTURES only where there is a number to draw, and return the Markdown tables.
 
     Where the same numbers under the same config were written before, they are left as they are, which takes no time.
     """
@@ -50,7 +52,8 @@ def write_outcome(plan: Plan, cells: Sequence[Cell], records: Mapping[str, Mappi
     sources = [path.read_text(encoding="utf-8") for path in (plan.path, *SOURCES)]
     stamp = digest_of([sources, len(cells), [[*key, scores] for key, scores in values.items()]])
     beside = folder / "outcome.json"
-    if beside.exists() and read_json(beside).get("stamp") == stamp and all((folder / name).exists() for name in FILES):
+    wanted = [name for name in FILES if any(values.values()) or name not in PICTURES]
+    if beside.exists() and read_json(beside).get("stamp") == stamp and all((folder / name).exists() for name in wanted):
         return (folder / "table.md").read_text(encoding="utf-8")
     from data_selection.judging.experiments.curves import draw_curves  # a second to import
 
@@ -59,11 +62,14 @@ def write_outcome(plan: Plan, cells: Sequence[Cell], records: Mapping[str, Mappi
     done = sum(cell.digest in records for cell in cells)
     page = render(plan, tables, pictures["svg"], f"{done} of {len(cells)} cells are computed.", records, cells)
     contents = {
-        "table.md": as_markdown(tables).encode(), "table.csv": as_csv(entries).encode(),
+        "table.md": (as_markdown(tables) or NOTHING).encode(), "table.csv": as_csv(entries).encode(),
         "table.tex": as_latex(tables).encode(), "curves.png": pictures["png"], "curves.svg": pictures["svg"],
         "page.html": page.encode(), "outcome.json": json.dumps({"stamp": stamp}).encode(),
     }  # fmt: skip
     for name, content in contents.items():
+        if name not in wanted and name in FILES:
+            (folder / name).unlink(missing_ok=True)
+            continue
         with atomic_write(folder / name) as handle:
             handle.write(content)
     return contents["table.md"].decode()

@@ -1,7 +1,8 @@
 """Read an experiment's config and check every word of it. Imports nothing slow: mistakes are told at once."""
 
+import contextlib
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,15 @@ import yaml
 
 from data_selection.common.errors import UserError, meant
 from data_selection.common.paths import ROOT
-from data_selection.methods.configs import BILAF_PRESETS, Config
+from data_selection.common.yaml_files import parse_yaml
+from data_selection.methods.configs import BILAF_PRESETS, Config, kind_of
 from data_selection.methods.table import LABEL_FREE, METHODS, Method
 
 TOP = ("pools", "methods", "budgets", "seeds", "evaluations", "baseline", "published")
 POOL = ("train", "test", "imbalance", "budgets", "trainer")
 OTHER = "other"  # of a setting by pools: those that are not named
+CORES = "cores_"  # a setting of the method that chooses another one's cores begins so
+KINDS = {int: "a whole number", float: "a number", str: "a word", bool: "true or false"}
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,7 @@ def read_plan(path: Path | str) -> Plan:
     """The Plan of a YAML file. Raises UserError where it cannot be read, or a key or value of it is not understood."""
     path = Path(path)
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = parse_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path} does not exist: name a config, such as configs/grid_frozen.yaml") from None
     except (UnicodeDecodeError, yaml.YAMLError) as error:
@@ -68,19 +72,21 @@ def read_plan(path: Path | str) -> Plan:
         if not content.get(name):
             raise UserError(f"{path}: {name} are missing: configs/README.md has an example")
     pools = tuple(_pool(name, spec, path) for name, spec in _mapping(content, "pools", path).items())
-    names = [pool.name for pool in pools]
+    budgets = _budgets(content["budgets"], path)
+    places = {pool.name: [str(budget) for budget in pool.budgets or budgets] for pool in pools}
     methods = tuple(
-        _row(name, spec, "method", LABEL_FREE, names, path) for name, spec in _mapping(content, "methods", path).items()
+        _row(name, spec, "method", LABEL_FREE, places, path)
+        for name, spec in _mapping(content, "methods", path).items()
     )
     evaluations = tuple(
-        _row(name, spec, "kind", None, names, path) for name, spec in _mapping(content, "evaluations", path).items()
+        _row(name, spec, "kind", None, places, path) for name, spec in _mapping(content, "evaluations", path).items()
     )
     baseline = content.get("baseline", "random")
     if baseline not in [row.name for row in methods] and "baseline" in content:
         told = meant(str(baseline), content["methods"])
         raise UserError(f"{path}: baseline {baseline!r} is none of the methods{told}")
     plan = Plan(
-        path, pools, methods, _budgets(content["budgets"], path), _seeds(content.get("seeds", 5), path),
+        path, pools, methods, budgets, _seeds(content.get("seeds", 5), path),
         evaluations, baseline, content.get("published") or {},
     )  # fmt: skip
     for row in methods:  # a mistake in any pool's settings ends the command here
@@ -126,30 +132,54 @@ def settings_of(row: Row, pool: str, budget: int | str) -> dict[str, Any]:
 def method_of(row: Row, pool: str, budget: int | str, path: Path) -> tuple[Method, Config]:
     """A row's method and its config for a pool and budget. Raises UserError where a setting is not understood.
 
-    Besides the config's fields, `variant` is of bilaf's presets, and `cores` the method that chooses a method's cores.
+    Besides the config's fields, `variant` is of bilaf's presets, `cores` the method that chooses a method's cores, and
+    `cores_FIELD` a field of that method's config.
     """
     method, where = METHODS[row.kind], f"{path}: method {row.name!r}"
     given = settings_of(row, pool, budget)
     config: Config = method.config()
+    for_cores: dict[str, Any] = {}
+    if method.cores:
+        usable = [name for name, other in LABEL_FREE.items() if not other.cores]
+        default = next(name for name in usable if METHODS[name].home == method.cores)
+        chooser = _one_of(given.pop("cores", default), usable, f"{where}: cores")
+        for_cores = {name: given.pop(name) for name in [*given] if name.startswith(CORES)}
+        own = METHODS[chooser].config()
+        known(for_cores, [CORES + field.name for field in dataclasses.fields(own)], f"{where}, cores by {chooser}")
+        method = dataclasses.replace(method, cores=METHODS[chooser].home)
+        if for_cores:
+            method = dataclasses.replace(method, cores_config=_changed(own, for_cores, where, CORES))
+    if row.kind == "bilaf" and "variant" in given:
+        config = BILAF_PRESETS[_one_of(given.pop("variant"), BILAF_PRESETS, f"{where}: variant")]
     fields = [field.name for field in dataclasses.fields(config)]
     extra = ["cores"] * bool(method.cores) + ["variant"] * (row.kind == "bilaf")
     known(given, ["method", "pools", *fields, *extra], where)
-    if "variant" in given:
-        if given["variant"] not in BILAF_PRESETS:
-            raise UserError(f"{where}: variant {given['variant']!r} is none of {', '.join(BILAF_PRESETS)}")
-        config = BILAF_PRESETS[given.pop("variant")]
-    if "cores" in given:
-        cores = given.pop("cores")
-        if cores not in METHODS or METHODS[cores].cores:
-            usable = [name for name, other in METHODS.items() if not other.cores]
-            raise UserError(f"{where}: cores {cores!r} must be one of {', '.join(usable)}{meant(str(cores), usable)}")
-        method = dataclasses.replace(method, cores=METHODS[cores].home)
+    return method, _changed(config, given, where)
+
+
+def _one_of(value: Any, words: Iterable[str], where: str) -> str:
+    words = list(words)
+    if not isinstance(value, str) or value not in words:
+        raise UserError(f"{where} {value!r} must be one of {', '.join(words)}{meant(str(value), words)}")
+    return value
+
+
+def _changed(config: Config, values: Mapping[str, Any], where: str, prefix: str = "") -> Config:
+    """A config with some values of YAML, each of its field's type; their names begin with the prefix."""
+    kinds = {prefix + field.name: kind_of(field) for field in dataclasses.fields(config)}
+    given: dict[str, Any] = {}
+    for name, value in values.items():
+        kind = kinds[name]
+        if kind is float and isinstance(value, str):  # YAML takes 1e-3 for a word
+            with contextlib.suppress(ValueError):
+                value = float(value)
+        if type(value) is not kind and not (kind is float and type(value) is int):
+            raise UserError(f"{where}: {name} must be {KINDS[kind]}, not {value!r}")
+        given[name.removeprefix(prefix)] = value
     try:
-        return method, dataclasses.replace(config, **given)
+        return dataclasses.replace(config, **given)
     except UserError as error:
-        raise UserError(f"{where}: {error}") from None
-    except TypeError:
-        raise UserError(f"{where}: a value of {given} is of the wrong type") from None
+        raise UserError(f"{where}: {prefix}{error}") from None
 
 
 def _mapping(content: Mapping[str, Any], name: str, path: Path) -> dict[str, Any]:
@@ -178,8 +208,10 @@ def _pool(name: str, spec: Any, path: Path) -> PoolSpec:
     )  # fmt: skip
 
 
-def _row(name: str, spec: Any, key: str, table: Iterable[str] | None, pools: list[str], path: Path) -> Row:
-    """A method's or evaluation's Row; its kind is the value of `key`, or without one its name."""
+def _row(
+    name: str, spec: Any, key: str, table: Iterable[str] | None, pools: Mapping[str, Sequence[str]], path: Path
+) -> Row:
+    """A method's or evaluation's Row; its kind is the value of `key`, or without one its name. pools: their budgets."""
     spec = {} if spec is None else spec
     where = f"{path}: {key} {name!r}"
     if not isinstance(spec, dict):
@@ -189,10 +221,14 @@ def _row(name: str, spec: Any, key: str, table: Iterable[str] | None, pools: lis
         raise UserError(f"{where}: {kind!r} is unknown{meant(kind, table)}; use one of {', '.join(table)}")
     for setting_name, value in spec.items():
         for chosen in value if isinstance(value, dict) else ():
-            if chosen != OTHER and not any(chosen == pool or str(chosen).startswith(f"{pool} ") for pool in pools):
-                raise UserError(f"{where}: {setting_name} is set for {chosen!r}, no pool{meant(str(chosen), pools)}")
+            places = [*pools, *(f"{pool} {budget}" for pool, budgets in pools.items() for budget in budgets)]
+            if chosen not in (OTHER, *places):
+                raise UserError(
+                    f"{where}: {setting_name} is set for {chosen!r}, no pool and no budget of one, such as "
+                    f"{places[-1]!r}{meant(str(chosen), places)}"
+                )
     wanted = spec.get("pools")
-    if wanted is not None and not (isinstance(wanted, list) and set(wanted) <= set(pools)):
+    if wanted is not None and not (isinstance(wanted, list) and all(one in [*pools] for one in wanted)):
         raise UserError(f"{where}: pools {wanted!r} must be a list of some of {', '.join(pools)}")
     settings = {word: value for word, value in spec.items() if word not in (key, "pools")}
     return Row(name, kind, settings, None if wanted is None else tuple(wanted))

@@ -12,9 +12,10 @@ COLUMNS = (
     "pool", "evaluation", "method", "budget", "asked", "seeds", "mean", "sd", "minus_baseline", "low", "high",
     "baseline_needs", "bound",
 )  # fmt: skip
-TEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"} | {
-    sign: f"\\{sign}" for sign in "&%$#_{}"
-}
+TEX = {
+    "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$",
+    **{sign: f"${sign}$" for sign in "<>|"}, **{sign: f"\\{sign}" for sign in "&%$#_{}"},
+}  # fmt: skip
 
 
 class Table(NamedTuple):
@@ -87,8 +88,8 @@ def as_latex(tables: Iterable[Table]) -> str:
 
 
 def escape(text: str) -> str:
-    """Text for LaTeX: its special signs as such, ± in mathematics."""
-    return "".join(TEX.get(sign, sign) for sign in text).replace("±", r"$\pm$").replace(">", "$>$")
+    """Text for LaTeX: its special signs as such, ± and those that its default fonts lack in mathematics."""
+    return "".join(TEX.get(sign, sign) for sign in text)
 
 
 def as_csv(entries: Iterable[Entry]) -> str:

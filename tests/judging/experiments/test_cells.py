@@ -10,9 +10,10 @@ from data_selection.common.errors import UserError
 from data_selection.common.feature_table import load_features, save_features
 from data_selection.common.files import sha256
 from data_selection.images.record import PoolRecord, save_record
-from data_selection.judging.experiments import cells as module
-from data_selection.judging.experiments.cells import Hashes, LoadedPool, make_cells
+from data_selection.judging.experiments import hashes as module
+from data_selection.judging.experiments.cells import LoadedPool, make_cells
 from data_selection.judging.experiments.evaluations import FROZEN
+from data_selection.judging.experiments.hashes import Hashes
 from data_selection.judging.experiments.plan import PoolSpec, read_plan
 from data_selection.judging.smoothed import smoothing_of
 from tests.support.experiments import blobs, make_config
@@ -142,6 +143,19 @@ def test_both_files_are_of_one_width(tmp_path):
     save_features(tmp_path / "one_test.npy", np.ones((9, 3), np.float32), np.zeros(9, int))
     with pytest.raises(UserError, match=r"pool 'one': .*one_train\.npy has \d+ columns and .*one_test\.npy 3: extract"):
         LoadedPool(PoolSpec("one", tmp_path / "one_train.npy", tmp_path / "one_test.npy"), Hashes(tmp_path))
+
+
+def test_two_budgets_of_one_size_need_one_meaning(tmp_path):
+    numbers = {"one 12": 5, "one 10%": 6}
+    evaluations = {"5-NN": {"kind": "knn"}}
+    for settings, refused in (({"max_iter": numbers}, True), ({"max_iter": 5}, False)):
+        methods = {"kmeans": settings}
+        changes = {"methods": methods, "budgets": [12, "10%"], "evaluations": evaluations}
+        if refused:
+            with pytest.raises(UserError, match=r"budgets 12 and 10% are both 12 images of pool one, with other sett"):
+                cells_of(tmp_path, **changes)
+        else:
+            assert len(cells_of(tmp_path, **changes)) == 2
 
 
 def test_classes_that_only_test_images_have_are_known(tmp_path):

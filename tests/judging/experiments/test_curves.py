@@ -7,7 +7,7 @@ from matplotlib import colors
 from matplotlib.figure import Figure
 
 from data_selection.judging.evaluation import MeanSd
-from data_selection.judging.experiments.curves import COLOURS, draw_curves
+from data_selection.judging.experiments.curves import COLOURS, GREY, draw_curves
 from data_selection.judging.experiments.summary import Entry
 
 
@@ -71,16 +71,19 @@ def test_the_baseline_is_grey_and_a_method_looks_alike_in_all_panels(figures):
         for line in axis.get_lines():
             seen.setdefault(line.get_label(), set()).add((colour(line), line.get_marker()))
     assert {name: len(looks) for name, looks in seen.items()} == {"random": 1, "kmeans": 1, "fps": 1}
-    assert next(iter(seen["random"]))[0] == COLOURS[0] == "#888888"
+    assert next(iter(seen["random"]))[0] == GREY == "#888888"
     assert len({look for looks in seen.values() for look in looks}) == 3
     draw_curves([one for one in ENTRIES if one.method != "random"], "random")
-    assert {colour(line) for axis in figures[1].axes for line in axis.get_lines()} == set(COLOURS[1:3])
+    assert {colour(line) for axis in figures[1].axes for line in axis.get_lines()} == set(COLOURS[:2])
 
 
 def test_methods_beyond_the_colours_have_other_marks(figures):
     count = 2 * len(COLOURS)
     draw_curves([entry("one", f"m{i}", 10, 50.0) for i in range(count)], "m0")
-    assert len({(colour(line), line.get_marker()) for line in figures[0].axes[0].get_lines()}) == count
+    lines = figures[0].axes[0].get_lines()
+    assert len({(colour(line), line.get_marker()) for line in lines}) == count
+    assert [line.get_label() for line in lines if colour(line) == GREY] == ["m0"]
+    assert [line.get_linestyle() for line in lines] == ["-"] * (len(COLOURS) + 1) + ["--"] * (len(COLOURS) - 1)
 
 
 def test_equal_entries_give_equal_bytes():

@@ -1,20 +1,54 @@
 """When an experiment's outcome is written again."""
 
+import pytest
+
+from data_selection.common.errors import UserError
 from data_selection.judging.experiments import curves
-from data_selection.judging.experiments.outcome import FILES, write_outcome
+from data_selection.judging.experiments.cells import Kind
+from data_selection.judging.experiments.outcome import FILES, NOTHING, PICTURES, write_outcome
 from data_selection.judging.experiments.plan import read_plan
-from scripts.experiments import command
+from data_selection.judging.experiments.tables import escape
+from scripts.experiments import command, trainer
 from tests.support.experiments import blobs, make_config
 
 
 def test_another_config_is_told_again_though_no_number_has_changed(tmp_path):
     out = tmp_path / "out"
     write_outcome(read_plan(make_config(tmp_path)), [], {}, out)
-    first = {name: (out / name).stat().st_ino for name in FILES}
+    files = sorted({*FILES, "outcome.json"} - {*PICTURES})  # without a number there is nothing to draw
+    assert (out / "table.md").read_text() == NOTHING
+    first = {path.name: path.stat().st_ino for path in out.iterdir()}
+    assert sorted(first) == files
     write_outcome(read_plan(make_config(tmp_path)), [], {}, out)
-    assert {name: (out / name).stat().st_ino for name in FILES} == first
+    assert {name: (out / name).stat().st_ino for name in files} == first
     write_outcome(read_plan(make_config(tmp_path, baseline="k-means")), [], {}, out)
     assert "baseline: k-means" in (out / "page.html").read_text()
+
+
+def test_signs_that_latex_prints_as_others_are_written_as_mathematics():
+    assert escape("a_b < 1 % | ± > ~") == r"a\_b $<$ 1 \% $|$ $\pm$ $>$ \textasciitilde{}"
+
+
+def test_a_score_that_no_run_gives_is_told_and_rows_of_other_pools_are_refused(tmp_path, capsys, monkeypatch):
+    kind = Kind(("last", "graph"), False, lambda settings, *_: settings, lambda _: {"last": 50.0, "graph": None})
+    monkeypatch.setattr(trainer, "TRAINER", kind)
+    evaluations = {"graph": {"kind": "trainer", "score": "graph"}}
+    config = make_config(tmp_path, methods={"random": None}, budgets=[8], seeds=2, evaluations=evaluations)
+    words = [str(config), "--output_dir", str(tmp_path / "out"), "--device", "cpu"]
+    command.main(words)
+    said = capsys.readouterr().out
+    assert (
+        "warning: 2 finished cells are in no table: graph asks for the score 'graph', which its runs do not give\n"
+        in said
+    )
+    assert NOTHING in said
+    assert not any((tmp_path / "out" / name).exists() for name in PICTURES)
+    make_config(tmp_path, methods={"random": {"pools": ["one"]}}, evaluations=evaluations)
+    other = ["--pool", "two", str(tmp_path / "one_train.npy"), str(tmp_path / "one_test.npy")]
+    with pytest.raises(
+        UserError, match=r"no method is for pool two: every one has pools: of its own; name it there, or"
+    ):
+        command.main([*words, *other])
 
 
 def test_one_pool_asked_for_leaves_the_others_in_the_files(tmp_path, capsys, monkeypatch):
