@@ -38,7 +38,7 @@ def images(tmp_path_factory):
 @pytest.mark.parametrize("damage", ["missing", "cut"])
 def test_what_the_flags_leave_open_is_taken_from_the_checkpoint_before(images, tmp_path, damage, capsys):
     words = {"epochs": 3, "save_interval": 1, "auto_resume": True, "num_workers": 0}
-    main(command(images, tmp_path, input_size=35, **words))
+    main(command(images, tmp_path, input_size=48, **words))
     for name in (NEWEST, "result.json"):
         path = tmp_path / name
         if damage == "missing" or name != NEWEST:
@@ -47,7 +47,7 @@ def test_what_the_flags_leave_open_is_taken_from_the_checkpoint_before(images, t
             path.write_bytes(path.read_bytes()[:3000])
     capsys.readouterr()
     main(command(images, tmp_path, input_size=None, **words))
-    assert f"as {tmp_path / PREVIOUS} was made: --input-size 35" in capsys.readouterr().out
+    assert f"as {tmp_path / PREVIOUS} was made: --input-size 48" in capsys.readouterr().out
     assert json.loads((tmp_path / "result.json").read_text())["last"]["epoch"] == 3
 
 
@@ -91,7 +91,7 @@ def test_one_label_has_nothing_to_be_asked_of(images, tmp_path, capsys, mode, re
     one = tmp_path / "one.json"
     one.write_text("[3]")
     words = few_shot(images, tmp_path / "out", folds=2, epochs=1, data_set="FOLDERSUBSET", subset_ids=one,
-                     finetune=images / "weights.pth", mode=mode)  # fmt: skip
+                     finetune=images / "demo.pth", mode=mode)  # fmt: skip
     main(words)
     told = "cross-validation is left out: one label is none to learn from and one to ask of"
     assert f"{told}{rest}\n" in capsys.readouterr().out
@@ -123,7 +123,7 @@ def test_a_teacher_of_another_size_is_refused_before_any_image_is_decoded(tmp_pa
 
 
 def test_a_process_without_an_image_may_keep_none_on_the_device(images):
-    job = open_job(parse(command(images, input_size=98)), World(0, 1, torch.device("cpu")))
+    job = open_job(parse(command(images, input_size=96)), World(0, 1, torch.device("cpu")))
     pipeline = make_pipeline(job.args, job.defaults)
     assert len(prepare(job.train_pool, [], pipeline, job.world.device, train=True, cache="device")) == 0
 
@@ -193,7 +193,7 @@ def test_labels_that_no_part_could_learn_say_nothing_of_confidence(labels, found
 
 def test_crops_are_the_same_however_images_are_kept(images):
     """What fits into a process's share of the memory depends on the number of processes."""
-    job = open_job(parse(command(images, input_size=98)), World(0, 1, torch.device("cpu")))
+    job = open_job(parse(command(images, input_size=96)), World(0, 1, torch.device("cpu")))
     pipeline = make_pipeline(job.args, job.defaults)
     parts, seen = [Part(torch.arange(6), torch.arange(6), torch.arange(6))], []
     for cache, kind in (("auto", "ResizedImages"), ("ram", "PilImages"), ("none", "PilImages")):

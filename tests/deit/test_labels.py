@@ -18,7 +18,7 @@ from deit.main import main
 from deit.options import parse
 from deit.samples.sources import say_of_leaks
 from tests.support.flag_runs import words
-from tests.support.trainer_runs import command, log_lines, make_images, write_images
+from tests.support.trainer_runs import DEMO, command, log_lines, make_images, write_images
 
 CLASSES = ("ankle boot", "trousers")
 
@@ -164,7 +164,7 @@ def test_from_an_unlabelled_folder_to_a_trained_model(tmp_path, capsys):
 
     flags = {
         "data_path": images, "subset_ids": tmp_path / "chosen.json", "labels": tmp_path / "labels.csv",
-        "finetune": pools.DEMO_FILE.parent / "demo_vit.safetensors",
+        "finetune": pools.DEMO_FILE.parent / "demo_vit.safetensors", **DEMO,
     }  # fmt: skip
     linear = flags | {"mode": "linear", "epochs": None, "lr": None, "warmup_epochs": None}
     main(command(images, tmp_path / "out", **linear))

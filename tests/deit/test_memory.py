@@ -10,7 +10,7 @@ from PIL import Image
 
 from data_selection.common.errors import UserError
 from deit.main import main
-from tests.support.trainer_runs import checkpoint, command, few_shot, make_colours
+from tests.support.trainer_runs import DEMO, checkpoint, command, few_shot, make_colours
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -114,7 +114,7 @@ def test_other_pixels_than_those_it_was_chosen_by_are_said(images, tmp_path, cap
     }
     told = {"features": {"provenance": {"preprocess": pixels}}}
     (tmp_path / "s.provenance.json").write_text(json.dumps(told))
-    flags = {"subset_ids": tmp_path / "s.json", "finetune": images / "sighted.pth"}
+    flags = {"subset_ids": tmp_path / "s.json", "finetune": images / "sighted.pth"} | DEMO
     main(command(images, mode="linear", epochs=None, lr=None, warmup_epochs=None, batch_size=4, **flags))
     differing = (
         capsys.readouterr().out.split("s.json was chosen by features of other pixels (")[1].split("): --pixels")[0]

@@ -17,7 +17,7 @@ from tests.support.trainer_runs import checkpoint, command, log_lines, make_imag
 CASES = {  # flags
     "padded": {},
     "device_cache": {"cache": "device"},
-    "resized": {"input_size": 42},
+    "resized": {"input_size": 48},
     "pillow": {"cache": "none", "aa": "rand-m9-mstd0.5-inc1", "reprob": 0.25},
     "mixed": {"mixup": 0.8, "cutmix": 1.0, "mixup_prob": 1.0, "mixup_mode": "elem", "clip_grad": 1.0},
     "dropped": {"drop": 0.1, "drop_path": 0.2, "opt": "adamw", "lr": 0.001, "layer_decay": 0.7},
@@ -122,11 +122,11 @@ def test_several_trainings_go_on_from_a_file(images, tmp_path, monkeypatch):
 
 # flags, and the most waits and launches in a step
 STEPS = {
-    "bf16": ({"amp": "bf16"}, 0, 560),
-    "fp16": ({"amp": "fp16"}, 1, 570),
-    "mixed": ({"mixup": 0.8, "cutmix": 1.0, "mixup_prob": 1.0, "clip_grad": 1.0}, 0, 430),
-    "resized": ({"input_size": 42}, 0, 500),
-    "pillow": ({"cache": "none", "aa": "rand-m9-mstd0.5-inc1"}, 0, 400),
+    "bf16": ({"amp": "bf16"}, 0, 800),
+    "fp16": ({"amp": "fp16"}, 1, 810),
+    "mixed": ({"mixup": 0.8, "cutmix": 1.0, "mixup_prob": 1.0, "clip_grad": 1.0}, 0, 610),
+    "resized": ({"input_size": 48}, 0, 700),
+    "pillow": ({"cache": "none", "aa": "rand-m9-mstd0.5-inc1"}, 0, 580),
 }
 
 

@@ -18,7 +18,7 @@ from deit.learner.building import make_optimizer, make_scheduler
 from deit.main import main
 from deit.options import parse
 from deit.runs.checkpoints import RECIPE, restore
-from tests.support.trainer_runs import checkpoint, command, log_lines, make_images
+from tests.support.trainer_runs import DEMO, checkpoint, command, log_lines, make_images
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def test_a_run_writes_its_files_and_evaluates_the_last_epoch(images, tmp_path, c
     assert yaml.safe_load((tmp_path / "out" / "args.yaml").read_text())["global_batch_size"] == 24
     assert lines[2]["train_loss"] != lines[0]["train_loss"]  # that it learns is tested on real weights, in test_chain
     said = capsys.readouterr().out
-    assert "Creating model: demo_vit" in said
+    assert "Creating model: test_vit" in said
     assert "2 tensors keep their fresh values, not in weights.pth: head.weight, head.bias" in said
     assert "top-1 after the last epoch (3)" in said
     assert said.count("the average stays where it began") == 1  # at the default decay, of 100,000 steps
@@ -181,12 +181,12 @@ def test_the_demo_set_brings_its_own_defaults(images, tmp_path, monkeypatch, cap
     arrays = {key: value[:30] for key, value in pools.load_demo().items()}
     monkeypatch.setattr(pools, "load_demo", lambda: arrays)
     monkeypatch.setitem(
-        building.DEFAULTS, "DEMO", dataclasses.replace(building.SMALL_GREY, pretrained=images / "weights.pth")
+        building.DEFAULTS, "DEMO", dataclasses.replace(building.SMALL_GREY, pretrained=images / "demo.pth")
     )
     main(["--data-set", "DEMOSUBSET", "--subset_ids", str(images / "subset.json"), "--epochs", "1", "--device", "cpu"])
     said = capsys.readouterr().out
     assert "training on 20 of 30 images, 10 classes, 32 per step on 1 process (cpu), evaluating on 30" in said
-    assert f"pretrained weights: {images / 'weights.pth'}" in said
+    assert f"pretrained weights: {images / 'demo.pth'}" in said
     args = parse(["--data-set", "DEMO", "--model", "deit_tiny_patch16_224"])
     defaults = building.resolve(args)[1]
     assert (args.input_size, defaults.pretrained) == (224, None)
@@ -251,6 +251,6 @@ def test_the_distillation_loss_is_deits(kind):
 
 
 def test_training_from_the_demo_backbone_learns(images, tmp_path):
-    main(command(images, tmp_path / "out", epochs=8, finetune=building.DEMO_WEIGHTS))
+    main(command(images, tmp_path / "out", epochs=8, **DEMO | {"finetune": building.DEMO_WEIGHTS}))
     losses = [line["train_loss"] for line in log_lines(tmp_path / "out")]
     assert losses[-1] < losses[0]

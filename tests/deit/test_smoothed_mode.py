@@ -53,7 +53,7 @@ def run(images, output, **flags):
     usual = {
         "recipe": "few-shot", "data_set": "FOLDERSUBSET", "finetune": DEMO_WEIGHTS, "pixels": "model", "amp": "off",
         "num_workers": 0, "input_size": None, "batch_size": 32, "epochs": None, "lr": None, "warmup_epochs": None,
-        "mode": "smoothed", "features": features(images),
+        "mode": "smoothed", "features": features(images), "model": "demo_vit",
     }  # fmt: skip
     main(command(images, output, **usual | flags))
     return json.loads((output / "result.json").read_text())

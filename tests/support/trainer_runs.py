@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from timm import create_model
 
 from data_selection.common import watching
 from data_selection.common.errors import run
@@ -19,11 +20,15 @@ from deit.main import main
 from tests.support.forks import FORKS
 
 MAIN = Path(__file__).resolve().parents[2] / "deit" / "main.py"
+DEMO = {"model": "demo_vit", "input_size": 28}  # flags
 IMAGES = 20  # for training; three times that in an epoch
 
 
 def make_images(root):
-    """A folder train/<class>/ (20 + 4 spare) and val/<class>/ (10) of demo images, subset.json, weights.pth."""
+    """A folder train/<class>/ (20 + 4 spare) and val/<class>/ (10) of demo images, subset.json, and random weights.
+
+    weights.pth: of test_vit, which takes a tenth of demo_vit's time. demo.pth: of demo_vit.
+    """
     arrays = pools.load_demo()
     for split, source, count in (("train", "train", 24), ("val", "test", 10)):
         for i in range(count):
@@ -32,7 +37,8 @@ def make_images(root):
             Image.fromarray(arrays[f"{source}_images"][i]).save(path)
     (root / "subset.json").write_text(json.dumps(list(range(2, 2 + IMAGES))))
     torch.manual_seed(0)
-    torch.save(build_model("demo_vit").state_dict(), root / "weights.pth")
+    torch.save(create_model("test_vit", img_size=32, num_classes=0).state_dict(), root / "weights.pth")
+    torch.save(build_model("demo_vit").state_dict(), root / "demo.pth")
     return root
 
 
@@ -63,7 +69,7 @@ def few_shot(images, output=None, **flags):
     small = {
         "recipe": "few-shot", "data_set": "FOLDER", "subset_ids": None, "input_size": None, "warmup_epochs": None,
         "finetune": images / "blind.pth", "amp": "off", "batch_size": 4, "global_batch_size": 4, "lr": 0.1, "epochs": 4,
-        "num_workers": 0, "restarts": None if flags.get("mode") == "linear" else 1,
+        "num_workers": 0, "model": "demo_vit", "restarts": None if flags.get("mode") == "linear" else 1,
     }  # fmt: skip
     return command(images, output, **small | flags)
 
@@ -80,9 +86,9 @@ def command(images, output=None, epochs=2, **flags):
     """A command line for the image folder; flags None are left out, True are switches."""
     defaults = {
         "data_set": "FOLDERSUBSET", "recipe": "paper", "data_path": images,
-        "subset_ids": images / "subset.json", "model": "demo_vit", "input_size": 28,
+        "subset_ids": images / "subset.json", "model": "test_vit", "input_size": 32,
         "epochs": epochs, "batch_size": 24, "lr": 0.05, "warmup_epochs": 1, "device": "cpu",
-        "finetune": images / "weights.pth", "output_dir": output,
+        "finetune": images / ("demo.pth" if flags.get("model") == "demo_vit" else "weights.pth"), "output_dir": output,
     }  # fmt: skip
     words = []
     for name, value in (defaults | flags).items():
