@@ -145,7 +145,7 @@ def compute_all(args, store, pools, kinds, cells):
     from data_selection.common.progress import open_bar
     from data_selection.judging.experiments.work import compute, missing
 
-    device = pick_device(args.device)
+    pick_device(args.device)  # or its mistakes would be told after the first work
     total = at = len(missing(cells, store))
     with open_bar(bar_factory(World(0, 1, torch.device("cpu"))), total, "cells", "cell") as bar:
 
@@ -156,7 +156,7 @@ def compute_all(args, store, pools, kinds, cells):
 
         if args.jobs == 1:
             with one_thread():
-                compute(cells, store, pools, kinds, device, each)
+                compute(cells, store, pools, kinds, args.device, each)
         else:
             watch_jobs(args, lambda: each(len(missing(cells, store))))
 
@@ -211,11 +211,10 @@ def job(args):
 
     def work(_):
         _, store, pools, kinds, cells = load(args)
-        from data_selection.common.distributed import pick_device
         from data_selection.judging.experiments.work import compute
 
         with one_thread():
-            compute(part_of(cells, args.shard), store, pools, kinds, pick_device(args.device))
+            compute(part_of(cells, args.shard), store, pools, kinds, args.device)
 
     sys.exit(run(work))
 

@@ -62,8 +62,17 @@ def key(settings):
 
 def run(task):
     """An evaluation by the trainer: accuracies, and what the run took. A killed one goes on where it stopped."""
-    flags = flag_tokens(task.settings["flags"], build_parser(), "trainer")
-    words = [*flags, "--subset_ids", task.file, "--seed", task.seed, "--auto-resume"]
+    flags = dict(task.settings["flags"])
+    if task.device != "auto":  # which is the trainer's own default, and a recipe may know better
+        flags.setdefault("device", task.device)
+    words = [
+        *flag_tokens(flags, build_parser(), "trainer"),
+        "--subset_ids",
+        task.file,
+        "--seed",
+        task.seed,
+        "--auto-resume",
+    ]
     return train(words, task.folder, task.settings["processes"])
 
 

@@ -4,11 +4,15 @@ import dataclasses
 import signal
 
 import pytest
+import torch
 
+from data_selection.common import distributed
 from data_selection.common.errors import UserError
 from data_selection.common.paths import ROOT
+from data_selection.judging.experiments import work
 from data_selection.judging.experiments.plan import PoolSpec
-from scripts.experiments import trainer
+from scripts.experiments import command, trainer
+from tests.support.experiments import make_config
 
 DONE = {name: {"acc1": 71.0} for name in trainer.SCORES} | {"graph": None, "verdict": {"kept": "finetuned"}}
 MAIN = """
@@ -106,6 +110,24 @@ def test_values_that_are_none_or_no_words_end_in_no_traceback(settings, tmp_path
             trainer.check({}, pool, "here")
     else:
         assert trainer.key(trainer.check({"finetune": 5}, pool, "here"))["flags"]["finetune"] == 5
+
+
+@pytest.mark.parametrize(
+    ("typed", "flags", "expected"),
+    [("cuda:1", {}, ["--device=cuda:1"]), ("cuda:1", {"device": "cpu"}, ["--device=cpu"]), ("auto", {}, [])],
+)
+def test_the_device_of_the_command_is_that_of_its_trainings(typed, flags, expected, tmp_path, monkeypatch):
+    """Unless the config names one; `auto` leaves it to the recipe."""
+    asked = []
+    monkeypatch.setattr(trainer, "train", lambda words, folder, processes: asked.append(words) or {"last": 50.0})
+    for module in (distributed, work):
+        monkeypatch.setattr(module, "pick_device", lambda _: torch.device("cpu"))
+    pool = {"train": f"{tmp_path}/one_train.npy", "trainer": {"data-set": "DEMOSUBSET"} | flags}
+    config = make_config(
+        tmp_path, pools={"one": pool}, methods={"random": None}, budgets=[8], seeds=1, evaluations={"trainer": {}}
+    )
+    command.main([str(config), "--output_dir", str(tmp_path / "out"), "--device", typed])
+    assert [word for word in asked[0] if str(word).startswith("--device")] == expected
 
 
 @pytest.mark.parametrize("processes", [0, -1, True, 1.0, "two"])

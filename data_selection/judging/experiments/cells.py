@@ -195,7 +195,7 @@ class Cell:
 class Task:
     """What an evaluation is given. ids: (n,) int64 rows of the pool, ascending; file: the list, in the file's rows.
 
-    settings: what `check` returned. folder: of the run alone, kept when it is killed.
+    settings: what `check` returned. folder: of the run alone, kept when it is killed. device: as the user says it.
     """
 
     pool: LoadedPool
@@ -204,6 +204,7 @@ class Task:
     seed: int
     settings: Mapping[str, Any]
     folder: Path
+    device: str = "auto"
 
 
 def digest_of(value: Any) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from data_selection.common.distributed import pick_device
 from data_selection.common.errors import UserError
 from data_selection.common.subset_files import load_subset, save_subset
 from data_selection.judging.experiments.cells import Cell, Kind, LoadedPool, Task
@@ -31,8 +32,9 @@ def compute(
 ) -> None:  # fmt: skip
     """Compute the cells that have no record yet, but those that another living process computes: wait for these.
 
-    each: called with the number of cells that are still missing, after every look. Every finished cell is on the disk
-    when the next one begins, so that a kill costs one cell. Raises UserError where a cell cannot be computed.
+    device: as pick_device takes it. each: called with the number of cells that are still missing, after every look.
+    Every finished cell is on the disk when the next one begins, so that a kill costs one cell. Raises UserError where a
+    cell cannot be computed.
     """
     while left := missing(cells, store):
         each(len(left))
@@ -64,7 +66,7 @@ def compute_one(cell: Cell, store: Store, pool: LoadedPool, kinds: Mapping[str, 
             store.release(cell.list_digest)
     ids = torch.from_numpy(np.searchsorted(pool.rows, load_subset(path, len(pool.train)).numpy()))
     run = store.folder / "runs" / cell.digest[:16]
-    task = Task(pool, ids.sort().values, path, cell.seed, cell.settings, run)
+    task = Task(pool, ids.sort().values, path, cell.seed, cell.settings, run, device)
     told_by_list = json.loads(path.with_suffix(".provenance.json").read_text())
     began = time.monotonic()
     try:
@@ -89,7 +91,9 @@ def choose(cell: Cell, pool: LoadedPool, path: Path, device: str) -> float:
     """Choose a cell's list and write it, with its record. Returns the seconds that the choice took."""
     began = time.monotonic()
     try:
-        ids = cell.select.select(pool.features, cell.budget, config=cell.config, seed=cell.seed, device=device)
+        ids = cell.select.select(
+            pool.features, cell.budget, config=cell.config, seed=cell.seed, device=pick_device(device)
+        )
     except UserError as error:
         raise UserError(f"{told(cell)}: {error}") from None
     seconds = round(time.monotonic() - began, 3)
