@@ -119,6 +119,11 @@ def check_own_table(path: Path | str, title: str) -> None:
             raise UserError(f"{path} is there and is no table of {title}: it would be lost; name another file")
 
 
+def plain(text: str) -> str:
+    """A text as part of a file's name: what is no letter, digit, - or _ becomes _."""
+    return "".join(sign if sign.isalnum() or sign in "-_" else "_" for sign in text)
+
+
 def told_size(count: float) -> str:
     """A number of bytes in words, three digits at least: 54.0 kB, 1.23 GB."""
     for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from data_selection.commands.shared import add_device, make_parser
 from data_selection.common.errors import UserError, meant, run
+from data_selection.common.files import plain
 from data_selection.common.system import cores
 from data_selection.judging.experiments.plan import PoolSpec, read_plan, resolve
 
@@ -24,8 +25,10 @@ def build_parser():
     parser = make_parser(DESCRIPTION)
     parser.add_argument("config", type=Path, help="YAML file, such as configs/grid_frozen.yaml")
     parser.add_argument(
-        "--output_dir", type=Path, help="results.jsonl, lists and outcome go here (default: outputs/<config's name>)"
-    )
+        "--output_dir", type=Path,
+        help="results.jsonl, lists and outcome go here (default: outputs/<config's name>, with --pool "
+        "outputs/<config's name>_<names of these pools>)",
+    )  # fmt: skip
     parser.add_argument(
         "--pool", nargs=3, action="append", metavar=("NAME", "TRAIN", "TEST"),
         help="a name and two feature files in place of the config's pools; may come several times",
@@ -57,11 +60,13 @@ def load(args):
     from data_selection.judging.experiments.cells import LoadedPool, make_cells
     from data_selection.judging.experiments.evaluations import FROZEN
     from data_selection.judging.experiments.hashes import Hashes
+    from data_selection.judging.experiments.outcome import check_ours
     from data_selection.judging.experiments.store import Store
     from scripts.experiments.trainer import TRAINER
 
     kinds = FROZEN | {"trainer": TRAINER}
     check_rows(plan)
+    check_ours(folder_of(args))
     store = Store(folder_of(args))
     hashes = Hashes(store.folder)
     pools = {pool.name: LoadedPool(pool, hashes) for pool in plan.pools}
@@ -125,7 +130,9 @@ def with_the_others(args, pools, kinds, hashes):
 
 
 def folder_of(args):
-    return args.output_dir or Path("outputs") / args.config.stem
+    """Where the outcome goes; that of the config's own pools is not replaced by one of --pool."""
+    named = [plain(name) for name, _, _ in args.pool or ()]
+    return args.output_dir or Path("outputs") / "_".join([args.config.stem, *named])
 
 
 def part_of(cells, part):

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from data_selection.common.errors import UserError
 from data_selection.common.files import atomic_write, read_json
 from data_selection.judging.experiments.beliefs import belief_tables
 from data_selection.judging.experiments.cells import Cell, digest_of
@@ -15,6 +16,7 @@ from data_selection.judging.experiments.tables import Table, as_csv, as_latex, a
 
 PICTURES = ("curves.png", "curves.svg")
 FILES = ("table.md", "table.csv", "table.tex", "page.html", *PICTURES)
+BESIDE = "outcome.json"  # says what they were written from, and that they are ours
 NOTHING = "No cell has a number yet.\n"  # of table.md
 TEMPLATE = Path(__file__).with_name("page.html")
 SOURCES = [
@@ -43,6 +45,20 @@ def _order(plan: Plan) -> Callable[[Cell], tuple[int, int, int, int]]:
     )  # fmt: skip
 
 
+def check_ours(folder: Path) -> None:
+    """Raise UserError where write_outcome would replace a file that it has not written."""
+    beside = folder / BESIDE
+    held = read_json(beside) if beside.exists() else None
+    if isinstance(held, dict) and "stamp" in held:
+        return
+    for name in (BESIDE, *FILES):
+        if (folder / name).exists():
+            raise UserError(
+                f"{folder / name} is there and is no outcome of an experiment: it would be lost; name another "
+                "--output_dir, or move it away"
+            )
+
+
 def write_outcome(plan: Plan, cells: Sequence[Cell], records: Mapping[str, Mapping[str, Any]], folder: Path) -> str:
     """Write FILES to a folder, PICTURES only where there is a number to draw, and return the Markdown tables.
 
@@ -51,7 +67,7 @@ def write_outcome(plan: Plan, cells: Sequence[Cell], records: Mapping[str, Mappi
     values = values_of(plan, cells, records)
     sources = [path.read_text(encoding="utf-8") for path in (plan.path, *SOURCES)]
     stamp = digest_of([sources, len(cells), [[*key, scores] for key, scores in values.items()]])
-    beside = folder / "outcome.json"
+    beside = folder / BESIDE
     wanted = [name for name in FILES if any(values.values()) or name not in PICTURES]
     if beside.exists() and read_json(beside).get("stamp") == stamp and all((folder / name).exists() for name in wanted):
         return (folder / "table.md").read_text(encoding="utf-8")
@@ -61,18 +77,24 @@ def write_outcome(plan: Plan, cells: Sequence[Cell], records: Mapping[str, Mappi
     pictures = draw_curves(entries, plan.baseline) if entries else {"png": b"", "svg": b""}
     done = sum(cell.digest in records for cell in cells)
     page = render(plan, tables, pictures["svg"], f"{done} of {len(cells)} cells are computed.", records, cells)
+    if not beside.exists():  # first, or what a kill leaves would be taken for another's
+        _write(beside, json.dumps({"stamp": ""}).encode())
     contents = {
         "table.md": (as_markdown(tables) or NOTHING).encode(), "table.csv": as_csv(entries).encode(),
         "table.tex": as_latex(tables).encode(), "curves.png": pictures["png"], "curves.svg": pictures["svg"],
-        "page.html": page.encode(), "outcome.json": json.dumps({"stamp": stamp}).encode(),
+        "page.html": page.encode(), BESIDE: json.dumps({"stamp": stamp}).encode(),
     }  # fmt: skip
     for name, content in contents.items():
         if name not in wanted and name in FILES:
             (folder / name).unlink(missing_ok=True)
             continue
-        with atomic_write(folder / name) as handle:
-            handle.write(content)
+        _write(folder / name, content)
     return contents["table.md"].decode()
+
+
+def _write(path: Path, content: bytes) -> None:
+    with atomic_write(path) as handle:
+        handle.write(content)
 
 
 def entries_of(plan: Plan, cells: Sequence[Cell], values: dict[Key, dict[int, float]]) -> list[Entry]:

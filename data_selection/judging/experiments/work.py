@@ -12,6 +12,7 @@ import torch
 
 from data_selection.common.distributed import pick_device
 from data_selection.common.errors import UserError
+from data_selection.common.files import plain
 from data_selection.common.subset_files import load_subset, save_subset
 from data_selection.judging.experiments.cells import Cell, Kind, LoadedPool, Task
 from data_selection.judging.experiments.store import Store
@@ -110,7 +111,7 @@ def choose(cell: Cell, pool: LoadedPool, path: Path, device: str) -> float:
 
 def list_path(folder: Path, cell: Cell) -> Path:
     """The file of a cell's list: readable, and told apart from other settings by the digest."""
-    name = "".join(word if word.isalnum() or word in "-_" else "_" for word in f"{cell.pool}_{cell.chosen['method']}")
+    name = plain(f"{cell.pool}_{cell.chosen['method']}")
     return folder / "lists" / f"{name}_{cell.budget}_seed_{cell.seed}_{cell.list_digest[:12]}.json"
 
 

@@ -3,9 +3,9 @@
 import pytest
 
 from data_selection.common.errors import UserError
-from data_selection.judging.experiments import curves
+from data_selection.judging.experiments import curves, outcome
 from data_selection.judging.experiments.cells import Kind
-from data_selection.judging.experiments.outcome import FILES, NOTHING, PICTURES, write_outcome
+from data_selection.judging.experiments.outcome import FILES, NOTHING, PICTURES, check_ours, write_outcome
 from data_selection.judging.experiments.plan import read_plan
 from data_selection.judging.experiments.tables import escape
 from scripts.experiments import command, trainer
@@ -23,6 +23,47 @@ def test_another_config_is_told_again_though_no_number_has_changed(tmp_path):
     assert {name: (out / name).stat().st_ino for name in files} == first
     write_outcome(read_plan(make_config(tmp_path, baseline="k-means")), [], {}, out)
     assert "baseline: k-means" in (out / "page.html").read_text()
+
+
+@pytest.mark.parametrize("name", ["table.md", "page.html", "outcome.json"])
+def test_files_of_other_work_are_not_replaced(name, tmp_path, capsys):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / name).write_text('["mine"]')
+    words = [str(make_config(tmp_path, methods={"random": None}, budgets=[8], seeds=1)), "--output_dir", str(out)]
+    with pytest.raises(UserError, match=rf"{name} is there and is no outcome of an experiment: it would be lost; name"):
+        command.main([*words, "--device", "cpu"])
+    assert [path.name for path in out.iterdir()] == [name]
+    assert (out / name).read_text() == '["mine"]'
+
+
+def test_a_start_after_a_kill_amid_the_files_takes_them_for_its_own(tmp_path, monkeypatch):
+    out, real = tmp_path / "out", outcome.atomic_write
+
+    def killed(path):
+        if path.name == "page.html":
+            raise KeyboardInterrupt
+        return real(path)
+
+    monkeypatch.setattr(outcome, "atomic_write", killed)
+    with pytest.raises(KeyboardInterrupt):
+        write_outcome(read_plan(make_config(tmp_path)), [], {}, out)
+    assert (out / "table.md").exists()
+    monkeypatch.setattr(outcome, "atomic_write", real)
+    check_ours(out)
+    write_outcome(read_plan(make_config(tmp_path)), [], {}, out)
+    assert (out / "page.html").exists()
+
+
+def test_other_pools_have_a_folder_of_their_own_by_default(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(curves, "draw_curves", lambda entries, baseline: {"png": b"", "svg": b""})
+    config = make_config(tmp_path, methods={"random": None}, budgets=[8], seeds=1, evaluations={"knn": {}})
+    command.main([config.name, "--device", "cpu"])
+    before = (tmp_path / "outputs" / "grid" / "table.md").read_bytes()
+    command.main([config.name, "--device", "cpu", "--pool", "my pets", "one_train.npy", "one_test.npy"])
+    assert (tmp_path / "outputs" / "grid" / "table.md").read_bytes() == before
+    assert "**my pets, knn" in (tmp_path / "outputs" / "grid_my_pets" / "table.md").read_text()
 
 
 def test_signs_that_latex_prints_as_others_are_written_as_mathematics():
