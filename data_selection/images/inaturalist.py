@@ -9,6 +9,22 @@ from data_selection.images.dataset_files import PoolParts
 CATEGORIES = ("kingdom", "phylum", "class", "order", "supercategory", "family", "genus", "name")
 
 
+def find_lists(root: Path, year: int) -> dict[str, Path]:
+    """{`train`, `val`, `categories`: its file} of a year in its folder. Raises UserError where one is not there."""
+    lists = {
+        "train": root / f"train{year}.json",
+        "val": root / f"val{year}.json",
+        "categories": root / "categories.json",
+    }
+    missing = [path.name for path in lists.values() if not path.is_file()]
+    if missing:
+        raise UserError(
+            f"iNaturalist {year} needs {', '.join(missing)} in {root}: fetch the lists and images of the competition "
+            "and give their folder with --data-path"
+        )
+    return lists
+
+
 def read_inaturalist(root: Path | str, train: bool, *, year: int, category: str = "name") -> PoolParts:
     """A year's training or validation images in the order of {train,val}{year}.json, as the keywords of a Pool.
 
@@ -23,18 +39,11 @@ def read_inaturalist(root: Path | str, train: bool, *, year: int, category: str 
     root = Path(root)
     if category not in CATEGORIES:
         raise UserError(f"unknown category {category!r} of iNaturalist: use one of {', '.join(CATEGORIES)}")
-    lists = {part: root / f"{part}{year}.json" for part in ("train", "val")}
-    table = root / "categories.json"
-    missing = [path.name for path in (*lists.values(), table) if not path.is_file()]
-    if missing:
-        raise UserError(
-            f"iNaturalist {year} needs {', '.join(missing)} in {root}: fetch the lists and images of the competition "
-            "and give their folder with --data-path"
-        )
+    lists = find_lists(root, year)
     train_list = read_json(lists["train"])
     chosen = train_list if train else read_json(lists["val"])
     try:
-        word = {entry["id"]: str(entry[category]) for entry in read_json(table)}
+        word = {entry["id"]: str(entry[category]) for entry in read_json(lists["categories"])}
         class_names = sorted({word[entry["category_id"]] for entry in train_list["annotations"]})
         number = {name: i for i, name in enumerate(class_names)}
         label = {entry["image_id"]: number[word[entry["category_id"]]] for entry in chosen["annotations"]}

@@ -47,6 +47,16 @@ def open_folders(
     return train, test
 
 
+def check_there(folder: Path, flag: str = "--labels", place: str = "--train-path") -> None:
+    """Raise UserError where one part's images are not there; flag, place: what gives its labels, and another folder."""
+    if not folder.exists():
+        raise UserError(
+            f"folder {folder} does not exist: --data-path must hold train/<class>/ and val/<class>/, or images in any "
+            f"folders of train/ and val/ with their labels in a CSV ({flag} FILE); {place} names another folder, "
+            "or a list of paths"
+        )
+
+
 def evaluation_folder(folder: Path, labels: Path | str | None, base: Path | None = None) -> pools.Pool:
     """As labelled_folder, of images to evaluate on, each of which needs a label."""
     pool = labelled_folder(folder, labels, "--val-labels", "--val-path", base)
@@ -65,12 +75,7 @@ def labelled_folder(
 
     Without one those of the class folders that they lie in (folders.class_level).
     """
-    if not folder.exists():
-        raise UserError(
-            f"folder {folder} does not exist: --data-path must hold train/<class>/ and val/<class>/, or images in any "
-            f"folders of train/ and val/ with their labels in a CSV ({flag} FILE); {place} names another folder, "
-            "or a list of paths"
-        )
+    check_there(folder, flag, place)
     pool = pools.folder_pool(folder) if folder.is_dir() else pools.list_pool(folder, base or folder.parent)
     names = pool.names or ()
     if labels is None and not folder.is_dir():

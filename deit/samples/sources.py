@@ -14,10 +14,10 @@ from data_selection.common.paths import ROOT
 from data_selection.images import pools
 from data_selection.images.folders import UNREAD, in_words
 from data_selection.images.image_files import WHITE
-from data_selection.images.inaturalist import read_inaturalist
+from data_selection.images.inaturalist import find_lists, read_inaturalist
 from data_selection.images.inventory import twins
 from data_selection.images.known_lists import find_images, of_pool
-from data_selection.images.label_files import evaluation_folder, open_folders, some
+from data_selection.images.label_files import NONE, check_there, evaluation_folder, open_folders, some
 from data_selection.images.record import file_hash
 
 FEW = 10  # labels per class
@@ -73,6 +73,30 @@ def open_images(
             "right in train/ and val/, not in a folder of these"
         )
     return train, test
+
+
+def check_images(
+    name: str,
+    data_path: Path | str | None = None,
+    train_path: Path | str | None = None,
+    val_path: Path | str | None = None,
+) -> None:
+    """Raise UserError where open_images would not find its images, and nobody downloads them. Opens none of them."""
+    root = find_data(name, data_path)
+    if name == "FOLDER":
+        if data_path and not root.is_dir():
+            raise UserError(f"--data-path {root} is no folder that exists: check the path")
+        check_there(Path(train_path or root / "train"))
+        if val_path != NONE:
+            check_there(Path(val_path or root / "val"), "--val-labels", "--val-path")
+    elif name in YEARS:
+        find_lists(root, YEARS[name])
+    elif name == "IMNET":
+        for folder in (root / "train", root / "val"):
+            if not folder.is_dir():
+                raise UserError(
+                    f"ImageNet is needed as class folders in {folder}, which is not there: check --data-path"
+                )
 
 
 def open_evaluation(

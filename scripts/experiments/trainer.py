@@ -13,11 +13,13 @@ from data_selection.common.files import read_json, sha256
 from data_selection.common.paths import ROOT
 from data_selection.judging.experiments.cells import Kind
 from data_selection.judging.experiments.plan import resolve
-from deit.options import build_parser
-from deit.recipes import config_tokens, flag_tokens, recipe_file
+from deit.options import build_parser, parse
+from deit.recipes import flag_tokens, recipe_file
+from deit.samples.sources import check_images
 
 OURS = ("subset_ids", "output_dir", "resume", "auto_resume", "seed", "config", "eval", "start_epoch", "missing")
 FILES = ("finetune", "labels", "val_labels", "teacher_path", "features", "train_path", "val_path")  # by their content
+GIVEN = ("--subset_ids", "LIST", "--output_dir", "FOLDER", "--auto-resume")  # what every run is given, for a check
 READS_POOL = ("self-train", "smoothed", "auto")  # modes that learn from the images without a label, too
 PLACES = ("data_path", "device", "num_workers", "pin_mem", "verbose", "tensorboard", "save_interval")  # change nothing
 SCORES = ("last", "best", "ema", "graph")  # the last epoch's, the best one's, the average's, the pool's graph's
@@ -25,28 +27,28 @@ DEATH = 1  # prctl's PR_SET_PDEATHSIG
 
 
 def check(settings, pool, where):
-    """{flags: by name, those of the pool among them; processes: of torchrun}. UserError for what is no flag."""
+    """{flags: by name, those of the pool among them; processes: of torchrun}.
+
+    UserError for what is no flag, for flags that the trainer refuses, and where the images are not at hand.
+    """
     flags = {str(key).replace("-", "_"): value for key, value in (dict(pool.trainer) | settings).items()}
     flags = {name: value for name, value in flags.items() if value is not None}
     processes = flags.pop("processes", 1)
     if type(processes) is not int or processes < 1:
         raise UserError(f"{where}: processes {processes!r} must be a whole number from 1")
-    words = flag_tokens(flags, build_parser(), where, OURS)
+    flag_tokens(flags, build_parser(), where, OURS)
     if "data_set" not in flags:
         raise UserError(f"{where}: pool {pool.name!r} needs trainer: {{data-set: ...SUBSET, data-path: ...}}")
-    recipe = recipe_file(str(flags.get("recipe", "auto")), str(flags["data_set"]))
-    parser = build_parser()
-    mode = parser.parse_args(
-        [*config_tokens(recipe, parser, "--recipe", ("config", "recipe", "data_set")), *words]
-    ).mode
-    if pool.imbalance and mode in READS_POOL:
-        raise UserError(f"{where}: {mode} learns from all images of {pool.name!r}, not from its cut: leave it out")
     for name in (*FILES, "data_path"):
         path = resolve(str(flags.get(name) or "none"))
         flags |= {name: str(path.absolute())} if path.exists() else {}
-    folder = flags.get("data_path") if str(flags["data_set"]).startswith("FOLDER") else None  # others are downloaded
-    if folder and not Path(folder).is_dir():
-        raise UserError(f"{where}: data-path {folder} is no folder that exists: check the path")
+    try:
+        args = parse([*flag_tokens(flags, build_parser(), where), *GIVEN])
+        check_images(args.data_set.removesuffix("SUBSET"), args.data_path, args.train_path, args.val_path)
+    except UserError as error:
+        raise UserError(f"{where}, pool {pool.name!r}: {error}") from None
+    if pool.imbalance and args.mode in READS_POOL:
+        raise UserError(f"{where}: {args.mode} learns from all images of {pool.name!r}, not from its cut: leave it out")
     return {"flags": flags, "processes": processes}
 
 

@@ -90,16 +90,55 @@ def test_what_learns_from_the_whole_pool_is_refused_on_a_cut_of_it(settings, tmp
 
 def test_a_file_counts_by_what_is_in_it_and_where_it_is_found(tmp_path, monkeypatch):
     pool = PoolSpec("one", tmp_path / "x.npy", None, trainer={"data-set": "FOLDERSUBSET", "data-path": str(tmp_path)})
+    for part in ("train", "val"):
+        (tmp_path / part).mkdir()
     for name in ("features", "train-path", "val-path", "labels", "val-labels"):
         path = tmp_path / "file.txt"
         keys = []
         for text in ("one", "two", "one"):
             path.write_text(text)
-            keys.append(trainer.key(trainer.check({name: str(path)}, pool, "here")))
+            keys.append(trainer.key(trainer.check({name: str(path), "mode": "auto"}, pool, "here")))
         assert keys[0] == keys[2] != keys[1]
     monkeypatch.chdir(tmp_path)
-    found = trainer.check({"features": "configs/README.md"}, pool, "here")["flags"]["features"]
+    found = trainer.check({"features": "configs/README.md", "mode": "auto"}, pool, "here")["flags"]["features"]
     assert found == str(ROOT / "configs" / "README.md")
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"data-set": "NOSUCHSUBSET"}, r"unknown --data-set 'NOSUCHSUBSET'"),
+        ({"data-set": "DEMO"}, r"--subset_ids is for the SUBSET data sets: use --data-set DEMOSUBSET"),
+        (
+            {"data-set": "IMNETSUBSET", "data-path": "DIR"},
+            r"ImageNet is needed as class folders in .*ImageNet/val, whi",
+        ),
+        ({"data-set": "INATSUBSET", "data-path": "DIR"}, r"iNaturalist 2018 needs train2018\.json, .* in "),
+        ({"data-set": "FOLDERSUBSET", "data-path": "DIR"}, r"folder .*/train does not exist: .*--train-path names an"),
+        (
+            {"data-set": "FOLDERSUBSET", "data-path": "DIR/ImageNet"},
+            r"folder .*/val does not exist: .*--val-path names",
+        ),
+        ({"data-set": "FOLDERSUBSET", "data-path": "DIR/no"}, r"--data-path .*/no is no folder that exists"),
+        ({"data-set": "DEMOSUBSET", "mode": "full", "features": "F"}, r"--features is for --mode linear, smoothed and"),
+        ({"data-set": "DEMOSUBSET", "epochs": 0}, r"--epochs 0 is below 1"),
+    ],
+)
+def test_what_the_trainer_would_refuse_is_refused_before_any_work(settings, told, tmp_path):
+    (tmp_path / "ImageNet" / "train").mkdir(parents=True)
+    if "data-path" in settings:
+        settings = settings | {"data-path": settings["data-path"].replace("DIR", str(tmp_path))}
+    pool = PoolSpec("one", tmp_path / "x.npy", None, trainer=settings)
+    with pytest.raises(UserError, match=rf"here, pool 'one': {told}"):
+        trainer.check({}, pool, "here")
+    (tmp_path / "ImageNet" / "val").mkdir()
+    if settings["data-set"].startswith("IMNET"):
+        assert trainer.check({}, pool, "here")
+        beside = settings | {"data-path": str(tmp_path / "ImageNet")}
+        assert trainer.check({}, dataclasses.replace(pool, trainer=beside), "here")
+    if settings.get("data-path") == str(tmp_path / "ImageNet"):
+        (tmp_path / "ImageNet" / "val").rmdir()
+        assert trainer.check({"val-path": "none"}, pool, "here")
 
 
 @pytest.mark.parametrize("settings", [{"labels": None}, {"recipe": None}, {"data-set": None, "features": 5}])

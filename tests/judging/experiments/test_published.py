@@ -30,7 +30,8 @@ def test_every_table_has_its_config():
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_a_papers_config_is_understood(path):
+def test_a_papers_config_is_understood(path, monkeypatch):
+    monkeypatch.setattr(trainer, "check_images", lambda *_: None)  # ImageNet's are not here
     plan = read_plan(path)
     theirs = read_published(plan)
     assert len(theirs) == COUNTS[path.stem]
