@@ -5,13 +5,10 @@ import dataclasses
 import inspect
 import re
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 from data_selection.common.errors import UserError
-from data_selection.methods.configs import Config, kind_of
-
-SPEED = ("slice", "max_memory")  # fields that change speed and memory alone, which no file name tells
-AnyConfig = TypeVar("AnyConfig", bound=Config)
+from data_selection.methods.configs import SPEED, AnyConfig, Config, kind_of
 
 
 def texts(kind: type[Config]) -> dict[str, str]:

@@ -1,14 +1,15 @@
 """What every method can be set to. Imports nothing slow: command lines are built from it before any work."""
 
 import math
-from dataclasses import Field, dataclass, replace
-from typing import Any, ClassVar, NamedTuple, Protocol, cast, get_args
+from dataclasses import Field, dataclass, fields, replace
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar, cast, get_args
 
 from data_selection.common.errors import UserError
 
 DISTANCES = ("euclidean", "cosine", "product", "KLDiv")
 INITS, SCHEDULERS = ("random", "fps", "kmeans++"), ("none", "cosine")
 OBJECTIVES = ("released", "paper")
+SPEED = ("slice", "max_memory")  # fields that change speed and memory alone, which no file name tells
 
 
 def check_ranges(config: object, **ranges: tuple[float, float | None]) -> None:
@@ -197,3 +198,11 @@ class Config(Protocol):
     """Any of these, and those of the other modules: a frozen dataclass whose docstring says `field: what it sets`."""
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
+
+
+AnyConfig = TypeVar("AnyConfig", bound=Config)
+
+
+def without_speed(config: AnyConfig) -> AnyConfig:
+    """The config with its fields of SPEED at their defaults: equal for equal lists."""
+    return replace(config, **{field.name: field.default for field in fields(config) if field.name in SPEED})

@@ -1,5 +1,6 @@
 """What a cell's digest depends on, which cells a plan has, and the pool that they are computed in."""
 
+import dataclasses
 import os
 
 import numpy as np
@@ -16,6 +17,8 @@ from data_selection.judging.experiments.evaluations import FROZEN
 from data_selection.judging.experiments.hashes import Hashes
 from data_selection.judging.experiments.plan import PoolSpec, read_plan
 from data_selection.judging.smoothed import smoothing_of
+from data_selection.methods.configs import ActiveFTConfig, BiLAFConfig
+from data_selection.methods.table import METHODS
 from tests.support.experiments import blobs, make_config
 
 
@@ -46,6 +49,26 @@ def test_lists_around_other_cores_are_other_lists(tmp_path):
     methods = {name: {"method": "bilaf", "cores": name} for name in ("random", "kmeans")}
     found = cells_of(tmp_path, methods=methods, evaluations={"knn": {}})
     assert len({cell.list_digest for cell in found}) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "config"),
+    [
+        ("activeft", {"slice": 1000, "max_memory": 2}, ActiveFTConfig()),
+        ("bilaf", {"max_memory": 2, "cores_slice": 1000, "cores_max_memory": 2}, BiLAFConfig()),
+    ],
+)
+def test_what_changes_speed_and_memory_alone_leaves_a_list_what_it_is(name, settings, config, tmp_path):
+    cores = {"cores": METHODS[name].cores} if METHODS[name].cores else {}
+    digests = {}
+    for more in ({}, settings, {"cores_lr" if cores else "lr": 0.5}):
+        (found,) = cells_of(tmp_path, methods={name: more}, evaluations={"knn": {}})
+        assert all(getattr(found.config, field) == value for field, value in more.items() if field[:6] != "cores_")
+        digests[str(more)] = found.list_digest
+        if more in ({}, settings):
+            assert found.chosen["config"] == dataclasses.asdict(config) | cores
+    plain, quick, other = digests.values()
+    assert plain == quick != other
 
 
 def test_other_test_images_are_judged_anew_on_the_same_lists(tmp_path):
