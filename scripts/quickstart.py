@@ -28,6 +28,7 @@ from data_selection.common.feature_table import load_features
 from data_selection.common.files import atomic_write, read_json
 from data_selection.common.progress import open_bar
 from data_selection.common.subset_files import ROOT, describe, save_subset, versions
+from data_selection.common.system import ended
 from data_selection.images.pools import load_demo
 from data_selection.judging.evaluation import judge_subset, mean_sd
 from data_selection.judging.report import draw_selections, markdown_table
@@ -53,7 +54,7 @@ def command(*arguments, **variables):
     words = show(*arguments)
     done = subprocess.run([sys.executable, *words], cwd=ROOT, env=os.environ | variables)
     if done.returncode:
-        raise UserError(f"the command above ended with status {done.returncode}")
+        raise UserError(f"the command above {ended(done.returncode)}")
 
 
 def free_port():

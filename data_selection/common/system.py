@@ -18,12 +18,19 @@ def module(name: str) -> Any:
 fcntl, msvcrt = module("fcntl"), module("msvcrt")
 FAR = 1 << 30  # the byte that Windows locks: nobody could read a locked one, and files may be shorter
 RETRY = 0.1  # seconds
+KILLED = 9  # the signal of a system that is short of memory; Windows has no name for it
 
 
 def cores() -> int:
     """CPU cores for each process of this machine: those that it may run on, where the system tells, else all."""
     here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, here // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+
+
+def ended(status: int) -> str:
+    """How a process ended, in words, by its exit status: a negative one is the signal that killed it without a word."""
+    short = " (is memory short?)" if status == -KILLED else ""
+    return f"ended with {status}" if status >= 0 else f"was killed by signal {-status}{short}"
 
 
 def lock(file: IO[Any] | int, *, wait: bool = False, record: bool = False) -> None:

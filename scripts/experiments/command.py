@@ -14,7 +14,7 @@ from pathlib import Path
 from data_selection.commands.shared import add_device, make_parser
 from data_selection.common.errors import UserError, meant, run
 from data_selection.common.files import plain
-from data_selection.common.system import cores
+from data_selection.common.system import cores, ended
 from data_selection.judging.experiments.plan import PoolSpec, read_plan, resolve
 
 DESCRIPTION = """Compare methods: pools x methods x budgets x seeds x evaluations, as a config says. Killed and started
@@ -191,16 +191,21 @@ def watch_jobs(args, each):
         one.start()
     try:
         while any(one.is_alive() for one in jobs):
-            if failed := [one.exitcode for one in jobs if one.exitcode]:
-                raise UserError(f"a job ended with status {failed[0]}, as told above: finished cells are kept")
+            check_jobs(jobs)
             time.sleep(0.5)
             each()
-        if any(one.exitcode for one in jobs):
-            raise UserError("a job failed, as told above: finished cells are kept")
+        check_jobs(jobs)
     finally:
         for one in jobs:
             one.terminate()
             one.join()
+
+
+def check_jobs(jobs):
+    """Raise UserError where one of some processes has failed. What it said itself is above; of a signal nothing is."""
+    for status in (one.exitcode for one in jobs if one.exitcode):
+        hint = ", as told above" if status > 0 else "; start again, with fewer --jobs where memory is short"
+        raise UserError(f"a job {ended(status)}{hint}: finished cells are kept")
 
 
 def threads_each(jobs):

@@ -11,6 +11,7 @@ from pathlib import Path
 from data_selection.common.errors import UserError
 from data_selection.common.files import read_json, sha256
 from data_selection.common.paths import ROOT
+from data_selection.common.system import ended
 from data_selection.judging.experiments.cells import Kind
 from data_selection.judging.experiments.plan import resolve
 from deit.options import build_parser, parse
@@ -99,7 +100,7 @@ def train(words, folder, processes=1):
     if status:
         said = Path(log.name).read_text(errors="replace").strip().splitlines()[-1:]
         raise UserError(
-            f"the trainer ended with {os.waitstatus_to_exitcode(status)}, {''.join(said)} ({log.name}): "
+            f"the trainer {ended(os.waitstatus_to_exitcode(status))}, {''.join(said)} ({log.name}): "
             f"{' '.join(map(str, command))}"
         )
     Path(log.name).unlink()

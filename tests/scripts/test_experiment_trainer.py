@@ -16,9 +16,11 @@ from tests.support.experiments import make_config
 
 DONE = {name: {"acc1": 71.0} for name in trainer.SCORES} | {"graph": None, "verdict": {"kept": "finetuned"}}
 MAIN = """
-import json, pathlib, sys
+import json, os, pathlib, sys
 folder = pathlib.Path(sys.argv[sys.argv.index("--output_dir") + 1])
 print("it begins with", *sys.argv[1:3])
+if "--killed" in sys.argv:
+    os.kill(os.getpid(), 9)
 if "--fail" in sys.argv:
     print("error: no such thing", file=sys.stderr)
     sys.exit(2)
@@ -54,6 +56,8 @@ def test_a_run_that_fails_is_told_by_its_last_words_which_stay(train, tmp_path):
     with pytest.raises(UserError, match=rf"ended with 2, error: no such thing \({log}\): .*--seed 3 --fail"):
         train(["--seed", 3, "--fail"], tmp_path / "run")
     assert sorted(log.read_text().splitlines()) == ["error: no such thing", "it begins with --seed 3"]
+    with pytest.raises(UserError, match=r"the trainer was killed by signal 9 \(is memory short\?\), "):
+        train(["--seed", 3, "--killed"], tmp_path / "run")
 
 
 @pytest.mark.parametrize("processes", [1, 3])

@@ -70,6 +70,32 @@ def test_jobs_share_the_cores_of_the_process(monkeypatch):
     assert [command.threads_each(jobs) for jobs in (1, 2, 4, 6, 9)] == [6, 3, 1, 1, 1]
 
 
+@pytest.mark.parametrize("other", [0, None], ids=["done", "at work"])
+@pytest.mark.parametrize(
+    ("status", "told"),
+    [
+        (2, r"a job ended with 2, as told above: finished cells are kept"),
+        (
+            -9,
+            r"a job was killed by signal 9 \(is memory short\?\); start again, with fewer --jobs where memory is short",
+        ),
+        (-15, r"a job was killed by signal 15; start again"),
+    ],
+)
+def test_a_job_that_a_signal_ends_has_told_nothing_above(status, told, other, monkeypatch):
+    nothing, left = (lambda: None), [status, other]
+
+    def process(**_):
+        code = left.pop()
+        return types.SimpleNamespace(
+            exitcode=code, is_alive=lambda: code is None, start=nothing, terminate=nothing, join=nothing
+        )
+
+    monkeypatch.setattr(command.multiprocessing, "get_context", lambda _: types.SimpleNamespace(Process=process))
+    with pytest.raises(UserError, match=f"^{told}"):
+        command.watch_jobs(types.SimpleNamespace(jobs=2), nothing)
+
+
 def test_copies_among_the_test_images_are_warned_of(tmp_path, capsys):
     words = [str(make_config(tmp_path)), "--output_dir", str(tmp_path / "out"), "--dry-run"]
     command.main(words)
