@@ -16,7 +16,7 @@ from data_selection.commands.shared import bar_factory, make_parser
 from data_selection.common.distributed import start
 from data_selection.common.errors import UserError
 from data_selection.common.feature_table import load_features
-from data_selection.common.files import atomic_write, read_json
+from data_selection.common.files import atomic_write, read_json, sha256
 from data_selection.common.progress import open_bar
 from data_selection.common.subset_files import budget_from_percent
 from data_selection.images.pools import open_pool
@@ -43,7 +43,10 @@ def build_parser():
     add("--rows", nargs="+", metavar="ROW", help="only these rows of the table")
     add("--finetune", action="store_true", help="judge by finetuning the demo backbone; only for the demo pool")
     add("--epochs", type=int, default=40, help="of a finetuning")
-    add("--scores", type=Path, help="JSON file of accuracies: those in it are not measured again, new ones are added")
+    add(
+        "--scores", type=Path,
+        help="JSON file of accuracies: those in it of the same files are not measured again, new ones are added",
+    )  # fmt: skip
     return parser
 
 
@@ -78,6 +81,7 @@ def measure(args):
     if args.finetune and (train.labels is None or list(train.labels) != open_pool("DEMO").labels):
         raise UserError(f"--finetune trains on the demo pool, whose ids {args.train} does not hold: use DEMO_train.npy")
     known = read_json(args.scores) if args.scores and args.scores.exists() else {}
+    files = f"{args.train.name} {sha256(args.train)[:16]}, judged on {args.test.name} {sha256(args.test)[:16]}"
     scores = {}
 
     @functools.cache  # some variants choose the same images
@@ -93,7 +97,7 @@ def measure(args):
                 count = default_core_number(len(train), budget)
                 count = count if args.cores is None else min(args.cores, budget // 2)
                 for title in titles:
-                    key = f"{args.train.name}, {title}, budget {budget}, seed {seed}"
+                    key = f"{files}, {title}, budget {budget}, seed {seed}"
                     key += f", {count} cores" if title in variants else ""
                     key += f", {args.epochs} epochs" if args.finetune else ""
                     if key not in known:
