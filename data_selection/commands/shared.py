@@ -23,6 +23,7 @@ __all__ = [
     "add_where",
     "bar_factory",
     "make_parser",
+    "times",
 ]
 
 
@@ -50,6 +51,14 @@ def seed(text: str) -> int:
     value = int(text)
     if not 0 <= value < 2**32:
         raise argparse.ArgumentTypeError(f"{value} is outside 0..{2**32 - 1}")
+    return value
+
+
+def times(text: str) -> int:
+    """How often something is done: 1 or more."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is below 1")
     return value
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from data_selection.commands.shared import bar_factory, make_parser
+from data_selection.commands.shared import bar_factory, make_parser, times
 from data_selection.common.distributed import start
 from data_selection.common.errors import UserError
 from data_selection.common.feature_table import load_features
@@ -39,7 +39,7 @@ def build_parser():
     add("--test", type=Path, required=True, help="feature file of the images to judge on")
     add("--percents", nargs="+", default=["0.5", "1", "2", "5", "10"], help="budgets, percent (0-100) of the pool")
     add("--cores", type=int, help="cores, at most half of the budget (default: as select_bilaf chooses)")
-    add("--seeds", type=int, default=5, help="ActiveFT runs per budget; every variant takes their cores")
+    add("--seeds", type=times, default=5, help="ActiveFT runs per budget; every variant takes their cores")
     add("--rows", nargs="+", metavar="ROW", help="only these rows of the table")
     add("--finetune", action="store_true", help="judge by finetuning the demo backbone; only for the demo pool")
     add("--epochs", type=int, default=40, help="of a finetuning")

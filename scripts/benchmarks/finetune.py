@@ -21,8 +21,10 @@ from data_selection.commands.shared import make_parser
 from data_selection.common.distributed import pick_device
 from data_selection.common.errors import UserError
 from data_selection.common.feature_table import load_features
+from data_selection.common.files import atomic_write, read_json, sha256
 from data_selection.common.subset_files import load_subset, save_subset
 from data_selection.judging.evaluation import mean_sd
+from data_selection.judging.experiments.store import Store
 from data_selection.judging.report import markdown_table
 from data_selection.judging.smoothed import choose_c, fit_probe, fit_smoothed
 from data_selection.methods.table import LABEL_FREE, METHODS
@@ -105,10 +107,10 @@ def main(argv: list[str] | None = None) -> None:
         if len(table) != len(pool):
             raise UserError(f"{table.path} has {len(table)} rows for {len(pool)} images: extract these images")
     ways = list(FACTORS) if args.factors else args.ways
-    args.output_dir.mkdir(parents=True, exist_ok=True)
-    scores = args.output_dir / "scores.jsonl"
+    store = Store(args.output_dir, "scores.jsonl", key)
+    check_same(args)
     for cell in cells(args.seeds, args.methods, args.budgets, ways, args.training_seeds):
-        if key(cell) in read(scores):
+        if key(cell) in store.known():
             continue
         subset = chosen(args.output_dir, train, cell["method"], cell["budget"], cell["seed"], device)
         way = cell["way"]
@@ -117,10 +119,9 @@ def main(argv: list[str] | None = None) -> None:
         else:
             words = ["--features", str(args.train)] if way in BY_FEATURES else []
             found = run(args, subset, cell["training"], WAYS[way] + words)
-        with scores.open("a", encoding="utf-8") as handle:
-            handle.write(json.dumps(cell | found) + "\n")
+        store.append(cell | found)
         print(json.dumps(cell | found), file=sys.stderr, flush=True)
-    report(read(scores), args.methods, args.budgets, ways, args.seeds, args.training_seeds)
+    report(store.known(), args.methods, args.budgets, ways, args.seeds, args.training_seeds)
 
 
 def cells(seeds, methods, budgets, ways, trainings) -> Iterator[dict]:
@@ -130,14 +131,23 @@ def cells(seeds, methods, budgets, ways, trainings) -> Iterator[dict]:
             yield {"way": way, "method": method, "budget": budget, "seed": seed, "training": training}
 
 
+def check_same(args: argparse.Namespace) -> None:
+    """Raise UserError where a folder holds scores of other features or another model: its lines do not tell them."""
+    path = args.output_dir / "files.json"
+    weights = sha256(args.weights) if args.weights and args.weights.is_file() else str(args.weights)
+    mine = {"train": sha256(args.train), "test": sha256(args.test), "model": args.model, "weights": weights,
+            "input_size": args.input_size}  # fmt: skip
+    held = read_json(path) if path.exists() else mine
+    if held != mine:
+        other = ", ".join(f"--{name}" for name in mine if held.get(name) != mine[name])
+        raise UserError(f"{args.output_dir} holds scores of another {other}: name another --output_dir")
+    with atomic_write(path, "w") as handle:
+        json.dump(mine, handle)
+
+
 def key(cell: dict) -> tuple:
+    """What was measured: (way, method, budget, seed, seed of the training)."""
     return (*(cell[name] for name in ("way", "method", "budget", "seed")), cell.get("training", cell["seed"]))
-
-
-def read(scores: Path) -> dict[tuple, dict]:
-    """{(way, method, budget, seed, seed of the training): what was measured}."""
-    lines = scores.read_text(encoding="utf-8").splitlines() if scores.exists() else []
-    return {key(cell): cell for cell in map(json.loads, lines)}
 
 
 def chosen(folder: Path, table, method: str, budget: int, seed: int, device: torch.device) -> Path:

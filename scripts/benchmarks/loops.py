@@ -10,7 +10,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from data_selection.commands.shared import make_parser
+from data_selection.commands.shared import make_parser, times
 from data_selection.common.feature_table import load_features
 from data_selection.common.subset_files import ROOT, save_subset
 from data_selection.embedding.backbones import DEMO_WEIGHTS
@@ -30,7 +30,7 @@ def main(argv=None):
     parser = make_parser(__doc__.splitlines()[0])
     parser.add_argument("--features", type=Path, required=True, help="folder with DEMO_train.npy")
     parser.add_argument("--budget", type=int, default=100, help="labels of a run")
-    parser.add_argument("--seeds", type=int, default=5, help="of the selection and of the training")
+    parser.add_argument("--seeds", type=times, default=5, help="of the selection and of the training")
     parser.add_argument("--epochs", type=int, default=20, help="epochs of a run")
     parser.add_argument("--lp_lr", type=float, default=0.1, help="--lr of lp-ft, which starts from a fitted head")
     parser.add_argument(

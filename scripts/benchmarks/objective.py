@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from data_selection.commands.shared import bar_factory, make_parser
+from data_selection.commands.shared import bar_factory, make_parser, times
 from data_selection.common.distributed import start
 from data_selection.common.feature_table import load_features
 from data_selection.common.progress import open_bar
@@ -24,7 +24,7 @@ def main(argv=None):
     parser = make_parser(__doc__)
     parser.add_argument("--features", type=Path, required=True, help="folder with DEMO_train.npy and DEMO_test.npy")
     parser.add_argument("--budgets", type=int, nargs="+", default=[50, 100, 500], help="images to choose")
-    parser.add_argument("--seeds", type=int, default=5, help="selections per row and budget")
+    parser.add_argument("--seeds", type=times, default=5, help="selections per row and budget")
     args = parser.parse_args(argv)
     train, test = (load_features(args.features / f"DEMO_{split}.npy") for split in ("train", "test"))
     table = []

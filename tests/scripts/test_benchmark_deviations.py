@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from scripts import benchmark
 from scripts.benchmarks import deviations
 from tests.support.experiments import blobs
 
@@ -36,3 +37,13 @@ def test_accuracies_are_those_of_the_files_not_of_their_names(measure, tmp_path,
     assert measure("other") == 4
     assert len(json.loads((tmp_path / "scores.json").read_text())) == 12
     assert "| random    | 50.00 ± 0.00 |" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("seeds", ["0", "-1"])
+@pytest.mark.parametrize("subject", ["deviations", "objective", "loops"])
+def test_no_seed_at_all_is_refused(subject, seeds, capsys):
+    words = ["--train", "F", "--test", "F"] if subject == "deviations" else ["--features", "F"]
+    with pytest.raises(SystemExit) as ended:
+        benchmark.main([subject, *words, "--seeds", seeds])
+    assert ended.value.code == 2
+    assert f"argument --seeds: {seeds} is below 1" in capsys.readouterr().err

@@ -44,6 +44,31 @@ def test_probes_are_measured_once_and_reported(flags, tmp_path, capsys, monkeypa
     assert f"{mean:.2f} ± " in capsys.readouterr().out
 
 
+def test_half_a_line_of_a_killed_one_is_left_out_and_cut_off(flags, tmp_path):
+    words = [*flags, "--seeds", "0", "--ways", "plain probe"]
+    finetune.main(words)
+    scores = tmp_path / "out" / "scores.jsonl"
+    first = scores.read_text()
+    scores.write_text(first + '{"way":"a","meth')
+    finetune.main(words)
+    finetune.main([*words, "smoothed probe"])
+    assert [json.loads(line)["way"] for line in scores.read_text().splitlines()] == ["plain probe", "smoothed probe"]
+
+
+def test_scores_of_other_features_or_another_model_are_not_taken_for_these(flags, tmp_path):
+    words = [*flags, "--seeds", "0", "--ways", "plain probe"]
+    finetune.main(words)
+    (tmp_path / "out" / "files.json").unlink()  # of a folder that was begun before
+    finetune.main(words)
+    with pytest.raises(
+        UserError, match=r"out holds scores of another --model, --input_size: name another --output_dir"
+    ):
+        finetune.main([*words, "--model", "resnet18", "--input_size", "64"])
+    save_features(tmp_path / "test.npy", np.eye(10, dtype=np.float32)[[0] * COUNT])
+    with pytest.raises(UserError, match=r"out holds scores of another --test: name another --output_dir"):
+        finetune.main(words)
+
+
 def test_factors_are_the_recipe_with_one_change(flags, tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(

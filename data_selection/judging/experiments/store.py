@@ -3,6 +3,8 @@
 import fcntl
 import json
 import os
+from collections.abc import Callable, Hashable
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -13,23 +15,26 @@ FILE_LOCK = 0  # the byte of `claims` that guards results.jsonl; a claim locks a
 
 
 class Store:
-    """results.jsonl of a folder. One Store a process: POSIX locks of two in one process do not exclude each other.
+    """A file of a folder, a JSON line for each record, of which `key` tells equal ones.
 
+    One Store a process: POSIX locks of two in one process do not exclude each other.
     The system gives a killed process's claims free, so nothing has to be cleaned up; over NFS, too.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(
+        self, folder: Path, name: str = "results.jsonl", key: Callable[[Record], Hashable] = itemgetter("digest")
+    ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self.folder, self.path = folder, folder / "results.jsonl"
+        self.folder, self.path, self.key = folder, folder / name, key
         self.claims = os.open(folder / "claims", os.O_RDWR | os.O_CREAT, 0o666)
-        self.read_to, self.records = 0, dict[str, Record]()
+        self.read_to, self.records = 0, dict[Any, Record]()
 
     def close(self) -> None:
         """Give every claim free."""
         os.close(self.claims)
 
-    def known(self) -> dict[str, Record]:
-        """{digest: record} of all finished cells, other processes' too; of a repeated digest the last.
+    def known(self) -> dict[Any, Record]:
+        """{key: record} of all finished cells, other processes' too; of a repeated key the last.
 
         A last line without its end belongs to a writer that was killed, or still writes, and is left out.
         Raises UserError for another line that is no record.
@@ -44,7 +49,7 @@ class Store:
         for line in whole.splitlines():
             try:
                 record = json.loads(line)
-                self.records[record["digest"]] = record
+                self.records[self.key(record)] = record
             except (ValueError, KeyError, TypeError):
                 raise UserError(f"{self.path} has a line that is no record: {line[:60]!r}: remove it") from None
         self.read_to += len(whole)
