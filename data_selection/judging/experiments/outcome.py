@@ -66,7 +66,7 @@ def write_outcome(plan: Plan, cells: Sequence[Cell], records: Mapping[str, Mappi
     """
     values = values_of(plan, cells, records)
     sources = [path.read_text(encoding="utf-8") for path in (plan.path, *SOURCES)]
-    stamp = digest_of([sources, len(cells), [[*key, scores] for key, scores in values.items()]])
+    stamp = digest_of([sources, files_of(plan, cells), len(cells), [[*key, scores] for key, scores in values.items()]])
     beside = folder / BESIDE
     wanted = [name for name in FILES if any(values.values()) or name not in PICTURES]
     if beside.exists() and read_json(beside).get("stamp") == stamp and all((folder / name).exists() for name in wanted):
@@ -107,6 +107,23 @@ def tables_of(plan: Plan, cells: Sequence[Cell], records: Mapping[str, Mapping[s
     return make_tables(entries, plan.baseline) + belief_tables(cells, records)
 
 
+def files_of(plan: Plan, cells: Sequence[Cell]) -> list[str]:
+    """A line for each pool: its name, the feature files that its numbers are of, and their SHA-256.
+
+    They may be others than the config's.
+    """
+    lines = []
+    for pool in plan.pools:
+        mine = [cell for cell in cells if cell.pool == pool.name]
+        hashes = [next((cell.chosen["features"] for cell in mine), ""),
+                  next((cell.judged["test"] for cell in mine if "test" in cell.judged), "")]  # fmt: skip
+        files = [
+            f"{path} {digest}".strip() for path, digest in zip((pool.train, pool.test), hashes, strict=True) if path
+        ]
+        lines.append(f"{pool.name}: {', '.join(files)}")
+    return lines
+
+
 def render(
     plan: Plan, tables: Sequence[Table], svg: bytes, told: str, records: Mapping[str, Mapping[str, Any]],
     cells: Sequence[Cell],
@@ -118,5 +135,5 @@ def render(
     versions = sorted({json.dumps(one, sort_keys=True) for one in used})
     return jinja2.Template(TEMPLATE.read_text(encoding="utf-8"), autoescape=True).render(
         title=f"Experiment {plan.path.stem}", told=told, picture=base64.b64encode(svg).decode(), tables=tables,
-        config=plan.path.read_text(encoding="utf-8"), versions="; ".join(versions),
+        files=files_of(plan, cells), config=plan.path.read_text(encoding="utf-8"), versions="; ".join(versions),
     )  # fmt: skip

@@ -1,8 +1,11 @@
 """When an experiment's outcome is written again."""
 
+from html import escape as escape_html
+
 import pytest
 
 from data_selection.common.errors import UserError
+from data_selection.common.files import sha256
 from data_selection.judging.experiments import curves, outcome
 from data_selection.judging.experiments.cells import Kind
 from data_selection.judging.experiments.outcome import FILES, NOTHING, PICTURES, check_ours, write_outcome
@@ -64,6 +67,22 @@ def test_other_pools_have_a_folder_of_their_own_by_default(tmp_path, monkeypatch
     command.main([config.name, "--device", "cpu", "--pool", "my pets", "one_train.npy", "one_test.npy"])
     assert (tmp_path / "outputs" / "grid" / "table.md").read_bytes() == before
     assert "**my pets, knn" in (tmp_path / "outputs" / "grid_my_pets" / "table.md").read_text()
+
+
+def test_the_page_tells_the_feature_files_that_its_numbers_are_of(tmp_path, monkeypatch):
+    monkeypatch.setattr(curves, "draw_curves", lambda entries, baseline: {"png": b"", "svg": b""})
+    config = make_config(tmp_path, methods={"random": None}, budgets=[8], seeds=1, evaluations={"knn": {}})
+    files = {part: tmp_path / f"<{part}>.npy" for part in ("train", "test")}
+    for seed, path in enumerate(files.values()):
+        blobs(path, 60, seed)
+    words = [str(config), "--output_dir", str(tmp_path / "out"), "--device", "cpu"]
+    command.main([*words, "--pool", "other", *map(str, files.values())])
+    page = (tmp_path / "out" / "page.html").read_text()
+    told = ", ".join(f"{path} {sha256(path)}" for path in files.values())
+    assert f"<li>other: {escape_html(told)}</li>" in page
+    moved = files["train"].rename(tmp_path / "moved.npy")
+    command.main([*words, "--pool", "other", str(moved), str(files["test"])])  # the same numbers
+    assert f"<li>other: {moved} " in (tmp_path / "out" / "page.html").read_text()
 
 
 def test_signs_that_latex_prints_as_others_are_written_as_mathematics():
