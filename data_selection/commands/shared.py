@@ -3,7 +3,7 @@
 import argparse
 import functools
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from data_selection.common.parsing import BACKGROUND, Parser, colour
 from data_selection.common.paths import DATA_SELECTION
@@ -64,8 +64,9 @@ def times(text: str) -> int:
 
 def add_taken(parser: argparse.ArgumentParser, labelled: str = "images that already have labels") -> None:
     lists = "subset files, files of names (.txt, .csv), exports of Label Studio or CVAT, or folders"
-    parser.add_argument("--labelled", metavar="LIST", nargs="+", help=f"{labelled}: {lists}")
-    parser.add_argument("--excluded", metavar="LIST", nargs="+", help=f"images that must not be chosen: {lists}")
+    several: dict[str, Any] = {"metavar": "LIST", "nargs": "+", "action": "extend"}
+    parser.add_argument("--labelled", help=f"{labelled}: {lists}", **several)
+    parser.add_argument("--excluded", help=f"images that must not be chosen: {lists}", **several)
     parser.add_argument(
         "--missing", choices=("stop", "skip"), default="stop", help="images of these lists that the pool has no longer"
     )

@@ -18,7 +18,7 @@ def main_train(argv: Sequence[str] | None = None) -> None:
     )
     add = parser.add_argument
     add("run", metavar="RUN", help="the folder that choose_images.py made (its --out)")
-    add("--labels", metavar="FILE", nargs="+", default=[], help="labels as they came back, instead of "
+    add("--labels", metavar="FILE", nargs="+", action="extend", default=[], help="labels as they came back, instead of "
         "RUN/annotate.csv: a table of any spreadsheet, Label Studio's JSON or CSV, CVAT's XML or zip, a folder of "
         "class folders")  # fmt: skip
     add(

@@ -34,7 +34,7 @@ def build_parser():
         help="a name and two feature files in place of the config's pools; may come several times",
     )  # fmt: skip
     parser.add_argument(
-        "--only", nargs="+", metavar="POOL",
+        "--only", nargs="+", action="extend", metavar="POOL",
         help="compute and print only these of the config's pools; the files in --output_dir stay those of all",
     )  # fmt: skip
     parser.add_argument("--jobs", type=int, default=1, help="processes side by side, each with one thread")
