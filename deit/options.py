@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 
 from data_selection.common.parsing import BACKGROUND, Parser, colour
-from deit.flags import Flags, Help, Refused, number_or_auto, whole_or_auto
+from deit.flags import Flags, Help, Refused, epoch_from_one, number_or_auto, whole_or_auto
 from deit.option_checks import DATA_SET, DATA_SETS, SCHEDULES, check, check_at_hand, check_no_idle_flag
 from deit.recipes import FOLDER, config_tokens, recipe_file, recipe_names
 
@@ -134,7 +134,7 @@ def _add_optimisation(flags: Flags) -> None:
     add("--rounds", type=int, default=2, help="self-train: how often the pool is embedded anew and trained on")
     add("--epochs", type=whole_or_auto, default=1000, help="auto: by the number of labels, as 30 for 100")
     add("--minutes", type=float, metavar="M", help="fewer rounds, restarts, epochs where they would take longer")
-    add("--start_epoch", type=int, default=1, help="first epoch, counted from 1")
+    add("--start_epoch", type=epoch_from_one, default=1, help="first epoch, counted from 1")
     add(
         "--folds",
         type=int,

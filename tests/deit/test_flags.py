@@ -143,6 +143,16 @@ def test_documented_flags_are_understood():
         parse([flag])
 
 
+def test_the_first_epoch_is_1_and_the_0_of_an_old_command_line_too(capsys):
+    for word in ("0", "1"):
+        assert parse(["--data-set", "DEMO", "--start_epoch", word]).start_epoch == 1
+    with pytest.raises(UserError, match=r"--start-epoch -1 is below 1"):
+        parse(["--data-set", "DEMO", "--start_epoch", "-1"])
+    with pytest.raises(SystemExit):
+        parse(["--data-set", "DEMO", "--start_epoch", "first"])
+    assert "'first' is no whole number" in capsys.readouterr().err
+
+
 def test_help_answers_from_any_folder(tmp_path):
     for words, folder in (([str(MAIN)], tmp_path), (["-m", "deit.main"], MAIN.parents[1])):
         done = subprocess.run(
