@@ -21,6 +21,14 @@ def number_or_auto(text: str) -> float | str:
     return _or_auto(text, float, "a number")
 
 
+def epoch_from_one(text: str) -> int:
+    """The number of an epoch, counted from 1; 0, the default of ActiveFT's release, is the first one, too."""
+    try:
+        return int(text) or 1
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number") from None
+
+
 def _or_auto(text: str, kind: Callable[[str], Number], words: str) -> Number | str:
     try:
         return text if text == "auto" else kind(text)

@@ -19,7 +19,7 @@ from data_selection.images.label_files import check_labels
 from data_selection.images.pools import Pool
 from deit.datasets import prepare, prepare_share
 from deit.engine import Learner
-from deit.learner.building import Defaults, build_learner, make_pipeline, papers_view, resolve
+from deit.learner.building import Defaults, build_learner, check_learner, make_pipeline, papers_view, resolve
 from deit.learner.linear import Rows
 from deit.memory import names_of, say_of_pixels
 from deit.option_checks import check_start
@@ -201,6 +201,7 @@ def auto_epochs(labels: int) -> int:
 def open_job(args: argparse.Namespace, world: distributed.World) -> Job:
     """The Job of the flags: the lists are checked before a model is touched."""
     name, defaults = resolve(args)
+    check_learner(args)
     log = RunLog(args.output_dir, world.is_main, verbose=args.verbose, tensorboard=args.tensorboard)
     train_pool, test_pool, chosen = distributed.on_main_first(world, lambda: open_data(args, name, log))
     ids, held = hold_out(chosen, train_pool, args.val_fraction, args.seed)
@@ -245,7 +246,6 @@ def new_learner(job: Job, source: Path | str | None) -> Learner:
 def decode(job: Job, *, frozen: bool, train: bool, test: bool = True) -> Images:
     """The Images of a job, those that are asked for."""
     args, pipeline, everything = job.args, make_pipeline(job.args, job.defaults), range(len(job.train_pool))
-
     cached: Cached = {
         "cache": args.cache, "workers": args.num_workers, "pin_memory": args.pin_mem, "room": Room(job.world)
     }  # fmt: skip

@@ -16,7 +16,8 @@ from deit.runs.classes import difference
 from deit.runs.kinds import Settings
 from deit.runs.saving import NEWEST, PREVIOUS
 
-REMEMBERED = ("model", "input_size", "pixels", "augment", "background")  # what a model is, and the pixels that it sees
+# What a model is, the pixels that it sees, and what its classes are
+REMEMBERED = ("model", "input_size", "pixels", "augment", "background", "inat_category")
 MOST_NAMES = 100_000  # of training images: beyond, a checkpoint would be mostly names
 
 
@@ -39,7 +40,8 @@ def recall(args: argparse.Namespace, log: Log) -> Settings:
             if file not in own:
                 raise
     saved = checkpoints.saved_args(state) if state else {}
-    told = []
+    same = str(saved.get("data_set")).removesuffix("SUBSET") == args.data_set.removesuffix("SUBSET")
+    told = [f"--data-set {args.data_set}"] if args.eval and same and "data_set" not in args.given else []
     for name in REMEMBERED:
         if saved.get(name) is not None and name not in args.given and getattr(args, name) != saved[name]:
             setattr(args, name, saved[name])

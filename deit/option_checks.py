@@ -57,6 +57,23 @@ def check_data(args: argparse.Namespace) -> None:
         raise UserError("--val-path none leaves no image to evaluate: drop it, or --eval and --val-labels")
 
 
+def meant_data_set(given: argparse.Namespace, complete: bool) -> str:
+    """The data set of the flags as they are typed: --data-set, with --eval else the checkpoint's, else DATA_SET.
+
+    complete: the last must be at hand, UserError is raised where it is not.
+    """
+    name: str | None = given.data_set
+    source = given.resume or given.finetune
+    if name is None and given.eval and source and Path(source).is_file():
+        from deit.runs.checkpoints import saved_args, training_state  # slow: imports torch
+
+        saved = saved_args(training_state(source) or {}).get("data_set")
+        name = saved if saved in DATA_SETS else None
+    if name is None and complete:
+        check_at_hand(given.data_path)
+    return name or DATA_SET
+
+
 def check_at_hand(data_path: str | None) -> None:
     """Raise UserError where --data-set is left out and its default would have to be downloaded first."""
     folders = (

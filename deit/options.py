@@ -4,8 +4,8 @@ import argparse
 from collections.abc import Sequence
 
 from data_selection.common.parsing import BACKGROUND, Parser, colour
-from deit.flags import Flags, Help, Refused, number_or_auto, whole_or_auto
-from deit.option_checks import DATA_SET, DATA_SETS, SCHEDULES, check, check_at_hand, check_no_idle_flag
+from deit.flags import Flags, Help, Refused, epoch_from_one, number_or_auto, whole_or_auto
+from deit.option_checks import DATA_SET, DATA_SETS, SCHEDULES, check, check_no_idle_flag, meant_data_set
 from deit.recipes import FOLDER, config_tokens, recipe_file, recipe_names
 
 RANKS = ("kingdom", "phylum", "class", "order", "supercategory", "family", "genus", "name")  # of iNaturalist
@@ -134,7 +134,7 @@ def _add_optimisation(flags: Flags) -> None:
     add("--rounds", type=int, default=2, help="self-train: how often the pool is embedded anew and trained on")
     add("--epochs", type=whole_or_auto, default=1000, help="auto: by the number of labels, as 30 for 100")
     add("--minutes", type=float, metavar="M", help="fewer rounds, restarts, epochs where they would take longer")
-    add("--start_epoch", type=int, default=1, help="first epoch, counted from 1")
+    add("--start_epoch", type=epoch_from_one, default=1, help="first epoch, counted from 1")
     add(
         "--folds",
         type=int,
@@ -277,10 +277,10 @@ def parse(argv: Sequence[str] | None = None, *, complete: bool = False) -> argpa
     typed = (config_tokens(early.config, parser) if early.config else []) + rest
     unset = argparse.Namespace(sched_unit=None, warmup_epochs=None, data_set=None)
     given = parser.parse_args(typed, unset)  # --help and wrong words end here
-    recipe = recipe_file(given.recipe, given.data_set or DATA_SET)
-    if complete and given.data_set is None:
-        check_at_hand(given.data_path)
-    words = config_tokens(recipe, parser, "--recipe", ("config", "recipe", "data_set")) + typed
+    data_set = meant_data_set(given, complete)
+    recipe = recipe_file(given.recipe, data_set)
+    known = ["--data-set", data_set]
+    words = config_tokens(recipe, parser, "--recipe", ("config", "recipe", "data_set")) + known + typed
     args = parser.parse_args(words, argparse.Namespace(model_ema_warmup=None))
     args.config, args.recipe = early.config, recipe.stem if recipe.resolve().parent == FOLDER else str(recipe)
     vars(args).pop("local_rank", None)

@@ -24,7 +24,7 @@ TRAINER = {  # of deit: what a room, or a module at the top, may import besides 
     "smoothing": {"job", "learner", "engine", "selftrain", "runs"},
     "epochs": {"smoothing", "selftrain", "job", "learner", "engine", "samplers", "samples", "runs"},
     "crossval": {"epochs", "selftrain", "job", "learner", "engine", "samples"},
-    "option_checks": set(),
+    "option_checks": {"runs"},
     "recipes": set(),
     "flags": {"recipes"},
     "options": {"flags", "option_checks", "recipes"},

@@ -61,7 +61,8 @@ def main_activeft(preset: str, argv: Sequence[str] | None = None) -> None:
 
     released = ACTIVEFT_PRESETS[preset].config
     config = replaced(released, "activeft", given(args, [released]))
-    told = {name: getattr(config, name) for name in UNTOLD if getattr(config, name) != getattr(released, name)}
+    values = {name: getattr(config, name) or None for name in UNTOLD}  # a threshold of 0 is none
+    told = {name: value for name, value in values.items() if value != getattr(released, name)}
     history = check_writable(args.history) if args.history else None
     if history:
         check_own_table(history, HISTORY)

@@ -103,7 +103,7 @@ def main_bilaf(script: str, argv: Sequence[str] | None = None) -> None:
             raise UserError(f"--budget {args.budget} is smaller than the {len(cores)} cores it has to hold: raise it")
         return Plan(
             folder=args.output_dir or SUBSETS / args.dataset,
-            name=bilaf_name(args.budget, len(cores), args.seed, named_settings(args)),
+            name=bilaf_name(args.budget, len(cores), args.seed, named_settings(script, args)),
             budget=args.budget,
             select=functools.partial(select_bilaf, cores=cores, config=config),
             method="bilaf",
@@ -116,17 +116,23 @@ def main_bilaf(script: str, argv: Sequence[str] | None = None) -> None:
     choose(args, args.features_inputs or args.feature_path / f"{args.dataset}_train.npy", plan)
 
 
+def preset_of(script: str, args: argparse.Namespace) -> BiLAFConfig:
+    """The variant's settings where no flag says otherwise."""
+    return BILAF_PRESETS[SCRIPTS[script].released if args.variant == "released" else args.variant]
+
+
 def make_config(script: str, args: argparse.Namespace) -> BiLAFConfig:
     """The variant's preset with the given flags put in."""
-    preset = SCRIPTS[script].released if args.variant == "released" else args.variant
-    config = BILAF_PRESETS[preset]
+    config = preset_of(script, args)
     return replaced(config, "bilaf", given(args, [config]))
 
 
-def named_settings(args: argparse.Namespace) -> dict[str, object]:
-    """What the default file name must say: the settings that are not this command's defaults."""
+def named_settings(script: str, args: argparse.Namespace) -> dict[str, object]:
+    """What the default file name must say: the settings that are not what the variant has by itself."""
     variant = {} if args.variant == "paper" else {"variant": args.variant}
-    return variant | told(given(args, [BILAF_PRESETS["paper"]]))
+    preset = preset_of(script, args)
+    typed = given(args, [preset])
+    return variant | told({name: value for name, value in typed.items() if value != getattr(preset, name)})
 
 
 def load_cores(script: str, args: argparse.Namespace, table: "FeatureTable", log: "Log") -> list[int]:

@@ -152,7 +152,8 @@ def of_subset(path: Path, today: Today, log: Log) -> dict[str, int | None]:
         return {str(row): row for row in load_subset(path, today.count, log).tolist()}
     ids = read_json(path)
     hashes, names = images.get("hash"), images.get("name") or [None] * len(ids)
-    if not isinstance(ids, list) or not isinstance(hashes, list) or not len(hashes) == len(names) == len(ids):
+    whole = isinstance(ids, list) and isinstance(hashes, list) and len(hashes) == len(names) == len(ids)
+    if not whole or not all(type(row) is int for row in ids):
         raise UserError(f"{beside} does not tell the {len(ids)} images of {path.name}: choose again, or remove it")
     record = today.record()
     if record is None and names[0] is not None and today.names is not None:
@@ -160,8 +161,9 @@ def of_subset(path: Path, today: Today, log: Log) -> dict[str, int | None]:
     if record is None:
         check_positions(path, provenance.get("features") or {}, today)
         return {str(row): row for row in load_subset(path, today.count, log).tolist()}
-    found, moved, changed = match(names, hashes, record)
-    say(path, len(found), moved, changed, log)
+    found, moved, changed = match(names, hashes, record, ids)
+    named = record.names is not None and images.get("name") is not None
+    say(path, len(found), moved, changed, log, named=named)
     keys = [str(key if name is None else name) for key, name in zip(ids, names, strict=True)]
     return dict(zip(keys, found, strict=True))
 
@@ -187,9 +189,11 @@ def check_positions(path: Path, features: dict[str, Any], today: Today) -> None:
         )
 
 
-def say(source: Path, count: int, moved: Sequence[int], changed: Sequence[int], log: Log) -> None:
-    """One line where some images have other names or contents than the list knows."""
+def say(
+    source: Path, count: int, moved: Sequence[int], changed: Sequence[int], log: Log, *, named: bool = True
+) -> None:
+    """One line where some images have other names (rows, where none are named) or contents than the list knows."""
     if moved or changed:
-        words = [f"{len(moved)} under another name"] if moved else []
+        words = [f"{len(moved)} {'under another name' if named else 'in another row'}"] if moved else []
         words += [f"{len(changed)} with another content under their name"] if changed else []
         log(f"{source}: of {count} images, {' and '.join(words)}")

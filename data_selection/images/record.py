@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -151,45 +151,59 @@ def file_hash(path: str) -> str:
 
 
 def match(
-    names: Sequence[str | None], hashes: Sequence[str], today: PoolRecord
+    names: Sequence[str | None], hashes: Sequence[str], today: PoolRecord, rows: Sequence[int] | None = None
 ) -> tuple[list[int | None], list[int], list[int]]:
     """Which rows of today's pool some images are that were known before by name and content ("" where unknown).
 
-    Returns (row of each or None, places that moved, places that changed). Content decides, among equal ones the same
-    name, then the first row that no other image has; where the content is nowhere, the name: the file was changed.
+    rows: those that they had, which stand for the name where there is none, then or today. Returns (row of each or
+    None, places that moved, places that changed). Content decides, among equal ones the same name or row, then the
+    first row that no other image has; where the content is nowhere, the name: the file was changed.
     """
     by_content = defaultdict(list)
     for row, value in enumerate(today.hashes):
         if value:
             by_content[value].append(row)
     by_name: dict[str | None, int] = {name: row for row, name in enumerate(today.names or ())}
-    found: list[int | None] = [None] * len(names)
-    taken: set[int] = set()
+    found = unmoved(names, hashes, today, by_name, rows)
+    taken = {row for row in found if row is not None}
+    waiting = [place for place, row in enumerate(found) if row is None]
     moved: list[int] = []
     changed: list[int] = []
-
-    def give(place: int, row: int) -> None:
-        found[place] = row
-        taken.add(row)
-
-    waiting = []
-    for place, (name, value) in enumerate(zip(names, hashes, strict=True)):
-        row = by_name.get(name, -1)
-        if row >= 0 and (not value or today.hashes[row] in ("", value)):
-            give(place, row)
-        else:
-            waiting.append(place)
     for place in waiting:
         free = [copy for copy in by_content.get(hashes[place], ()) if copy not in taken]
         if free:
-            give(place, free[0])
-            moved.append(place)
+            found[place] = free[0]
+            taken.add(free[0])
+            if rows is not None or (names[place] is not None and today.names is not None):
+                moved.append(place)
     for place in waiting:
         row = by_name.get(names[place], -1)
         if found[place] is None and row >= 0 and row not in taken:
-            give(place, row)
+            found[place] = row
+            taken.add(row)
             changed.append(place)
     return found, moved, changed
+
+
+def unmoved(
+    names: Sequence[str | None],
+    hashes: Sequence[str],
+    today: PoolRecord,
+    by_name: Mapping[str | None, int],
+    rows: Sequence[int] | None,
+) -> list[int | None]:
+    """The row of each image whose content is still under its name or, where there is none, in its row; else None.
+
+    by_name: {name: row} of today's pool; the rest as for match.
+    """
+    found: list[int | None] = []
+    for place, (name, value) in enumerate(zip(names, hashes, strict=True)):
+        row = by_name.get(name, -1)
+        if rows is not None and (name is None or today.names is None):
+            row = rows[place]
+        same = 0 <= row < len(today) and (not value or today.hashes[row] in ("", value))
+        found.append(row if same else None)
+    return found
 
 
 def save_record(path: Path | str, record: PoolRecord | None) -> None:

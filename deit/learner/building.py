@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-import timm.optim
+import timm
 import torch
 from timm.layers import DropPath
 from timm.scheduler import create_scheduler_v2
@@ -24,13 +24,13 @@ from data_selection.images import pools
 from deit.engine import Learner
 from deit.gradients import FlatGradients
 from deit.learner.linear import scale_head
+from deit.learner.optimizers import make_optimizer, optimizer_settings
 from deit.losses import Criterion
 from deit.runs.checkpoints import classifier_layers, load_pretrained
 from deit.runs.meters import RunLog
 from deit.samples.draws import INIT, seed_drop_layers, seed_of, seeded
 from deit.samples.pipeline import SMALL, Pipeline
 
-WIDTH = 1280  # inputs of the head that the rate of the few-shot recipe was set on
 REFERENCE_BATCH = 512  # --lr is for this many images per step
 
 
@@ -64,6 +64,23 @@ def resolve(args: argparse.Namespace) -> tuple[str, Defaults]:
     if args.augment == "shift" and defaults.view is None:  # shifted is what evaluation sees
         defaults = dataclasses.replace(defaults, view=papers_view(args, defaults))
     return name, defaults
+
+
+def check_learner(args: argparse.Namespace) -> None:
+    """Raise UserError, before data and weights are opened, where --opt or --model cannot do what other flags ask of it.
+
+    Of resolved flags; the model is not filled with numbers.
+    """
+    optimizer_settings(args)
+    if args.distillation_type != "none":
+        with torch.device("meta"):
+            check_student(build_model(args.model, 1, img_size=args.input_size), args.model)
+
+
+def check_student(model: nn.Module, name: str) -> None:
+    """Raise UserError for a model without a distillation head."""
+    if not hasattr(model, "set_distilled_training"):
+        raise UserError(f"--distillation-type needs a distilled --model (deit_small_distilled_patch16_224), not {name}")
 
 
 def papers_view(args: argparse.Namespace, defaults: Defaults) -> Preprocess:
@@ -155,68 +172,13 @@ def build_learner(
 
 def distillation(args: argparse.Namespace, model: nn.Module, classes: int, world: World, log: RunLog) -> Criterion:
     """The Criterion with its teacher; the student must have a distillation head."""
-    train_both = getattr(model, "set_distilled_training", None)
-    if train_both is None:
-        raise UserError(
-            f"--distillation-type needs a distilled --model (deit_small_distilled_patch16_224), not {args.model}"
-        )
-    train_both(True)
+    check_student(model, args.model)
+    model.set_distilled_training(True)  # type: ignore[operator]  # a method, for torch it is a module
     teacher = build_model(args.teacher_model, classes)
     load_weights(teacher, args.teacher_path, log=log.say)
     check_size(teacher, args.input_size, f"--teacher-model {args.teacher_model}", "--input-size")
     teacher.to(world.device).eval().requires_grad_(False)
     return Criterion(args.smoothing, teacher, args.distillation_type, args.distillation_alpha, args.distillation_tau)
-
-
-def make_optimizer(args: argparse.Namespace, model: nn.Module, lr: float) -> torch.optim.Optimizer:
-    """timm's optimiser of --opt; weight decay spares what has one dimension, and token and position embeddings."""
-    name = args.opt.lower()
-    if name.removeprefix("lookahead_").startswith("kron"):
-        raise UserError(
-            f"--opt {args.opt} draws numbers that no checkpoint keeps, so no run could be continued exactly"
-        )
-    try:
-        info = timm.optim.get_optimizer_info(name.removeprefix("lookahead_"))
-    except ValueError:
-        known = ", ".join(map(str, timm.optim.list_optimizers()))
-        raise UserError(
-            f"unknown --opt {args.opt!r}: use one of {known}, each also with lookahead_ before it"
-        ) from None
-    settings: dict[str, Any] = {"momentum": args.momentum} | ({"eps": args.opt_eps} if info.has_eps else {})
-    if args.opt_betas:
-        if not info.has_betas:
-            raise UserError(f"--opt-betas does nothing with --opt {args.opt}: leave it out")
-        settings["betas"] = tuple(args.opt_betas)
-    try:
-        optimizer = timm.optim.create_optimizer_v2(
-            model, name, lr=lr, weight_decay=args.weight_decay, layer_decay=args.layer_decay, **settings
-        )
-    except (AssertionError, ImportError, RuntimeError, TypeError, ValueError) as error:  # a package or value it needs
-        raise UserError(f"--opt {args.opt} cannot be used here ({error}): use another one") from None
-    set_head_rate(model, optimizer, args.head_rate)
-    if getattr(optimizer, "is_second_order", False):
-        raise UserError(f"--opt {args.opt} needs second derivatives, which no step here computes: use another one")
-    return optimizer
-
-
-def set_head_rate(model: nn.Module, optimizer: torch.optim.Optimizer, factor: float | str) -> None:
-    """Give the classifier's weights a learning rate of their own, `factor` times that of the others.
-
-    `auto` is WIDTH / its inputs: a step of Adam moves each weight by the rate, and so an answer by the rate times the
-    size of all inputs, which a wide head makes much larger than a narrow one (after Yang et al., arXiv 2203.03466).
-    """
-    if factor == 1:
-        return
-    heads = {id(value): value for layer in classifier_layers(model) for value in layer.parameters()}
-    if factor == "auto":
-        factor = WIDTH / next((value.shape[1] for value in heads.values() if value.dim() > 1), WIDTH)
-    for group in list(optimizer.param_groups):
-        mine = [value for value in group["params"] if id(value) in heads]
-        if mine:
-            others = [value for value in group["params"] if id(value) not in heads]
-            optimizer.param_groups.append(group | {"params": others})
-            group["params"], group["lr_scale"] = mine, group.get("lr_scale", 1.0) * float(factor)
-    optimizer.param_groups[:] = [group for group in optimizer.param_groups if group["params"]]
 
 
 def make_scheduler(

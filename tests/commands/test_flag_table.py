@@ -118,6 +118,16 @@ def test_files_and_names_are_those_asked_for(choose, table, tmp_path):
     assert (where / name).exists()
 
 
+def test_settings_typed_as_they_are_anyway_leave_no_trace_in_the_name(choose, tmp_path):
+    where = tmp_path / "made"
+    typed = {"threshold": 0, "temperature": 0.07, "balance": 1.0, "init": "random", "scheduler": "none"}
+    choose.main(words(choose.base | typed | {"output_dir": where}))
+    name = "POOL_train_ActiveFT_euclidean_temp_0.07_lr_0.050000_scheduler_none_iter_5_sampleNum_12"
+    assert (where / f"{name}.json").exists()
+    choose.main(words(choose.base | typed | {"output_dir": where, "threshold": 1e-4}))
+    assert (where / f"{name}_threshold_0.0001.json").exists()  # may stop sooner
+
+
 def test_the_last_column_is_a_label_unless_told(choose, table, tmp_path, monkeypatch):
     calls = asked_of(activeft_method, "select_activeft", monkeypatch)
     choose()

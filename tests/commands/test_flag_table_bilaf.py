@@ -60,6 +60,21 @@ def test_bilaf_is_told_its_settings(around, table, monkeypatch, flag, field, one
     assert (lists[0] != lists[1]) == differs
 
 
+@pytest.mark.parametrize(("script", "variant", "share"), [
+    ("density_cluster", "paper", 0.1), ("density_cluster", "released", 0.1),
+    ("density_cluster_imagenet", "paper", 0.1), ("density_cluster_imagenet", "released", 0.2),
+])  # fmt: skip
+def test_settings_typed_as_they_are_anyway_leave_no_trace_in_the_name(around, tmp_path, script, variant, share):
+    typed = {"density_nearst_number": 10, "remove_percentage": share, "cycle_percentage": 0.1, "variant": variant,
+             "same_oppo_penalty_ratio": 1.1, "output_dir": tmp_path / "lists"}  # fmt: skip
+    bilaf.main_bilaf(script, words(around.base | typed))
+    told = "" if variant == "paper" else "_variant_released"
+    names = [path.name for path in (tmp_path / "lists").glob("*.json") if "provenance" not in path.name]
+    assert names == [f"Density_30_from_ActiveFT6{told}.json"]
+    bilaf.main_bilaf(script, words(around.base | typed | {"remove_percentage": 0.3}))
+    assert (tmp_path / "lists" / f"Density_30_from_ActiveFT6{told}_remove_share_0.3.json").exists()
+
+
 def test_the_variants_and_the_two_programs_differ(around, monkeypatch):
     calls = asked_of(bilaf_method, "select_bilaf", monkeypatch)
     assert around() != around(variant="released")

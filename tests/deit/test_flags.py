@@ -59,7 +59,7 @@ WRONG = [
     ),
     ({"start_epoch": 5}, r"--start_epoch 5 is after the last epoch, 2"),
     ({"opt": "sgdd"}, r"unknown --opt 'sgdd': use one of .*adamw"),
-    ({"opt_betas": 0.9}, r"--opt-betas does nothing with --opt SGD"),
+    ({"opt_betas": 0.9, "data_path": "/nonexistent"}, r"--opt-betas does nothing with --opt SGD"),
     ({"sched": "plateau"}, "plateau cannot be resumed exactly; use one of cosine"),
     ({"mixup": 0.8}, r"--mixup-prob go together"),
     ({"clip_grad": 0}, r"--clip-grad 0.0 must be above 0"),
@@ -68,7 +68,10 @@ WRONG = [
     ({"resplit": True}, r"--resplit is not available"),
     ({"world_size": 2}, r"--world-size is not available: the launcher"),
     ({"distillation_type": "hard"}, r"needs --teacher-path"),
-    ({"distillation_type": "hard", "teacher_path": "t.pth"}, "needs a distilled --model"),
+    (
+        {"distillation_type": "hard", "teacher_path": "t.pth", "data_path": "/nonexistent"},
+        r"needs a distilled --model \(deit_small_distilled_patch16_224\), not demo_vit",
+    ),
     ({"auto_resume": True}, r"--auto-resume needs --output_dir"),
     ({"device": "tpu9"}, "unknown device 'tpu9'"),
     ({"config": "epoch: 3"}, r"unknown key 'epoch' \(did you mean epochs\?\)"),
@@ -138,6 +141,16 @@ def test_documented_flags_are_understood():
     assert (args.clip_grad, args.eval_interval, args.output_dir) == (2.0, 50, "Outputs/")
     for flag in ("--no-model-ema", "--no-repeated-aug", "--no-pin-mem", "--dist-eval", "--model-ema-force-cpu"):
         parse([flag])
+
+
+def test_the_first_epoch_is_1_and_the_0_of_an_old_command_line_too(capsys):
+    for word in ("0", "1"):
+        assert parse(["--data-set", "DEMO", "--start_epoch", word]).start_epoch == 1
+    with pytest.raises(UserError, match=r"--start-epoch -1 is below 1"):
+        parse(["--data-set", "DEMO", "--start_epoch", "-1"])
+    with pytest.raises(SystemExit):
+        parse(["--data-set", "DEMO", "--start_epoch", "first"])
+    assert "'first' is no whole number" in capsys.readouterr().err
 
 
 def test_help_answers_from_any_folder(tmp_path):

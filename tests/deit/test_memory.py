@@ -10,6 +10,8 @@ from PIL import Image
 
 from data_selection.common.errors import UserError
 from deit.main import main
+from deit.memory import recall
+from deit.options import parse
 from tests.support.trainer_runs import DEMO, checkpoint, command, few_shot, make_colours
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -60,6 +62,28 @@ def test_evaluation_needs_no_flag_but_the_checkpoint_and_images(trained, images,
     assert "checkpoint.pth was made: --model demo_vit --input-size 35 --pixels data-set" in told
     assert "--input-size" not in evaluate(capsys, images, out, "--input-size", "28", "--model", "demo_vit")
     assert f"* Acc@1 {accuracy:.3f}" in evaluate(capsys, images, out, "--data-set", "FOLDERSUBSET")
+
+
+def test_evaluation_takes_the_data_set_from_the_checkpoint(trained, images, tmp_path, capsys):
+    out, accuracy = trained
+    capsys.readouterr()
+    main(["--eval", "--resume", str(out / "checkpoint.pth"), "--data-path", str(images)])
+    told = capsys.readouterr().out
+    assert f"* Acc@1 {accuracy:.3f}" in told
+    assert "checkpoint.pth was made: --data-set FOLDER --model demo_vit" in told
+    state, said = checkpoint(out), []
+    torch.save(
+        state | {"args": state["args"] | {"data_set": "INATSUBSET", "inat_category": "genus"}}, tmp_path / "i.pth"
+    )
+    args = parse(["--eval", "--finetune", str(tmp_path / "i.pth")], complete=True)
+    assert (args.data_set, args.recipe) == ("INAT", "paper")
+    recall(args, said.append)
+    assert args.inat_category == "genus"
+    assert "--data-set INAT " in said[0]
+    torch.save(state | {"args": {}}, tmp_path / "tells nothing.pth")
+    for path in (tmp_path / "tells nothing.pth", images / "sighted.pth"):
+        with pytest.raises(UserError, match="--data-set is missing"):
+            parse(["--eval", "--resume", str(path), "--data-path", str(tmp_path)], complete=True)
 
 
 def test_classes_are_matched_by_name(trained, images, tmp_path, capsys):

@@ -10,7 +10,7 @@ from data_selection.common.errors import UserError
 from data_selection.common.feature_table import FeatureTable, save_features
 from data_selection.common.subset_files import names_digest, save_subset
 from data_selection.images.known_lists import Today, find_images, of_features, of_pool
-from data_selection.images.pools import open_pool
+from data_selection.images.pools import Pool, open_pool
 from data_selection.images.record import record_pool, save_record
 
 
@@ -115,3 +115,17 @@ def test_a_record_that_does_not_fit_its_list_is_refused(folder, chosen):
     chosen.write_text(json.dumps([2, 0, 1]))
     with pytest.raises(UserError, match=r"chosen\.provenance\.json does not tell the 3 images of chosen\.json"):
         found([chosen], folder)
+
+
+def test_rows_of_images_without_names_are_told_where_they_are_others(tmp_path):
+    pixels = np.arange(4, dtype=np.uint8)[:, None, None].repeat(4, 1).repeat(4, 2)[[0, 1, 0, 3]]
+    hashes = record_pool(Pool(arrays=pixels)).rows([2, 3]).hashes
+    path = save_subset(tmp_path / "bare.json", [2, 3], {"images": {"name": None, "hash": list(hashes)}})
+    said = []
+    assert find_images([path], of_pool(Pool(arrays=pixels)), log=said.append) == [2, 3]
+    assert said == []
+    assert find_images([path], of_pool(Pool(arrays=pixels[[3, 1, 0]])), log=said.append) == [2, 0]
+    assert said == [f"{path}: of 2 images, 1 in another row"]
+    path.write_text('["2", 3]')
+    with pytest.raises(UserError, match=r"bare\.provenance\.json does not tell the 2 images of bare\.json"):
+        find_images([path], of_pool(Pool(arrays=pixels)))

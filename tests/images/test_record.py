@@ -76,11 +76,25 @@ NOW = PoolRecord(("h1", "h2", "h3", "h3", "h5"), ("a", "b", "c", "d", "e"))
     ([("a", "h5"), ("z", "h1")], [4, 0], [0, 1], []),  # the name of one is the content of another
     ([("old", "h1"), ("a", "h0")], [0, None], [0], []),  # the name of one that is gone is another's now
     ([("c", "")], [2], [], []),  # known by its name alone
-    ([(None, "h5")], [4], [0], []),  # without names
+    ([(None, "h5")], [4], [], []),  # without names
 ])  # fmt: skip
 def test_images_are_found_again_by_content_then_by_name(wanted, rows, moved, changed):
     names, hashes = zip(*wanted, strict=True)
     assert match(names, hashes, NOW) == (rows, moved, changed)
+
+
+@pytest.mark.parametrize(("today", "wanted", "had", "rows", "moved"), [
+    ("abac", "ac", [2, 3], [2, 3], []),  # of copies the one that it was
+    ("abac", "aa", [2, 0], [2, 0], []),
+    ("abac", "aa", [2, 1], [2, 0], [1]),  # the row of one is no other's
+    ("abac", "cb", [1, 7], [3, 1], [0, 1]),  # their rows hold others, or are gone
+    ("abac", "da", [0, -2], [None, 0], [1]),  # what is nowhere has no row, whatever lies in its own
+])  # fmt: skip
+@pytest.mark.parametrize("names", ["none", "none then", "none today"])
+def test_an_image_without_a_name_is_its_content_and_its_row_among_copies(today, wanted, had, rows, moved, names):
+    known = [None] * len(had) if names != "none today" else ["0", "1"]
+    record = PoolRecord(tuple(today), ("0", "1", "2", "3") if names == "none then" else None)
+    assert match(known, list(wanted), record, had) == (rows, moved, [])
 
 
 def test_a_record_survives_the_file(tmp_path):

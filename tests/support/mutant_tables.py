@@ -25,6 +25,7 @@ TESTS = {
     "deit/crossval.py": ("deit/test_crossval.py", "deit/test_flag_epochs.py"),
     "deit/selftrain.py": ("deit/test_flag_epochs.py", "deit/test_selftrain.py"),
     "deit/learner/building.py": (*FLAGS, "deit/test_recipe.py", "deit/test_few_shot.py", "deit/test_run.py"),
+    "deit/learner/optimizers.py": (*FLAGS, "deit/test_few_shot.py", "deit/test_accepted_values.py"),
     "deit/learner/linear.py": ("deit/test_modes.py", "deit/test_flag_epochs.py"),
     "deit/samples/draws.py": ("deit/test_draws.py", *FLAGS),
     "deit/samples/mixing.py": ("deit/test_draws.py", "deit/test_flag_mixing.py"),
