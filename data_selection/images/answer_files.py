@@ -17,18 +17,20 @@ from data_selection.images.label_files import some
 from data_selection.images.list_files import HEADER, SEPARATORS, TABLES, Rows, decoded, read_rows, refuse_workbook
 from data_selection.images.name_finder import Finder
 
+UNTAGGED = "no_label"  # CVAT's folder, in class folders, of images that nobody has given a tag
 LABEL = ("label", "class", "class_name", "category", "choice", "tag")
 
 
-def read_source(source: Path, finder: Finder) -> tuple[list[tuple[str, str]], str]:
-    """([(file, label)] as written, what it was taken for) of one file or folder."""
+def read_source(source: Path, finder: Finder, classes: Sequence[str] = ()) -> tuple[list[tuple[str, str]], str]:
+    """([(file, label)] as written, what it was taken for) of one file or folder; classes: words known to be some."""
     if source.is_dir():
-        return read_folders((path.relative_to(source).as_posix() for path in files_below(source)), source)
+        files = (path.relative_to(source).as_posix() for path in files_below(source))
+        return read_folders(files, source, finder, classes)
     if not source.is_file():
         raise UserError(f"label file {source} does not exist: give a table, an export, or a folder of class folders")
     try:
         if source.suffix.lower() == ".zip" or zipfile.is_zipfile(source):
-            return read_zip(source, finder)
+            return read_zip(source, finder, classes)
         return read_text(source.read_bytes(), source, finder)
     except UserError:  # a ValueError, too
         raise
@@ -163,14 +165,16 @@ def read_cvat(data: bytes, source: Path) -> tuple[list[tuple[str, str]], str]:
     return pairs, f"{source}: CVAT's XML, {len(images)} images"
 
 
-def read_zip(source: Path, finder: Finder) -> tuple[list[tuple[str, str]], str]:
-    """Exports as a zip: CVAT's XML, class folders, as in CVAT's ImageNet format, else the one table or JSON in it."""
+def read_zip(source: Path, finder: Finder, classes: Sequence[str]) -> tuple[list[tuple[str, str]], str]:
+    """Exports as a zip: CVAT's XML of every task, its ImageNet format's class folders, else the one table or JSON."""
     with zipfile.ZipFile(source) as archive:
         files = [file for file in archive.namelist() if not is_left(file) and not file.endswith("/")]
         refuse_workbook(source, b"", files)
-        if inside := next((file for file in files if file.lower().endswith(".xml")), None):
-            return read_cvat(archive.read(inside), source)
-        pairs, how = read_folders(files, source)
+        if exports := [file for file in files if file.lower().endswith(".xml")]:
+            many = len(exports) > 1
+            read = [read_cvat(archive.read(file), source / file if many else source) for file in exports]
+            return [pair for found, _ in read for pair in found], "; ".join(how for _, how in read)
+        pairs, how = read_folders(files, source, finder, classes)
         tables = [file for file in files if file.lower().endswith((*TABLES, ".json"))]
         tables = tables or [file for file in files if file.lower().endswith(".txt") and not pairs]
         if len(tables) == 1 and len({label for _, label in pairs}) < 2:  # one folder holds the images beside a table
@@ -183,10 +187,19 @@ def read_zip(source: Path, finder: Finder) -> tuple[list[tuple[str, str]], str]:
     return pairs, how
 
 
-def read_folders(files: Iterable[str], source: Path) -> tuple[list[tuple[str, str]], str]:
+def read_folders(
+    files: Iterable[str], source: Path, finder: Finder, classes: Sequence[str]
+) -> tuple[list[tuple[str, str]], str]:
     """Images in class folders, of the files below a folder or in a zip."""
-    pairs = in_folders(files)
-    return pairs, f"{source}: class folders ({some(sorted({word for _, word in pairs}))}), {len(pairs)} images"
+    files = list(files)
+    pairs = in_folders(files, classes)
+    told = f"class folders ({some(sorted({word for _, word in pairs}))}), {len(pairs)} images"
+    if above := may_be_class(files, classes, finder):
+        told += f", all of them in {above}/, which is a class only where --classes of choose_images.py names it"
+    if UNTAGGED not in classes and (bare := sum(word == UNTAGGED for _, word in pairs)):
+        told += f", of which the {bare} in {UNTAGGED}/, CVAT's folder of images without a tag, have no label"
+        pairs = [(file, "" if word == UNTAGGED else word) for file, word in pairs]
+    return pairs, f"{source}: {told}"
 
 
 def files_below(folder: Path, above: Sequence[str] = ()) -> Iterable[Path]:
@@ -201,12 +214,30 @@ def files_below(folder: Path, above: Sequence[str] = ()) -> Iterable[Path]:
             yield path
 
 
-def in_folders(files: Iterable[str]) -> list[tuple[str, str]]:
-    """(file name, class folder) of images that lie in one (folders.class_level), below train/, val/, ... if need be."""
+def in_folders(files: Iterable[str], classes: Sequence[str] = ()) -> list[tuple[str, str]]:
+    """(path below its class folder, that folder) of images that lie in one."""
+    return [("/".join(parts[at + 1 :]), parts[at]) for parts, at in class_folders(files, classes)]
+
+
+def class_folders(files: Iterable[str], classes: Sequence[str]) -> list[tuple[Sequence[str], int]]:
+    """(parts of the path, which of them is the class) of images in a folder, below train/, val/, ... if need be.
+
+    It is one that all share where that is known to be a class, else the first that not all share (folders.class_level).
+    """
     images = (file for file in files if file.lower().endswith(IMAGE_LIKE) and not is_left(file))
     parted = without_splits(file.split("/") for file in images)
     level = class_level(parts[:-1] for parts in parted)
-    return [(parts[-1], parts[min(level, len(parts) - 2)]) for parts in parted]
+    shared = parted[0][: max(level, 0)] if parted else ()
+    level = next((depth for depth, word in enumerate(shared) if word in (*classes, UNTAGGED)), level)
+    return [(parts, min(level, len(parts) - 2)) for parts in parted]
+
+
+def may_be_class(files: Iterable[str], classes: Sequence[str], finder: Finder) -> str:
+    """A folder that all images share, where what lies in it is called as in the pool; else ""."""
+    found = class_folders(files, classes)
+    above = {parts[at - 1] if at else "" for parts, at in found}
+    own = all("/".join(parts[at:]) in finder.names for parts, at in found)
+    return above.pop() if own and len(above) == 1 else ""
 
 
 def is_left(file: str) -> bool:
