@@ -5,6 +5,7 @@ import csv
 import json
 import os
 import zipfile
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,9 @@ from data_selection.images.label_files import some
 from data_selection.images.list_files import HEADER, SEPARATORS, TABLES, Rows, decoded, read_rows, refuse_workbook
 from data_selection.images.name_finder import Finder
 
+# Where Label Studio's tasks name the image, and what else a task of its JSON-MIN holds beside the answers
+FILE = ("file", *HEADER, "img", "url")
+BESIDE = ("file_upload", "annotator", "created_at", "updated_at", "id", "annotation_id", "lead_time")
 UNTAGGED = "no_label"  # CVAT's folder, in class folders, of images that nobody has given a tag
 LABEL = ("label", "class", "class_name", "category", "choice", "tag")
 
@@ -102,40 +106,67 @@ def label_column(header: Sequence[str], column: int, width: int) -> int | None:
 
 
 def read_label_studio(tasks: Any, source: Path) -> tuple[list[tuple[str, str]], str]:
-    """The choices of Label Studio's JSON or JSON-MIN, a pair each; of several annotators' not cancelled, the last's."""
+    """The choices of Label Studio's JSON or JSON-MIN, a pair each; of several annotators' not cancelled, the last's.
+
+    Raises UserError where nothing is read as a label, but something else stands where labels do.
+    """
     if not isinstance(tasks, list) or not all(isinstance(task, dict) for task in tasks):
         raise UserError(f"label file {source} is no export of Label Studio: a list of tasks is needed")
-    pairs, torn = [], 0
-    for task in tasks:
+    pairs, torn, passed = [], 0, Counter[str]()
+    results = [[results_of(one) for one in annotations_of(task) if not was_cancelled(one)] for task in tasks]
+    # what is typed beside choices is a comment, also where nothing was chosen
+    kinds = ("choices",) if any(words_of(one, ("choices",)) for own in results for one in own) else ("choices", "text")
+    for task, own in zip(tasks, results, strict=True):
         content = task["data"] if isinstance(task.get("data"), dict) else task
-        file = next((str(content[word]) for word in ("file", *HEADER, "img", "url") if content.get(word)), "")
+        file = next((str(content[word]) for word in FILE if content.get(word)), "")
         if "annotations" in task or "completions" in task:
-            done = [one for one in flat(task.get("annotations") or task.get("completions")) if not was_cancelled(one)]
-            chosen = [words for one in done if (words := choices_of(one))]
+            chosen = [words for one in own if (words := words_of(one, kinds))]
             given = chosen[-1] if chosen else []
             torn += any(sorted(words) != sorted(given) for words in chosen)
+            passed.update(str(result.get("type")) for one in own for result in one if not words_of([result], kinds))
         else:
             filled = (task[word] for word in LABEL if task.get(word) not in (None, "", []))  # a label may be 0
             given = [str(word) for word in flat(next(filled, []))]
+            if content is task:  # JSON-MIN: a key of its own for each question
+                passed.update(key for key in task if key not in (*FILE, *LABEL, *BESIDE) and has_words(task[key]))
         pairs += [(file or str(task.get("file_upload", "")), word) for word in given or [""]]
+    others = some([f"{count} {kind}" for kind, count in sorted(passed.items())])
+    if others and not any(word for _, word in pairs):
+        raise UserError(
+            f"label file {source} holds no choice, nor a key that is called {' or '.join(LABEL)}, but {others}: ask "
+            "for the labels by Choices of a whole image, and call the key that holds them so"
+        )
     told = f", {torn} of them with annotations that disagree, of which the last one counts" if torn else ""
+    if others and any("annotations" in task or "completions" in task for task in tasks):
+        told += f"; passed over: {others}"
     return pairs, f"{source}: Label Studio's JSON, {len(tasks)} tasks{told}"
+
+
+def annotations_of(task: dict[str, Any]) -> list[Any]:
+    return flat(task.get("annotations") or task.get("completions"))
 
 
 def was_cancelled(annotation: Any) -> bool:
     return bool(isinstance(annotation, dict) and annotation.get("was_cancelled"))
 
 
-def choices_of(annotation: Any) -> list[str]:
-    """The words that were chosen, or typed where there was no choice, in one annotation of Label Studio."""
+def results_of(annotation: Any) -> list[dict[str, Any]]:
+    """What was answered in one annotation of Label Studio, a dictionary for each question."""
     results = annotation.get("result") if isinstance(annotation, dict) else None
-    values = [one.get("value") for one in flat(results) if isinstance(one, dict)]
+    return [one for one in flat(results) if isinstance(one, dict)]
+
+
+def words_of(results: Iterable[dict[str, Any]], kinds: Sequence[str]) -> list[str]:
+    """The words that were chosen or typed in results, the first of the kinds (`choices`, `text`) that each has."""
+    values = [value for one in results if isinstance(value := one.get("value"), dict)]
     return [
-        str(word)
-        for value in values
-        if isinstance(value, dict)
-        for word in flat(value.get("choices", value.get("text")))
+        str(word) for value in values for word in flat(next((value[kind] for kind in kinds if kind in value), None))
     ]
+
+
+def has_words(value: Any) -> bool:
+    """Whether a value of JSON-MIN may be somebody's answer: words, or regions with words."""
+    return isinstance(value, (str, list, dict)) and bool(value)
 
 
 def flat(value: Any) -> list[Any]:

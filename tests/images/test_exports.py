@@ -1,5 +1,6 @@
 """Exports of annotation tools: images without a tag, several tasks, the pool's folders in class folders."""
 
+import json
 import zipfile
 
 import pytest
@@ -79,3 +80,47 @@ def test_one_class_of_the_pool_s_folders(tmp_path):
     plain = read_answers([zipped(tmp_path / "p.zip", "sorted/dog/y.jpg", "sorted/cat/z.jpg")], ALIKE)
     assert plain.labels == {"a/y.jpg": "dog", "b/z.jpg": "cat"}
     assert "which is a class only" not in plain.understood[0]
+
+
+def task(file, *values):
+    results = [{"type": kind, "value": {key: words}} for kind, key, words in values]
+    return {"data": {"image": file}, "annotations": [{"result": results}]}
+
+
+def chosen(word):
+    return "choices", "choices", [word]
+
+
+COMMENT, BOX = ("textarea", "text", ["looks odd"]), ("rectanglelabels", "rectanglelabels", ["cat"])
+
+
+def studio(tmp_path, *tasks):
+    (tmp_path / "a.json").write_text(json.dumps(tasks))
+    return read_answers([tmp_path / "a.json"], POOL)
+
+
+def test_a_comment_beside_choices_is_no_label(tmp_path):
+    found = studio(tmp_path, task("c0.jpg", chosen("cat"), COMMENT), task("c1.jpg", COMMENT), task("d0.jpg", BOX))
+    assert (found.labels, found.faults) == ({"cat/c0.jpg": "cat"}, [])
+    assert found.understood[0].endswith("3 tasks; passed over: 1 rectanglelabels, 2 textarea")
+    typed = studio(tmp_path, task("c0.jpg", ("textarea", "text", ["cat"])))
+    assert typed.labels == {"cat/c0.jpg": "cat"}
+    assert "passed over" not in typed.understood[0]
+
+
+@pytest.mark.parametrize(("tasks", "told"), [
+    ([task("c0.jpg", BOX), task("c1.jpg", BOX)], "but 2 rectanglelabels: ask for the labels by Choices"),
+    ([task("c0.jpg", ("taxonomy", "taxonomy", [["animal", "cat"]]))], "but 1 taxonomy"),
+    ([{"image": "c0.jpg", "id": 1, "animal": "cat", "annotator": 1, "updated_at": "2024"}], "but 1 animal"),
+])  # fmt: skip
+def test_what_is_passed_over_where_no_task_has_a_label_is_named(tmp_path, tasks, told):
+    with pytest.raises(UserError, match=f"a.json holds no choice, nor a key that is called label .*{told}"):
+        studio(tmp_path, *tasks)
+
+
+def test_tasks_that_nobody_has_answered_are_no_error(tmp_path):
+    asked = {"data": {"image": "c0.jpg", "text": "which?"}}
+    skipped = {"data": {"image": "c1.jpg"}, "annotations": [{"was_cancelled": True, "result": [{"type": "rating"}]}]}
+    predicted = {"data": {"image": "d0.jpg"}, "annotations": [], "predictions": [{"result": [1]}]}
+    bare = {"image": "c0.jpg", "id": 1, "annotator": 1}
+    assert studio(tmp_path, asked, skipped, predicted, bare).labels == {}
