@@ -15,7 +15,16 @@ from data_selection.common.errors import UserError
 from data_selection.images.folders import JUNK, class_level, without_splits
 from data_selection.images.image_files import IMAGE_LIKE
 from data_selection.images.label_files import some
-from data_selection.images.list_files import HEADER, SEPARATORS, TABLES, Rows, decoded, read_rows, refuse_workbook
+from data_selection.images.list_files import (
+    HEADER,
+    SEPARATORS,
+    TABLES,
+    Rows,
+    decoded,
+    guessed,
+    read_rows,
+    refuse_workbook,
+)
 from data_selection.images.name_finder import Finder
 
 # Where Label Studio's tasks name the image, and what else a task of its JSON-MIN holds beside the answers
@@ -52,8 +61,11 @@ def read_text(data: bytes, source: Path, finder: Finder) -> tuple[list[tuple[str
     refuse_workbook(source, data)
     text = decoded(data)
     if source.suffix.lower() == ".json" or text.lstrip()[:2] in ("[{", "[\n", "[]"):
-        return read_label_studio(json.loads(text), source)
-    return read_table(text, source, finder)
+        pairs, how = read_label_studio(json.loads(text), source)
+    else:
+        pairs, how = read_table(text, source, finder)
+    told = guessed(source, (word for _, word in pairs), data)
+    return pairs, f"{how}; {told}" if told else how
 
 
 def read_table(text: str, source: Path, finder: Finder) -> tuple[list[tuple[str, str]], str]:

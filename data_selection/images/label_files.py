@@ -9,7 +9,7 @@ from data_selection.common.errors import UserError, meant
 from data_selection.common.listed_names import composed
 from data_selection.images import pools
 from data_selection.images.folders import class_level
-from data_selection.images.list_files import NO_LABEL, TABLES, UNKNOWN, read_list
+from data_selection.images.list_files import NO_LABEL, TABLES, UNKNOWN, guessed, read_list
 
 NONE = "none"  # in place of the folder of evaluation images: there are none
 
@@ -88,6 +88,7 @@ def labelled_folder(
         words = [composed(parts[level]) for parts in parted]
     else:
         words = read_labels(labels, names, folder)
+        pool.guessed = guessed(Path(labels), words)
     pool.class_names = tuple(sorted(set(words) - {""}))
     pool.classes = len(pool.class_names)
     number = {word: i for i, word in enumerate(pool.class_names)} | {"": UNKNOWN}

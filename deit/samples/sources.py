@@ -139,11 +139,16 @@ def say_of_origin(subset_file: Path | str, name: str, log: Log) -> None:
 
 
 def say_of_unread(log: Log, **parts: pools.Pool) -> None:
-    """A line where a folder has image files that the installed Pillow does not read; parts: what each is for."""
+    """A line where a folder has image files that the installed Pillow does not read, one where labels are guessed at.
+
+    parts: what each pool is for.
+    """
     for part, pool in parts.items():
         unread = Counter({why: count for why, count in pool.left_out.items() if UNREAD in why})
         if unread:
             log(f"warning: left out of the {part} images: {in_words(unread)}")
+        if pool.guessed:
+            log(f"warning: {pool.guessed}")
 
 
 def say_of_leaks(train: pools.Pool, ids: Sequence[int], test: pools.Pool, log: Log) -> None:
