@@ -41,7 +41,8 @@ class Pool:
     labels: -1 where unknown, or None where no image has one. classes: their number, or None.
     names: N names (folders and lists), or None. class_names: one per class, or None. left_out: of a folder, how many
     files are no part of it and why. background: the colour (#rrggbb) that transparent images are laid over.
-    guessed: a sentence where labels were decoded by guess, else "".
+    guessed: a sentence where labels were decoded by guess, else "". strange: of evaluation images, {class that the
+    training part lacks: how many are of it}.
     Reading an image raises UserError, naming the file, where it cannot be decoded.
     """
 
@@ -64,6 +65,7 @@ class Pool:
         self.left_out = Counter(left_out or {})
         self.background = WHITE
         self.guessed = ""
+        self.strange: dict[str, int] = {}
 
     def __len__(self) -> int:
         return len(self.paths if self.arrays is None else self.arrays)

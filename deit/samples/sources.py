@@ -139,9 +139,9 @@ def say_of_origin(subset_file: Path | str, name: str, log: Log) -> None:
 
 
 def say_of_unread(log: Log, **parts: pools.Pool) -> None:
-    """A line where a folder has image files that the installed Pillow does not read, one where labels are guessed at.
+    """A line where a folder has image files that the installed Pillow does not read; parts: what each pool is for.
 
-    parts: what each pool is for.
+    One, too, where labels are guessed at, and where images are of classes that training knows nothing of.
     """
     for part, pool in parts.items():
         unread = Counter({why: count for why, count in pool.left_out.items() if UNREAD in why})
@@ -149,6 +149,11 @@ def say_of_unread(log: Log, **parts: pools.Pool) -> None:
             log(f"warning: left out of the {part} images: {in_words(unread)}")
         if pool.guessed:
             log(f"warning: {pool.guessed}")
+        if pool.strange:
+            log(
+                f"warning: {sum(pool.strange.values())} of {len(pool)} {part} images are of classes that no label to "
+                f"train on has, and count as mistakes: {some(list(pool.strange))}"
+            )
 
 
 def say_of_leaks(train: pools.Pool, ids: Sequence[int], test: pools.Pool, log: Log) -> None:
