@@ -8,7 +8,7 @@ import numpy as np
 
 from data_selection.common.files import atomic_write
 from data_selection.common.listed_names import quoted
-from data_selection.images.answers import alike
+from data_selection.images.answers import alike, is_missing
 from data_selection.images.folders import in_words
 from data_selection.images.label_files import some
 from data_selection.images.list_files import UNKNOWN
@@ -75,7 +75,14 @@ def classes(pool: Pool) -> list[str]:
         return []
     same = twins(pool.class_names)
     told = [f"classes that may be meant for one: {some(same)} (mend the labels if so)"] if same else []
+    if bare := nameless(pool.class_names):
+        told.append(f"classes whose names say that there is no label: {some(bare)} (take their images out if so)")
     return [f"classes: {len(pool.class_names)} ({some(pool.class_names)})", *told]
+
+
+def nameless(words: Sequence[str]) -> list[str]:
+    """Words that stand for no label (answers.MISSING), as the folder no_label of an export of CVAT."""
+    return [repr(word) for word in words if is_missing(word)]
 
 
 def twins(words: Sequence[str]) -> list[str]:

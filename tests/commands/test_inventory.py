@@ -94,6 +94,11 @@ def test_classes_are_counted_and_those_that_look_alike_told():
         "exact copies: none; classes: 6 (CAT, Cat, cat, cat  and 2 more); classes that may be meant for one: 'CAT' and "
         "'Cat' and 'cat' and 'cat ' (mend the labels if so)"
     )
+    pool.class_names = ("cat", "no_label")
+    assert inventory(pool, 1, 0, [], record).endswith(
+        "classes: 2 (cat, no_label); classes whose names say that there is no label: 'no_label' (take their images out "
+        "if so)"
+    )
     pool.class_names = ("cat", "dog")
     assert inventory(pool, 1, 0, [], record).endswith("; classes: 2 (cat, dog)")
 
