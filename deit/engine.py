@@ -11,6 +11,7 @@ from torch import nn
 
 from data_selection.common.distributed import World
 from data_selection.common.precision import repeatable
+from data_selection.images.list_files import UNKNOWN
 from deit.gradients import FlatGradients
 from deit.losses import Criterion
 from deit.runs.kinds import Numbers, State
@@ -252,22 +253,24 @@ def evaluate(
 ) -> Numbers:
     """Loss, top-1 and top-5 accuracy (percent) of a model on data; every image counts once.
 
+    Images without a label are of classes that the model does not have: mistakes, of which there is no loss.
     sharded: each process takes its share; else each evaluates everything. Raises Stopped where asked to stop.
     """
     model.eval()
     rank, size = (world.rank, world.size) if sharded else (0, 1)
-    totals = torch.zeros(4, dtype=torch.float64, device=world.device)  # loss, top-1, top-5, images
+    totals = torch.zeros(5, dtype=torch.float64, device=world.device)  # loss, its images, top-1, top-5, images
     for images, labels in until_asked(data.plain(range(rank, len(data), size), batch), asked or Asked(), world):
         with autocast(world.device, amp):
             logits = model(images)
         logits = logits.float()  # (B, C)
-        loss = nn.functional.cross_entropy(logits, labels, reduction="sum")
+        loss = nn.functional.cross_entropy(logits, labels, reduction="sum", ignore_index=UNKNOWN)
         best = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]  # (B, up to 5)
-        totals += torch.stack([loss, best[:, 0].sum(), best.sum(), loss.new_full((), len(labels))])
+        known = (labels != UNKNOWN).sum()
+        totals += torch.stack([loss, known, best[:, 0].sum(), best.sum(), loss.new_full((), len(labels))])
     if sharded:
         world.sum_(totals)
-    loss, first, fifth, count = totals.tolist()
-    return {"loss": loss / count, "acc1": 100 * first / count, "acc5": 100 * fifth / count}
+    loss, known, first, fifth, count = totals.tolist()
+    return {"loss": loss / max(1, known), "acc1": 100 * first / count, "acc5": 100 * fifth / count}
 
 
 @torch.inference_mode()

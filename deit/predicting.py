@@ -25,6 +25,7 @@ from deit.runs import checkpoints
 from deit.runs.meters import RunLog
 from deit.runs.predictions import Predictions
 from deit.samples.pipeline import Pipeline
+from deit.samples.sources import say_of_unread
 from deit.samples.tensor_images import EvaluationImages
 from deit.smoothing import WithPool, with_pool
 
@@ -47,8 +48,8 @@ def predict(
     Model, pixels and class names are the checkpoint's own. temperature: the logits are divided by it; by default by
     what the run's held-out labels said, and by 1 where the pool's graph answers, which has its own. ids: places of the
     images that are asked, by default all. inputs: gets what the classifier sees, (n, D) on the CPU, batch by batch.
-    Images that cannot be read are left out, and told. Raises UserError for weights alone, which don't say what they
-    are, and where no image can be read.
+    Images that cannot be read, or whose endings are not, are left out, and told. Raises UserError for weights alone,
+    which don't say what they are, and where no image can be read.
     """
     if not Path(checkpoint).is_file():
         raise UserError(f"checkpoint {checkpoint} does not exist: give the checkpoint.pth of a run of deit/main.py")
@@ -60,6 +61,7 @@ def predict(
         raise UserError(f"{checkpoint} does not say what its classes are called: train on a folder with deit/main.py")
     pool = asked_pool(images)
     pool.background = args.background
+    say_of_unread(log, asked=pool)
     places = range(len(pool)) if ids is None else list(ids)
     with distributed.start(device) as world:
         _, defaults = resolve(args)

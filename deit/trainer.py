@@ -87,9 +87,9 @@ def finetune(args: argparse.Namespace, world: distributed.World) -> tuple[dict[s
         say_of_classes(source, job.settings["class_names"], job.log.say)
         try_weights(job, source)
     timed = state is None and args.mode not in (*FROZEN, "auto")
-    if timed and (args.amp == "measured" or args.minutes):
-        settle(job)
     with torch_errors_named(close_workers):
+        if timed and (args.amp == "measured" or args.minutes):
+            settle(job)
         pool_rows = take_pool(job, source) if state is None else None
         asked_labels = None
         if state is None and args.mode == "auto":

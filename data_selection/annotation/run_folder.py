@@ -9,9 +9,10 @@ from typing import Any
 from data_selection.common.errors import UserError
 from data_selection.common.feature_table import load_features, sidecar
 from data_selection.common.files import atomic_write, read_json
+from data_selection.common.kinds import Log
 from data_selection.common.listed_names import composed, is_text, quoted
 from data_selection.common.subset_files import CHECK
-from data_selection.images.list_files import TABLES, decoded
+from data_selection.images.list_files import TABLES, decoded, guessed
 from data_selection.images.record import load_record
 
 VERSION = 1
@@ -42,13 +43,15 @@ def read_run(folder: Path | str) -> dict[str, Any]:
     return record
 
 
-def class_words(classes: Sequence[str] | str) -> list[str]:
-    """Class names from a list, from words apart by comma, or from a text file of one a line."""
+def class_words(classes: Sequence[str] | str, log: Log = print) -> list[str]:
+    """Class names from a list, from words apart by comma, or from a text file of one a line, a guess at it told."""
     if isinstance(classes, str):
         path = Path(classes)
         try:
             is_file = os.path.isfile(classes)  # noqa: PTH113 - words may be too many for a path
             classes = decoded(path.read_bytes()).splitlines() if is_file else classes.split(",")
+            if is_file and (told := guessed(path, classes)):
+                log(told)
         except UnicodeDecodeError as error:
             raise UserError(f"--classes {path} is no text ({error}): one class name a line is needed") from None
         if list(classes) == [str(path)] and (path.suffix.lower() in ENDINGS or len(path.parts) > 1):

@@ -81,6 +81,8 @@ def extract_pool(
     name, split = name_parts(args.dataset, args.split)
     path = args.output_dir / f"{name}{args.extra_name}{split}.npy"
     pool = on_main_first(world, lambda: open_images(args))
+    if pool.guessed:
+        say(pool.guessed)
     model, weights = on_main_first(world, lambda: open_backbone(args, arch, say))
     preprocess = replace(preprocess_of(arch, args.input_size), background=args.background)
     if args.input_size is not None:

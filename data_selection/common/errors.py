@@ -1,11 +1,17 @@
 """A user's mistake ends in one clear line and exit status 2; everything else keeps its traceback."""
 
 import difflib
+import errno
 import io
 import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
+
+try:
+    import resource
+except ImportError:  # Windows, which has another limit
+    resource = None  # type: ignore[assignment]
 
 CODES = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")  # for a terminal: torch's messages are bold in places
 
@@ -23,6 +29,15 @@ def meant(word: str, words: Iterable[str]) -> str:
     return f" (did you mean {close[0]}?)" if close else ""
 
 
+def no_more_files() -> str:
+    """What to do where a process may open no further file, for a message: batches on their way from others count."""
+    limit = f", {resource.getrlimit(resource.RLIMIT_NOFILE)[0]}," if resource else ""
+    return (
+        f"too many open files: the limit of one process{limit} is reached; raise it (ulimit -n 4096), or load images "
+        "with fewer --num_workers"
+    )
+
+
 def run(main: Callable[[Sequence[str] | None], object], argv: Sequence[str] | None = None) -> int:
     """Call main(argv) and return the exit status: 0, 2 for a user's mistake (one line on stderr), 130 for Ctrl-C."""
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":  # a file name may be no text
@@ -38,6 +53,8 @@ def run(main: Callable[[Sequence[str] | None], object], argv: Sequence[str] | No
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:  # a path that is missing, read-only, too long, or a full disk
+        if error.errno == errno.EMFILE:
+            return _say(f"error: {no_more_files()}", 2)
         return _say(f"error: {error.strerror}: {error.filename}" if error.filename else f"error: {error}", 2)
     return 0
 

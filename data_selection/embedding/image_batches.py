@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, default_collate, get_worker_info
 
-from data_selection.common.errors import UserError
+from data_selection.common.errors import UserError, no_more_files
 from data_selection.common.sending import sent
 from data_selection.embedding.preprocessing import Preprocess
 from data_selection.images.pools import Pool
@@ -148,6 +148,8 @@ def batches(
         for images, errors in loader:
             yield None if images is None else received(images, device.type == "cuda"), errors
     except RuntimeError as error:
+        if str(error).startswith("Too many open files"):
+            raise UserError(f"{no_more_files()}; the rows so far are kept") from None
         if "DataLoader worker" not in str(error):
             raise
         raise UserError(

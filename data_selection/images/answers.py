@@ -24,6 +24,7 @@ CLOSE = 0.8  # difflib's measure from which two words may be one misspelt
 CLOSE_TO_KNOWN = 0.6  # where one of them is known to be a class: short words have few letters to agree in
 MISSING = (  # what people, spreadsheets and other programs write for no label, and what a broken formula leaves
     "n/a", "#n/a", "na", "<na>", "nan", "null", "none", "?", "-", "--", *NO_LABEL,
+    "no label", "no_label", "no-label", "unlabeled", "unlabelled",
     "#name?", "#ref!", "#value!", "#div/0!", "#num!", "#null!",
 )  # fmt: skip
 QUOTES = "\"'`\u00ab\u00bb\u2018\u2019\u201a\u201b\u201c\u201d\u201e\u201f\u2039\u203a"  # straight and curly
@@ -67,7 +68,7 @@ def read_answers(
     finder, rows = Finder(names, asked), []
     for source in map(Path, sources):
         finder.places = places.get(source, {})
-        found, how = read_source(source, finder)
+        found, how = read_source(source, finder, classes)
         if bytes_in := next((pair for pair in found if not is_text(unquoted(pair[1]))), None):
             raise UserError(
                 f"label file {source}: the label {quoted(bytes_in[1])} of {quoted(bytes_in[0])} is no text in UTF-8, "

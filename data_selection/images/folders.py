@@ -12,6 +12,7 @@ from data_selection.images.image_files import IMAGE_LIKE, readable
 SPLITS = ("train", "test", "val")  # test and val both mean the held-out part
 # What folders of a split are called, in any case
 SPLIT_NAMES = (*SPLITS, "training", "testing", "valid", "validation", "eval", "evaluation", "dev", "holdout")
+PIPE, NOTHING = "no files, but pipes or devices", "links to nothing"
 UNREAD = "not read by the installed Pillow"
 # Copies, thumbnails and deleted images that other programs leave: of macOS and notebooks, of a NAS, of Windows
 JUNK = (
@@ -24,27 +25,31 @@ def image_names(folder: Path) -> tuple[list[str], Counter[str]]:
     """(names of the images below a folder, {why files are left out: how many}).
 
     The names are relative paths with slashes, sorted folder by folder: those of class folders with nothing but images
-    come in torchvision's ImageFolder order. Raises UserError where folders of two splits lie beside each other.
+    come in torchvision's ImageFolder order. A folder that links make another name for has its images by both, as either
+    may be a class; only links that lead back up are not followed. Raises UserError where folders of two splits lie
+    beside each other.
     """
     names: list[str] = []
     left_out: Counter[str] = Counter()
     endings = readable()
-    seen: set[str] = set()
+    above: dict[str, tuple[str, ...]] = {}  # of a folder to come: where those that it lies in are really
     for parent, folders, files in os.walk(folder, onerror=refuse_unread, followlinks=True):
         real = os.path.realpath(parent)
-        if real in seen:  # a link that leads back up
+        held = above.pop(parent, ())
+        if real in held:  # a link that leads back up
             folders.clear()
             continue
-        seen.add(real)
         for entry in [entry for entry in folders if entry in JUNK or entry.startswith(".")]:
             folders.remove(entry)
             left_out[f"in folders {entry}" if entry in JUNK else "hidden"] += count_images(Path(parent, entry))
         folders.sort()
         if len(splits := splits_among(folders)) > 1:  # deeper down, too: images/train and images/val
             refuse_splits(parent, splits)
-        odd = no_files(parent) if files else set()
+        for entry in folders:
+            above[os.path.join(parent, entry)] = (*held, real)  # noqa: PTH118 - as os.walk makes the names
+        odd = no_files(parent) if files else {}
         for entry in files:
-            why = "no files, but pipes or devices" if entry in odd else reason(entry, endings)
+            why = odd.get(entry, "") or reason(entry, endings)
             if why:
                 left_out[why] += 1
             else:
@@ -60,11 +65,16 @@ def refuse_unread(error: OSError) -> None:
     )
 
 
-def no_files(folder: str) -> set[str]:
-    """What in a folder is called like a file and is none, as a named pipe, which nobody may ever write to."""
+def no_files(folder: str) -> dict[str, str]:
+    """{what in a folder is called like a file and is none: what it is}, as a pipe, which nobody may ever write to.
+
+    Links to nothing are left to their readers, who name them, where they are called like images.
+    """
     with os.scandir(folder) as entries:
         others = [entry for entry in entries if not entry.is_file() and not entry.is_dir()]
-    return {entry.name for entry in others if os.path.exists(entry.path)}  # noqa: PTH110 - else a link to nothing
+    there = {entry.name: os.path.exists(entry.path) for entry in others}  # noqa: PTH110 - pathlib takes six times as long
+    odd = {name: PIPE if exists else NOTHING for name, exists in there.items()}
+    return {name: what for name, what in odd.items() if what == PIPE or not name.lower().endswith(IMAGE_LIKE)}
 
 
 def reason(entry: str, endings: tuple[str, ...]) -> str:

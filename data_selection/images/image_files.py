@@ -15,6 +15,7 @@ CODECS = {".jp2": "jpg_2000", ".avif": "avif"}  # what Pillow must have been bui
 HEIF = (".heic", ".heif")  # Pillow reads them where the package pillow-heif is installed
 IMAGE_LIKE = (*EXTENSIONS, *CODECS, *HEIF)
 WHITE = "#ffffff"
+PHOTOMETRIC = 262  # the tag of a TIFF file that says what its values mean: by 0 it is white that is 0
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
     5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
@@ -26,8 +27,8 @@ SIDEWAYS = tuple(TURNS[number] for number in (5, 6, 7, 8))
 def read_image(path: Path | str, background: str = WHITE) -> Image.Image:
     """An image file in RGB as people see it: upright by its EXIF orientation, transparency laid over a background.
 
-    Of an animation the first frame; deep grey scaled (see shades). background: a colour as #rrggbb. Raises UserError,
-    naming the file, where it is missing or cannot be decoded.
+    Of an animation the first frame; deep grey scaled (see shades, is_negative). background: a colour as #rrggbb. Raises
+    UserError, naming the file, where it is missing or cannot be decoded.
     """
     return read_small(path, None, background)[0]
 
@@ -67,11 +68,18 @@ def orientation(image: Image.Image) -> Image.Transpose | None:
 def flat(image: Image.Image, background: str) -> Image.Image:
     """A loaded image in RGB without transparency."""
     if image.mode.startswith(("I", "F")):  # convert() would clip at 0 and 255
-        return Image.fromarray(shades(np.asarray(image))).convert("RGB")
+        grey = shades(np.asarray(image))
+        return Image.fromarray(255 - grey if is_negative(image) else grey).convert("RGB")
     if image.has_transparency_data:
         below = Image.new("RGBA", image.size, background)
         return Image.alpha_composite(below, image.convert("RGBA")).convert("RGB")
     return image.convert("RGB")
+
+
+def is_negative(image: Image.Image) -> bool:
+    """Whether 0 is white in a deep TIFF file (WhiteIsZero), as radiographs have it: Pillow turns only others over."""
+    tags = getattr(image, "tag_v2", {})  # of a TIFF file alone
+    return bool(tags.get(PHOTOMETRIC) == 0)
 
 
 def readable() -> tuple[str, ...]:

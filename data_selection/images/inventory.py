@@ -8,9 +8,10 @@ import numpy as np
 
 from data_selection.common.files import atomic_write
 from data_selection.common.listed_names import quoted
-from data_selection.images.answers import alike
+from data_selection.images.answers import alike, is_missing
 from data_selection.images.folders import in_words
 from data_selection.images.label_files import some
+from data_selection.images.list_files import UNKNOWN
 from data_selection.images.pools import Pool
 from data_selection.images.record import PoolRecord, copies
 
@@ -49,7 +50,23 @@ def inventory(pool: Pool, rows: int, reused: int, groups: Sequence[Sequence[int]
     words.append(f"left out: {in_words(+left_out) or 'none'}")
     spare = sum(map(len, groups)) - len(groups)
     words.append(f"exact copies: {f'{spare} in {len(groups)} groups' if spare else 'none'}")
-    return f"inventory: {'; '.join(words + unusual(pool, record) + classes(pool))}"
+    return f"inventory: {'; '.join(words + torn(pool, groups, record) + unusual(pool, record) + classes(pool))}"
+
+
+def torn(pool: Pool, groups: Sequence[Sequence[int]], record: PoolRecord | None) -> list[str]:
+    """How many groups of equal images are of several classes, as of folders that links give two names; [] without any.
+
+    groups: of rows of the feature file, which lacks images that cannot be read.
+    """
+    if pool.labels is None or pool.names is None or record is None or record.names is None:
+        return []
+    label = {name: label for name, label in zip(pool.names, pool.labels, strict=True) if label != UNKNOWN}
+    found = []
+    for group in groups:
+        names = [record.names[row] for row in group if record.names[row] in label]
+        if other := next((name for name in names if label[name] != label[names[0]]), None):
+            found.append(f"{names[0]!r} and {other!r}")
+    return [f"equal images of several classes: {len(found)} groups, first {found[0]}"] if found else []
 
 
 def classes(pool: Pool) -> list[str]:
@@ -58,7 +75,14 @@ def classes(pool: Pool) -> list[str]:
         return []
     same = twins(pool.class_names)
     told = [f"classes that may be meant for one: {some(same)} (mend the labels if so)"] if same else []
+    if bare := nameless(pool.class_names):
+        told.append(f"classes whose names say that there is no label: {some(bare)} (take their images out if so)")
     return [f"classes: {len(pool.class_names)} ({some(pool.class_names)})", *told]
+
+
+def nameless(words: Sequence[str]) -> list[str]:
+    """Words that stand for no label (answers.MISSING), as the folder no_label of an export of CVAT."""
+    return [repr(word) for word in words if is_missing(word)]
 
 
 def twins(words: Sequence[str]) -> list[str]:

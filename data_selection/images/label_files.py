@@ -9,7 +9,7 @@ from data_selection.common.errors import UserError, meant
 from data_selection.common.listed_names import composed
 from data_selection.images import pools
 from data_selection.images.folders import class_level
-from data_selection.images.list_files import NO_LABEL, TABLES, UNKNOWN, read_list
+from data_selection.images.list_files import NO_LABEL, TABLES, UNKNOWN, guessed, read_list
 
 NONE = "none"  # in place of the folder of evaluation images: there are none
 
@@ -25,9 +25,11 @@ def open_folders(
     """(pool of root/train, pool of root/val), images in the order of feature extraction, classes in sorted order.
 
     labels, val_labels: CSV files with the labels of either part, else they are its class folders. Both parts must have
-    the same class folders; a CSV may leave classes of the other part out, but not add any. train_path, val_path: other
-    folders, or lists of paths, for either part; val_path `none`: the second pool is empty. base: what relative paths of
-    such a list start from, by default the list's folder.
+    the same class folders; a CSV may leave classes of the other part out, but not add any. Evaluation images decide
+    nothing: of classes that the training part's CSV lacks they have no label, and stand in `strange`.
+
+    train_path, val_path: other folders, or lists of paths, for either part; val_path `none`: the second pool is empty.
+    base: what relative paths of such a list start from, by default the list's folder.
     """
     train_folder, val_folder = Path(train_path or root / "train"), Path(val_path or root / "val")
     train = labelled_folder(train_folder, labels, "--labels", "--train-path", base)
@@ -43,7 +45,8 @@ def open_folders(
     if labels is None:
         renumber(test, ours, val_labels, train_folder)
     else:
-        renumber(train, theirs, labels, val_labels or val_folder)
+        refuse_strange(ours, theirs, labels, val_labels or val_folder)
+        take_known(test, ours)
     return train, test
 
 
@@ -93,6 +96,7 @@ def labelled_folder(
         words = [composed(parts[level]) for parts in parted]
     else:
         words = read_labels(labels, names, folder)
+        pool.guessed = guessed(Path(labels), words)
     pool.class_names = tuple(sorted(set(words) - {""}))
     pool.classes = len(pool.class_names)
     number = {word: i for i, word in enumerate(pool.class_names)} | {"": UNKNOWN}
@@ -139,12 +143,27 @@ def check_labels(pool: pools.Pool, ids: Sequence[int], source: Path | str | None
 
 def renumber(pool: pools.Pool, class_names: tuple[str, ...], source: Path | str | None, other: Path | str) -> None:
     """Number a pool's labels by the class names of the other part. Raises UserError for a label that it lacks."""
-    own = pool.class_names or ()
+    refuse_strange(pool.class_names or (), class_names, source, other)
+    take_known(pool, class_names)
+
+
+def refuse_strange(
+    own: Sequence[str], class_names: Sequence[str], source: Path | str | None, other: Path | str
+) -> None:
+    """Raise UserError for a label of source that is no class of the other part."""
     strange = [name for name in own if name not in class_names]
     if strange:
         hint = meant(strange[0], class_names)
         raise UserError(f"{source} has the label {strange[0]!r}{hint}, no class of {other} ({some(class_names)})")
-    number = [class_names.index(name) for name in own] + [UNKNOWN]  # the last one for -1
+
+
+def take_known(pool: pools.Pool, class_names: tuple[str, ...]) -> None:
+    """Number a pool's labels by class names; of other classes its images have none, and are counted in `strange`."""
+    own = pool.class_names or ()
+    number = [class_names.index(name) if name in class_names else UNKNOWN for name in own]
+    counts = Counter(own[label] for label in pool.labels or () if label != UNKNOWN)
+    pool.strange |= {name: counts[name] for name in own if name not in class_names and counts[name]}
+    number.append(UNKNOWN)  # for -1
     pool.labels = [number[label] for label in pool.labels or ()]
     pool.class_names, pool.classes = class_names, len(class_names)
 

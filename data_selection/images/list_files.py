@@ -97,6 +97,27 @@ def decoded(data: bytes) -> str:
     return MARK.sub("", text, count=1) if MARK.match(text) else text
 
 
+def guessed(path: Path, words: Iterable[str], data: bytes | None = None) -> str:
+    """A sentence where words of a table were decoded by guess, which any bytes have letters in; "" where none was.
+
+    data: the content of the table, by default that of the file.
+    """
+    strange = next((word for word in words if not word.isascii()), None)
+    if strange is None:  # all that a guess could have changed are names, and these are looked for in the pool
+        return ""
+    data = path.read_bytes() if data is None else data
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in data[:4]:
+        return ""
+    try:
+        data.decode("utf-8")
+    except UnicodeDecodeError:
+        return (
+            f"{path} is not in UTF-8 and is read as Windows' cp1252, with words such as {strange!r}: where these are "
+            "wrong, save it as CSV UTF-8"
+        )
+    return ""
+
+
 def columns(text: str) -> Rows:
     """The rows of a table without the empty ones, by the separator that makes two columns of them all, or of some."""
     tables = [read_rows(text, separator) for separator in SEPARATORS]

@@ -27,7 +27,7 @@ from data_selection.images.dataset_files import (
 from data_selection.images.folders import SPLITS, check_one_split, image_names, in_words
 from data_selection.images.image_files import WHITE, read_image, readable
 from data_selection.images.inaturalist import read_inaturalist
-from data_selection.images.list_files import UNKNOWN, number_labels, read_list, shared_words
+from data_selection.images.list_files import UNKNOWN, guessed, number_labels, read_list, shared_words
 
 DEMO_FILE = DEMO / "fashion_mnist_12k.npz"
 FASHION_MEAN, FASHION_STD = 0.2860, 0.3530  # of the 60,000 training images, scaled to 0..1
@@ -41,6 +41,8 @@ class Pool:
     labels: -1 where unknown, or None where no image has one. classes: their number, or None.
     names: N names (folders and lists), or None. class_names: one per class, or None. left_out: of a folder, how many
     files are no part of it and why. background: the colour (#rrggbb) that transparent images are laid over.
+    guessed: a sentence where labels were decoded by guess, else "". strange: of evaluation images, {class that the
+    training part lacks: how many are of it}.
     Reading an image raises UserError, naming the file, where it cannot be decoded.
     """
 
@@ -62,6 +64,8 @@ class Pool:
         self.class_names = None if class_names is None else tuple(class_names)
         self.left_out = Counter(left_out or {})
         self.background = WHITE
+        self.guessed = ""
+        self.strange: dict[str, int] = {}
 
     def __len__(self) -> int:
         return len(self.paths if self.arrays is None else self.arrays)
@@ -176,7 +180,9 @@ def list_pool(path: Path, root: Path, flag: str = "--data_path") -> Pool:
         numbers, class_names = number_labels(labels, path, shared_words(path, class_names))
     known = [] if numbers is None else numbers
     classes = len(class_names) if class_names else max(known, default=-1) + 1 or None
-    return Pool(paths=paths, labels=numbers if classes else None, classes=classes, names=names, class_names=class_names)
+    pool = Pool(paths=paths, labels=numbers if classes else None, classes=classes, names=names, class_names=class_names)
+    pool.guessed = guessed(path, labels)
+    return pool
 
 
 def load_demo() -> dict[str, np.ndarray]:

@@ -33,6 +33,7 @@ from deit.trainer import train
 MODE = "auto"  # of the modes the one that cross-validation on the labels says is best
 MINUTES = 30.0  # of it, where nothing else is said: the pool as a teacher would take days on a large one
 RESULT, TESTED = "result.json", "test_images.txt"  # of a training; the second a digest of what it was judged by
+DATA = ("--data-path", "--train-path", "--labels")  # what the trainer takes the labels to train on from
 BY_FEATURES = ("linear", "smoothed", "auto")  # modes that use the features of the images, where they are known
 
 
@@ -102,7 +103,8 @@ def train_on_labels(
     words += ["--num_workers", str(num_workers)] if num_workers is not None else []
     words += features_flag(given, mode, weights)
     ended = (folder / RESULT).exists()
-    result = trained(given, words, own, folder)
+    words += data_flags(given, own, folder)
+    result = trained(words, folder)
     if judging is not None:
         result = judged_by(judging, words, folder, result, ended=ended, log=log)
     other = "" if weights and of_the_features(given, weights) else weights
@@ -130,8 +132,8 @@ def judges(accuracy: dict[str, Any]) -> str:
     return f"{accuracy['labels']} labels"
 
 
-def trained(given: Labelled, words: Sequence[str], table: Path, folder: Path) -> dict[str, Any]:
-    """Run the trainer, or go on with what it left. Returns the values of its result.json."""
+def data_flags(given: Labelled, table: Path, folder: Path) -> list[str]:
+    """The trainer's flags for the images of the pool, and their labels in a table; their list lies beside folder."""
     pool = given.source
     if not given.whole:  # some of the others may not even be readable
         pool = folder.with_suffix(".txt")
@@ -139,8 +141,13 @@ def trained(given: Labelled, words: Sequence[str], table: Path, folder: Path) ->
         with atomic_write(pool, "w") as handle:
             handle.write("".join(f"{quoted(name)}\n" for name in given.pool))
     base = given.source if given.source.is_dir() else given.source.parent
-    data = ["--data-set", "FOLDERSUBSET", "--data-path", str(base), "--train-path", str(pool), "--labels", str(table)]
-    data += ["--subset_ids", str(table), "--output_dir", str(folder), "--auto-resume"]
+    return [word for pair in zip(DATA, map(str, (base, pool, table)), strict=True) for word in pair]
+
+
+def trained(words: Sequence[str], folder: Path) -> dict[str, Any]:
+    """Run the trainer, or go on with what it left. Returns the values of its result.json."""
+    table = words[words.index("--labels") + 1]
+    data = ["--data-set", "FOLDERSUBSET", "--subset_ids", table, "--output_dir", str(folder), "--auto-resume"]
     train(parse([*data, *words]))
     done = folder / RESULT
     if not done.exists():
@@ -160,7 +167,7 @@ def judged_by(
     today = list_digest([*record.hashes, *map(str, pool.labels or ()), *(pool.class_names or ())])
     if ended and not (kept.exists() and kept.read_text(encoding="utf-8") == today):
         log(f"the {len(pool)} test images or their labels are others than those of this training: they are asked now")
-        flags = ("--val-path", "--val-labels", "--device", "--num_workers")
+        flags = (*DATA, "--val-path", "--val-labels", "--device", "--num_workers")
         given = [word for flag, value in pairwise(words) if flag in flags for word in (flag, value)]
         found = train(parse(["--data-set", "FOLDER", "--eval", "--resume", str(folder / NEWEST), *given]))
         # the numbers of the other epochs and models are of the images before

@@ -14,7 +14,7 @@ from typing import TypeVar
 import torch
 
 from data_selection.common.distributed import World
-from data_selection.common.errors import UserError
+from data_selection.common.errors import UserError, no_more_files
 from data_selection.common.files import atomic_write
 
 BAD_BATCH = "nonfinite_batch.json"
@@ -92,7 +92,8 @@ def until_asked(items: Iterable[T], asked: Asked, world: World) -> Iterator[T]:
 def torch_errors_named(close: Callable[[], None]) -> Iterator[None]:
     """Turn errors of torch that users can mend, at any moment, into UserErrors.
 
-    They are what a DataLoader raises where one of its workers was killed, and batch norm's of a single image. close:
+    They are what a DataLoader raises where one of its workers was killed, or where no more files may be opened, and
+    batch norm's of a single image. close:
     called in the end, however the block ends: ends the workers. Until then a worker's death may raise again.
     """
     try:
@@ -102,10 +103,12 @@ def torch_errors_named(close: Callable[[], None]) -> Iterator[None]:
             raise
         raise UserError(
             "a process has a single image in a step, of which batch norm estimates nothing: --batch-norm fixed, or "
-            "another --global-batch-size"
+            "another --batch-size or --global-batch-size"
         ) from None
     except RuntimeError as error:
         close()
+        if str(error).startswith("Too many open files"):
+            raise UserError(no_more_files()) from None
         if not str(error).startswith("DataLoader worker"):
             raise
         raise UserError(

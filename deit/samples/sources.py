@@ -15,7 +15,7 @@ from data_selection.images import pools
 from data_selection.images.folders import UNREAD, in_words
 from data_selection.images.image_files import WHITE
 from data_selection.images.inaturalist import find_lists, read_inaturalist
-from data_selection.images.inventory import twins
+from data_selection.images.inventory import nameless, twins
 from data_selection.images.known_lists import find_images, of_pool
 from data_selection.images.label_files import NONE, check_there, evaluation_folder, open_folders, some
 from data_selection.images.record import file_hash
@@ -163,11 +163,21 @@ def say_of_origin(subset_file: Path | str, name: str, log: Log) -> None:
 
 
 def say_of_unread(log: Log, **parts: pools.Pool) -> None:
-    """A line where a folder has image files that the installed Pillow does not read; parts: what each is for."""
+    """A line where a folder has image files that the installed Pillow does not read; parts: what each pool is for.
+
+    One, too, where labels are guessed at, and where images are of classes that training knows nothing of.
+    """
     for part, pool in parts.items():
         unread = Counter({why: count for why, count in pool.left_out.items() if UNREAD in why})
         if unread:
             log(f"warning: left out of the {part} images: {in_words(unread)}")
+        if pool.guessed:
+            log(f"warning: {pool.guessed}")
+        if pool.strange:
+            log(
+                f"warning: {sum(pool.strange.values())} of {len(pool)} {part} images are of classes that no label to "
+                f"train on has, and count as mistakes: {some(list(pool.strange))}"
+            )
 
 
 def say_of_leaks(train: pools.Pool, ids: Sequence[int], test: pools.Pool, log: Log) -> None:
@@ -231,9 +241,9 @@ def hold_out(
 
 
 def say_of_labels(mode: str, pool: pools.Pool, ids: Sequence[int], log: Log) -> None:
-    """One line where classes have no image, one where two look alike, one for full finetuning under 10 labels a class.
+    """One line where classes have no image, or two look alike, or are called like no label.
 
-    There frozen modes usually win (as FACT reports, arXiv 2606.02079).
+    One for full finetuning under 10 labels a class: there frozen modes usually win (as FACT reports, arXiv 2606.02079).
     """
     classes, present = pool.classes or 0, {pool.label(i) for i in ids}
     if len(present) < classes:
@@ -242,6 +252,8 @@ def say_of_labels(mode: str, pool: pools.Pool, ids: Sequence[int], log: Log) -> 
         log(f"warning: {len(bare)} of {classes} classes without a training image: {some(bare)}")
     if same := twins(pool.class_names or ()):
         log(f"warning: classes that may be meant for one: {some(same)}; mend the labels if so")
+    if bare := nameless(pool.class_names or ()):
+        log(f"warning: classes whose names say that there is no label: {some(bare)}; take their images out if so")
     if mode == "full" and len(ids) < FEW * classes:
         log(
             f"warning: {len(ids) / classes:.3g} labels per class: below {FEW}, a frozen backbone usually gives more; "

@@ -94,6 +94,11 @@ def test_classes_are_counted_and_those_that_look_alike_told():
         "exact copies: none; classes: 6 (CAT, Cat, cat, cat  and 2 more); classes that may be meant for one: 'CAT' and "
         "'Cat' and 'cat' and 'cat ' (mend the labels if so)"
     )
+    pool.class_names = ("cat", "no_label")
+    assert inventory(pool, 1, 0, [], record).endswith(
+        "classes: 2 (cat, no_label); classes whose names say that there is no label: 'no_label' (take their images out "
+        "if so)"
+    )
     pool.class_names = ("cat", "dog")
     assert inventory(pool, 1, 0, [], record).endswith("; classes: 2 (cat, dog)")
 
@@ -215,3 +220,25 @@ def test_cores_have_no_copies_around_them(pool, tmp_path, keep):
     copies = {0, 2, 5, 13} & set(chosen)
     assert bool(copies) == bool(keep)
     assert {3, 9, 1} < set(chosen)
+
+
+def test_equal_images_of_several_classes_are_told(tmp_path, capsys):
+    for name in ("cat/a.png", "cat/b.png", "dog/c.png"):
+        paint(tmp_path / "pool" / name)
+    (tmp_path / "pool/all_cats").symlink_to(tmp_path / "pool/cat")
+    (tmp_path / "pool/dog/d.png").symlink_to(tmp_path / "pool/dog/c.png")  # of one class
+    (tmp_path / "pool/all.png").write_bytes(b"none")  # has no row
+    (tmp_path / "l.csv").write_text(
+        "file,label\nall_cats/a.png,x\ncat/a.png,y\nall_cats/b.png,x\ndog/c.png,y\ndog/d.png,y\n"
+    )
+    extract(tmp_path / "pool", "--on_error", "skip", "--labels", tmp_path / "l.csv")
+    assert told(capsys)[2:4] == [
+        "exact copies: 3 in 3 groups",
+        "equal images of several classes: 1 groups, first 'all_cats/a.png' and 'cat/a.png'",
+    ]
+    (tmp_path / "pool/all.png").unlink()
+    extract(tmp_path / "pool", "--labels", "folders")
+    assert told(capsys)[3:] == [
+        "equal images of several classes: 2 groups, first 'all_cats/a.png' and 'cat/a.png'",
+        "classes: 3 (all_cats, cat, dog)",
+    ]

@@ -226,6 +226,12 @@ def test_classes_that_look_alike_are_told():
     assert said == ["warning: classes that may be meant for one: 'Cat' and 'cat'; mend the labels if so"]
 
 
+def test_classes_that_are_called_like_no_label_are_told():
+    said, pool = [], pools.Pool(paths=["a"] * 2, labels=[0, 1], classes=2, class_names=("cat", "no_label"))
+    say_of_labels("linear", pool, [0, 1], said.append)
+    assert said == ["warning: classes whose names say that there is no label: 'no_label'; take their images out if so"]
+
+
 def test_a_forgotten_data_set_downloads_nothing(images, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("deit.option_checks.ROOT", tmp_path)

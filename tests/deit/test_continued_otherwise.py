@@ -1,6 +1,9 @@
 """Runs that are continued from another checkpoint, with other flags or images than they began with."""
 
+import errno
 import json
+import re
+import resource
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,6 +14,8 @@ import torch
 from data_selection.common.distributed import World
 from data_selection.common.errors import UserError, run
 from data_selection.embedding.backbones import build_model
+from data_selection.embedding.image_batches import batches
+from data_selection.embedding.preprocessing import DEMO_PREPROCESS
 from data_selection.embedding.sizes import check_size, patch_side
 from data_selection.images.pools import Pool
 from deit import crossval
@@ -179,6 +184,37 @@ def test_batch_norm_of_a_single_image_is_told():
         torch.nn.BatchNorm2d(3)(torch.zeros(1, 3, 1, 1))
     with pytest.raises(ValueError, match="other"), torch_errors_named(lambda: None):
         raise ValueError("other")
+
+
+@pytest.mark.parametrize("amp", ["off", "measured"])  # measured before anything is trained
+def test_a_step_of_a_single_image_ends_in_one_line(images, capsys, amp):
+    words = {"model": "timm:resnet10t", "input_size": 32, "finetune": "none", "batch_size": 1, "batch_norm": "train"}
+    words |= {"mode": "full", "amp": amp, "epochs": 1, "num_workers": 0, "warmup_epochs": None}
+    assert run(main, command(images, **words)) == 2
+    assert "error: a process has a single image in a step" in capsys.readouterr().err
+
+
+def test_a_limit_of_open_files_is_told(monkeypatch, capsys):
+    """By the trainer, by extraction, and where Python itself comes upon it."""
+    error = RuntimeError("Too many open files. Communication with the workers is no longer possible.")
+    told = f"too many open files: .*, {resource.getrlimit(resource.RLIMIT_NOFILE)[0]}, is reached; raise it .ulimit -n"
+    with pytest.raises(UserError, match=told), torch_errors_named(lambda: None):
+        raise error
+
+    def loader(*_, **__):
+        raise error
+        yield
+
+    monkeypatch.setattr("data_selection.embedding.image_batches.DataLoader", loader)
+    pool = Pool(paths=["a.png"], names=["a.png"])
+    with pytest.raises(UserError, match=f"{told}.*; the rows so far are kept"):
+        next(batches(pool, [[0]], DEMO_PREPROCESS, None, 0, torch.device("cpu")))
+
+    def main_of_another(_):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    assert run(main_of_another) == 2
+    assert re.match(f"error: {told}", capsys.readouterr().err)
 
 
 @pytest.mark.parametrize(("labels", "found"), [([0, 1], 1.0), ([0, 0, 1, 2], 0.25)])

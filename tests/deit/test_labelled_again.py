@@ -67,6 +67,27 @@ def test_test_images_that_came_or_went_are_asked_again_without_a_training(run, j
     assert values(run)["test"] == accuracy_on(run, judging)
 
 
+def test_a_class_that_only_a_test_image_has_is_a_mistake_and_changes_no_model(run, judging, folder, tmp_path, capsys):
+    plain = train(shutil.copytree(run, tmp_path / "plain", symlinks=True), test=judging)[0]
+    before, count = values(tmp_path / "plain")["test"], len(list(judging.glob("*/*.png")))
+    (judging / "zebra").mkdir()
+    shutil.copyfile(folder / "050.png", judging / "zebra/1.png")
+    told = f"warning: 1 of {count + 1} evaluation images are of classes that no label to train on has, and count as mis"
+    for again in (tmp_path / "plain", run):  # asked now by the model that is there; asked while another is trained
+        capsys.readouterr()
+        done, _ = train(again, test=judging)
+        assert f"{told}takes: zebra" in capsys.readouterr().out
+        assert done.test == pytest.approx(before["accuracy"] * count / (count + 1))
+        result = json.loads(next(again.glob("training/*/result.json")).read_text())
+        assert result["class_names"] == CLASSES
+        loss = result["last"]["test_loss" if "test_loss" in result["last"] else "loss"]
+        assert 0 < loss < 10
+    known, new = (torch.load(path, weights_only=True)["model"] for path in (plain.model, done.model))
+    assert all(torch.equal(known[name], new[name]) for name in known)
+    _, said = train(run, test=judging)
+    assert "they are asked now" not in said
+
+
 def test_a_label_of_a_test_image_that_was_mended_counts(run, judging, tmp_path):
     table = tmp_path / "test.csv"
     names = sorted(path.relative_to(judging).as_posix() for path in judging.glob("*/*.png"))

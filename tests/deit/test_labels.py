@@ -45,7 +45,8 @@ def test_a_csv_labels_images_by_name(folder, header):
     assert (train.class_names, train.classes, test.labels) == (("cat", "dog"), 2, [0, 1])
     both = write(folder / "v.csv", "dog/1.png,dog\ncat/1.png,a zebra\n")
     train, test = open_folders(folder, write(folder / "l.csv", "c.png,dog\n"), both)
-    assert (train.labels, test.labels, train.class_names) == ([-1, -1, -1, 1], [0, 1], ("a zebra", "dog"))
+    assert (train.labels, test.labels, train.class_names) == ([-1, -1, -1, 0], [-1, 0], ("dog",))
+    assert test.strange == {"a zebra": 1}  # an image to evaluate on adds no class
 
 
 def test_a_list_of_paths_is_a_part(folder):

@@ -66,6 +66,16 @@ def test_one_image_is_asked_alone(run, tmp_path):
     torch.testing.assert_close(found.probabilities, every.probabilities[2:3])
 
 
+def test_images_of_endings_that_are_not_read_are_told(run, tmp_path, monkeypatch):
+    images, folder = run
+    pool, said = shutil.copytree(images / "val", tmp_path / "pool"), []
+    monkeypatch.setattr("data_selection.images.folders.readable", lambda: (".png",))
+    for name in ("a.HEIC", "b.heic", "notes.txt"):
+        (pool / name).write_bytes(b"")
+    predict(folder / "checkpoint.pth", pool, device="cpu", log=said.append)
+    assert said[-1] == "warning: left out of the asked images: 2 .heic, not read by the installed Pillow"
+
+
 @pytest.mark.parametrize("at_a_time", [256, 2])
 def test_images_that_cannot_be_read_are_told_and_left_out(run, tmp_path, monkeypatch, at_a_time):
     images, folder = run

@@ -1,6 +1,7 @@
 """Images as people see them: upright, transparency over a background, deep data by its own range."""
 
 import argparse
+import struct
 
 import numpy as np
 import pytest
@@ -36,6 +37,20 @@ def test_deep_images_stand_upright_too(tmp_path):
     Image.fromarray(deep).save(tmp_path / "x.png", exif=exif)
     seen = np.asarray(read_image(tmp_path / "x.png"))[..., 0]
     assert np.array_equal(seen, np.rot90((deep * (255 / 4095)).round(), -1))
+
+
+@pytest.mark.parametrize(("dtype", "depth"), [(np.uint8, 8), (np.uint16, 16), (np.float32, 32)])
+def test_zero_is_white_where_a_tiff_says_so(tmp_path, dtype, depth):
+    """A radiograph of 16 bits and its copy of 8 bits are one picture."""
+    grey = np.arange(24).reshape(6, 4) * 10 + 1
+    values = grey.astype(dtype) if depth == 8 else (grey * 257).astype(dtype)
+    Image.fromarray(values).save(tmp_path / "x.tif")
+    plain = np.asarray(read_image(tmp_path / "x.tif"))[..., 0]
+    data = (tmp_path / "x.tif").read_bytes()
+    at = data.index(struct.pack("<HHI", 262, 3, 1)) + 8  # PhotometricInterpretation, one short: 1, 0 is black
+    (tmp_path / "x.tif").write_bytes(data[:at] + struct.pack("<H", 0) + data[at + 2 :])
+    assert np.array_equal(plain, grey)
+    assert np.array_equal(np.asarray(read_image(tmp_path / "x.tif"))[..., 0], 255 - grey)
 
 
 def test_damaged_exif_data_leaves_the_pixels_as_they_are(tmp_path):

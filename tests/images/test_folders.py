@@ -10,6 +10,7 @@ from PIL import Image
 from data_selection.common.errors import UserError
 from data_selection.images import image_files
 from data_selection.images.image_files import readable, reads_heif
+from data_selection.images.label_files import labelled_folder
 from data_selection.images.pools import open_pool
 
 
@@ -109,3 +110,27 @@ def test_a_folder_that_may_not_be_read_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "scandir", scandir)
     with pytest.raises(UserError, match=r"folder .*locked cannot be read \(Permission denied\): allow it to be read"):
         open_pool(str(tmp_path))
+
+
+def test_a_folder_that_links_give_another_name_is_there_by_both(tmp_path):
+    """Either may be a class: torchvision's ImageFolder has both, too."""
+    for name in ("pool/cat/1.png", "pool/dog/1.png", "x/1.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (4, 4)).save(tmp_path / name)
+    folder = tmp_path / "pool"
+    (folder / "all_cats").symlink_to(folder / "cat")
+    (folder / "A").symlink_to(tmp_path / "x")
+    (folder / "B").symlink_to(tmp_path / "x")
+    for back in ("dog/up", "dog/same"):  # these would never end
+        (folder / back).symlink_to(folder if back == "dog/up" else folder / "dog")
+    (tmp_path / "x/round").symlink_to(tmp_path / "x")
+    pool = open_pool(str(folder))
+    assert pool.names == ("A/1.png", "B/1.png", "all_cats/1.png", "cat/1.png", "dog/1.png")
+    assert labelled_folder(folder, None).class_names == ("A", "B", "all_cats", "cat", "dog")
+
+
+def test_a_class_folder_that_is_a_link_to_nothing_is_counted_as_one(tmp_path):
+    Image.new("L", (4, 4)).save(tmp_path / "a.png")
+    (tmp_path / "notes.txt").touch()
+    (tmp_path / "cat").symlink_to(tmp_path / "nowhere")
+    assert open_pool(str(tmp_path)).left_out == {"links to nothing": 1, "no images by their endings": 1}
