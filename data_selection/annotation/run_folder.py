@@ -11,6 +11,9 @@ from data_selection.common.feature_table import load_features, sidecar
 from data_selection.common.files import atomic_write, read_json
 from data_selection.common.listed_names import composed, is_text, quoted
 from data_selection.common.subset_files import CHECK
+from data_selection.images.answers import written_labels
+from data_selection.images.claims import SHOWN
+from data_selection.images.label_files import some
 from data_selection.images.list_files import TABLES, decoded
 from data_selection.images.record import load_record
 
@@ -75,11 +78,12 @@ def is_run(path: Path) -> bool:
     return (path / RECORD).is_file()
 
 
-def is_chosen(folder: Path, request: Mapping[str, object]) -> bool:
+def is_chosen(folder: Path, request: Mapping[str, object], labels: Mapping[str, str] | None = None) -> bool:
     """Whether a folder holds the choice that is asked for already.
 
-    A budget in percent is the same one however many images have come since. Raises UserError where it holds another
-    one, or somebody's own files of these names: neither is replaced.
+    A budget in percent is the same one however many images have come since. labels: those that the choice is asked
+    for with, to say which are others. Raises UserError where it holds another one, or somebody's own files of these
+    names: neither is replaced.
     """
     if not is_run(folder):
         strange = [name for name in OWN if (folder / name).exists() or (folder / name).is_symlink()]
@@ -96,9 +100,22 @@ def is_chosen(folder: Path, request: Mapping[str, object]) -> bool:
     if not (before.get(WEIGHTS) and request.get(WEIGHTS)):  # of an earlier version, or their file is gone: by its name
         keys = [key for key in keys if key != WEIGHTS]
     if keys:
-        told = "; ".join(f"{key} was {asked_for(before, key)}, now {asked_for(request, key)}" for key in keys)
+        apart = labels_apart(folder, labels or {}) if "labelled" in keys else ""
+        words = [f"{key} was {asked_for(before, key)}, now {asked_for(request, key)}" for key in keys]
+        told = "; ".join(apart if apart and key == "labelled" else one for key, one in zip(keys, words, strict=True))
         raise UserError(f"{folder} holds a choice that was asked for otherwise ({told}): choose another --out")
     return True
+
+
+def labels_apart(folder: Path, labels: Mapping[str, str]) -> str:
+    """Which labels of earlier rounds are others than in a run's copy of them, in words; "" where none is."""
+    path = folder / LABELLED
+    before = written_labels(path) if path.exists() else {}
+    pairs = {name: (before.get(name, "none"), labels.get(name, "none")) for name in dict.fromkeys([*before, *labels])}
+    words = [f"{name} ({old} -> {new})" for name, (old, new) in sorted(pairs.items()) if old != new]
+    corrected = any(old != new and name in before and name in labels for name, (old, new) in pairs.items())
+    hint = f"; training on {folder} takes corrected ones without a new choice" if corrected else ""
+    return f"labels were others: {some(words, SHOWN)}{hint}" if words else ""
 
 
 def asked_for(request: Mapping[str, object], key: str) -> object:

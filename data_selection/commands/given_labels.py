@@ -6,10 +6,13 @@ from typing import NamedTuple
 
 import torch
 
+from data_selection.annotation.round_labels import sources_in_turn
+from data_selection.annotation.run_folder import is_run
 from data_selection.common.errors import UserError
 from data_selection.common.feature_table import FeatureTable
 from data_selection.common.kinds import Log
 from data_selection.images.answers import read_answers
+from data_selection.images.claims import Source
 from data_selection.images.known_lists import holds_tasks
 
 
@@ -26,13 +29,15 @@ def labels_of(
 ) -> Labels | None:
     """The Labels in tables, exports of annotation tools and class folders; None where no list holds any.
 
-    Subset files hold none. classes: words that are known to be classes. Raises UserError with all that is wrong with
-    the labels.
+    A run folder has those of its tables and of the rounds before it. Subset files hold none. classes: words that are
+    known to be classes. Raises UserError with all that is wrong with the labels.
     """
-    files = [source for source in map(Path, sources) if source.suffix.lower() != ".json" or holds_tasks(source)]
-    if not files or table.names is None:
+    names, files = table.names, [one for one in map(Path, sources) if one.suffix.lower() != ".json" or holds_tasks(one)]
+    if not files or names is None:
         return None
-    answers = read_answers(files, table.names, (), classes)
+    of_runs = sources_in_turn([file for file in files if is_run(file)], names)
+    tables = [one for file in files for one in (of_runs[file] if file in of_runs else [Source(file)])]
+    answers = read_answers(tables, names, (), classes)
     if not answers.labels:
         return None
     for line in answers.understood:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from data_selection.annotation.originals import HOW
+from data_selection.annotation.round_labels import EARLIER, digest, note_earlier
 from data_selection.annotation.run_folder import (
     BELIEFS,
     FEATURES,
@@ -29,7 +30,7 @@ from data_selection.annotation.run_folder import (
     read_run,
 )
 from data_selection.commands.any_method import next_round
-from data_selection.commands.earlier_rounds import AUTO, Known, backbone_of, borrow, digest, method_of, read_labelled
+from data_selection.commands.earlier_rounds import AUTO, Known, backbone_of, borrow, method_of, read_labelled
 from data_selection.commands.extract import build_parser
 from data_selection.commands.foresight import check_disk, foresee, rows_looked_at
 from data_selection.commands.given_labels import numbered
@@ -113,12 +114,12 @@ def choose_images(
         "budget": count, "method": method, "seed": seed, "model": model, "weights": weights and Path(weights).name,
         WEIGHTS: sha256(weights) if weights and os.path.isfile(weights) else None,  # noqa: PTH113 - or an address
         PERCENT: str(budget).replace(" ", "") if str(budget).strip().endswith("%") else None,
-        CHECK: check or None, "labelled": digest(known) if labelled else None,
+        CHECK: check or None, "labelled": digest(known.labels, known.waiting) if labelled else None,
         "strategy": strategy if known.labels else None,
     }  # fmt: skip
     order = Order(out, source, known.classes if words else [], images, embed)
     with contextlib.nullcontext() if dry_run else in_turn(out):
-        if not is_chosen(out, request):
+        if not is_chosen(out, request, known.labels):
             free = len(pool) - len(known.labels) - len(known.waiting)
             if not 1 <= count <= free - check:
                 most, rest = free - check, f" less the {check} of --check" if check else ""
@@ -219,7 +220,8 @@ class Planned:
             "version": VERSION, "source": source_of(args.dataset, None), "request": self.request,
             "features": args.path.relative_to(self.out).as_posix(), "weights": self.weights,
             "rounds": self.known.rounds, CHECK: self.known.check, WAITING: self.known.waiting,
-            "classes": self.known.classes, "versions": versions(), "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+            "classes": self.known.classes, EARLIER: note_earlier(self.known.runs, self.out), "versions": versions(),
+            "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         }  # fmt: skip
         with atomic_write(self.out / RECORD, "w") as handle:
             json.dump(record, handle, indent=1)

@@ -3,12 +3,13 @@
 import filecmp
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from data_selection.annotation.round_labels import note_given
 from data_selection.annotation.run_folder import read_run
 from data_selection.common.distributed import one_process
 from data_selection.common.errors import UserError
@@ -17,8 +18,9 @@ from data_selection.common.kinds import Log
 from data_selection.common.listed_names import quoted
 from data_selection.common.progress import OpenBar
 from data_selection.common.subset_files import pool_provenance
-from data_selection.images.answers import can_be_judged, write_labels
-from data_selection.images.label_files import labelled_folder
+from data_selection.images.answers import can_be_judged, write_labels, written_labels
+from data_selection.images.claims import SHOWN
+from data_selection.images.label_files import labelled_folder, some
 from data_selection.images.pools import Pool
 from data_selection.images.record import list_digest, record_pool
 from deit.labelled.reporting import NOTHING, report
@@ -96,6 +98,8 @@ def train_on_labels(
     ):
         raise UserError(f"--labels {table} is what training writes, and would be replaced: give it another name")
     own = folder.with_suffix(".csv")  # that another training beside it does not change
+    tell_relabelled(table, given.answers.labels, log)
+    note_given(given.folder, given.answers.labels, given.given)
     for path in (table, own):
         with atomic_write(path, "w") as handle:
             handle.write(text)
@@ -108,6 +112,7 @@ def train_on_labels(
     other = "" if weights and of_the_features(given, weights) else weights
     with one_at_a_time(table, log):  # model and report are of one training
         changed = place(folder, given.folder)
+        note_given(given.folder, given.answers.labels, given.given)
         with atomic_write(table, "w") as handle:
             handle.write(text)
         page, values = report(given, folder, result, weights=other, seed=seed, log=log, progress=progress)
@@ -121,6 +126,14 @@ def train_on_labels(
     if predicted.exists() and (changed or predicted.stat().st_mtime_ns < model.stat().st_mtime_ns):
         log(f"{predicted.name} in it is by an earlier model: scripts/predict.py asks this one")
     return Trained(model, page, accuracy["value"], (result.get("last") or {}).get("acc1"))
+
+
+def tell_relabelled(table: Path, labels: Mapping[str, str], log: Log) -> None:
+    """Say which labels are others than those of the training before, which its labels.csv has."""
+    before = written_labels(table) if table.exists() else {}
+    others = [f"{name} ({old} -> {labels[name]})" for name, old in before.items() if labels.get(name, old) != old]
+    if others:
+        log(f"{len(others)} labels are others than those of the training before: {some(others, SHOWN)}")
 
 
 def judges(accuracy: dict[str, Any]) -> str:

@@ -175,7 +175,7 @@ def test_a_round_takes_labels_in_and_embeds_nothing_again(choose, tmp_path, caps
     assert "29 images have labels" in capsys.readouterr().out
     assert not {name for name, _ in rows(three)[1:]} & chosen
     label(one, 10)
-    with pytest.raises(UserError, match="labelled was"):
+    with pytest.raises(UserError, match=r"labels were others: \d+\.png \(none -> \w+\)\): choose"):
         choose(two, labelled=[one], budget=20)
 
 

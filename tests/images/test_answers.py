@@ -103,7 +103,8 @@ def test_label_studio_and_cvat(tmp_path):
     ],
 )
 def test_two_labels_of_one_image_are_never_made_one(tmp_path, name, content):
-    assert "1 images have two labels: cats/b.jpg ('x' and 'y')" in read(tmp_path / name, content).faults
+    told = f"1 images have two labels: cats/b.jpg ('x' and 'y' in {tmp_path / name}); correct one of the two"
+    assert told in read(tmp_path / name, content).faults
 
 
 def test_of_several_annotators_the_last_who_chose_counts(tmp_path):
@@ -165,7 +166,7 @@ def test_what_is_wrong_is_told_together(tmp_path):
     assert found.labels == {"cats/b.jpg": "Cat"}
     unknown, both = found.faults
     assert unknown == "2 rows are of no image of the pool: none.jpg (a.csv), a b.jpg (a.csv; several are called so)"
-    assert both == "1 images have two labels: cats/b.jpg ('Cat' and 'Dog')"
+    assert both.startswith("1 images have two labels: cats/b.jpg ('Cat' and 'Dog' in ")
     assert one_class(found) == ["all 1 labels are 'Cat': two classes are needed"]
     assert found.unlabelled == ["dogs/c,d.jpg"]
 
@@ -275,3 +276,16 @@ def test_words_that_no_class_is_called_by_are_asked_about(tmp_path, words, fault
     (found,) = read_answers([tmp_path / "a.csv"], names).faults
     assert re.search(fault, found)
     assert read_answers([tmp_path / "a.csv"], names, classes=sorted(set(words))).faults == []
+
+
+def test_two_labels_are_told_with_their_files(tmp_path):
+    """Where files say one thing each, and where one of them says two."""
+    (tmp_path / "a.csv").write_text(
+        "file,label\nb.jpg,Cat\nc,d.jpg,Dog\n".replace("c,d", '"c,d').replace("jpg,D", 'jpg",D')
+    )
+    (tmp_path / "b.csv").write_text("file,label\nb.jpg,Dog\n")
+    found = read_answers([tmp_path / "a.csv", tmp_path / "b.csv"], NAMES)
+    wanted = f"cats/b.jpg ('Cat' in {tmp_path / 'a.csv'} and 'Dog' in {tmp_path / 'b.csv'}); correct one of the two"
+    assert found.faults == [f"1 images have two labels: {wanted}"]
+    (tmp_path / "b.csv").write_text("file,label\nb.jpg,Cat\n")
+    assert read_answers([tmp_path / "a.csv", tmp_path / "b.csv"], NAMES).faults == []

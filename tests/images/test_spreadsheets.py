@@ -114,7 +114,7 @@ def test_linked_class_folders_are_followed_and_loops_are_not(tmp_path):
     assert found.understood[0].endswith("class folders (Cat, Dog), 2 images")
     (tmp_path / "a/Also").symlink_to(tmp_path / "elsewhere")  # under two words, and no loop
     assert read_answers([tmp_path / "a"], NAMES).faults[0] == (
-        "1 images have two labels: cats/b.jpg ('Also' and 'Cat')"
+        f"1 images have two labels: cats/b.jpg ('Also' and 'Cat' in {tmp_path / 'a'}); correct one of the two"
     )
 
 
