@@ -26,6 +26,11 @@ MISSING = (  # what people, spreadsheets and other programs write for no label, 
     "n/a", "#n/a", "na", "<na>", "nan", "null", "none", "?", "-", "--", *NO_LABEL,
     "#name?", "#ref!", "#value!", "#div/0!", "#num!", "#null!",
 )  # fmt: skip
+DOUBTS = (  # what annotators write where they give no label; the page leaves such a cell empty
+    "unsure", "not sure", "uncertain", "unclear", "unknown", "unlabeled", "unlabelled", "undecided", "dont know",
+    "do not know", "idk", "cant tell", "cannot tell", "skip", "skipped", "ignore", "ignored", "todo", "to do", "tbd",
+    "unklar", "unsicher", "unbekannt", "wei\u00df nicht",
+)  # fmt: skip
 QUOTES = "\"'`\u00ab\u00bb\u2018\u2019\u201a\u201b\u201c\u201d\u201e\u201f\u2039\u203a"  # straight and curly
 WRAPPED = re.compile(f"=?[{QUOTES}](.+)[{QUOTES}]")  # ="007" is how a spreadsheet is made to keep a text
 RARE = 2  # images: a word that more of them have is no slip
@@ -133,9 +138,11 @@ def other_word(word: str, counts: Counter[str], known: set[str], looks: Sequence
 
 
 def is_missing(word: str) -> bool:
-    """Whether a word is one of MISSING, marks that nobody sees and a stop at its end left aside."""
+    """Whether a word is one of MISSING or DOUBTS, or question marks; what people see alike or as a stop left aside."""
     shown = seen(word).casefold()
-    return shown in MISSING or shown.rstrip(".") in MISSING
+    plain = " ".join(re.sub(f"[{QUOTES}]", "", re.sub("[-_]", " ", shown)).rstrip(".!? ").split())
+    bare = not shown.strip("? ")
+    return bare or shown in MISSING or shown.rstrip(".") in MISSING or plain in {word.casefold() for word in DOUBTS}
 
 
 def seen(word: str) -> str:
