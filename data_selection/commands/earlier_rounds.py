@@ -25,10 +25,10 @@ from data_selection.annotation.run_folder import (
 from data_selection.commands.run_extract import moved, name_parts, source_of
 from data_selection.common.errors import UserError, meant
 from data_selection.common.files import atomic_write
+from data_selection.common.listed_names import quoted
 from data_selection.images.answers import read_answers
 from data_selection.images.claims import Source
 from data_selection.images.following import follow, told
-from data_selection.images.label_files import some
 from data_selection.images.pools import Pool, open_pool
 from data_selection.images.record import PoolRecord, record_pool
 from data_selection.methods.table import LABEL_FREE, METHODS
@@ -78,8 +78,12 @@ def method_of(known: Known, budget: int, method: str, strategy: str) -> tuple[st
     return advise_rounds(torch.tensor([classes.index(word) for word in known.labels.values()]), budget)
 
 
-def read_labelled(sources: Sequence[Path | str], pool: Pool, classes: Sequence[str] = ()) -> Known:
+def read_labelled(
+    sources: Sequence[Path | str], pool: Pool, classes: Sequence[str] = (), *, partial: bool = False
+) -> Known:
     """The labels of earlier rounds, what was understood told. Raises UserError with all that is wrong in them.
+
+    partial: labelled images that are gone are no fault, and told.
 
     The images of run folders are followed by their content, those of other sources by name, by one that a run folder
     knew where the pool has it no longer. classes: words that are known to be classes, besides those that the run
@@ -102,17 +106,13 @@ def read_labelled(sources: Sequence[Path | str], pool: Pool, classes: Sequence[s
     elsewhere, missing = follow({name: former[name] for name in told_of}, pool, read)
     if gone := list(dict.fromkeys([*(name for one in today.values() for name in one.gone), *missing])):
         labelled = {*told_of, *(name for one in today.values() for name in one.labelled)}
-        raise UserError(
-            f"the labels cannot be used: {len(gone)} of the {len(labelled)} labelled images are gone, or have "
-            f"another content than when they were labelled: {some(gone)}; give them back, or take their rows out of "
-            f"{' and '.join(dict.fromkeys(str(one.path) for one in tables))}"
-        )
+        leave_out(gone, len(labelled), tables, partial=partial)
     before = [word for run in runs for word in read_run(run).get("classes") or ()]
     for run in runs:
         for source in of_runs[run]:
-            source.renamed = today[run].moved
+            source.renamed = today[run].moved | dict.fromkeys(today[run].gone)
     for source in others:
-        source.renamed = elsewhere
+        source.renamed = elsewhere | dict.fromkeys(missing)
     answers = read_answers(tables, names, (), list(dict.fromkeys([*classes, *before])))
     for line in answers.understood:
         print(line)
@@ -131,6 +131,21 @@ def read_labelled(sources: Sequence[Path | str], pool: Pool, classes: Sequence[s
     used = set(labels.values())
     announced = dict.fromkeys([*classes, *(word for word in before if not classes or word in used)])
     return Known(labels, waiting, rounds_of(runs), list(dict.fromkeys(check)), list(announced), runs)
+
+
+def leave_out(gone: Sequence[str], count: int, tables: Sequence[Source], *, partial: bool) -> None:
+    """Name all labelled images that are gone, of `count`. Raises UserError unless partial, and where none is left."""
+    told_of = (
+        f"{len(gone)} of the {count} labelled images are gone, or have another content than when they were labelled: "
+        f"{', '.join(map(quoted, gone))}"
+    )
+    if not partial or len(gone) == count:
+        places = " and ".join(dict.fromkeys(str(one.path) for one in tables))
+        raise UserError(
+            f"the labels cannot be used: {told_of}; give them back; --partial goes on without them, and leaves their "
+            f"rows in {places}"
+        )
+    print(f"warning: left out, {told_of}")
 
 
 @dataclass(frozen=True)

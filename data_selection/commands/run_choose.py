@@ -74,6 +74,7 @@ def choose_images(
     allow_http: bool = False,
     check: int = 0,
     labelled: Sequence[Path | str] = (),
+    partial: bool = False,
     classes: Sequence[str] | str = (),
     images: str = "link",
     embed: bool = False,
@@ -87,7 +88,8 @@ def choose_images(
     method: a row of LABEL_FREE, or `auto`: as judging.advice says once the pool is embedded. check: so many images
     more, drawn at random from the rest of the pool, which training judges by and learns from, too. labelled: folders of
     earlier rounds, or label files of any tool; these images are not chosen again, and with labels of two classes a
-    model of them chooses by a strategy, one of STRATEGIES (`auto`: as judging.rounds advises). model: by default that
+    model of them chooses by a strategy, one of STRATEGIES (`auto`: as judging.rounds advises). partial: without those
+    that are gone. model: by default that
     of the last folder of `labelled`, with its weights, else MODEL. classes: names for the page, or the `a,b,c` or file
     of the command. images: `link`, `copy` or `none`. The same call again goes on where it was stopped, and never writes
     over labels. dry_run: only say what it would do, and return None. Raises UserError for the user's mistakes, before
@@ -108,7 +110,7 @@ def choose_images(
     count = number(budget, len(pool))
     if check and check < FEWEST_DRAWN:
         raise UserError(f"--check {check}: from fewer than {FEWEST_DRAWN} images nothing can be told: 0 asks for none")
-    known = read_labelled(labelled, pool, words)
+    known = read_labelled(labelled, pool, words, partial=partial)
     by, reason = method_of(known, count, method, strategy)
     request = {
         "budget": count, "method": method, "seed": seed, "model": model, "weights": weights and Path(weights).name,
@@ -236,13 +238,9 @@ class Planned:
         """Choose from the features, and write the list with its record."""
         features = self.out / read_run(self.out)["features"]
         args = argparse.Namespace(
-            device=device,
-            seed=self.seed,
-            no_label_column=False,
-            filename=SUBSET,
-            overwrite=False,
+            device=device, seed=self.seed, no_label_column=False, filename=SUBSET, overwrite=False,
             keep_duplicates=False,
-        )
+        )  # fmt: skip
 
         def plan(world: World, table: "FeatureTable") -> Plan:
             rows = {name: row for row, name in enumerate(table.names or ())}
