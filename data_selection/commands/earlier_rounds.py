@@ -1,10 +1,12 @@
 """What choose_images takes over from rounds before it: labels, features, and by which method the next one is chosen."""
 
 import argparse
+import contextlib
 import functools
 import glob
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,10 +29,10 @@ from data_selection.common.errors import UserError, meant
 from data_selection.common.files import atomic_write
 from data_selection.common.listed_names import quoted
 from data_selection.images.answers import read_answers
-from data_selection.images.claims import Source
+from data_selection.images.claims import Source, copies_apart
 from data_selection.images.following import follow, told
 from data_selection.images.pools import Pool, open_pool
-from data_selection.images.record import PoolRecord, record_pool
+from data_selection.images.record import PoolRecord, file_hash, record_pool
 from data_selection.methods.table import LABEL_FREE, METHODS
 
 MODEL = "vit_small"
@@ -117,9 +119,9 @@ def read_labelled(
     for line in answers.understood:
         print(line)
     moved = {name: new for one in today.values() for name, new in one.moved.items()} | elsewhere
-    if answers.faults:
+    if faults := [*answers.faults, *copies_apart(answers, hashes_of(answers.labels, pool))]:
         why = f" ({told(moved, [])})" if moved else ""
-        raise UserError(f"the labels cannot be used: {'; '.join(answers.faults)}{why}")
+        raise UserError(f"the labels cannot be used: {'; '.join(faults)}{why}")
     if moved:
         print(f"{len(moved)} images of earlier rounds are found by their content: {told(moved, [])}")
     labels = answers.labels
@@ -146,6 +148,17 @@ def leave_out(gone: Sequence[str], count: int, tables: Sequence[Source], *, part
             f"rows in {places}"
         )
     print(f"warning: left out, {told_of}")
+
+
+def hashes_of(names: Iterable[str], pool: Pool) -> dict[str, str]:
+    """{name: content hash} of images of a pool, as far as two can be equal: those of one size alone are read."""
+    here = dict(zip(pool.names or (), pool.paths, strict=True))
+    sized: defaultdict[int, list[str]] = defaultdict(list)
+    for name in names:
+        with contextlib.suppress(OSError):  # gone meanwhile
+            if name in here:
+                sized[Path(here[name]).stat().st_size].append(name)
+    return {name: file_hash(here[name]) for alike in sized.values() if len(alike) > 1 for name in alike}
 
 
 @dataclass(frozen=True)

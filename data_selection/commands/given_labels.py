@@ -12,8 +12,9 @@ from data_selection.common.errors import UserError
 from data_selection.common.feature_table import FeatureTable
 from data_selection.common.kinds import Log
 from data_selection.images.answers import read_answers
-from data_selection.images.claims import Source
+from data_selection.images.claims import Source, copies_apart
 from data_selection.images.known_lists import holds_tasks
+from data_selection.images.record import load_record
 
 
 class Labels(NamedTuple):
@@ -42,8 +43,10 @@ def labels_of(
         return None
     for line in answers.understood:
         log(line)
-    if answers.faults:
-        raise UserError(f"the labels cannot be used: {'; '.join(answers.faults)}")
+    record = load_record(table.path, len(table)) if table.path else None
+    hashes = dict(zip(names, record.hashes, strict=True)) if record else {}
+    if faults := [*answers.faults, *copies_apart(answers, hashes)]:
+        raise UserError(f"the labels cannot be used: {'; '.join(faults)}")
     return numbered(answers.labels, table)
 
 

@@ -105,3 +105,18 @@ def two_words(said: Sequence[tuple[str, Source]]) -> str:
     if len(places) == 1:
         return f"{' and '.join(map(repr, reversed(first)))} in {places[0]}"
     return " and ".join(f"{word!r} in {path}" for word, path in reversed(first.items()))
+
+
+def copies_apart(answers: "Answers", hashes: Mapping[str, str]) -> list[str]:
+    """A sentence where images that are equal to the byte have two labels; else none. hashes: {name: of its content}."""
+    groups = defaultdict[str, dict[str, str]](dict)  # of each content the first image of each label
+    for name, label in sorted(answers.labels.items()):
+        if hashes.get(name):
+            groups[hashes[name]].setdefault(label, name)
+    apart = [
+        " and ".join(f"{name} ({label!r} in {answers.said[name]})" for label, name in group.items())
+        for group in groups.values()
+        if len(group) > 1
+    ]
+    told = f"{len(apart)} images have copies, equal to the byte, with another label: {some(apart)}"
+    return [f"{told}; correct one of the two"] if apart else []

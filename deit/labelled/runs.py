@@ -19,7 +19,7 @@ from data_selection.common.kinds import Log
 from data_selection.common.subset_files import pool_provenance
 from data_selection.embedding.backbones import DEMO_WEIGHTS, DINO_WEIGHTS, local_file
 from data_selection.images.answers import Answers, alone, one_class, read_answers, some
-from data_selection.images.claims import Source
+from data_selection.images.claims import Source, copies_apart
 from data_selection.images.following import follow, told
 from data_selection.images.pools import Pool, open_pool
 from data_selection.images.record import load_record, record_pool
@@ -75,7 +75,7 @@ def open_run(
     answers = read_answers(sources, table.names, asked, record.get("classes") or ())
     for line in answers.understood:
         log(line)
-    faults = [*answers.faults, *one_class(answers)]
+    faults = [*answers.faults, *copies_apart(answers, contents(folder)), *one_class(answers)]
     if not answers.labels:
         faults = [
             *faults,
