@@ -93,7 +93,8 @@ def main_select(argv: Sequence[str] | None = None) -> None:
     def plan(world: "World", table: "FeatureTable") -> "Plan":
         budget, lists, method = budget_of(args, table), taken(args, table, world), args.method
         asks = method == AUTO or METHODS[method].rounds
-        labels = labels_of(args.labelled or (), table, world.say, classes) if asks else None
+        skip = args.missing == "skip"
+        labels = labels_of(args.labelled or (), table, world.say, classes, skip=skip) if asks else None
         if method == AUTO:
             method, told = advised(table, budget, lists, labels, args.seed)
             world.say(f"--method {AUTO} takes {method}: {told}")

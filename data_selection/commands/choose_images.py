@@ -36,7 +36,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--allow-http", action="store_true", help="take weights from an address without https")
     add("--labelled", metavar="RUN", nargs="+", default=[], help="labels so far: folders of earlier rounds, or files "
         "of labels (CSV, exports of Label Studio and CVAT); their images are not chosen again")  # fmt: skip
-    add("--partial", action="store_true", help="go on without labelled images that are gone or have another content")
+    add("--partial", action="store_true", help="go on without labelled images that are gone or have "
+        "another content, and without rows of no image")  # fmt: skip
     add("--classes", default="", help="class names for the page and the tools: a,b,c or a text file of one a line")
     add("--images", choices=HOW, default="link", help="the chosen images in OUT/images: links, copies, or not at all")
     add("--embed", action="store_true", help="put the chosen images into the page itself, not only small ones")

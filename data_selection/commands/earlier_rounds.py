@@ -85,7 +85,7 @@ def read_labelled(
 ) -> Known:
     """The labels of earlier rounds, what was understood told. Raises UserError with all that is wrong in them.
 
-    partial: labelled images that are gone are no fault, and told.
+    partial: labelled images that are gone, and rows of no image, are no fault, and told.
 
     The images of run folders are followed by their content, those of other sources by name, by one that a run folder
     knew where the pool has it no longer. classes: words that are known to be classes, besides those that the run
@@ -115,7 +115,7 @@ def read_labelled(
             source.renamed = today[run].moved | dict.fromkeys(today[run].gone)
     for source in others:
         source.renamed = elsewhere | dict.fromkeys(missing)
-    answers = read_answers(tables, names, (), list(dict.fromkeys([*classes, *before])))
+    answers = read_answers(tables, names, (), list(dict.fromkeys([*classes, *before])), partial=partial)
     for line in answers.understood:
         print(line)
     moved = {name: new for one in today.values() for name, new in one.moved.items()} | elsewhere

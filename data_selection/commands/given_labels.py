@@ -26,19 +26,19 @@ class Labels(NamedTuple):
 
 
 def labels_of(
-    sources: Sequence[Path | str], table: FeatureTable, log: Log, classes: Sequence[str] = ()
+    sources: Sequence[Path | str], table: FeatureTable, log: Log, classes: Sequence[str] = (), *, skip: bool = False
 ) -> Labels | None:
     """The Labels in tables, exports of annotation tools and class folders; None where no list holds any.
 
     A run folder has those of its tables and of the rounds before it. Subset files hold none. classes: words that are
-    known to be classes. Raises UserError with all that is wrong with the labels.
+    known to be classes. skip: rows of no image are left out. Raises UserError with all that is wrong with the labels.
     """
     names, files = table.names, [one for one in map(Path, sources) if one.suffix.lower() != ".json" or holds_tasks(one)]
     if not files or names is None:
         return None
     of_runs = sources_in_turn([file for file in files if is_run(file)], names)
     tables = [one for file in files for one in (of_runs[file] if file in of_runs else [Source(file)])]
-    answers = read_answers(tables, names, (), classes)
+    answers = read_answers(tables, names, (), classes, partial=skip, flag="--missing skip")
     if not answers.labels:
         return None
     for line in answers.understood:

@@ -58,6 +58,9 @@ def read_answers(
     names: Sequence[str],
     asked: Sequence[str] = (),
     classes: Sequence[str] = (),
+    *,
+    partial: bool = False,
+    flag: str = "--partial",
 ) -> Answers:
     """The labels of a pool's images in files or folders that people and annotation tools have written.
 
@@ -66,6 +69,7 @@ def read_answers(
     how one stands to the others. names: of the pool's images; a source may have them absolute, from another root,
     percent-encoded or without folders. asked: names of the images sent out, which win where a bare file name fits
     several. classes: words that are known to be classes; others are, too, unless they look like one of them misspelt.
+    partial: rows of no image are left out, and no fault; flag: of the command that asks for that, for a message.
     Raises UserError for a file that cannot be read as any of these, or with a label that is no text.
     """
     result, claims = Answers(), Claims()
@@ -83,7 +87,7 @@ def read_answers(
             )
         claims.add(found, source, finder)
         result.understood.append(how)
-    claims.settle(result)
+    claims.settle(result, flag, partial=partial)
     check_words(result, classes)
     result.unlabelled = [name for name in asked if name not in result.labels]
     return result

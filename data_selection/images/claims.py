@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from data_selection.images.answers import Answers
 
 SHOWN = 10  # corrections that a line names
+ROWS = 50  # rows that it names where they are to be taken out
 
 
 @dataclass(eq=False)
@@ -72,8 +73,11 @@ class Claims:
             self.elsewhere.append(f"{file} as {name}")
         return name
 
-    def settle(self, result: "Answers") -> None:
-        """Give each image its label, tell which ones that corrects, and put what does not fit among the faults."""
+    def settle(self, result: "Answers", flag: str, *, partial: bool) -> None:
+        """Give each image its label, tell which ones that corrects, and put what does not fit among the faults.
+
+        partial: rows of no image are told alone; flag: how a command is asked for that.
+        """
         both, corrected = [], defaultdict[tuple[str, Path], dict[str, str]](dict)
         for name, said in self.said.items():
             last = [(word, one) for word, one in said if not any(other.corrects(one) for _, other in said)]
@@ -93,7 +97,11 @@ class Claims:
             told = some(list(told_of.values()), SHOWN)
             result.understood.append(f"{len(told_of)} {title} are corrected: {told}, by {path}")
         if self.unknown:
-            result.faults.append(f"{len(self.unknown)} rows are of no image of the pool: {some(self.unknown)}")
+            told = f"{len(self.unknown)} rows are of no image of the pool: {some(self.unknown, ROWS)}"
+            if partial:
+                result.understood.append(f"left out: {told}")
+            else:
+                result.faults.append(f"{told}; take these rows out, or {flag} leaves them out")
         if both:
             result.faults.append(f"{len(both)} images have two labels: {some(both)}; correct one of the two")
 

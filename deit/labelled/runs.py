@@ -57,7 +57,7 @@ def open_run(
     """The Labelled of a run folder. labels: files in place of the folder's own annotate.csv; source: images that moved.
 
     Says what was understood of each file. Raises UserError with everything that is wrong with the labels at once;
-    partial: images without a label are no fault, nor are labelled ones that are gone.
+    partial: images without a label are no fault, nor are labelled ones that are gone, nor rows of no image.
     """
     folder = Path(folder)
     record = read_run(folder)
@@ -72,7 +72,7 @@ def open_run(
     made = made_places(asked)  # the folder's own tables have the names themselves
     mine = [Source(Path(file), places=made) for file in labels] or None  # in place of its own; earlier rounds' stay
     sources = sources_of(folder, table.names, asked, mine)
-    answers = read_answers(sources, table.names, asked, record.get("classes") or ())
+    answers = read_answers(sources, table.names, asked, record.get("classes") or (), partial=partial)
     for line in answers.understood:
         log(line)
     faults = [*answers.faults, *copies_apart(answers, contents(folder)), *one_class(answers)]

@@ -68,10 +68,11 @@ def train_on_labels(
     """Train on the labels of a folder of choose_images, and leave model.pth, report.html and report.json there.
 
     labels: files as annotators and their tools give them back (by default the folder's annotate.csv). partial: go on
-    without the labels that are missing. test: a folder of test images, in class folders or with test_labels, a CSV;
-    they decide nothing. mode, minutes, seed, device, num_workers: as for deit/main.py, but that `auto` without minutes
-    has MINUTES. weights, source: where the backbone's weights and the pool's images are now. The same call again goes
-    on where it was stopped. Raises UserError for what is wrong with the labels, all of it at once, before any work.
+    without the labels that are missing, and without rows of no image. test: a folder of test images, in class folders
+    or with test_labels, a CSV; they decide nothing. mode, minutes, seed, device, num_workers: as for deit/main.py, but
+    that `auto` without minutes has MINUTES. weights, source: where the backbone's weights and the pool's images are
+    now. The same call again goes on where it was stopped. Raises UserError for what is wrong with the labels, all of it
+    at once, before any work.
     """
     one_process("train_on_labels.py", f"; deit/main.py --labels {Path(run) / LABELS} trains with several")
     if test and Path(test).is_file():

@@ -66,6 +66,18 @@ def test_labels_that_are_given_stand_for_the_runs_own_and_those_of_earlier_round
         assert found.answers.labels == before | {"ccc.png": own, "dddd.png": "dog"}
 
 
+def test_rows_of_no_image_are_all_named_and_left_out_where_asked(run):
+    strange = [f"gone{number}.png" for number in range(40)]
+    write_answers(run / "annotate.csv", {"ccc.png": "dog", "dddd.png": "cat"} | dict.fromkeys(strange, "cat"))
+    told, said = "40 rows are of no image of the pool: " + ", ".join(f"{name} (annotate.csv)" for name in strange), []
+    with pytest.raises(UserError) as caught:
+        open_run(run, [], None, partial=False, log=said.append)
+    assert f"{told}; take these rows out, or --partial leaves them out" in str(caught.value)
+    found = open_run(run, [], None, partial=True, log=said.append)
+    assert f"left out: {told}" in said
+    assert found.answers.labels == {"a.png": "cat", "bb.png": "dog", "ccc.png": "dog", "dddd.png": "cat"}
+
+
 def test_test_images_come_with_their_labels_and_processes_change_no_training(run, tmp_path, monkeypatch):
     told = []
 
