@@ -62,6 +62,11 @@ def open_run(
     folder = Path(folder)
     record = read_run(folder)
     where = Path(os.path.abspath(source or record["source"]))  # noqa: PTH100 - so that no data set is called like it
+    if not where.exists() and source:
+        raise UserError(
+            f"--source {source} does not exist: name the folder or list of the pool's images, which were in "
+            f"{record['source']} when they were chosen"
+        )
     if not where.exists():
         raise UserError(f"the images are not in {where} any longer: say with --source where they are")
     features = folder / record["features"]
@@ -164,7 +169,8 @@ def backbone_flags(run: Labelled, weights: str) -> list[str]:
         try:
             local_file(start)
         except UserError as error:
-            raise UserError(f"{error}; --weights says where the backbone's weights are now") from None
+            hint = "" if weights else "; --weights says where the backbone's weights are now"
+            raise UserError(f"{error}{hint}") from None
     flags = ["--model", arch, "--pixels", "model", "--input-size", str(pixels["size"])]
     if start.startswith("http://"):  # choosing has taken them from there, asked to
         flags.append("--allow-http")

@@ -66,6 +66,22 @@ def test_labels_that_are_given_stand_for_the_runs_own_and_those_of_earlier_round
         assert found.answers.labels == before | {"ccc.png": own, "dddd.png": "dog"}
 
 
+def test_a_place_that_is_typed_wrong_is_what_the_message_names(run, tmp_path):
+    (tmp_path / "images").rename(tmp_path / "moved")
+    with pytest.raises(UserError, match=r"images are not in .*images any longer: say with --source"):
+        open_run(run, [], None, partial=False, log=lambda _: None)
+    wrong = tmp_path / "moevd"
+    told = f"--source {wrong} does not exist: name the folder or list of the pool's images, which were in {tmp_path}/im"
+    with pytest.raises(UserError) as caught:
+        open_run(run, [], wrong, partial=False, log=lambda _: None)
+    assert str(caught.value).startswith(told)
+    with pytest.raises(UserError, match=r"gone\.pth") as caught:
+        backbone_flags(embedded(tmp_path), str(tmp_path / "gone.pth"))
+    assert "--weights says" not in str(caught.value)
+    with pytest.raises(UserError, match=r"old\.pth.*; --weights says where"):
+        backbone_flags(embedded(tmp_path, weights=str(tmp_path / "old.pth")), "")
+
+
 def test_rows_of_no_image_are_all_named_and_left_out_where_asked(run):
     strange = [f"gone{number}.png" for number in range(40)]
     write_answers(run / "annotate.csv", {"ccc.png": "dog", "dddd.png": "cat"} | dict.fromkeys(strange, "cat"))
