@@ -11,22 +11,21 @@ import os
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from data_selection.annotation.run_folder import (
     ANSWERS,
     LABELLED,
-    RECORD,
     SUBSET,
     UNDERSTOOD,
     WAITING,
     chosen_names,
     contents,
     is_run,
+    note,
     read_run,
 )
 from data_selection.common.feature_table import sidecar
-from data_selection.common.files import atomic_write, sha256
+from data_selection.common.files import sha256
 from data_selection.images.answers import read_answers, written_labels
 from data_selection.images.claims import Source
 
@@ -182,8 +181,4 @@ def given_labels(
 
 def note_given(run: Path, labels: Mapping[str, str], given: Mapping[str, tuple[str, str]]) -> None:
     """Note in run.json which labels only training was given, and of which labels.csv that is true."""
-    record: dict[str, Any] = read_run(run)
-    noted = {"table": digest(labels), "labels": {name: list(pair) for name, pair in given.items()}}
-    if record.get(GIVEN) != noted:
-        with atomic_write(run / RECORD, "w") as handle:
-            json.dump(record | {GIVEN: noted}, handle, indent=1)
+    note(run, GIVEN, {"table": digest(labels), "labels": {name: list(pair) for name, pair in given.items()}})

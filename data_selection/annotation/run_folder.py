@@ -65,13 +65,19 @@ def class_words(classes: Sequence[str] | str) -> list[str]:
 
 def know_classes(folder: Path, classes: list[str]) -> list[str]:
     """The class names of a run folder's record, which are `classes` from now on where there are some."""
-    record = read_run(folder)
-    known = list(record.get("classes") or ())
-    if not classes or classes == known:
+    known = list(read_run(folder).get("classes") or ())
+    if not classes:
         return known
-    with atomic_write(folder / RECORD, "w") as handle:
-        json.dump(record | {"classes": classes}, handle, indent=1)
+    note(folder, "classes", classes)
     return classes
+
+
+def note(folder: Path, key: str, value: object) -> None:
+    """Put a value into a run folder's record, which stays as it is where it holds that already."""
+    record = read_run(folder)
+    if record.get(key) != value:
+        with atomic_write(folder / RECORD, "w") as handle:
+            json.dump(record | {key: value}, handle, indent=1)
 
 
 def is_run(path: Path) -> bool:

@@ -23,6 +23,7 @@ from data_selection.images.claims import SHOWN
 from data_selection.images.label_files import labelled_folder, some
 from data_selection.images.pools import Pool
 from data_selection.images.record import list_digest, record_pool
+from deit.labelled.predicted import keep_others, note_images
 from deit.labelled.reporting import NOTHING, report
 from deit.labelled.runs import LABELS, MODEL, Labelled, backbone_flags, open_run, training_folder
 from deit.options import parse
@@ -232,6 +233,7 @@ def predict_images(
 ) -> Predictions:
     """Predictions of a trained run folder for the images of a folder or list, written as a CSV (run/predictions.csv).
 
+    A predictions.csv of other images gets another name, unless `out` is given.
     Images that cannot be read are told, and stand in the table without a label. Raises UserError where none can be
     read, the folder has no model yet, or `out` is something else than a CSV of predictions.
     """
@@ -252,7 +254,11 @@ def predict_images(
     if target.parent.exists():  # one that is made for it is made when there is something to write
         check_writable(target)
     predictions = predict(model, images, device=device, log=log, progress=progress)
+    if not out:  # a file that is named is meant
+        keep_others(target, predictions, Path(images), log)
     predictions.write(target)
+    if not out:
+        note_images(target, Path(images))
     rest = f"; {len(predictions.unread)} that cannot be read have no label, and come last" if predictions.unread else ""
     log(f"wrote {target}: {len(predictions.names)} images, of {len(predictions.classes)} classes{rest}")
     return predictions
