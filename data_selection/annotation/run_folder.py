@@ -1,5 +1,7 @@
 """The folder that choosing images leaves: what is where in it, and what was asked for."""
 
+import csv
+import io
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -51,7 +53,7 @@ def class_words(classes: Sequence[str] | str) -> list[str]:
         path = Path(classes)
         try:
             is_file = os.path.isfile(classes)  # noqa: PTH113 - words may be too many for a path
-            classes = decoded(path.read_bytes()).splitlines() if is_file else classes.split(",")
+            classes = decoded(path.read_bytes()).splitlines() if is_file else words_of(classes)
         except UnicodeDecodeError as error:
             raise UserError(f"--classes {path} is no text ({error}): one class name a line is needed") from None
         if list(classes) == [str(path)] and (path.suffix.lower() in ENDINGS or len(path.parts) > 1):
@@ -61,6 +63,19 @@ def class_words(classes: Sequence[str] | str) -> list[str]:
             f"--classes: {quoted(strange)} is no text in UTF-8, UTF-16 or Windows' cp1252: save the list as UTF-8"
         )
     return list(dict.fromkeys(composed(word.strip()) for word in classes if word.strip()))
+
+
+def words_of(text: str) -> list[str]:
+    """Words apart by comma; a word with a comma in it stands in double quotes, as in a table."""
+    if '"' not in text:
+        return text.split(",")
+    try:
+        return [word for row in csv.reader(io.StringIO(text), skipinitialspace=True, strict=True) for word in row]
+    except csv.Error as error:
+        raise UserError(
+            f'--classes {text}: the quotes do not fit ({error}): write "a,b",c for a name with a comma, or give a text '
+            "file of one class name a line"
+        ) from None
 
 
 def know_classes(folder: Path, classes: list[str]) -> list[str]:
