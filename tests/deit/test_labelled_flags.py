@@ -1,10 +1,12 @@
 """What train_on_labels makes of its arguments and of a run folder, without any training."""
 
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from data_selection.common.errors import UserError
 from data_selection.common.feature_table import load_features, save_features
@@ -16,7 +18,7 @@ from deit.labelled.reporting import NOTHING, covered, notes
 from deit.labelled.runs import MODEL, Labelled, backbone_flags, open_run, training_folder
 from deit.labelled.training import features_flag, place
 from deit.runs.saving import NEWEST
-from deit.smoothing import POOL
+from deit.smoothing import POOL, with_pool
 from tests.support.labelled_runs import train
 from tests.support.pages import write_answers
 from tests.support.trainer_runs import write_images
@@ -194,3 +196,17 @@ def test_a_pool_that_cannot_be_placed_leaves_the_model_before_as_it_was(tmp_path
     with pytest.raises(OSError, match=POOL):
         place(new, run)
     assert (run / MODEL).read_text() == "run"
+
+
+def test_what_a_lost_pool_is_answered_by_is_a_flag_of_the_command(tmp_path, monkeypatch):
+    """Of both, as nobody knows which one has trained a checkpoint that was taken away alone."""
+    with pytest.raises(UserError, match=r"copy it from the folder of the training.*with --mode linear") as caught:
+        with_pool(torch.nn.Identity(), tmp_path / "model.pth", {"mode": "smoothed"})
+    hint = str(caught.value).partition(" (deit/main.py has ")[0]
+    asked = {}
+    monkeypatch.setattr(training, "train_on_labels", lambda *_, **words: asked.update(words))
+    flags = re.findall(r"--[a-z]+ \w+", hint.partition("or train")[2])
+    main_train(["run", *" ".join(flags).split()])
+    assert asked["mode"] == "linear"
+    with pytest.raises(SystemExit):
+        main_train(["run", "--distil"])
