@@ -26,7 +26,7 @@ from data_selection.annotation.run_folder import (
 )
 from data_selection.common.feature_table import sidecar
 from data_selection.common.files import sha256
-from data_selection.images.answers import read_answers, written_labels
+from data_selection.images.answers import Answers, read_answers, written_labels
 from data_selection.images.claims import Source
 
 EARLIER, GIVEN = "earlier", "given"  # of run.json
@@ -107,8 +107,9 @@ def sources_before(run: Path, names: Sequence[str]) -> list[Source]:
         return []
     record = read_run(run)
     asked = (record.get("request") or {}).get("labelled")
-    copied = asked is None or asked == digest(written_labels(path), record.get(WAITING) or ())
-    kept = read_answers([path], names).labels
+    written = written_labels(path)
+    copied = asked is None or asked == digest(written, record.get(WAITING) or ())
+    kept = written if copied else read_answers([path], names).labels
     found, direct = [Source(path, kept=copied, earlier=True)], earlier_runs(run)
     later = {place for one in direct for place in rounds_before(one)}  # these come through the rounds after them
     for one in direct:
@@ -144,6 +145,8 @@ def own_sources(run: Path, before: Sequence[Source], names: Sequence[str], asked
         return filled
     given = read_run(run).get(GIVEN)
     if given is not None and given["table"] == digest(written_labels(trained)):
+        if not given["labels"]:
+            return filled
         # the word that came last: what training was given, unless the others say another one than they did then
         rest = plain_labels(run, before, names, asked)
         last = [(name, word) for name, (then, word) in given["labels"].items() if rest.get(name, "") == then]
@@ -171,12 +174,13 @@ def plain_labels(
     return read_answers([*before, *([Source(own, over={*before})] if own.exists() else [])], names, asked).labels
 
 
-def given_labels(
-    run: Path, labels: Mapping[str, str], names: Sequence[str], asked: Sequence[str]
-) -> dict[str, tuple[str, str]]:
+def given_labels(run: Path, answers: Answers, names: Sequence[str], asked: Sequence[str]) -> dict[str, tuple[str, str]]:
     """{name: (what else is said of it, "" for nothing; its label)} of labels that only training was given."""
-    rest = plain_labels(run, sources_before(run, names), names, asked)
-    return {name: (rest.get(name, ""), word) for name, word in labels.items() if rest.get(name) != word}
+    before = sources_before(run, names)
+    if {*answers.said.values()} <= {run / ANSWERS, *(source.path for source in before)}:
+        return {}
+    rest = plain_labels(run, before, names, asked)
+    return {name: (rest.get(name, ""), word) for name, word in answers.labels.items() if rest.get(name) != word}
 
 
 def note_given(run: Path, labels: Mapping[str, str], given: Mapping[str, tuple[str, str]]) -> None:

@@ -96,7 +96,7 @@ def open_run(
     counts = len(answers.labels), len(set(answers.labels.values()))
     log(f"{counts[0]} labelled images of {counts[1]} classes" + (
         f", {len(answers.unlabelled)} handed out without a label" if answers.unlabelled else ""))  # fmt: skip
-    given = given_labels(folder, answers.labels, table.names, asked)
+    given = given_labels(folder, answers, table.names, asked)
     today = open_pool(str(where))
     lost = leave_out(answers, folder, where, today, partial=partial, log=log)
     here = set(today.names or ())
