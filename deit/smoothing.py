@@ -178,8 +178,8 @@ def with_pool(model: nn.Module, checkpoint: Path | str, saved: Settings) -> nn.M
         c, corrected, kept_heat = float(parts["c"]), bool(parts["corrected"]), float(parts["temperature"])
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(
-            f"{path} of --mode smoothed cannot be read ({error}): bring it back beside {checkpoint}, or train with "
-            "--distil, whose checkpoint needs no pool"
+            f"{path} of --mode smoothed cannot be read ({error}): copy it from the folder of the training to beside "
+            f"{checkpoint}, or train a model of one file: with --mode linear (deit/main.py has --distil, too)"
         ) from None
     probe = fit_smoothed(
         tensors["features"], tensors["labels"], ids, classes=classes, c=c, correct=corrected, calibrate=False,

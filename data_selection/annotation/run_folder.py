@@ -1,5 +1,7 @@
 """The folder that choosing images leaves: what is where in it, and what was asked for."""
 
+import csv
+import io
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,6 +14,9 @@ from data_selection.common.files import atomic_write, read_json
 from data_selection.common.kinds import Log
 from data_selection.common.listed_names import composed, is_text, quoted
 from data_selection.common.subset_files import CHECK
+from data_selection.images.answers import written_labels
+from data_selection.images.claims import SHOWN
+from data_selection.images.label_files import some
 from data_selection.images.list_files import TABLES, decoded, guessed
 from data_selection.images.record import load_record
 
@@ -49,7 +54,7 @@ def class_words(classes: Sequence[str] | str, log: Log = print) -> list[str]:
         path = Path(classes)
         try:
             is_file = os.path.isfile(classes)  # noqa: PTH113 - words may be too many for a path
-            classes = decoded(path.read_bytes()).splitlines() if is_file else classes.split(",")
+            classes = decoded(path.read_bytes()).splitlines() if is_file else words_of(classes)
             if is_file and (told := guessed(path, classes)):
                 log(told)
         except UnicodeDecodeError as error:
@@ -63,26 +68,46 @@ def class_words(classes: Sequence[str] | str, log: Log = print) -> list[str]:
     return list(dict.fromkeys(composed(word.strip()) for word in classes if word.strip()))
 
 
+def words_of(text: str) -> list[str]:
+    """Words apart by comma; a word with a comma in it stands in double quotes, as in a table."""
+    if '"' not in text:
+        return text.split(",")
+    try:
+        return [word for row in csv.reader(io.StringIO(text), skipinitialspace=True, strict=True) for word in row]
+    except csv.Error as error:
+        raise UserError(
+            f'--classes {text}: the quotes do not fit ({error}): write "a,b",c for a name with a comma, or give a text '
+            "file of one class name a line"
+        ) from None
+
+
 def know_classes(folder: Path, classes: list[str]) -> list[str]:
     """The class names of a run folder's record, which are `classes` from now on where there are some."""
-    record = read_run(folder)
-    known = list(record.get("classes") or ())
-    if not classes or classes == known:
+    known = list(read_run(folder).get("classes") or ())
+    if not classes:
         return known
-    with atomic_write(folder / RECORD, "w") as handle:
-        json.dump(record | {"classes": classes}, handle, indent=1)
+    note(folder, "classes", classes)
     return classes
+
+
+def note(folder: Path, key: str, value: object) -> None:
+    """Put a value into a run folder's record, which stays as it is where it holds that already."""
+    record = read_run(folder)
+    if record.get(key) != value:
+        with atomic_write(folder / RECORD, "w") as handle:
+            json.dump(record | {key: value}, handle, indent=1)
 
 
 def is_run(path: Path) -> bool:
     return (path / RECORD).is_file()
 
 
-def is_chosen(folder: Path, request: Mapping[str, object]) -> bool:
+def is_chosen(folder: Path, request: Mapping[str, object], labels: Mapping[str, str] | None = None) -> bool:
     """Whether a folder holds the choice that is asked for already.
 
-    A budget in percent is the same one however many images have come since. Raises UserError where it holds another
-    one, or somebody's own files of these names: neither is replaced.
+    A budget in percent is the same one however many images have come since. labels: those that the choice is asked
+    for with, to say which are others. Raises UserError where it holds another one, or somebody's own files of these
+    names: neither is replaced.
     """
     if not is_run(folder):
         strange = [name for name in OWN if (folder / name).exists() or (folder / name).is_symlink()]
@@ -99,9 +124,22 @@ def is_chosen(folder: Path, request: Mapping[str, object]) -> bool:
     if not (before.get(WEIGHTS) and request.get(WEIGHTS)):  # of an earlier version, or their file is gone: by its name
         keys = [key for key in keys if key != WEIGHTS]
     if keys:
-        told = "; ".join(f"{key} was {asked_for(before, key)}, now {asked_for(request, key)}" for key in keys)
+        apart = labels_apart(folder, labels or {}) if "labelled" in keys else ""
+        words = [f"{key} was {asked_for(before, key)}, now {asked_for(request, key)}" for key in keys]
+        told = "; ".join(apart if apart and key == "labelled" else one for key, one in zip(keys, words, strict=True))
         raise UserError(f"{folder} holds a choice that was asked for otherwise ({told}): choose another --out")
     return True
+
+
+def labels_apart(folder: Path, labels: Mapping[str, str]) -> str:
+    """Which labels of earlier rounds are others than in a run's copy of them, in words; "" where none is."""
+    path = folder / LABELLED
+    before = written_labels(path) if path.exists() else {}
+    pairs = {name: (before.get(name, "none"), labels.get(name, "none")) for name in dict.fromkeys([*before, *labels])}
+    words = [f"{name} ({old} -> {new})" for name, (old, new) in sorted(pairs.items()) if old != new]
+    corrected = any(old != new and name in before and name in labels for name, (old, new) in pairs.items())
+    hint = f"; training on {folder} takes corrected ones without a new choice" if corrected else ""
+    return f"labels were others: {some(words, SHOWN)}{hint}" if words else ""
 
 
 def asked_for(request: Mapping[str, object], key: str) -> object:

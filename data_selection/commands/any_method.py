@@ -82,7 +82,7 @@ def named_settings(args: argparse.Namespace, config: Config) -> dict[str, object
 def main_select(argv: Sequence[str] | None = None) -> None:
     """Entry of scripts/select_subset.py. Raises UserError for the user's mistakes, before any work."""
     args = build_parser().parse_args(argv)
-    from data_selection.annotation.run_folder import class_words, in_place_of_runs
+    from data_selection.annotation.run_folder import class_words
     from data_selection.commands.given_labels import labels_of
     from data_selection.commands.selection import Plan, budget_of, choose, taken  # slow: imports torch
 
@@ -93,7 +93,8 @@ def main_select(argv: Sequence[str] | None = None) -> None:
     def plan(world: "World", table: "FeatureTable") -> "Plan":
         budget, lists, method = budget_of(args, table), taken(args, table, world), args.method
         asks = method == AUTO or METHODS[method].rounds
-        labels = labels_of(in_place_of_runs(args.labelled or ()), table, world.say, classes) if asks else None
+        skip = args.missing == "skip"
+        labels = labels_of(args.labelled or (), table, world.say, classes, skip=skip) if asks else None
         if method == AUTO:
             method, told = advised(table, budget, lists, labels, args.seed)
             world.say(f"--method {AUTO} takes {method}: {told}")

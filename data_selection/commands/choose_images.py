@@ -39,7 +39,10 @@ def build_parser() -> argparse.ArgumentParser:
         help="labels so far: folders of earlier rounds, or files of labels (CSV, exports of Label Studio and CVAT); "
         "their images are not chosen again",
     )  # fmt: skip
-    add("--classes", default="", help="class names for the page and the tools: a,b,c or a text file of one a line")
+    add("--partial", action="store_true", help="go on without labelled images that are gone or have "
+        "another content, and without rows of no image")  # fmt: skip
+    add("--classes", default="", help="class names for the page and the tools: a,b,c (one with a comma in "
+        "double quotes) or a text file of one a line")  # fmt: skip
     add("--images", choices=HOW, default="link", help="the chosen images in OUT/images: links, copies, or not at all")
     add("--embed", action="store_true", help="put the chosen images into the page itself, not only small ones")
     add("--dry-run", action="store_true", help="say what it would do, how long it takes and what it needs, and stop")
@@ -59,6 +62,6 @@ def main_choose(argv: Sequence[str] | None = None) -> None:
     choose_images(
         args.source, args.budget, args.out, method=args.method, strategy=args.strategy, model=args.model,
         weights=args.weights, allow_http=args.allow_http, check=args.check, labelled=args.labelled,
-        classes=args.classes, images=args.images, embed=args.embed, dry_run=args.dry_run,
+        partial=args.partial, classes=args.classes, images=args.images, embed=args.embed, dry_run=args.dry_run,
         num_workers=args.num_workers, seed=args.seed, device=args.device,
     )  # fmt: skip

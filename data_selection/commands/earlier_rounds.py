@@ -1,12 +1,12 @@
 """What choose_images takes over from rounds before it: labels, features, and by which method the next one is chosen."""
 
 import argparse
+import contextlib
 import functools
 import glob
-import hashlib
-import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,26 +14,25 @@ from typing import Any
 import torch
 
 from data_selection.annotation.originals import made_places
+from data_selection.annotation.round_labels import sources_in_turn
 from data_selection.annotation.run_folder import (
-    ANSWERS,
-    UNDERSTOOD,
     WAITING,
     check_names,
     chosen_names,
     contents,
     is_run,
-    label_files,
     read_run,
     rounds_of,
 )
 from data_selection.commands.run_extract import moved, name_parts, source_of
 from data_selection.common.errors import UserError, meant
 from data_selection.common.files import atomic_write
+from data_selection.common.listed_names import quoted
 from data_selection.images.answers import read_answers
+from data_selection.images.claims import Source, copies_apart
 from data_selection.images.following import follow, told
-from data_selection.images.label_files import some
 from data_selection.images.pools import Pool, open_pool
-from data_selection.images.record import PoolRecord, record_pool
+from data_selection.images.record import PoolRecord, file_hash, record_pool
 from data_selection.methods.table import LABEL_FREE, METHODS
 
 MODEL = "vit_small"
@@ -46,7 +45,8 @@ class Known:
     """What earlier rounds say. labels: {name: class}; waiting: names of images that were handed out and have none.
 
     rounds: as run_folder.rounds_of gives them; check: names as run_folder.check_names; classes: the names that are
-    given, with those that earlier rounds know and have labels of, or with none given all that these know.
+    given, with those that earlier rounds know and have labels of, or with none given all that these know. runs: the
+    folders of these rounds.
     """
 
     labels: dict[str, str]
@@ -54,6 +54,7 @@ class Known:
     rounds: list[dict[str, Any]] = field(default_factory=list)
     check: list[str] = field(default_factory=list)
     classes: list[str] = field(default_factory=list)
+    runs: list[Path] = field(default_factory=list)
 
 
 def method_of(known: Known, budget: int, method: str, strategy: str) -> tuple[str, str]:
@@ -79,8 +80,12 @@ def method_of(known: Known, budget: int, method: str, strategy: str) -> tuple[st
     return advise_rounds(torch.tensor([classes.index(word) for word in known.labels.values()]), budget)
 
 
-def read_labelled(sources: Sequence[Path | str], pool: Pool, classes: Sequence[str] = ()) -> Known:
+def read_labelled(
+    sources: Sequence[Path | str], pool: Pool, classes: Sequence[str] = (), *, partial: bool = False
+) -> Known:
     """The labels of earlier rounds, what was understood told. Raises UserError with all that is wrong in them.
+
+    partial: labelled images that are gone, and rows of no image, are no fault, and told.
 
     The images of run folders are followed by their content, those of other sources by name, by one that a run folder
     knew where the pool has it no longer. classes: words that are known to be classes, besides those that the run
@@ -93,31 +98,30 @@ def read_labelled(sources: Sequence[Path | str], pool: Pool, classes: Sequence[s
     here = set(pool.names or ())
     names = [*(pool.names or ()), *dict.fromkeys(name for run in runs for name in past[run] if name not in here)]
     handed = handed_as(runs)
-    files = {source: tables_of(source, names, handed) for source in map(Path, sources)}
-    tables = [file for own in files.values() for file in own]
+    of_runs = sources_in_turn(runs, names)
+    others = [table_of(Path(source), names, handed) for source in sources if Path(source) not in of_runs]
+    tables = [*(one for run in runs for one in of_runs[run]), *others]
     read = functools.cache(lambda: record_pool(pool))  # all of its files, once for all rounds
-    today = {run: names_today(run, past[run], files[run], names, pool, read) for run in runs}
-    others = [file for source, own in files.items() if source not in today for file in own]
+    today = {run: names_today(run, past[run], of_runs[run], names, pool, read) for run in runs}
     former = {name: value for run in runs for name, value in past[run].items() if name not in here}
-    made = dict.fromkeys(others, handed)
-    told_of = [name for name in read_answers(others, names, places=made).labels if name in former] if former else []
+    told_of = [name for name in read_answers(others, names).labels if name in former] if former else []
     elsewhere, missing = follow({name: former[name] for name in told_of}, pool, read)
     if gone := list(dict.fromkeys([*(name for one in today.values() for name in one.gone), *missing])):
         labelled = {*told_of, *(name for one in today.values() for name in one.labelled)}
-        raise UserError(
-            f"the labels cannot be used: {len(gone)} of the {len(labelled)} labelled images are gone, or have "
-            f"another content than when they were labelled: {some(gone)}; give them back, or take their rows out of "
-            f"{' and '.join(map(str, tables))}"
-        )
+        leave_out(gone, len(labelled), tables, partial=partial)
     before = [word for run in runs for word in read_run(run).get("classes") or ()]
-    renamed = {file: today[run].moved for run in runs for file in files[run]} | dict.fromkeys(others, elsewhere)
-    answers = read_answers(tables, names, (), list(dict.fromkeys([*classes, *before])), renamed, made)
+    for run in runs:
+        for source in of_runs[run]:
+            source.renamed = today[run].moved | dict.fromkeys(today[run].gone)
+    for source in others:
+        source.renamed = elsewhere | dict.fromkeys(missing)
+    answers = read_answers(tables, names, (), list(dict.fromkeys([*classes, *before])), partial=partial)
     for line in answers.understood:
         print(line)
     moved = {name: new for one in today.values() for name, new in one.moved.items()} | elsewhere
-    if answers.faults:
+    if faults := [*answers.faults, *copies_apart(answers, hashes_of(answers.labels, pool))]:
         why = f" ({told(moved, [])})" if moved else ""
-        raise UserError(f"the labels cannot be used: {'; '.join(answers.faults)}{why}")
+        raise UserError(f"the labels cannot be used: {'; '.join(faults)}{why}")
     if moved:
         print(f"{len(moved)} images of earlier rounds are found by their content: {told(moved, [])}")
     labels = answers.labels
@@ -128,7 +132,33 @@ def read_labelled(sources: Sequence[Path | str], pool: Pool, classes: Sequence[s
     print(f"{len(labels)} images have labels of {len(set(labels.values()))} classes{rest}")
     used = set(labels.values())
     announced = dict.fromkeys([*classes, *(word for word in before if not classes or word in used)])
-    return Known(labels, waiting, rounds_of(runs), list(dict.fromkeys(check)), list(announced))
+    return Known(labels, waiting, rounds_of(runs), list(dict.fromkeys(check)), list(announced), runs)
+
+
+def leave_out(gone: Sequence[str], count: int, tables: Sequence[Source], *, partial: bool) -> None:
+    """Name all labelled images that are gone, of `count`. Raises UserError unless partial, and where none is left."""
+    told_of = (
+        f"{len(gone)} of the {count} labelled images are gone, or have another content than when they were labelled: "
+        f"{', '.join(map(quoted, gone))}"
+    )
+    if not partial or len(gone) == count:
+        places = " and ".join(dict.fromkeys(str(one.path) for one in tables))
+        raise UserError(
+            f"the labels cannot be used: {told_of}; give them back; --partial goes on without them, and leaves their "
+            f"rows in {places}"
+        )
+    print(f"warning: left out, {told_of}")
+
+
+def hashes_of(names: Iterable[str], pool: Pool) -> dict[str, str]:
+    """{name: content hash} of images of a pool, as far as two can be equal: those of one size alone are read."""
+    here = dict(zip(pool.names or (), pool.paths, strict=True))
+    sized: defaultdict[int, list[str]] = defaultdict(list)
+    for name in names:
+        with contextlib.suppress(OSError):  # gone meanwhile
+            if name in here:
+                sized[Path(here[name]).stat().st_size].append(name)
+    return {name: file_hash(here[name]) for alike in sized.values() if len(alike) > 1 for name in alike}
 
 
 @dataclass(frozen=True)
@@ -148,12 +178,12 @@ class Today:
 
 
 def names_today(
-    run: Path, past: Mapping[str, str], tables: Sequence[Path], names: Sequence[str], pool: Pool,
+    run: Path, past: Mapping[str, str], tables: Sequence[Source], names: Sequence[str], pool: Pool,
     read: Callable[[], PoolRecord],
 ) -> Today:  # fmt: skip
     """Follow the images of a run folder by its own record, as another round may have had another image by that name.
 
-    past: {name: content hash} as the run knew them; tables: its label files; names: as for read_answers. read: as for
+    past: {name: content hash} as the run knew them; tables: its labels; names: as for read_answers. read: as for
     follow.
     """
     labelled = list(read_answers(tables, names).labels)
@@ -181,28 +211,18 @@ def handed_as(runs: Sequence[Path]) -> dict[str, str]:
     return {place: name for place, name in found.items() if place not in twice}
 
 
-def tables_of(source: Path, names: Sequence[str], handed: Mapping[str, str]) -> list[Path]:
-    """The label tables of a run folder, or the file or folder itself. Raises UserError where that holds no label.
+def table_of(source: Path, names: Sequence[str], handed: Mapping[str, str]) -> Source:
+    """The Source of a file or folder that is no run's. Raises UserError where it holds no label.
 
-    names: as for read_answers; handed: as handed_as gives it. Where nothing is in a run's annotate.csv, what training
-    was given is its table: labels.csv.
+    names: as for read_answers; handed: as handed_as gives it.
     """
-    if not is_run(source):
-        if not read_answers([source], names, places={source: handed}).labels:
-            raise UserError(
-                f"--labelled {source} holds no label: give the folder of an earlier round, a table of file,label, an "
-                "annotation tool's export, or a folder of class folders"
-            )
-        return [source]
-    files, own, trained = label_files(source), source / ANSWERS, source / UNDERSTOOD
-    if trained.exists() and not (own in files and read_answers([own], names).labels):
-        files = [*(file for file in files if file != own), trained]
-    return files
-
-
-def digest(known: Known) -> str:
-    text = json.dumps([sorted(known.labels.items()), sorted(known.waiting)])
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    table = Source(source, places=handed)
+    if not read_answers([table], names).labels:
+        raise UserError(
+            f"--labelled {source} holds no label: give the folder of an earlier round, a table of file,label, an "
+            "annotation tool's export, or a folder of class folders"
+        )
+    return table
 
 
 def backbone_of(model: str | None, weights: str, labelled: Sequence[Path | str]) -> tuple[str, str]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from data_selection.annotation.originals import HOW
+from data_selection.annotation.round_labels import EARLIER, digest, note_earlier
 from data_selection.annotation.run_folder import (
     BELIEFS,
     FEATURES,
@@ -29,7 +30,7 @@ from data_selection.annotation.run_folder import (
     read_run,
 )
 from data_selection.commands.any_method import next_round
-from data_selection.commands.earlier_rounds import AUTO, Known, backbone_of, borrow, digest, method_of, read_labelled
+from data_selection.commands.earlier_rounds import AUTO, Known, backbone_of, borrow, method_of, read_labelled
 from data_selection.commands.extract import build_parser
 from data_selection.commands.foresight import check_disk, foresee, rows_looked_at
 from data_selection.commands.given_labels import numbered
@@ -73,6 +74,7 @@ def choose_images(
     allow_http: bool = False,
     check: int = 0,
     labelled: Sequence[Path | str] = (),
+    partial: bool = False,
     classes: Sequence[str] | str = (),
     images: str = "link",
     embed: bool = False,
@@ -86,7 +88,8 @@ def choose_images(
     method: a row of LABEL_FREE, or `auto`: as judging.advice says once the pool is embedded. check: so many images
     more, drawn at random from the rest of the pool, which training judges by and learns from, too. labelled: folders of
     earlier rounds, or label files of any tool; these images are not chosen again, and with labels of two classes a
-    model of them chooses by a strategy, one of STRATEGIES (`auto`: as judging.rounds advises). model: by default that
+    model of them chooses by a strategy, one of STRATEGIES (`auto`: as judging.rounds advises). partial: without those
+    that are gone. model: by default that
     of the last folder of `labelled`, with its weights, else MODEL. classes: names for the page, or the `a,b,c` or file
     of the command. images: `link`, `copy` or `none`. The same call again goes on where it was stopped, and never writes
     over labels. dry_run: only say what it would do, and return None. Raises UserError for the user's mistakes, before
@@ -107,18 +110,18 @@ def choose_images(
     count = number(budget, len(pool))
     if check and check < FEWEST_DRAWN:
         raise UserError(f"--check {check}: from fewer than {FEWEST_DRAWN} images nothing can be told: 0 asks for none")
-    known = read_labelled(labelled, pool, words)
+    known = read_labelled(labelled, pool, words, partial=partial)
     by, reason = method_of(known, count, method, strategy)
     request = {
         "budget": count, "method": method, "seed": seed, "model": model, "weights": weights and Path(weights).name,
         WEIGHTS: sha256(weights) if weights and os.path.isfile(weights) else None,  # noqa: PTH113 - or an address
         PERCENT: str(budget).replace(" ", "") if str(budget).strip().endswith("%") else None,
-        CHECK: check or None, "labelled": digest(known) if labelled else None,
+        CHECK: check or None, "labelled": digest(known.labels, known.waiting) if labelled else None,
         "strategy": strategy if known.labels else None,
     }  # fmt: skip
     order = Order(out, source, known.classes if words else [], images, embed)
     with contextlib.nullcontext() if dry_run else in_turn(out):
-        if not is_chosen(out, request):
+        if not is_chosen(out, request, known.labels):
             free = len(pool) - len(known.labels) - len(known.waiting)
             if not 1 <= count <= free - check:
                 most, rest = free - check, f" less the {check} of --check" if check else ""
@@ -219,7 +222,8 @@ class Planned:
             "version": VERSION, "source": source_of(args.dataset, None), "request": self.request,
             "features": args.path.relative_to(self.out).as_posix(), "weights": self.weights,
             "rounds": self.known.rounds, CHECK: self.known.check, WAITING: self.known.waiting,
-            "classes": self.known.classes, "versions": versions(), "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+            "classes": self.known.classes, EARLIER: note_earlier(self.known.runs, self.out), "versions": versions(),
+            "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         }  # fmt: skip
         with atomic_write(self.out / RECORD, "w") as handle:
             json.dump(record, handle, indent=1)
@@ -234,13 +238,9 @@ class Planned:
         """Choose from the features, and write the list with its record."""
         features = self.out / read_run(self.out)["features"]
         args = argparse.Namespace(
-            device=device,
-            seed=self.seed,
-            no_label_column=False,
-            filename=SUBSET,
-            overwrite=False,
+            device=device, seed=self.seed, no_label_column=False, filename=SUBSET, overwrite=False,
             keep_duplicates=False,
-        )
+        )  # fmt: skip
 
         def plan(world: World, table: "FeatureTable") -> Plan:
             rows = {name: row for row, name in enumerate(table.names or ())}

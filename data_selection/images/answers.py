@@ -7,18 +7,18 @@ import io
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
-from types import MappingProxyType
 
 from data_selection.common.errors import UserError
 from data_selection.common.listed_names import composed, is_text, quoted, unquoted
 from data_selection.images.answer_files import read_source
+from data_selection.images.claims import Claims, Source
 from data_selection.images.label_files import some
 from data_selection.images.list_files import NO_LABEL
-from data_selection.images.name_finder import Finder, by_file_name_alone
+from data_selection.images.name_finder import Finder
 
 CLOSE = 0.8  # difflib's measure from which two words may be one misspelt
 CLOSE_TO_KNOWN = 0.6  # where one of them is known to be a class: short words have few letters to agree in
@@ -26,6 +26,11 @@ MISSING = (  # what people, spreadsheets and other programs write for no label, 
     "n/a", "#n/a", "na", "<na>", "nan", "null", "none", "?", "-", "--", *NO_LABEL,
     "no label", "no_label", "no-label", "unlabeled", "unlabelled",
     "#name?", "#ref!", "#value!", "#div/0!", "#num!", "#null!",
+)  # fmt: skip
+DOUBTS = (  # what annotators write where they give no label; the page leaves such a cell empty
+    "unsure", "not sure", "uncertain", "unclear", "unknown", "undecided", "dont know",
+    "do not know", "idk", "cant tell", "cannot tell", "skip", "skipped", "ignore", "ignored", "todo", "to do", "tbd",
+    "unklar", "unsicher", "unbekannt", "wei\u00df nicht",
 )  # fmt: skip
 QUOTES = "\"'`\u00ab\u00bb\u2018\u2019\u201a\u201b\u201c\u201d\u201e\u201f\u2039\u203a"  # straight and curly
 WRAPPED = re.compile(f"=?[{QUOTES}](.+)[{QUOTES}]")  # ="007" is how a spreadsheet is made to keep a text
@@ -38,78 +43,55 @@ class Answers:
 
     labels: name as the pool has it -> label; images without one are not there. understood: what was read, a line a
     file. faults: what is to be mended, a sentence each. unlabelled: of the images asked for, those without a label.
+    said: name -> file that its label is from; apart: names with two labels, of which one is in labels.
     """
 
     labels: dict[str, str] = field(default_factory=dict)
     understood: list[str] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
     unlabelled: list[str] = field(default_factory=list)
+    said: dict[str, Path] = field(default_factory=dict)
+    apart: set[str] = field(default_factory=set)
 
 
 def read_answers(
-    sources: Iterable[Path | str],
+    sources: Iterable[Path | str | Source],
     names: Sequence[str],
     asked: Sequence[str] = (),
     classes: Sequence[str] = (),
-    renamed: Mapping[Path, Mapping[str, str]] = MappingProxyType({}),
-    places: Mapping[Path, Mapping[str, str]] = MappingProxyType({}),
+    *,
+    partial: bool = False,
+    flag: str = "--partial",
 ) -> Answers:
     """The labels of a pool's images in files or folders that people and annotation tools have written.
 
     sources: .csv, .tsv or .txt tables (any separator, encoding, order and number of columns, header or not), Label
-    Studio's JSON, JSON-MIN or CSV, CVAT's XML, folders of class folders, or a .zip of any one of these. names: of the
-    pool's images; a source may have them absolute, from another root, percent-encoded or without folders. asked:
-    names of the images sent out, which win where a bare file name fits several. classes: words that are known to be
-    classes; others are, too, unless they look like one of them misspelt. renamed: {source: {name in it: name by which
-    its label is returned}}. places: {source: {name under which an image was handed out: its name in the pool}}. Raises
-    UserError for a file that cannot be read as any of these, or with a label that is no text.
+    Studio's JSON, JSON-MIN or CSV, CVAT's XML, folders of class folders, or a .zip of any one of these; a Source says
+    how one stands to the others. names: of the pool's images; a source may have them absolute, from another root,
+    percent-encoded or without folders. asked: names of the images sent out, which win where a bare file name fits
+    several. classes: words that are known to be classes; others are, too, unless they look like one of them misspelt.
+    partial: rows of no image are left out, and no fault; flag: of the command that asks for that, for a message.
+    Raises UserError for a file that cannot be read as any of these, or with a label that is no text.
     """
-    result = Answers()
-    finder, rows = Finder(names, asked), []
-    for source in map(Path, sources):
-        finder.places = places.get(source, {})
-        found, how = read_source(source, finder, classes)
+    result, claims = Answers(), Claims()
+    finder = Finder(names, asked)
+    for source in (one if isinstance(one, Source) else Source(Path(one)) for one in sources):
+        if source.rows is not None:
+            claims.add(source.rows, source, finder)
+            continue
+        finder.places = source.places
+        found, how = read_source(source.path, finder, classes)
         if bytes_in := next((pair for pair in found if not is_text(unquoted(pair[1]))), None):
             raise UserError(
-                f"label file {source}: the label {quoted(bytes_in[1])} of {quoted(bytes_in[0])} is no text in UTF-8, "
-                "UTF-16 or Windows' cp1252: save the table as CSV UTF-8, or give the class folder another name"
+                f"label file {source.path}: the label {quoted(bytes_in[1])} of {quoted(bytes_in[0])} is no text in "
+                "UTF-8, UTF-16 or Windows' cp1252: save the table as CSV UTF-8, or give the class folder another name"
             )
-        rows += [(file, composed(unquoted(label.strip())), source) for file, label in found]
+        claims.add(found, source, finder)
         result.understood.append(how)
-    collect(rows, finder, result, renamed, places)
+    claims.settle(result, flag, partial=partial)
     check_words(result, classes)
     result.unlabelled = [name for name in asked if name not in result.labels]
     return result
-
-
-def collect(
-    rows: Sequence[tuple[str, str, Path]],
-    finder: Finder,
-    result: Answers,
-    renamed: Mapping[Path, Mapping[str, str]] = MappingProxyType({}),
-    places: Mapping[Path, Mapping[str, str]] = MappingProxyType({}),
-) -> None:
-    """Put the rows' labels under the pool's names, and what does not fit among the faults."""
-    unknown, both, elsewhere = [], [], []
-    for file, label, source in rows:
-        finder.places = places.get(source, {})
-        name = finder.find(file)
-        if name is not None and finder.placed(file) is None and by_file_name_alone(file, name):
-            elsewhere.append(f"{file} as {name}")
-        if name is None:
-            unknown.append(f"{file} ({source.name}{finder.why_not(file)})")
-            continue
-        name = renamed.get(source, {}).get(name, name)
-        if label and result.labels.get(name, label) != label:
-            both.append(f"{name} ({result.labels[name]!r} and {label!r})")
-        elif label:
-            result.labels[name] = label
-    if elsewhere:
-        result.understood.append(f"{len(elsewhere)} rows by their file name, in another folder: {some(elsewhere)}")
-    if unknown:
-        result.faults.append(f"{len(unknown)} rows are of no image of the pool: {some(unknown)}")
-    if both:
-        result.faults.append(f"{len(both)} images have two labels: {some(both)}")
 
 
 def check_words(result: Answers, classes: Sequence[str]) -> None:
@@ -161,9 +143,11 @@ def other_word(word: str, counts: Counter[str], known: set[str], looks: Sequence
 
 
 def is_missing(word: str) -> bool:
-    """Whether a word is one of MISSING, marks that nobody sees and a stop at its end left aside."""
+    """Whether a word is one of MISSING or DOUBTS, or question marks; what people see alike or as a stop left aside."""
     shown = seen(word).casefold()
-    return shown in MISSING or shown.rstrip(".") in MISSING
+    plain = " ".join(re.sub(f"[{QUOTES}]", "", re.sub("[-_]", " ", shown)).rstrip(".!? ").split())
+    bare = not shown.strip("? ")
+    return bare or shown in MISSING or shown.rstrip(".") in MISSING or plain in {word.casefold() for word in DOUBTS}
 
 
 def seen(word: str) -> str:
@@ -212,3 +196,10 @@ def write_labels(labels: dict[str, str]) -> str:
     rows.writerow(["file", "label"])
     rows.writerows((quoted(name), label and quoted(label)) for name, label in sorted(labels.items()))
     return text.getvalue()
+
+
+def written_labels(path: Path) -> dict[str, str]:
+    """The labels of a table as write_labels leaves it; of one that somebody has written otherwise what fits."""
+    with path.open(newline="", encoding="utf-8", errors="replace") as handle:
+        rows = [row for row in csv.reader(handle) if len(row) == 2]
+    return {unquoted(name): composed(unquoted(label)) for name, label in rows[1:] if label}

@@ -24,7 +24,7 @@ def main_train(argv: Sequence[str] | None = None) -> None:
     add(
         "--partial",
         action="store_true",
-        help="go on with what is there, where labels are missing or labelled images gone",
+        help="go on with what is there, where labels are missing, labelled images gone, or rows of no image",
     )
     add("--test", metavar="DIR", help="test images, in class folders or with --test-labels; they decide nothing")
     add("--test-labels", metavar="FILE", help="CSV `file,label` of the images in --test")

@@ -3,14 +3,15 @@
 import hashlib
 import json
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from data_selection.annotation.originals import made_places
-from data_selection.annotation.run_folder import ANSWERS, UNDERSTOOD, chosen_names, contents, label_files, read_run
+from data_selection.annotation.round_labels import given_labels, sources_of
+from data_selection.annotation.run_folder import ANSWERS, UNDERSTOOD, chosen_names, contents, read_run
 from data_selection.common.errors import UserError
 from data_selection.common.feature_table import FeatureTable, load_features
 from data_selection.common.files import sha256
@@ -18,6 +19,7 @@ from data_selection.common.kinds import Log
 from data_selection.common.subset_files import pool_provenance
 from data_selection.embedding.backbones import DEMO_WEIGHTS, DINO_WEIGHTS, local_file
 from data_selection.images.answers import Answers, alone, one_class, read_answers, some
+from data_selection.images.claims import Source, copies_apart
 from data_selection.images.following import follow, told
 from data_selection.images.pools import Pool, open_pool
 from data_selection.images.record import load_record, record_pool
@@ -30,7 +32,8 @@ MODEL, LABELS, TRAINING = "model.pth", UNDERSTOOD, "training"
 class Labelled:
     """A run folder with its labels. source: where the pool's images are; table: their features.
 
-    pool: names of the source's images that the features hold; whole: whether they are all of both.
+    pool: names of the source's images that the features hold; whole: whether they are all of both. given: as
+    round_labels.given_labels gives them.
     """
 
     folder: Path
@@ -40,6 +43,7 @@ class Labelled:
     record: dict[str, Any]
     pool: tuple[str, ...]
     whole: bool
+    given: Mapping[str, tuple[str, str]] = field(default_factory=dict)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -53,26 +57,30 @@ def open_run(
     """The Labelled of a run folder. labels: files in place of the folder's own annotate.csv; source: images that moved.
 
     Says what was understood of each file. Raises UserError with everything that is wrong with the labels at once;
-    partial: images without a label are no fault, nor are labelled ones that are gone.
+    partial: images without a label are no fault, nor are labelled ones that are gone, nor rows of no image.
     """
     folder = Path(folder)
     record = read_run(folder)
     where = Path(os.path.abspath(source or record["source"]))  # noqa: PTH100 - so that no data set is called like it
+    if not where.exists() and source:
+        raise UserError(
+            f"--source {source} does not exist: name the folder or list of the pool's images, which were in "
+            f"{record['source']} when they were chosen"
+        )
     if not where.exists():
         raise UserError(f"the images are not in {where} any longer: say with --source where they are")
     features = folder / record["features"]
     table = load_features(features)
     if table.names is None:
         raise UserError(f"{features} has no names of images beside it: choose again with scripts/choose_images.py")
-    files = label_files(folder)
-    if labels:  # in place of its own; those of earlier rounds stay
-        files = [*(file for file in files if file.name != ANSWERS), *map(Path, labels)]
     asked = chosen_names(folder)
-    handed = dict.fromkeys(map(Path, labels), made_places(asked))  # the folder's own tables have the names themselves
-    answers = read_answers(files, table.names, asked, record.get("classes") or (), places=handed)
+    made = made_places(asked)  # the folder's own tables have the names themselves
+    mine = [Source(Path(file), places=made) for file in labels] or None  # in place of its own; earlier rounds' stay
+    sources = sources_of(folder, table.names, asked, mine)
+    answers = read_answers(sources, table.names, asked, record.get("classes") or (), partial=partial)
     for line in answers.understood:
         log(line)
-    faults = [*answers.faults, *one_class(answers)]
+    faults = [*answers.faults, *copies_apart(answers, contents(folder)), *one_class(answers)]
     if not answers.labels:
         faults = [
             *faults,
@@ -88,6 +96,7 @@ def open_run(
     counts = len(answers.labels), len(set(answers.labels.values()))
     log(f"{counts[0]} labelled images of {counts[1]} classes" + (
         f", {len(answers.unlabelled)} handed out without a label" if answers.unlabelled else ""))  # fmt: skip
+    given = given_labels(folder, answers, table.names, asked)
     today = open_pool(str(where))
     lost = leave_out(answers, folder, where, today, partial=partial, log=log)
     here = set(today.names or ())
@@ -98,7 +107,8 @@ def open_run(
             f"are left out: {some(other)}"
         )
     pool = tuple(name for name in table.names if name in here.difference(lost, other))
-    return Labelled(folder, where, table, answers, record, pool, len(pool) == len(here) == len(table.names))
+    whole = len(pool) == len(here) == len(table.names)
+    return Labelled(folder, where, table, answers, record, pool, whole, given)
 
 
 def changed(features: Path, count: int, today: Pool) -> set[str]:
@@ -159,7 +169,8 @@ def backbone_flags(run: Labelled, weights: str) -> list[str]:
         try:
             local_file(start)
         except UserError as error:
-            raise UserError(f"{error}; --weights says where the backbone's weights are now") from None
+            hint = "" if weights else "; --weights says where the backbone's weights are now"
+            raise UserError(f"{error}{hint}") from None
     flags = ["--model", arch, "--pixels", "model", "--input-size", str(pixels["size"])]
     if start.startswith("http://"):  # choosing has taken them from there, asked to
         flags.append("--allow-http")

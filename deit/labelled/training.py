@@ -3,12 +3,13 @@
 import filecmp
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from data_selection.annotation.round_labels import note_given
 from data_selection.annotation.run_folder import read_run
 from data_selection.common.distributed import one_process
 from data_selection.common.errors import UserError
@@ -17,10 +18,12 @@ from data_selection.common.kinds import Log
 from data_selection.common.listed_names import quoted
 from data_selection.common.progress import OpenBar
 from data_selection.common.subset_files import pool_provenance
-from data_selection.images.answers import can_be_judged, write_labels
-from data_selection.images.label_files import labelled_folder
+from data_selection.images.answers import can_be_judged, write_labels, written_labels
+from data_selection.images.claims import SHOWN
+from data_selection.images.label_files import labelled_folder, some
 from data_selection.images.pools import Pool
 from data_selection.images.record import list_digest, record_pool
+from deit.labelled.predicted import keep_others, note_images
 from deit.labelled.reporting import NOTHING, report
 from deit.labelled.runs import LABELS, MODEL, Labelled, backbone_flags, open_run, training_folder
 from deit.options import parse
@@ -67,10 +70,11 @@ def train_on_labels(
     """Train on the labels of a folder of choose_images, and leave model.pth, report.html and report.json there.
 
     labels: files as annotators and their tools give them back (by default the folder's annotate.csv). partial: go on
-    without the labels that are missing. test: a folder of test images, in class folders or with test_labels, a CSV;
-    they decide nothing. mode, minutes, seed, device, num_workers: as for deit/main.py, but that `auto` without minutes
-    has MINUTES. weights, source: where the backbone's weights and the pool's images are now. The same call again goes
-    on where it was stopped. Raises UserError for what is wrong with the labels, all of it at once, before any work.
+    without the labels that are missing, and without rows of no image. test: a folder of test images, in class folders
+    or with test_labels, a CSV; they decide nothing. mode, minutes, seed, device, num_workers: as for deit/main.py, but
+    that `auto` without minutes has MINUTES. weights, source: where the backbone's weights and the pool's images are
+    now. The same call again goes on where it was stopped. Raises UserError for what is wrong with the labels, all of it
+    at once, before any work.
     """
     one_process("train_on_labels.py", f"; deit/main.py --labels {Path(run) / LABELS} trains with several")
     if test and Path(test).is_file():
@@ -97,6 +101,8 @@ def train_on_labels(
     ):
         raise UserError(f"--labels {table} is what training writes, and would be replaced: give it another name")
     own = folder.with_suffix(".csv")  # that another training beside it does not change
+    tell_relabelled(table, given.answers.labels, log)
+    note_given(given.folder, given.answers.labels, given.given)
     for path in (table, own):
         with atomic_write(path, "w") as handle:
             handle.write(text)
@@ -110,6 +116,7 @@ def train_on_labels(
     other = "" if weights and of_the_features(given, weights) else weights
     with one_at_a_time(table, log):  # model and report are of one training
         changed = place(folder, given.folder)
+        note_given(given.folder, given.answers.labels, given.given)
         with atomic_write(table, "w") as handle:
             handle.write(text)
         page, values = report(given, folder, result, weights=other, seed=seed, log=log, progress=progress)
@@ -123,6 +130,14 @@ def train_on_labels(
     if predicted.exists() and (changed or predicted.stat().st_mtime_ns < model.stat().st_mtime_ns):
         log(f"{predicted.name} in it is by an earlier model: scripts/predict.py asks this one")
     return Trained(model, page, accuracy["value"], (result.get("last") or {}).get("acc1"))
+
+
+def tell_relabelled(table: Path, labels: Mapping[str, str], log: Log) -> None:
+    """Say which labels are others than those of the training before, which its labels.csv has."""
+    before = written_labels(table) if table.exists() else {}
+    others = [f"{name} ({old} -> {labels[name]})" for name, old in before.items() if labels.get(name, old) != old]
+    if others:
+        log(f"{len(others)} labels are others than those of the training before: {some(others, SHOWN)}")
 
 
 def judges(accuracy: dict[str, Any]) -> str:
@@ -225,6 +240,7 @@ def predict_images(
 ) -> Predictions:
     """Predictions of a trained run folder for the images of a folder or list, written as a CSV (run/predictions.csv).
 
+    A predictions.csv of other images gets another name, unless `out` is given.
     Images that cannot be read are told, and stand in the table without a label. Raises UserError where none can be
     read, the folder has no model yet, or `out` is something else than a CSV of predictions.
     """
@@ -245,7 +261,11 @@ def predict_images(
     if target.parent.exists():  # one that is made for it is made when there is something to write
         check_writable(target)
     predictions = predict(model, images, device=device, log=log, progress=progress)
+    if not out:  # a file that is named is meant
+        keep_others(target, predictions, Path(images), log)
     predictions.write(target)
+    if not out:
+        note_images(target, Path(images))
     rest = f"; {len(predictions.unread)} that cannot be read have no label, and come last" if predictions.unread else ""
     log(f"wrote {target}: {len(predictions.names)} images, of {len(predictions.classes)} classes{rest}")
     return predictions

@@ -59,3 +59,21 @@ def test_a_record_that_lacks_something_is_none(tmp_path, record):
 def test_more_class_words_than_a_file_name_can_hold_are_words():
     words = [f"class {number}" for number in range(60)]
     assert class_words(",".join(words)) == words
+
+
+def test_a_class_word_with_a_comma_stands_in_quotes(tmp_path):
+    assert class_words('<script>alert(1)</script>,"a,b", "c, d",=1') == [
+        "<script>alert(1)</script>",
+        "a,b",
+        "c, d",
+        "=1",
+    ]
+    assert class_words('5",6",say ""') == ['5"', '6"', 'say ""']  # quotes within a word are its own
+    assert class_words('"a ""b""",c') == ['a "b"', "c"]
+    for wrong in ('"a,b', '"a"b,c'):
+        with pytest.raises(
+            UserError, match=r"--classes .*: the quotes do not fit .*, or give a text file of one class"
+        ):
+            class_words(wrong)
+    (tmp_path / "names.txt").write_text('"a\nb,c\n')  # a line is a name as it is
+    assert class_words(str(tmp_path / "names.txt")) == ['"a', "b,c"]

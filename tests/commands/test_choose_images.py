@@ -175,7 +175,7 @@ def test_a_round_takes_labels_in_and_embeds_nothing_again(choose, tmp_path, caps
     assert "29 images have labels" in capsys.readouterr().out
     assert not {name for name, _ in rows(three)[1:]} & chosen
     label(one, 10)
-    with pytest.raises(UserError, match="labelled was"):
+    with pytest.raises(UserError, match=r"labels were others: \d+\.png \(none -> \w+\)\): choose"):
         choose(two, labelled=[one], budget=20)
 
 
@@ -283,9 +283,9 @@ def test_every_flag_arrives(choose, folder, tmp_path, monkeypatch):
     asked = {}
     monkeypatch.setattr(run_choose, "choose_images", lambda *places, **words: asked.update(words, places=places))
     assert command.build_parser is build_parser
-    other = {"budget": "3%", "method": "fps", "strategy": "half", "model": "vit_tiny", "weights": "w.pth",
+    other = {"budget": "3%", "method": "fps", "strategy": "half", "model": "vit_tiny", "weights": "w.pth", "seed": 5,
              "allow_http": True, "check": 20, "labelled": ["a", "b"], "classes": "x,y", "images": "copy", "embed": True,
-             "dry_run": True, "num_workers": 3, "seed": 5, "device": "cpu"}  # fmt: skip
+             "dry_run": True, "partial": True, "num_workers": 3, "device": "cpu"}  # fmt: skip
     choose(tmp_path, **other)
     assert asked.pop("places") == (str(folder), "3%", tmp_path)
     assert asked == {name: value for name, value in other.items() if name != "budget"}

@@ -112,6 +112,16 @@ def test_a_round_without_labels_says_what_to_begin_with(select, tmp_path, capsys
     assert "asks a model" in capsys.readouterr().err
 
 
+def test_rows_of_no_image_are_left_out_where_asked(select, tmp_path):
+    table = tmp_path / "labels.csv"
+    table.write_text(table.read_text() + "gone.png;a\n")
+    with pytest.raises(UserError, match=r"gone\.png.*skip"):
+        select("margin", "labels.csv")
+    chosen, said = select("margin", "labels.csv", missing="skip")
+    assert len(chosen) == 6
+    assert "left out: 1 rows are of no image of the pool: gone.png (labels.csv)" in said
+
+
 def test_a_mended_label_makes_another_request(select, tmp_path):
     told = []
     for word in ("a", "b"):

@@ -81,11 +81,43 @@ def test_a_labelled_image_that_is_gone_or_another_is_named(choose, shoes, tmp_pa
     one = choose(tmp_path / "one", source=shoes)
     first, second, *_ = label(one)
     (shoes / first).write_bytes((shoes / second).read_bytes() + b"0")
-    with pytest.raises(UserError, match=f"1 of the 12 labelled images are gone, or .*{first}; give them back, or take"):
+    with pytest.raises(
+        UserError, match=f"1 of the 12 labelled images are gone, or .*{first}; give them back; --partial"
+    ):
         choose(tmp_path / "two", source=shoes, labelled=[one], budget=5)
     with pytest.raises(UserError, match=f"1 of the chosen images .*'{first}' is gone or has another content"):
         choose(one, source=shoes)
     assert read_run(one)["source"] == str(shoes)
+
+
+def test_all_labelled_images_that_are_gone_are_named_and_left_out_where_asked(choose, shoes, tmp_path, capsys):
+    one = choose(tmp_path / "one", source=shoes)
+    labels = label(one)
+    changed, *gone = sorted(labels)[:7]
+    last = sorted(labels)[-1]
+    more = tmp_path / "more.csv"
+    before = (one / "annotate.csv").read_text()
+    free = next(file.name for file in sorted(shoes.iterdir()) if file.name not in labels)
+    more.write_text(f"file,label\n{free},class 1\n")
+    for name in (*gone, free):
+        (shoes / name).unlink()
+    (shoes / changed).write_bytes((shoes / last).read_bytes() + b"0")
+    told = f"8 of the 13 labelled images are gone, or have another content than when they were labelled: {changed}, "
+    told += ", ".join([*gone, free])
+    with pytest.raises(UserError) as caught:
+        choose(tmp_path / "two", source=shoes, labelled=[one, more], budget=5)
+    assert told in str(caught.value)
+    assert "--partial goes on without them" in str(caught.value)
+    two = choose(
+        tmp_path / "two", source=shoes, labelled=[one, more], budget=5, partial=True, classes="class 0,class 1"
+    )
+    assert f"warning: left out, {told}" in capsys.readouterr().out
+    assert taken(two) == {name: word for name, word in labels.items() if name not in {changed, *gone}}
+    assert (one / "annotate.csv").read_text() == before
+    for name in labels:
+        (shoes / name).unlink(missing_ok=True)
+    with pytest.raises(UserError, match="13 of the 13 labelled images are gone"):
+        choose(tmp_path / "three", source=shoes, labelled=[one, more], budget=5, partial=True)
 
 
 def test_labels_that_training_was_given_count(choose, shoes, tmp_path, capsys):

@@ -1,10 +1,12 @@
 """What train_on_labels makes of its arguments and of a run folder, without any training."""
 
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from data_selection.common.errors import UserError
 from data_selection.common.feature_table import load_features, save_features
@@ -16,7 +18,7 @@ from deit.labelled.reporting import NOTHING, covered, notes
 from deit.labelled.runs import MODEL, Labelled, backbone_flags, open_run, training_folder
 from deit.labelled.training import features_flag, place
 from deit.runs.saving import NEWEST
-from deit.smoothing import POOL
+from deit.smoothing import POOL, with_pool
 from tests.support.labelled_runs import train
 from tests.support.pages import write_answers
 from tests.support.trainer_runs import write_images
@@ -64,6 +66,34 @@ def test_labels_that_are_given_stand_for_the_runs_own_and_those_of_earlier_round
     for labels, own in (([], "dog"), ([tmp_path / "mine.csv"], "cat")):
         found = open_run(run, labels, None, partial=False, log=lambda _: None)
         assert found.answers.labels == before | {"ccc.png": own, "dddd.png": "dog"}
+
+
+def test_a_place_that_is_typed_wrong_is_what_the_message_names(run, tmp_path):
+    (tmp_path / "images").rename(tmp_path / "moved")
+    with pytest.raises(UserError, match=r"images are not in .*images any longer: say with --source"):
+        open_run(run, [], None, partial=False, log=lambda _: None)
+    wrong = tmp_path / "moevd"
+    told = f"--source {wrong} does not exist: name the folder or list of the pool's images, which were in {tmp_path}/im"
+    with pytest.raises(UserError) as caught:
+        open_run(run, [], wrong, partial=False, log=lambda _: None)
+    assert str(caught.value).startswith(told)
+    with pytest.raises(UserError, match=r"gone\.pth") as caught:
+        backbone_flags(embedded(tmp_path), str(tmp_path / "gone.pth"))
+    assert "--weights says" not in str(caught.value)
+    with pytest.raises(UserError, match=r"old\.pth.*; --weights says where"):
+        backbone_flags(embedded(tmp_path, weights=str(tmp_path / "old.pth")), "")
+
+
+def test_rows_of_no_image_are_all_named_and_left_out_where_asked(run):
+    strange = [f"gone{number}.png" for number in range(40)]
+    write_answers(run / "annotate.csv", {"ccc.png": "dog", "dddd.png": "cat"} | dict.fromkeys(strange, "cat"))
+    told, said = "40 rows are of no image of the pool: " + ", ".join(f"{name} (annotate.csv)" for name in strange), []
+    with pytest.raises(UserError) as caught:
+        open_run(run, [], None, partial=False, log=said.append)
+    assert f"{told}; take these rows out, or --partial leaves them out" in str(caught.value)
+    found = open_run(run, [], None, partial=True, log=said.append)
+    assert f"left out: {told}" in said
+    assert found.answers.labels == {"a.png": "cat", "bb.png": "dog", "ccc.png": "dog", "dddd.png": "cat"}
 
 
 def test_test_images_come_with_their_labels_and_processes_change_no_training(run, tmp_path, monkeypatch):
@@ -166,3 +196,17 @@ def test_a_pool_that_cannot_be_placed_leaves_the_model_before_as_it_was(tmp_path
     with pytest.raises(OSError, match=POOL):
         place(new, run)
     assert (run / MODEL).read_text() == "run"
+
+
+def test_what_a_lost_pool_is_answered_by_is_a_flag_of_the_command(tmp_path, monkeypatch):
+    """Of both, as nobody knows which one has trained a checkpoint that was taken away alone."""
+    with pytest.raises(UserError, match=r"copy it from the folder of the training.*with --mode linear") as caught:
+        with_pool(torch.nn.Identity(), tmp_path / "model.pth", {"mode": "smoothed"})
+    hint = str(caught.value).partition(" (deit/main.py has ")[0]
+    asked = {}
+    monkeypatch.setattr(training, "train_on_labels", lambda *_, **words: asked.update(words))
+    flags = re.findall(r"--[a-z]+ \w+", hint.partition("or train")[2])
+    main_train(["run", *" ".join(flags).split()])
+    assert asked["mode"] == "linear"
+    with pytest.raises(SystemExit):
+        main_train(["run", "--distil"])

@@ -174,3 +174,35 @@ def test_weights_alone_are_refused(run, tmp_path):
         predict(folder / "checkpoint.pth", tmp_path / "nowhere", device="cpu")
     with pytest.raises(UserError, match=r"none\.pth does not exist"):
         predict(tmp_path / "none.pth", images / "val", device="cpu")
+
+
+def test_predictions_of_other_images_are_kept_under_another_name(run, tmp_path):
+    images, trained = run
+    said, place = [], tmp_path / "run"
+    place.mkdir()
+    (place / "run.json").write_text('{"version": 1, "source": "s", "features": "f"}')
+    model = shutil.copyfile(trained / "checkpoint.pth", place / "model.pth")
+    pool = shutil.copytree(images / "val", tmp_path / "pool")
+
+    def ask(asked, checkpoint=model):
+        predict_images(checkpoint, asked, device="cpu", log=said.append)
+        return (checkpoint.parent / "predictions.csv").read_text()
+
+    every = ask(pool)
+    first = every.splitlines()[1].split(",")[0]
+    count = len(every.splitlines()) - 1
+    assert ask(pool) == every
+    shutil.copyfile(pool / first, pool / "more.png")
+    more = ask(pool)  # of a folder that has grown
+    assert not [line for line in said if "are in predictions_" in line]
+    alone = ask(pool / first)
+    assert f"the predictions of {count + 1} images of {pool} are in predictions_1.csv now" in said
+    assert (place / "predictions_1.csv").read_text() == more
+    assert len(alone.splitlines()) == 2
+    shutil.copytree(pool, tmp_path / "other")
+    ask(tmp_path / "other" / first)  # another image of that name
+    assert (place / "predictions_2.csv").read_text() == alone
+    bare = shutil.copyfile(model, tmp_path / "checkpoint.pth")  # of deit/main.py: no record of places is beside it
+    ask(pool, bare)
+    ask(pool / first, bare)
+    assert (tmp_path / "predictions_1.csv").read_text() == more

@@ -12,6 +12,7 @@ from data_selection.common.errors import UserError
 from data_selection.images.answers import Answers, alone, one_class, read_answers, write_labels
 
 NAMES = ["cats/a b.jpg", "cats/b.jpg", "dogs/a b.jpg", "dogs/c,d.jpg", "été.png"]
+LEFT_OUT = "; take these rows out, or --partial leaves them out"
 BOTH = " If both are classes, name all with --classes of choose_images.py"
 WANTED = {"cats/b.jpg": "Cat", "dogs/c,d.jpg": "Dog", "été.png": "Cat"}
 
@@ -103,7 +104,8 @@ def test_label_studio_and_cvat(tmp_path):
     ],
 )
 def test_two_labels_of_one_image_are_never_made_one(tmp_path, name, content):
-    assert "1 images have two labels: cats/b.jpg ('x' and 'y')" in read(tmp_path / name, content).faults
+    told = f"1 images have two labels: cats/b.jpg ('x' and 'y' in {tmp_path / name}); correct one of the two"
+    assert told in read(tmp_path / name, content).faults
 
 
 def test_of_several_annotators_the_last_who_chose_counts(tmp_path):
@@ -122,7 +124,7 @@ def test_label_studio_s_json_may_hold_anything(tmp_path):
 
 def test_an_image_that_the_pool_lacks_is_no_title(tmp_path):
     found = read(tmp_path / "a.csv", "gone.jpg,x\ncats/b.jpg,x\nété.png,y\n")
-    assert found.faults == ["1 rows are of no image of the pool: gone.jpg (a.csv)"]
+    assert found.faults == ["1 rows are of no image of the pool: gone.jpg (a.csv)" + LEFT_OUT]
 
 
 def test_a_label_may_be_0(tmp_path):
@@ -164,8 +166,9 @@ def test_what_is_wrong_is_told_together(tmp_path):
     found = read(tmp_path / "a.csv", table, asked=["cats/b.jpg", "dogs/c,d.jpg"])
     assert found.labels == {"cats/b.jpg": "Cat"}
     unknown, both = found.faults
-    assert unknown == "2 rows are of no image of the pool: none.jpg (a.csv), a b.jpg (a.csv; several are called so)"
-    assert both == "1 images have two labels: cats/b.jpg ('Cat' and 'Dog')"
+    wanted = "2 rows are of no image of the pool: none.jpg (a.csv), a b.jpg (a.csv; several are called so)" + LEFT_OUT
+    assert unknown == wanted
+    assert both.startswith("1 images have two labels: cats/b.jpg ('Cat' and 'Dog' in ")
     assert one_class(found) == ["all 1 labels are 'Cat': two classes are needed"]
     assert found.unlabelled == ["dogs/c,d.jpg"]
 
@@ -182,7 +185,7 @@ def test_an_image_that_was_asked_for_and_lies_elsewhere_is_not_taken(tmp_path):
     assert found.labels == {"3/c/b.jpg": "Dog"}
     assert found.faults[0] == (
         "2 rows are of no image of the pool: a/b.jpg (a.csv; several are called so), "
-        "a%2Fb.jpg (a.csv; several are called so)"
+        "a%2Fb.jpg (a.csv; several are called so)" + LEFT_OUT
     )
 
 
@@ -200,7 +203,7 @@ def test_what_a_file_was_found_by_is_told(tmp_path):
     capitals = lines("CATS/B.jpg", "c.jpg", "x.jpg", "e.jpg")
     assert capitals.faults[0] == (
         "3 rows are of no image of the pool: CATS/B.jpg (a.csv; did you mean cats/b.jpg?), "
-        "c.jpg (a.csv; did you mean dogs/C.jpg?), x.jpg (a.csv)"
+        "c.jpg (a.csv; did you mean dogs/C.jpg?), x.jpg (a.csv)" + LEFT_OUT
     )
 
 
@@ -275,3 +278,16 @@ def test_words_that_no_class_is_called_by_are_asked_about(tmp_path, words, fault
     (found,) = read_answers([tmp_path / "a.csv"], names).faults
     assert re.search(fault, found)
     assert read_answers([tmp_path / "a.csv"], names, classes=sorted(set(words))).faults == []
+
+
+def test_two_labels_are_told_with_their_files(tmp_path):
+    """Where files say one thing each, and where one of them says two."""
+    (tmp_path / "a.csv").write_text(
+        "file,label\nb.jpg,Cat\nc,d.jpg,Dog\n".replace("c,d", '"c,d').replace("jpg,D", 'jpg",D')
+    )
+    (tmp_path / "b.csv").write_text("file,label\nb.jpg,Dog\n")
+    found = read_answers([tmp_path / "a.csv", tmp_path / "b.csv"], NAMES)
+    wanted = f"cats/b.jpg ('Cat' in {tmp_path / 'a.csv'} and 'Dog' in {tmp_path / 'b.csv'}); correct one of the two"
+    assert found.faults == [f"1 images have two labels: {wanted}"]
+    (tmp_path / "b.csv").write_text("file,label\nb.jpg,Cat\n")
+    assert read_answers([tmp_path / "a.csv", tmp_path / "b.csv"], NAMES).faults == []

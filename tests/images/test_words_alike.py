@@ -56,7 +56,9 @@ def test_what_is_hardly_a_number_is_held_against_others(huge):
 
 NONE = [
     "NA", "<NA>", "null", "None", "#NAME?", "#REF!", "#VALUE!", "#DIV/0!", "#NUM!", "#NULL!", "-1", "-1.0", "n/a.",
-    "\u200bn/a",
+    "\u200bn/a", "unsure", "Unsure", "not sure", "NOT_SURE", "unclear", "skip", "skipped", "unknown", "unknown?", "idk",
+    "ignore", "to-do", "todo", "TBD", "??", "? ?", "can't tell", "can\u2019t tell", "don't know",
+    "unklar", "wei\u00df nicht",
 ]  # fmt: skip
 
 
