@@ -114,7 +114,8 @@ def optimise(
     centroids = pool.take(start).double()  # (K, D)
     adam = Adam(centroids)
     memory = centroids.new_empty(2, len(fixed) + len(start), pool.dimensions)
-    generator = torch.Generator().manual_seed(seed)
+    draws = random.Random(seed)
+    draws.sample(range(pool.count), len(start))  # the start's: batches come after it, as in the released programs
     mine = pool.spans(config.batch_size or pool.count)[world.rank :: world.size]
     full = config.batch_size is None
     search = make_search(pool, mine, len(start) + len(fixed), full, max_bytes / 8, config.slice)
@@ -122,7 +123,7 @@ def optimise(
     thrown = torch.full((len(start),), config.max_iter, device=centroids.device)  # the iteration that threw it away
     with open_bar(progress, config.max_iter, "ActiveFT", "step") as bar:
         for iteration in range(config.max_iter):
-            loss, gradient = loss_and_gradient(pool, centroids, fixed, config, world, generator, search, memory)
+            loss, gradient = loss_and_gradient(pool, centroids, fixed, config, world, draws, search, memory)
             lr = learning_rate(config, iteration)
             adam.step(gradient, lr)
             fit = centroids.abs().amax(1) < LARGEST  # NaN is not
@@ -191,7 +192,7 @@ def loss_and_gradient(
     fixed: torch.Tensor,
     config: ActiveFTConfig,
     world: World,
-    generator: torch.Generator,
+    draws: random.Random,
     search: Search,
     memory: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -206,7 +207,7 @@ def loss_and_gradient(
     for part, values in zip(units[len(fixed) :].split(step), centroids.split(step), strict=True):
         part.copy_(normalise(values))
     terms = OBJECTIVES[config.objective](units, config, world, memory[0])
-    spans, read = batch(pool, config, generator)
+    spans, read = batch(pool, config, draws)
     search.begin(units)
     pull = memory[1].zero_()
     totals = pull.new_zeros(len(units) + 1)  # sums of w_i per centroid; the last is the summed loss
@@ -224,20 +225,23 @@ def loss_and_gradient(
 
 
 def batch(
-    pool: UnitPool, config: ActiveFTConfig, generator: torch.Generator
+    pool: UnitPool, config: ActiveFTConfig, draws: random.Random
 ) -> tuple[list[tuple[int, int]], Callable[[int, int], torch.Tensor]]:
     """The spans of this iteration and the function that reads one: the whole pool, or distinct random rows."""
     if config.batch_size is None:
         return pool.spans(pool.count), pool.read
-    drawn = draw(pool.count, config.batch_size, generator)
+    drawn = draw(pool.count, config.batch_size, draws)
     if pool.resident is not None:
         drawn = sent(pool.device, drawn)[0]
     return pool.spans(config.batch_size), lambda start, stop: pool.take(drawn[start:stop])
 
 
-def draw(count: int, size: int, generator: torch.Generator) -> torch.Tensor:
-    """`size` distinct positions of 0..count-1, (size,); ascending, so that a memory map is read onwards."""
-    return torch.randperm(count, generator=generator)[:size].sort().values
+def draw(count: int, size: int, draws: random.Random) -> torch.Tensor:
+    """`size` distinct positions of 0..count-1, (size,), those of the released programs after random.seed(seed).
+
+    Ascending, so that a memory map is read onwards.
+    """
+    return torch.tensor(draws.sample(range(count), size)).sort().values
 
 
 def pool_blocks(pool: UnitPool, world: World, config: ActiveFTConfig) -> Blocks:
