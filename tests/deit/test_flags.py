@@ -70,7 +70,7 @@ WRONG = [
     ({"distillation_type": "hard"}, r"needs --teacher-path"),
     (
         {"distillation_type": "hard", "teacher_path": "t.pth", "data_path": "/nonexistent"},
-        r"needs a distilled --model \(deit_small_distilled_patch16_224\), not demo_vit",
+        r"needs a distilled --model \(deit_small_distilled_patch16_224\), not test_vit",
     ),
     ({"auto_resume": True}, r"--auto-resume needs --output_dir"),
     ({"device": "tpu9"}, "unknown device 'tpu9'"),

@@ -99,7 +99,7 @@ def test_rows_of_no_image_are_all_named_and_left_out_where_asked(run):
 def test_test_images_come_with_their_labels_and_processes_change_no_training(run, tmp_path, monkeypatch):
     told = []
 
-    def stop(_given, words, _table, folder):
+    def stop(words, folder):
         told.append((words, folder))
         raise KeyboardInterrupt
 
