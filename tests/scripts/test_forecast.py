@@ -48,6 +48,9 @@ def test_a_training_is_told_by_its_own_kind_in_proportion_to_its_labels():
     *_, time, unknown = forecast([*done, *todo], records, jobs=1).splitlines()
     assert time == "6 cells, 3 to do: 33.0 minutes by what finished ones took"  # 180 and 1,800 seconds
     assert unknown == "  and 1 times trainer in one, of which none is finished yet"
+    done = [training("a", 50, "few-shot"), training("b", 1000, "few-shot")]
+    *_, time = forecast([*done, training("d", 400, "few-shot")], records, jobs=1).splitlines()
+    assert time == "3 cells, 1 to do: 1.2 minutes by what finished ones took"  # 180 for 1,000: nearer by their ratio
 
 
 def test_without_a_finished_cell_no_time_is_told_and_none_is_left_of_a_finished_plan():

@@ -168,6 +168,13 @@ def test_both_files_are_of_one_width(tmp_path):
         LoadedPool(PoolSpec("one", tmp_path / "one_train.npy", tmp_path / "one_test.npy"), Hashes(tmp_path))
 
 
+def test_settings_of_the_cores_make_another_list(tmp_path):
+    settings = ({}, {"cores": "activeft"}, {"cores_max_iter": 7}, {"cores_max_iter": 8}, {"cores": "kmeans"})
+    digests = [cells_of(tmp_path, methods={"bilaf": {"core_number": 2, **given}})[0].list_digest for given in settings]
+    assert digests[0] == digests[1]
+    assert len(set(digests)) == 4
+
+
 def test_two_budgets_of_one_size_need_one_meaning(tmp_path):
     numbers = {"one 12": 5, "one 10%": 6}
     evaluations = {"5-NN": {"kind": "knn"}}

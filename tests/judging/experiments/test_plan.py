@@ -69,11 +69,23 @@ def test_a_name_that_stands_twice_is_refused_instead_of_forgotten(tmp_path):
 
 def test_numbers_as_yaml_gives_them_are_numbers(tmp_path):
     """It takes 1e-3 for a word, and 1 for a whole number."""
-    settings = {"lr": "1e-3", "temperature": 1, "batch_size": {"one 8": 5}}
+    settings = {"lr": "1e-3", "temperature": 1, "batch_size": {"one 8": 5}, "max_iter": {"one 8": 3, "other": 4}}
     plan = read_plan(make_config(tmp_path, methods={"activeft": settings}))
     found = method_of(plan.methods[0], "one", 8, plan.path)[1]
     assert (found.lr, found.temperature, found.batch_size) == (0.001, 1, 5)
-    assert method_of(plan.methods[0], "one", "10%", plan.path)[1].batch_size is None
+    other = method_of(plan.methods[0], "one", "10%", plan.path)[1]
+    assert (found.max_iter, other.max_iter, other.batch_size) == (3, 4, None)
+
+
+def test_a_setting_names_the_budgets_of_its_own_pool(tmp_path):
+    pools = {"one": {"train": "x.npy", "budgets": [5, "2%"]}, "two": {"train": "x.npy"}}
+    for key, known in (("one 5", True), ("one 2%", True), ("one 8", False), ("two 8", True), ("two 5", False)):
+        path = make_config(tmp_path, pools=pools, methods={"kmeans": {"max_iter": {key: 3}}})
+        if known:
+            read_plan(path)
+        else:
+            with pytest.raises(UserError, match=f"max_iter is set for '{key}', no pool and no budget of one"):
+                read_plan(path)
 
 
 def test_settings_may_differ_by_pool_and_budget(tmp_path):
