@@ -62,11 +62,14 @@ def earlier_runs(run: Path) -> list[Path]:
     return found
 
 
-def rounds_before(run: Path) -> set[Path]:
-    """All rounds at hand that came before a run, by their real places."""
+def rounds_before(*runs: Path) -> set[Path]:
+    """All rounds at hand that came before any of some runs, by their real places."""
     found: set[Path] = set()
-    for one in earlier_runs(run):
-        found |= {one.resolve(), *rounds_before(one)}
+    ahead = list(runs)
+    while ahead:  # each once: a round that names all before it has 2 ** rounds ways back to the first
+        new = {one.resolve(): one for one in earlier_runs(ahead.pop())}
+        ahead += [one for place, one in new.items() if place not in found]
+        found.update(new)
     return found
 
 
@@ -111,7 +114,7 @@ def sources_before(run: Path, names: Sequence[str]) -> list[Source]:
     copied = asked is None or asked == digest(written, record.get(WAITING) or ())
     kept = written if copied else read_answers([path], names).labels
     found, direct = [Source(path, kept=copied, earlier=True)], earlier_runs(run)
-    later = {place for one in direct for place in rounds_before(one)}  # these come through the rounds after them
+    later = rounds_before(*direct)  # these come through the rounds after them
     for one in direct:
         if one.resolve() not in later:
             found += words_today(one, run, kept)

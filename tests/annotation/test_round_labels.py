@@ -1,0 +1,21 @@
+"""What a round finds of the rounds before it."""
+
+import json
+
+from data_selection.annotation import round_labels
+from data_selection.annotation.run_folder import RECORD, SUBSET
+from data_selection.common.feature_table import sidecar
+
+
+def test_rounds_that_name_all_before_them_are_looked_at_once_each(tmp_path, monkeypatch):
+    """By every way back to the first there are 2 ** 14."""
+    runs = [tmp_path / f"{number:02}" for number in range(15)]
+    for number, run in enumerate(runs):
+        run.mkdir()
+        sidecar(run / SUBSET, "provenance").write_text(str(number))
+        record = {"version": 1, "source": "", "features": "", "earlier": round_labels.note_earlier(runs[:number], run)}
+        (run / RECORD).write_text(json.dumps(record))
+    looked, found = [], round_labels.earlier_runs
+    monkeypatch.setattr(round_labels, "earlier_runs", lambda run: looked.append(run) or found(run))
+    assert round_labels.rounds_before(runs[-1]) == {*runs[:-1]}
+    assert len(looked) <= len(runs)
