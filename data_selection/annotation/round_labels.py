@@ -123,12 +123,16 @@ def sources_before(run: Path, names: Sequence[str]) -> list[Source]:
 
 def words_today(earlier: Path, run: Path, kept: Mapping[str, str]) -> list[Source]:
     """What an earlier round says today of the images of a later one's copy `kept`, a Source for each of its files."""
-    names = list(dict.fromkeys([*(written_labels(earlier / LABELLED) if (earlier / LABELLED).exists() else ()),
-                                *chosen_names(earlier)]))  # fmt: skip
-    answers = read_answers(sources_of(earlier, names, names), names)
-    if all(kept.get(name) == label for name, label in answers.labels.items()):
+    copy, asked = earlier / LABELLED, chosen_names(earlier)
+    names = list(dict.fromkeys([*kept, *(written_labels(copy) if copy.exists() else ()), *asked]))
+    before = sources_before(earlier, names)
+    answers = read_answers([*before, *own_sources(earlier, before, names, asked)], names, asked)
+    if not answers.faults and all(kept.get(name) == label for name, label in answers.labels.items()):
         return []
     now, past = contents(run), contents(earlier)
+    if past:  # a row of an image that was not handed out is of none that has its file name alone
+        names = list(past)
+        answers = read_answers([*before, *own_sources(earlier, before, names, asked)], names, asked)
     place = {value: name for name, value in now.items()}
     rows: defaultdict[Path, list[tuple[str, str]]] = defaultdict(list)
     for name, label in answers.labels.items():

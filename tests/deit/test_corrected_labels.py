@@ -4,6 +4,7 @@ import os
 import shutil
 
 import pytest
+from PIL import Image
 
 from data_selection.annotation.run_folder import chosen_names
 from data_selection.commands.run_choose import choose_images
@@ -92,6 +93,27 @@ def test_a_correction_follows_a_renamed_image(place, pool):
     labels, said = opened(two, pool=pool)
     assert labels["new.png"] == new
     assert f"corrected: new.png ({old} -> {new}), by {one / 'annotate.csv'}" in said
+
+
+def test_a_row_of_an_image_that_was_not_handed_out_is_of_no_other_of_its_file_name(place, tmp_path):
+    """In the earlier round's table, as the later one reads it."""
+    pool, one = tmp_path / "pool", tmp_path / "one"
+    for part in ("a", "b"):
+        shutil.copytree(place / "pool", pool / part, ignore=lambda _, names: sorted(names)[15:])
+    for path in (pool / "b").iterdir():  # no copies
+        Image.open(path).transpose(Image.Transpose.ROTATE_90).save(path)
+    names = chosen_names(choose(pool, one, 8))
+    twins = {name: f"{'b' if name[0] == 'a' else 'a'}{name[1:]}" for name in names}
+    name, row = next((name, twin) for name, twin in twins.items() if twin not in names)
+    labels = {name: name[0] for name in names} | {row: row[0]}
+    write_answers(one / "annotate.csv", labels)
+    two = choose(pool, tmp_path / "two", 4, labelled=[one])
+    write_answers(two / "annotate.csv", {name: name[0] for name in chosen_names(two)})
+    for changed in ({row: "c"}, {name: "c"}, {name: ""}):
+        write_answers(one / "annotate.csv", labels | changed)
+        found, _ = opened(two, pool=pool)
+        wanted = labels | {name: label for name, label in changed.items() if label}
+        assert {name: found[name] for name in wanted} == wanted
 
 
 @pytest.mark.parametrize("by", ["annotate.csv", "--labels"])
