@@ -151,7 +151,7 @@ def own_sources(run: Path, before: Sequence[Source], names: Sequence[str], asked
     if not trained.exists():
         return filled
     given = read_run(run).get(GIVEN)
-    if given is not None and given["table"] == digest(written_labels(trained)):
+    if given is not None and digest(written_labels(trained)) in (given["table"], given.get("before")):
         if not given["labels"]:
             return filled
         # the word that came last: what training was given, unless the others say another one than they did then
@@ -191,5 +191,11 @@ def given_labels(run: Path, answers: Answers, names: Sequence[str], asked: Seque
 
 
 def note_given(run: Path, labels: Mapping[str, str], given: Mapping[str, tuple[str, str]]) -> None:
-    """Note in run.json which labels only training was given, and of which labels.csv that is true."""
-    note(run, GIVEN, {"table": digest(labels), "labels": {name: list(pair) for name, pair in given.items()}})
+    """Note in run.json which labels only training was given, and of which labels.csv that is true.
+
+    That is the one that is written next, and, should that be cut short, the one that is there.
+    """
+    path = run / UNDERSTOOD
+    before = digest(written_labels(path) if path.exists() else {})
+    words = {name: list(pair) for name, pair in given.items()}
+    note(run, GIVEN, {"table": digest(labels), "before": before, "labels": words})

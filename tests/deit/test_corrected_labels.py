@@ -10,6 +10,7 @@ from data_selection.annotation.run_folder import chosen_names
 from data_selection.commands.run_choose import choose_images
 from data_selection.common.errors import UserError
 from data_selection.images.answers import written_labels
+from deit.labelled import training
 from deit.labelled.runs import open_run
 from tests.support.labelled_runs import train, word
 from tests.support.pages import write_answers
@@ -175,6 +176,25 @@ def test_labels_that_training_alone_was_given_are_not_lost_beside_a_table_of_a_f
     wanted = written_labels(tmp_path / "all.csv")
     assert written_labels(choose(pool, place / "a", 3, labelled=[one]) / "labelled.csv") == wanted
     assert opened(one, pool=pool)[0] == wanted
+
+
+def test_a_start_that_ends_between_the_note_and_the_labels_leaves_nothing_in_doubt(place, pool, monkeypatch):
+    """A full disk, a kill: the labels that are there are those of the training before, and no word of somebody else."""
+    one = place / "one"
+    first, second, *_ = chosen_names(one)
+    train(one, source=pool)
+    old, new = correct(one / "annotate.csv", first)
+    write_answers(one / "annotate.csv", written_labels(one / "annotate.csv") | {second: ""})
+    with monkeypatch.context() as patched:
+        patched.setattr(training, "atomic_write", lambda *_: (_ for _ in ()).throw(OSError("full")))
+        with pytest.raises(OSError, match="full"):
+            train(one, partial=True, source=pool)
+    assert written_labels(one / "labels.csv")[first] == old
+    found, _ = opened(one, pool=pool, partial=True)
+    assert found[first] == new
+    assert second not in found
+    train(one, partial=True, source=pool)
+    assert written_labels(one / "labels.csv") == found
 
 
 def test_labels_csv_that_somebody_has_changed_is_not_replaced_unasked(place, pool):
