@@ -268,9 +268,8 @@ def predict_images(
     predictions = predict(model, images, device=device, log=log, progress=progress)
     if not out:  # a file that is named is meant
         keep_others(target, predictions, Path(images), log)
+        note_images(target, Path(images))  # before they are there: those that a note is not of may be written over
     predictions.write(target)
-    if not out:
-        note_images(target, Path(images))
     rest = f"; {len(predictions.unread)} that cannot be read have no label, and come last" if predictions.unread else ""
     log(f"wrote {target}: {len(predictions.names)} images, of {len(predictions.classes)} classes{rest}")
     return predictions
