@@ -5,6 +5,7 @@ these folders say today corrects the copy, the round's own table corrects both, 
 by --labels (labels.csv), unless the others have changed since.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -56,9 +57,10 @@ def earlier_runs(run: Path) -> list[Path]:
     for one in read_run(run).get(EARLIER) or ():
         for place in (Path(os.path.normpath(run / one["beside"])), Path(one["folder"])):
             record = sidecar(place / SUBSET, "provenance")
-            if is_run(place) and record.is_file() and sha256(record) == one["list"]:
-                found.append(place)
-                break
+            with contextlib.suppress(OSError):  # a folder that is not ours to read is not at hand
+                if is_run(place) and record.is_file() and sha256(record) == one["list"]:
+                    found.append(place)
+                    break
     return found
 
 
