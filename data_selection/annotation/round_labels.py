@@ -2,7 +2,8 @@
 
 A round keeps a copy of the labels of the rounds before it (labelled.csv). The word that a person gave last counts: what
 these folders say today corrects the copy, the round's own table corrects both, and so do labels that training was given
-by --labels (labels.csv), unless the others have changed since.
+by --labels (labels.csv), unless the others have changed since. What training has taken from an earlier round stays,
+also where that is not at hand any more.
 """
 
 import contextlib
@@ -129,14 +130,16 @@ def words_today(earlier: Path, run: Path, kept: Mapping[str, str]) -> list[Sourc
     names = list(dict.fromkeys([*kept, *(written_labels(copy) if copy.exists() else ()), *asked]))
     before = sources_before(earlier, names)
     answers = read_answers([*before, *own_sources(earlier, before, names, asked)], names, asked)
+    rows: defaultdict[Path, list[tuple[str, str]]] = defaultdict(list)
     if not answers.faults and all(kept.get(name) == label for name, label in answers.labels.items()):
-        return []
+        for name, label in answers.labels.items():  # said again, as training may have noted another word since
+            rows[answers.said[name]].append((name, label))
+        return [Source(path, said, earlier=True) for path, said in rows.items()]
     now, past = contents(run), contents(earlier)
     if past:  # a row of an image that was not handed out is of none that has its file name alone
         names = list(past)
         answers = read_answers([*before, *own_sources(earlier, before, names, asked)], names, asked)
     place = {value: name for name, value in now.items()}
-    rows: defaultdict[Path, list[tuple[str, str]]] = defaultdict(list)
     for name, label in answers.labels.items():
         own = past.get(name, "")
         unknown = not own or not now or now.get(name) == ""  # nobody has noted contents: names are all there is
@@ -158,12 +161,15 @@ def own_sources(run: Path, before: Sequence[Source], names: Sequence[str], asked
             return filled
         # the word that came last: what training was given, unless the others say another one than they did then
         rest = plain_labels(run, before, names, asked)
-        last = [(name, word) for name, (then, word) in given["labels"].items() if rest.get(name, "") == then]
-        since = [(name, word) for name, (then, word) in given["labels"].items() if rest.get(name, "") != then]
+        noted = [(name, word, then, rest.get(name, "")) for name, (then, word) in given["labels"].items()]
+        last = [(name, word) for name, word, then, now in noted if word != then == now]
+        since = [(name, word) for name, word, then, now in noted if word != then != now]
+        taken = [(name, word) for name, word, then, _ in noted if word == then]
         old, new = Source(trained, since), Source(trained, last, over={*before, *filled})
         for source in (*filled, *(one for one in before if not one.kept)):
             source.over.add(old)
-        return [*filled, *(one for one in (old, new) if one.rows)]
+        of_earlier = Source(trained, taken, over={one for one in before if one.kept}, kept=True, earlier=True)
+        return [*filled, *(one for one in (old, new, of_earlier) if one.rows)]
     # somebody else's, or of a version that has noted nothing: where it and annotate.csv disagree, only the time tells
     words, found = read_answers(filled, names, asked).labels, read_answers([trained], names, asked).labels
     copied = read_answers([one for one in before if one.kept], names).labels
@@ -184,12 +190,23 @@ def plain_labels(
 
 
 def given_labels(run: Path, answers: Answers, names: Sequence[str], asked: Sequence[str]) -> dict[str, tuple[str, str]]:
-    """{name: (what else is said of it, "" for nothing; its label)} of labels that only training was given."""
+    """{name: (what else is said of it, "" for nothing; its label)} of labels that only training was given.
+
+    And of those that earlier rounds have corrected since they were copied, which then say the label itself: these
+    rounds may not be at hand the next time.
+    """
     before = sources_before(run, names)
+    copied = read_answers([one for one in before if one.kept], names).labels
+    today = {one.path for one in before if one.rows is not None}
+    found = {
+        name: (word, word)
+        for name, word in answers.labels.items()
+        if answers.said[name] in today and copied.get(name, word) != word
+    }
     if {*answers.said.values()} <= {run / ANSWERS, *(source.path for source in before)}:
-        return {}
+        return found
     rest = plain_labels(run, before, names, asked)
-    return {name: (rest.get(name, ""), word) for name, word in answers.labels.items() if rest.get(name) != word}
+    return found | {name: (rest.get(name, ""), word) for name, word in answers.labels.items() if rest.get(name) != word}
 
 
 def note_given(run: Path, labels: Mapping[str, str], given: Mapping[str, tuple[str, str]]) -> None:

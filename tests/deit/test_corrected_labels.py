@@ -1,5 +1,6 @@
 """A label that is corrected is never lost: the word that came last counts in training and in the next round."""
 
+import json
 import os
 import shutil
 
@@ -81,6 +82,34 @@ def test_a_correction_in_an_earlier_round_arrives_in_the_later_one(rounds, place
     assert written_labels(moved / "three" / "labels.csv")[name] == new
     four = choose(moved / "pool", moved / "four", 3, labelled=[moved / "three"])
     assert written_labels(four / "labelled.csv")[name] == new
+
+
+def test_a_correction_that_training_has_taken_stays_when_the_earlier_round_is_gone(place, pool, tmp_path):
+    """And goes where that says the first word again."""
+    one, two = place / "one", place / "two"
+    name = sorted(chosen_names(one))[0]
+    old, new = correct(one / "annotate.csv", name)
+    record = json.loads((two / "run.json").read_text())
+    record["earlier"][0]["folder"] = str(place / "nowhere")  # where the one that this is a copy of lies
+    (two / "run.json").write_text(json.dumps(record))
+    train(two, source=pool)
+    away = one.rename(tmp_path / "away")
+    for turn in ("first", "later"):
+        labels, said = opened(two, pool=pool)
+        assert labels[name] == new, turn
+        assert f"corrected: {name} ({old} -> {new}), by {two / 'labels.csv'}" in said
+        three = choose(pool, place / f"{turn} three", 3, labelled=[two])
+        assert written_labels(three / "labelled.csv")[name] == new, turn
+        train(two, source=pool)
+    away.rename(one)
+    last = other(new)
+    write_answers(one / "annotate.csv", written_labels(one / "annotate.csv") | {name: last})
+    assert opened(two, pool=pool)[0][name] == last
+    train(two, source=pool)
+    write_answers(one / "annotate.csv", written_labels(one / "annotate.csv") | {name: old})
+    assert opened(two, pool=pool)[0][name] == old
+    train(two, source=pool)
+    assert written_labels(two / "labels.csv")[name] == old
 
 
 def test_a_correction_follows_a_renamed_image(place, pool):
