@@ -2,9 +2,11 @@
 
 A round keeps a copy of the labels of the rounds before it (labelled.csv). The word that a person gave last counts: what
 these folders say today corrects the copy, the round's own table corrects both, and so do labels that training was given
-by --labels (labels.csv), unless the others have changed since.
+by --labels (labels.csv), unless the others have changed since. What training has taken from an earlier round stays,
+also where that is not at hand any more.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -56,17 +58,21 @@ def earlier_runs(run: Path) -> list[Path]:
     for one in read_run(run).get(EARLIER) or ():
         for place in (Path(os.path.normpath(run / one["beside"])), Path(one["folder"])):
             record = sidecar(place / SUBSET, "provenance")
-            if is_run(place) and record.is_file() and sha256(record) == one["list"]:
-                found.append(place)
-                break
+            with contextlib.suppress(OSError):  # a folder that is not ours to read is not at hand
+                if is_run(place) and record.is_file() and sha256(record) == one["list"]:
+                    found.append(place)
+                    break
     return found
 
 
-def rounds_before(run: Path) -> set[Path]:
-    """All rounds at hand that came before a run, by their real places."""
+def rounds_before(*runs: Path) -> set[Path]:
+    """All rounds at hand that came before any of some runs, by their real places."""
     found: set[Path] = set()
-    for one in earlier_runs(run):
-        found |= {one.resolve(), *rounds_before(one)}
+    ahead = list(runs)
+    while ahead:  # each once: a round that names all before it has 2 ** rounds ways back to the first
+        new = {one.resolve(): one for one in earlier_runs(ahead.pop())}
+        ahead += [one for place, one in new.items() if place not in found]
+        found.update(new)
     return found
 
 
@@ -111,7 +117,7 @@ def sources_before(run: Path, names: Sequence[str]) -> list[Source]:
     copied = asked is None or asked == digest(written, record.get(WAITING) or ())
     kept = written if copied else read_answers([path], names).labels
     found, direct = [Source(path, kept=copied, earlier=True)], earlier_runs(run)
-    later = {place for one in direct for place in rounds_before(one)}  # these come through the rounds after them
+    later = rounds_before(*direct)  # these come through the rounds after them
     for one in direct:
         if one.resolve() not in later:
             found += words_today(one, run, kept)
@@ -120,14 +126,20 @@ def sources_before(run: Path, names: Sequence[str]) -> list[Source]:
 
 def words_today(earlier: Path, run: Path, kept: Mapping[str, str]) -> list[Source]:
     """What an earlier round says today of the images of a later one's copy `kept`, a Source for each of its files."""
-    names = list(dict.fromkeys([*(written_labels(earlier / LABELLED) if (earlier / LABELLED).exists() else ()),
-                                *chosen_names(earlier)]))  # fmt: skip
-    answers = read_answers(sources_of(earlier, names, names), names)
-    if all(kept.get(name) == label for name, label in answers.labels.items()):
-        return []
-    now, past = contents(run), contents(earlier)
-    place = {value: name for name, value in now.items()}
+    copy, asked = earlier / LABELLED, chosen_names(earlier)
+    names = list(dict.fromkeys([*kept, *(written_labels(copy) if copy.exists() else ()), *asked]))
+    before = sources_before(earlier, names)
+    answers = read_answers([*before, *own_sources(earlier, before, names, asked)], names, asked)
     rows: defaultdict[Path, list[tuple[str, str]]] = defaultdict(list)
+    if not answers.faults and all(kept.get(name) == label for name, label in answers.labels.items()):
+        for name, label in answers.labels.items():  # said again, as training may have noted another word since
+            rows[answers.said[name]].append((name, label))
+        return [Source(path, said, earlier=True) for path, said in rows.items()]
+    now, past = contents(run), contents(earlier)
+    if past:  # a row of an image that was not handed out is of none that has its file name alone
+        names = list(past)
+        answers = read_answers([*before, *own_sources(earlier, before, names, asked)], names, asked)
+    place = {value: name for name, value in now.items()}
     for name, label in answers.labels.items():
         own = past.get(name, "")
         unknown = not own or not now or now.get(name) == ""  # nobody has noted contents: names are all there is
@@ -144,17 +156,20 @@ def own_sources(run: Path, before: Sequence[Source], names: Sequence[str], asked
     if not trained.exists():
         return filled
     given = read_run(run).get(GIVEN)
-    if given is not None and given["table"] == digest(written_labels(trained)):
+    if given is not None and digest(written_labels(trained)) in (given["table"], given.get("before")):
         if not given["labels"]:
             return filled
         # the word that came last: what training was given, unless the others say another one than they did then
         rest = plain_labels(run, before, names, asked)
-        last = [(name, word) for name, (then, word) in given["labels"].items() if rest.get(name, "") == then]
-        since = [(name, word) for name, (then, word) in given["labels"].items() if rest.get(name, "") != then]
+        noted = [(name, word, then, rest.get(name, "")) for name, (then, word) in given["labels"].items()]
+        last = [(name, word) for name, word, then, now in noted if word != then == now]
+        since = [(name, word) for name, word, then, now in noted if word != then != now]
+        taken = [(name, word) for name, word, then, _ in noted if word == then]
         old, new = Source(trained, since), Source(trained, last, over={*before, *filled})
         for source in (*filled, *(one for one in before if not one.kept)):
             source.over.add(old)
-        return [*filled, *(one for one in (old, new) if one.rows)]
+        of_earlier = Source(trained, taken, over={one for one in before if one.kept}, kept=True, earlier=True)
+        return [*filled, *(one for one in (old, new, of_earlier) if one.rows)]
     # somebody else's, or of a version that has noted nothing: where it and annotate.csv disagree, only the time tells
     words, found = read_answers(filled, names, asked).labels, read_answers([trained], names, asked).labels
     copied = read_answers([one for one in before if one.kept], names).labels
@@ -175,14 +190,31 @@ def plain_labels(
 
 
 def given_labels(run: Path, answers: Answers, names: Sequence[str], asked: Sequence[str]) -> dict[str, tuple[str, str]]:
-    """{name: (what else is said of it, "" for nothing; its label)} of labels that only training was given."""
+    """{name: (what else is said of it, "" for nothing; its label)} of labels that only training was given.
+
+    And of those that earlier rounds have corrected since they were copied, which then say the label itself: these
+    rounds may not be at hand the next time.
+    """
     before = sources_before(run, names)
+    copied = read_answers([one for one in before if one.kept], names).labels
+    today = {one.path for one in before if one.rows is not None}
+    found = {
+        name: (word, word)
+        for name, word in answers.labels.items()
+        if answers.said[name] in today and copied.get(name, word) != word
+    }
     if {*answers.said.values()} <= {run / ANSWERS, *(source.path for source in before)}:
-        return {}
+        return found
     rest = plain_labels(run, before, names, asked)
-    return {name: (rest.get(name, ""), word) for name, word in answers.labels.items() if rest.get(name) != word}
+    return found | {name: (rest.get(name, ""), word) for name, word in answers.labels.items() if rest.get(name) != word}
 
 
 def note_given(run: Path, labels: Mapping[str, str], given: Mapping[str, tuple[str, str]]) -> None:
-    """Note in run.json which labels only training was given, and of which labels.csv that is true."""
-    note(run, GIVEN, {"table": digest(labels), "labels": {name: list(pair) for name, pair in given.items()}})
+    """Note in run.json which labels only training was given, and of which labels.csv that is true.
+
+    That is the one that is written next, and, should that be cut short, the one that is there.
+    """
+    path = run / UNDERSTOOD
+    before = digest(written_labels(path) if path.exists() else {})
+    words = {name: list(pair) for name, pair in given.items()}
+    note(run, GIVEN, {"table": digest(labels), "before": before, "labels": words})

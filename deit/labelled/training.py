@@ -102,10 +102,10 @@ def train_on_labels(
         raise UserError(f"--labels {table} is what training writes, and would be replaced: give it another name")
     own = folder.with_suffix(".csv")  # that another training beside it does not change
     tell_relabelled(table, given.answers.labels, log)
-    note_given(given.folder, given.answers.labels, given.given)
-    for path in (table, own):
-        with atomic_write(path, "w") as handle:
-            handle.write(text)
+    with one_at_a_time(table, log):  # another training of other labels would part it and its note
+        keep_labels(given, table, text)
+    with atomic_write(own, "w") as handle:
+        handle.write(text)
     words += ["--num_workers", str(num_workers)] if num_workers is not None else []
     words += features_flag(given, mode, weights)
     ended = (folder / RESULT).exists()
@@ -116,9 +116,7 @@ def train_on_labels(
     other = "" if weights and of_the_features(given, weights) else weights
     with one_at_a_time(table, log):  # model and report are of one training
         changed = place(folder, given.folder)
-        note_given(given.folder, given.answers.labels, given.given)
-        with atomic_write(table, "w") as handle:
-            handle.write(text)
+        keep_labels(given, table, text)
         page, values = report(given, folder, result, weights=other, seed=seed, log=log, progress=progress)
     accuracy, doubt = values["accuracy"], "" if can_be_judged(given.answers) else f", which says nothing: {NOTHING}"
     log(
@@ -130,6 +128,13 @@ def train_on_labels(
     if predicted.exists() and (changed or predicted.stat().st_mtime_ns < model.stat().st_mtime_ns):
         log(f"{predicted.name} in it is by an earlier model: scripts/predict.py asks this one")
     return Trained(model, page, accuracy["value"], (result.get("last") or {}).get("acc1"))
+
+
+def keep_labels(given: Labelled, table: Path, text: str) -> None:
+    """Write all labels to a run's labels.csv, with the note of those that training alone was given."""
+    note_given(given.folder, given.answers.labels, given.given)
+    with atomic_write(table, "w") as handle:
+        handle.write(text)
 
 
 def tell_relabelled(table: Path, labels: Mapping[str, str], log: Log) -> None:
@@ -263,9 +268,8 @@ def predict_images(
     predictions = predict(model, images, device=device, log=log, progress=progress)
     if not out:  # a file that is named is meant
         keep_others(target, predictions, Path(images), log)
+        note_images(target, Path(images))  # before they are there: those that a note is not of may be written over
     predictions.write(target)
-    if not out:
-        note_images(target, Path(images))
     rest = f"; {len(predictions.unread)} that cannot be read have no label, and come last" if predictions.unread else ""
     log(f"wrote {target}: {len(predictions.names)} images, of {len(predictions.classes)} classes{rest}")
     return predictions

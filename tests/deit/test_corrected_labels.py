@@ -1,14 +1,17 @@
 """A label that is corrected is never lost: the word that came last counts in training and in the next round."""
 
+import json
 import os
 import shutil
 
 import pytest
+from PIL import Image
 
 from data_selection.annotation.run_folder import chosen_names
 from data_selection.commands.run_choose import choose_images
 from data_selection.common.errors import UserError
 from data_selection.images.answers import written_labels
+from deit.labelled import training
 from deit.labelled.runs import open_run
 from tests.support.labelled_runs import train, word
 from tests.support.pages import write_answers
@@ -81,6 +84,34 @@ def test_a_correction_in_an_earlier_round_arrives_in_the_later_one(rounds, place
     assert written_labels(four / "labelled.csv")[name] == new
 
 
+def test_a_correction_that_training_has_taken_stays_when_the_earlier_round_is_gone(place, pool, tmp_path):
+    """And goes where that says the first word again."""
+    one, two = place / "one", place / "two"
+    name = sorted(chosen_names(one))[0]
+    old, new = correct(one / "annotate.csv", name)
+    record = json.loads((two / "run.json").read_text())
+    record["earlier"][0]["folder"] = str(place / "nowhere")  # where the one that this is a copy of lies
+    (two / "run.json").write_text(json.dumps(record))
+    train(two, source=pool)
+    away = one.rename(tmp_path / "away")
+    for turn in ("first", "later"):
+        labels, said = opened(two, pool=pool)
+        assert labels[name] == new, turn
+        assert f"corrected: {name} ({old} -> {new}), by {two / 'labels.csv'}" in said
+        three = choose(pool, place / f"{turn} three", 3, labelled=[two])
+        assert written_labels(three / "labelled.csv")[name] == new, turn
+        train(two, source=pool)
+    away.rename(one)
+    last = other(new)
+    write_answers(one / "annotate.csv", written_labels(one / "annotate.csv") | {name: last})
+    assert opened(two, pool=pool)[0][name] == last
+    train(two, source=pool)
+    write_answers(one / "annotate.csv", written_labels(one / "annotate.csv") | {name: old})
+    assert opened(two, pool=pool)[0][name] == old
+    train(two, source=pool)
+    assert written_labels(two / "labels.csv")[name] == old
+
+
 def test_a_correction_follows_a_renamed_image(place, pool):
     one = choose(pool, place / "first", seed=3)
     write_answers(one / "annotate.csv", {name: word(name) for name in chosen_names(one)})
@@ -92,6 +123,27 @@ def test_a_correction_follows_a_renamed_image(place, pool):
     labels, said = opened(two, pool=pool)
     assert labels["new.png"] == new
     assert f"corrected: new.png ({old} -> {new}), by {one / 'annotate.csv'}" in said
+
+
+def test_a_row_of_an_image_that_was_not_handed_out_is_of_no_other_of_its_file_name(place, tmp_path):
+    """In the earlier round's table, as the later one reads it."""
+    pool, one = tmp_path / "pool", tmp_path / "one"
+    for part in ("a", "b"):
+        shutil.copytree(place / "pool", pool / part, ignore=lambda _, names: sorted(names)[15:])
+    for path in (pool / "b").iterdir():  # no copies
+        Image.open(path).transpose(Image.Transpose.ROTATE_90).save(path)
+    names = chosen_names(choose(pool, one, 8))
+    twins = {name: f"{'b' if name[0] == 'a' else 'a'}{name[1:]}" for name in names}
+    name, row = next((name, twin) for name, twin in twins.items() if twin not in names)
+    labels = {name: name[0] for name in names} | {row: row[0]}
+    write_answers(one / "annotate.csv", labels)
+    two = choose(pool, tmp_path / "two", 4, labelled=[one])
+    write_answers(two / "annotate.csv", {name: name[0] for name in chosen_names(two)})
+    for changed in ({row: "c"}, {name: "c"}, {name: ""}):
+        write_answers(one / "annotate.csv", labels | changed)
+        found, _ = opened(two, pool=pool)
+        wanted = labels | {name: label for name, label in changed.items() if label}
+        assert {name: found[name] for name in wanted} == wanted
 
 
 @pytest.mark.parametrize("by", ["annotate.csv", "--labels"])
@@ -153,6 +205,25 @@ def test_labels_that_training_alone_was_given_are_not_lost_beside_a_table_of_a_f
     wanted = written_labels(tmp_path / "all.csv")
     assert written_labels(choose(pool, place / "a", 3, labelled=[one]) / "labelled.csv") == wanted
     assert opened(one, pool=pool)[0] == wanted
+
+
+def test_a_start_that_ends_between_the_note_and_the_labels_leaves_nothing_in_doubt(place, pool, monkeypatch):
+    """A full disk, a kill: the labels that are there are those of the training before, and no word of somebody else."""
+    one = place / "one"
+    first, second, *_ = chosen_names(one)
+    train(one, source=pool)
+    old, new = correct(one / "annotate.csv", first)
+    write_answers(one / "annotate.csv", written_labels(one / "annotate.csv") | {second: ""})
+    with monkeypatch.context() as patched:
+        patched.setattr(training, "atomic_write", lambda *_: (_ for _ in ()).throw(OSError("full")))
+        with pytest.raises(OSError, match="full"):
+            train(one, partial=True, source=pool)
+    assert written_labels(one / "labels.csv")[first] == old
+    found, _ = opened(one, pool=pool, partial=True)
+    assert found[first] == new
+    assert second not in found
+    train(one, partial=True, source=pool)
+    assert written_labels(one / "labels.csv") == found
 
 
 def test_labels_csv_that_somebody_has_changed_is_not_replaced_unasked(place, pool):

@@ -206,3 +206,26 @@ def test_predictions_of_other_images_are_kept_under_another_name(run, tmp_path):
     ask(pool, bare)
     ask(pool / first, bare)
     assert (tmp_path / "predictions_1.csv").read_text() == more
+
+
+def test_predictions_whose_command_was_killed_when_they_were_written_are_kept_too(run, tmp_path, monkeypatch):
+    images, trained = run
+    place = tmp_path / "run"
+    place.mkdir()
+    (place / "run.json").write_text('{"version": 1, "source": "s", "features": "f"}')
+    shutil.copyfile(trained / "checkpoint.pth", place / "model.pth")
+    one, other = (shutil.copytree(images / "val", tmp_path / name) for name in ("one", "other"))
+    predict_images(place, one, device="cpu", log=list)
+    write = Predictions.write
+
+    def killed(self, path):
+        write(self, path)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Predictions, "write", killed)
+        with pytest.raises(KeyboardInterrupt):
+            predict_images(place, other, device="cpu", log=list)
+    (place / "predictions.csv").write_text((place / "predictions.csv").read_text() + "\n")  # to know it by
+    predict_images(place, one, device="cpu", log=list)
+    assert (place / "predictions_2.csv").read_text().endswith("\n\n")
