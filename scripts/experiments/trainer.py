@@ -66,17 +66,13 @@ def key(settings):
 def run(task):
     """An evaluation by the trainer: accuracies, and what the run took. A killed one goes on where it stopped."""
     flags = dict(task.settings["flags"])
+    processes = task.settings["processes"]
     if task.device != "auto":  # which is the trainer's own default, and a recipe may know better
-        flags.setdefault("device", task.device)
-    words = [
-        *flag_tokens(flags, build_parser(), "trainer"),
-        "--subset_ids",
-        task.file,
-        "--seed",
-        task.seed,
-        "--auto-resume",
-    ]
-    return train(words, task.folder, task.settings["processes"])
+        # a single card chooses the lists; of several processes each needs its own
+        flags.setdefault("device", task.device if processes == 1 else task.device.split(":")[0])
+    words = flag_tokens(flags, build_parser(), "trainer")
+    words += ["--subset_ids", task.file, "--seed", task.seed, "--auto-resume"]
+    return train(words, task.folder, processes)
 
 
 TRAINER = Kind(SCORES, False, check, run, key)

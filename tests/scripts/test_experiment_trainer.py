@@ -157,10 +157,13 @@ def test_values_that_are_none_or_no_words_end_in_no_traceback(settings, tmp_path
 
 @pytest.mark.parametrize(
     ("typed", "flags", "expected"),
-    [("cuda:1", {}, ["--device=cuda:1"]), ("cuda:1", {"device": "cpu"}, ["--device=cpu"]), ("auto", {}, [])],
-)
+    [
+        ("cuda:1", {}, ["--device=cuda:1"]), ("cuda:1", {"device": "cpu"}, ["--device=cpu"]), ("auto", {}, []),
+        ("cuda:1", {"processes": 2}, ["--device=cuda"]),
+    ],
+)  # fmt: skip
 def test_the_device_of_the_command_is_that_of_its_trainings(typed, flags, expected, tmp_path, monkeypatch):
-    """Unless the config names one; `auto` leaves it to the recipe."""
+    """Unless the config names one; `auto` leaves it to the recipe. Several processes cannot share one card."""
     asked = []
     monkeypatch.setattr(trainer, "train", lambda words, folder, processes: asked.append(words) or {"last": 50.0})
     for module in (distributed, work):
