@@ -108,6 +108,19 @@ def test_a_file_counts_by_what_is_in_it_and_where_it_is_found(tmp_path, monkeypa
     assert found == str(ROOT / "configs" / "README.md")
 
 
+def test_a_file_is_read_once_for_all_budgets_and_seeds(tmp_path, monkeypatch):
+    read, path = [], tmp_path / "features.npy"
+    path.write_bytes(b"one")
+    monkeypatch.setattr(trainer, "sha256", lambda file: read.append(file) or str(len(read)))
+    pool = PoolSpec("one", tmp_path / "x.npy", None, trainer={"data-set": "DEMOSUBSET"})
+    settings = trainer.check({"features": str(path), "mode": "smoothed"}, pool, "here")
+    for _ in range(3):
+        trainer.key(settings)
+    assert read.count(path) == 1
+    path.write_bytes(b"other")
+    assert trainer.key(settings)["flags"]["features"] == str(read.index(path, 1) + 1)
+
+
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
