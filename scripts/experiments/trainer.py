@@ -21,6 +21,7 @@ from deit.samples.sources import check_images
 
 OURS = ("subset_ids", "output_dir", "resume", "auto_resume", "seed", "config", "eval", "start_epoch", "missing")
 FILES = ("finetune", "labels", "val_labels", "teacher_path", "features", "train_path", "val_path")  # by their content
+FOLDERS = ("train_path", "val_path")  # or lists of paths
 GIVEN = ("--subset_ids", "LIST", "--output_dir", "FOLDER", "--auto-resume")  # what every run is given, for a check
 READS_POOL = ("self-train", "smoothed", "auto")  # modes that learn from the images without a label, too
 PLACES = ("data_path", "device", "num_workers", "pin_mem", "verbose", "tensorboard", "save_interval")  # change nothing
@@ -29,7 +30,7 @@ DEATH = 1  # prctl's PR_SET_PDEATHSIG
 
 
 def check(settings, pool, where):
-    """{flags: by name, those of the pool among them; processes: of torchrun}.
+    """{flags: by name, those of the pool among them; processes: of torchrun; folders: names of flags, as typed}.
 
     UserError for what is no flag, for flags that the trainer refuses, and where the images are not at hand.
     """
@@ -41,6 +42,7 @@ def check(settings, pool, where):
     flag_tokens(flags, build_parser(), where, OURS)
     if "data_set" not in flags:
         raise UserError(f"{where}: pool {pool.name!r} needs trainer: {{data-set: ...SUBSET, data-path: ...}}")
+    folders = {name: flags[name] for name in FOLDERS if name in flags}
     for name in (*FILES, "data_path"):
         path = resolve(str(flags.get(name) or "none"))
         flags |= {name: str(path.absolute())} if path.exists() else {}
@@ -51,7 +53,7 @@ def check(settings, pool, where):
         raise UserError(f"{where}, pool {pool.name!r}: {error}") from None
     if pool.imbalance and args.mode in READS_POOL:
         raise UserError(f"{where}: {args.mode} learns from all images of {pool.name!r}, not from its cut: leave it out")
-    return {"flags": flags, "processes": processes}
+    return {"flags": flags, "processes": processes, "folders": folders}
 
 
 @functools.cache
@@ -61,12 +63,17 @@ def content(path, size, time):
 
 
 def key(settings):
-    """What a run depends on: its flags, for files and the recipe what is in them, and the number of processes."""
+    """What a run depends on: its flags, for files and the recipe what is in them, and the number of processes.
+
+    A folder counts by the name in the config, wherever the experiment is.
+    """
     flags = {name: value for name, value in settings["flags"].items() if name not in PLACES}
     for name in FILES:
         if (path := Path(str(flags.get(name, "")))).is_file():
             told = path.stat()
             flags[name] = content(path, told.st_size, told.st_mtime_ns)
+        elif name in settings["folders"]:
+            flags[name] = settings["folders"][name]
     flags["recipe"] = sha256(recipe_file(str(flags.get("recipe", "auto")), flags["data_set"]))
     return {"flags": flags, "processes": settings["processes"]}
 

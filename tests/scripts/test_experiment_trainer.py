@@ -108,6 +108,21 @@ def test_a_file_counts_by_what_is_in_it_and_where_it_is_found(tmp_path, monkeypa
     assert found == str(ROOT / "configs" / "README.md")
 
 
+def test_a_folder_counts_by_the_name_in_the_config(tmp_path, monkeypatch):
+    """An experiment that is moved, or shared by machines that have it elsewhere, keeps its results."""
+    keys = []
+    for place in ("one", "two"):
+        for part in ("train", "val"):
+            (tmp_path / place / "pets" / part).mkdir(parents=True)
+        monkeypatch.chdir(tmp_path / place)
+        pool = PoolSpec("one", tmp_path / "x.npy", None, trainer={"data-set": "FOLDERSUBSET"})
+        settings = trainer.check({"train-path": "pets/train", "val-path": "pets/val"}, pool, "here")
+        assert settings["flags"]["train_path"] == str(tmp_path / place / "pets" / "train")
+        keys.append(trainer.key(settings))
+    assert keys[0] == keys[1]
+    assert keys[0]["flags"]["val_path"] == "pets/val"
+
+
 def test_a_file_is_read_once_for_all_budgets_and_seeds(tmp_path, monkeypatch):
     read, path = [], tmp_path / "features.npy"
     path.write_bytes(b"one")
