@@ -1,7 +1,6 @@
 """Runs of deit/main.py, each in a process of its own: as an evaluation of experiments, and for the benchmarks."""
 
 import ctypes
-import functools
 import os
 import signal
 import subprocess
@@ -26,6 +25,7 @@ GIVEN = ("--subset_ids", "LIST", "--output_dir", "FOLDER", "--auto-resume")  # w
 READS_POOL = ("self-train", "smoothed", "auto")  # modes that learn from the images without a label, too
 PLACES = ("data_path", "device", "num_workers", "pin_mem", "verbose", "tensorboard", "save_interval")  # change nothing
 SCORES = ("last", "best", "ema", "graph")  # the last epoch's, the best one's, the average's, the pool's graph's
+READ = {}  # (path, size, time) of a file: its SHA-256
 DEATH = 1  # prctl's PR_SET_PDEATHSIG
 
 
@@ -56,10 +56,13 @@ def check(settings, pool, where):
     return {"flags": flags, "processes": processes, "folders": folders}
 
 
-@functools.cache
-def content(path, size, time):
-    """SHA-256 of a file of that size and time. Asked for every budget and seed, and features may be gigabytes."""
-    return sha256(path)
+def content(path):
+    """SHA-256 of a file, read once: every budget and seed asks for it, and features may be gigabytes."""
+    found = path.stat()
+    told = path, found.st_size, found.st_mtime_ns
+    if told not in READ:
+        READ[told] = sha256(path)
+    return READ[told]
 
 
 def key(settings):
@@ -70,8 +73,7 @@ def key(settings):
     flags = {name: value for name, value in settings["flags"].items() if name not in PLACES}
     for name in FILES:
         if (path := Path(str(flags.get(name, "")))).is_file():
-            told = path.stat()
-            flags[name] = content(path, told.st_size, told.st_mtime_ns)
+            flags[name] = content(path)
         elif name in settings["folders"]:
             flags[name] = settings["folders"][name]
     flags["recipe"] = sha256(recipe_file(str(flags.get("recipe", "auto")), flags["data_set"]))

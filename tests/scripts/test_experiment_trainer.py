@@ -99,7 +99,7 @@ def test_a_file_counts_by_what_is_in_it_and_where_it_is_found(tmp_path, monkeypa
     for name in ("features", "train-path", "val-path", "labels", "val-labels"):
         path = tmp_path / "file.txt"
         keys = []
-        for text in ("one", "two", "one"):
+        for text in ("one", "other", "one"):
             path.write_text(text)
             keys.append(trainer.key(trainer.check({name: str(path), "mode": "auto"}, pool, "here")))
         assert keys[0] == keys[2] != keys[1]
