@@ -14,6 +14,8 @@ from data_selection.common.paths import ROOT
 from data_selection.common.system import ended
 from data_selection.judging.experiments.cells import Kind
 from data_selection.judging.experiments.plan import resolve
+from deit.learner.building import check_learner
+from deit.learner.building import resolve as resolve_flags
 from deit.options import build_parser, parse
 from deit.recipes import flag_tokens, recipe_file
 from deit.samples.sources import check_images
@@ -49,6 +51,8 @@ def check(settings, pool, where):
     try:
         args = parse([*flag_tokens(flags, build_parser(), where), *GIVEN])
         check_images(args.data_set.removesuffix("SUBSET"), args.data_path, args.train_path, args.val_path)
+        resolve_flags(args)
+        check_learner(args)
     except UserError as error:
         raise UserError(f"{where}, pool {pool.name!r}: {error}") from None
     if pool.imbalance and args.mode in READS_POOL:

@@ -154,6 +154,9 @@ def test_a_file_is_read_once_for_all_budgets_and_seeds(tmp_path, monkeypatch):
         ({"data-set": "FOLDERSUBSET", "data-path": "DIR/no"}, r"--data-path .*/no is no folder that exists"),
         ({"data-set": "DEMOSUBSET", "mode": "full", "features": "F"}, r"--features is for --mode linear, smoothed and"),
         ({"data-set": "DEMOSUBSET", "epochs": 0}, r"--epochs 0 is below 1"),
+        ({"data-set": "DEMOSUBSET", "opt": "sgdd"}, r"unknown --opt 'sgdd': use one of"),
+        ({"data-set": "DEMOSUBSET", "opt": "sgd", "opt-betas": 0.9}, r"--opt-betas does nothing with --opt sgd"),
+        ({"data-set": "CIFAR10SUBSET", "pixels": "model", "model": "deit_smal"}, r"unknown backbone 'deit_smal'"),
     ],
 )
 def test_what_the_trainer_would_refuse_is_refused_before_any_work(settings, told, tmp_path):
