@@ -14,21 +14,25 @@ from data_selection.common.paths import ROOT
 from data_selection.common.system import ended
 from data_selection.judging.experiments.cells import Kind
 from data_selection.judging.experiments.plan import resolve
+from deit.learner.building import check_learner
+from deit.learner.building import resolve as resolve_flags
 from deit.options import build_parser, parse
 from deit.recipes import flag_tokens, recipe_file
 from deit.samples.sources import check_images
 
 OURS = ("subset_ids", "output_dir", "resume", "auto_resume", "seed", "config", "eval", "start_epoch", "missing")
 FILES = ("finetune", "labels", "val_labels", "teacher_path", "features", "train_path", "val_path")  # by their content
+FOLDERS = ("train_path", "val_path")  # or lists of paths
 GIVEN = ("--subset_ids", "LIST", "--output_dir", "FOLDER", "--auto-resume")  # what every run is given, for a check
 READS_POOL = ("self-train", "smoothed", "auto")  # modes that learn from the images without a label, too
 PLACES = ("data_path", "device", "num_workers", "pin_mem", "verbose", "tensorboard", "save_interval")  # change nothing
 SCORES = ("last", "best", "ema", "graph")  # the last epoch's, the best one's, the average's, the pool's graph's
+READ = {}  # (path, size, time) of a file: its SHA-256
 DEATH = 1  # prctl's PR_SET_PDEATHSIG
 
 
 def check(settings, pool, where):
-    """{flags: by name, those of the pool among them; processes: of torchrun}.
+    """{flags: by name, those of the pool among them; processes: of torchrun; folders: names of flags, as typed}.
 
     UserError for what is no flag, for flags that the trainer refuses, and where the images are not at hand.
     """
@@ -40,25 +44,42 @@ def check(settings, pool, where):
     flag_tokens(flags, build_parser(), where, OURS)
     if "data_set" not in flags:
         raise UserError(f"{where}: pool {pool.name!r} needs trainer: {{data-set: ...SUBSET, data-path: ...}}")
+    folders = {name: flags[name] for name in FOLDERS if name in flags}
     for name in (*FILES, "data_path"):
         path = resolve(str(flags.get(name) or "none"))
         flags |= {name: str(path.absolute())} if path.exists() else {}
     try:
         args = parse([*flag_tokens(flags, build_parser(), where), *GIVEN])
         check_images(args.data_set.removesuffix("SUBSET"), args.data_path, args.train_path, args.val_path)
+        resolve_flags(args)
+        check_learner(args)
     except UserError as error:
         raise UserError(f"{where}, pool {pool.name!r}: {error}") from None
     if pool.imbalance and args.mode in READS_POOL:
         raise UserError(f"{where}: {args.mode} learns from all images of {pool.name!r}, not from its cut: leave it out")
-    return {"flags": flags, "processes": processes}
+    return {"flags": flags, "processes": processes, "folders": folders}
+
+
+def content(path):
+    """SHA-256 of a file, read once: every budget and seed asks for it, and features may be gigabytes."""
+    found = path.stat()
+    told = path, found.st_size, found.st_mtime_ns
+    if told not in READ:
+        READ[told] = sha256(path)
+    return READ[told]
 
 
 def key(settings):
-    """What a run depends on: its flags, for files and the recipe what is in them, and the number of processes."""
+    """What a run depends on: its flags, for files and the recipe what is in them, and the number of processes.
+
+    A folder counts by the name in the config, wherever the experiment is.
+    """
     flags = {name: value for name, value in settings["flags"].items() if name not in PLACES}
     for name in FILES:
         if (path := Path(str(flags.get(name, "")))).is_file():
-            flags[name] = sha256(path)
+            flags[name] = content(path)
+        elif name in settings["folders"]:
+            flags[name] = settings["folders"][name]
     flags["recipe"] = sha256(recipe_file(str(flags.get("recipe", "auto")), flags["data_set"]))
     return {"flags": flags, "processes": settings["processes"]}
 
@@ -66,17 +87,13 @@ def key(settings):
 def run(task):
     """An evaluation by the trainer: accuracies, and what the run took. A killed one goes on where it stopped."""
     flags = dict(task.settings["flags"])
+    processes = task.settings["processes"]
     if task.device != "auto":  # which is the trainer's own default, and a recipe may know better
-        flags.setdefault("device", task.device)
-    words = [
-        *flag_tokens(flags, build_parser(), "trainer"),
-        "--subset_ids",
-        task.file,
-        "--seed",
-        task.seed,
-        "--auto-resume",
-    ]
-    return train(words, task.folder, task.settings["processes"])
+        # a single card chooses the lists; of several processes each needs its own
+        flags.setdefault("device", task.device if processes == 1 else task.device.split(":")[0])
+    words = flag_tokens(flags, build_parser(), "trainer")
+    words += ["--subset_ids", task.file, "--seed", task.seed, "--auto-resume"]
+    return train(words, task.folder, processes)
 
 
 TRAINER = Kind(SCORES, False, check, run, key)

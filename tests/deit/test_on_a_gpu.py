@@ -1,6 +1,7 @@
 """The trainer on a pretended GPU: nothing that CUDA refuses, the CPU's weights, and few waits in a step."""
 
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import torch
@@ -142,6 +143,12 @@ def test_a_step_waits_for_nobody(case, images):
     assert sum(waits.values()) <= 2 * most_waits + 3, waits  # 3 at the end of an epoch
     assert not card.loose
     assert (counted[1][1] - counted[0][1]) / 2 <= most_launches
+
+
+def test_the_page_tells_these_ceilings():
+    launches = [most for _, _, most in STEPS.values()]
+    page = (Path(__file__).parents[2] / "scripts" / "benchmarks" / "README.md").read_text()
+    assert f"| {min(launches)} to {max(launches)}, forward and backward pass included |" in page
 
 
 @pytest.mark.parametrize(("name", "size", "resamples"), [("vit_tiny", 48, False), ("demo_vit", 35, True)])

@@ -56,16 +56,21 @@ def wait_for(condition, seconds=60):
 
 def test_five_kills_at_random_moments_change_nothing(images, unbroken, tmp_path):
     words = command(images, tmp_path, epochs=EPOCHS, **RECIPE)
-    log, chance, done = tmp_path / "log.txt", random.Random(0), []
+    log, chance, done, codes = tmp_path / "log.txt", random.Random(0), [0], []
+
+    def epochs():
+        return log.read_text().count("\n") if log.exists() else 0
+
     for _ in range(5):
-        before = log.stat().st_mtime_ns if log.exists() else None
         process = child(words)
-        wait_for(lambda p=process, b=before: not p.is_alive() or (log.exists() and log.stat().st_mtime_ns != b))
+        wait_for(lambda p=process: not p.is_alive() or epochs() > done[-1])  # of the run: the file is there before
         time.sleep(chance.uniform(0, 0.15))
         process.kill()
         process.join(10)
-        done.append(log.read_text().count("\n"))
-    assert done[1] < EPOCHS  # several kills came in time
+        codes.append(process.exitcode)
+        done.append(epochs())
+    assert codes[0] == -signal.SIGKILL
+    assert 0 < done[1] < EPOCHS  # it came amid the run
     process = child(words)
     process.join(120)
     assert process.exitcode == 0

@@ -99,13 +99,41 @@ def test_a_file_counts_by_what_is_in_it_and_where_it_is_found(tmp_path, monkeypa
     for name in ("features", "train-path", "val-path", "labels", "val-labels"):
         path = tmp_path / "file.txt"
         keys = []
-        for text in ("one", "two", "one"):
+        for text in ("one", "other", "one"):
             path.write_text(text)
             keys.append(trainer.key(trainer.check({name: str(path), "mode": "auto"}, pool, "here")))
         assert keys[0] == keys[2] != keys[1]
     monkeypatch.chdir(tmp_path)
     found = trainer.check({"features": "configs/README.md", "mode": "auto"}, pool, "here")["flags"]["features"]
     assert found == str(ROOT / "configs" / "README.md")
+
+
+def test_a_folder_counts_by_the_name_in_the_config(tmp_path, monkeypatch):
+    """An experiment that is moved, or shared by machines that have it elsewhere, keeps its results."""
+    keys = []
+    for place in ("one", "two"):
+        for part in ("train", "val"):
+            (tmp_path / place / "pets" / part).mkdir(parents=True)
+        monkeypatch.chdir(tmp_path / place)
+        pool = PoolSpec("one", tmp_path / "x.npy", None, trainer={"data-set": "FOLDERSUBSET"})
+        settings = trainer.check({"train-path": "pets/train", "val-path": "pets/val"}, pool, "here")
+        assert settings["flags"]["train_path"] == str(tmp_path / place / "pets" / "train")
+        keys.append(trainer.key(settings))
+    assert keys[0] == keys[1]
+    assert keys[0]["flags"]["val_path"] == "pets/val"
+
+
+def test_a_file_is_read_once_for_all_budgets_and_seeds(tmp_path, monkeypatch):
+    read, path = [], tmp_path / "features.npy"
+    path.write_bytes(b"one")
+    monkeypatch.setattr(trainer, "sha256", lambda file: read.append(file) or str(len(read)))
+    pool = PoolSpec("one", tmp_path / "x.npy", None, trainer={"data-set": "DEMOSUBSET"})
+    settings = trainer.check({"features": str(path), "mode": "smoothed"}, pool, "here")
+    for _ in range(3):
+        trainer.key(settings)
+    assert read.count(path) == 1
+    path.write_bytes(b"other")
+    assert trainer.key(settings)["flags"]["features"] == str(read.index(path, 1) + 1)
 
 
 @pytest.mark.parametrize(
@@ -126,6 +154,9 @@ def test_a_file_counts_by_what_is_in_it_and_where_it_is_found(tmp_path, monkeypa
         ({"data-set": "FOLDERSUBSET", "data-path": "DIR/no"}, r"--data-path .*/no is no folder that exists"),
         ({"data-set": "DEMOSUBSET", "mode": "full", "features": "F"}, r"--features is for --mode linear, smoothed and"),
         ({"data-set": "DEMOSUBSET", "epochs": 0}, r"--epochs 0 is below 1"),
+        ({"data-set": "DEMOSUBSET", "opt": "sgdd"}, r"unknown --opt 'sgdd': use one of"),
+        ({"data-set": "DEMOSUBSET", "opt": "sgd", "opt-betas": 0.9}, r"--opt-betas does nothing with --opt sgd"),
+        ({"data-set": "CIFAR10SUBSET", "pixels": "model", "model": "deit_smal"}, r"unknown backbone 'deit_smal'"),
     ],
 )
 def test_what_the_trainer_would_refuse_is_refused_before_any_work(settings, told, tmp_path):
@@ -157,10 +188,13 @@ def test_values_that_are_none_or_no_words_end_in_no_traceback(settings, tmp_path
 
 @pytest.mark.parametrize(
     ("typed", "flags", "expected"),
-    [("cuda:1", {}, ["--device=cuda:1"]), ("cuda:1", {"device": "cpu"}, ["--device=cpu"]), ("auto", {}, [])],
-)
+    [
+        ("cuda:1", {}, ["--device=cuda:1"]), ("cuda:1", {"device": "cpu"}, ["--device=cpu"]), ("auto", {}, []),
+        ("cuda:1", {"processes": 2}, ["--device=cuda"]),
+    ],
+)  # fmt: skip
 def test_the_device_of_the_command_is_that_of_its_trainings(typed, flags, expected, tmp_path, monkeypatch):
-    """Unless the config names one; `auto` leaves it to the recipe."""
+    """Unless the config names one; `auto` leaves it to the recipe. Several processes cannot share one card."""
     asked = []
     monkeypatch.setattr(trainer, "train", lambda words, folder, processes: asked.append(words) or {"last": 50.0})
     for module in (distributed, work):
