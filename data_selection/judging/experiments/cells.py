@@ -20,7 +20,7 @@ from data_selection.images.dataset_files import imbalanced_rows
 from data_selection.images.record import load_record
 from data_selection.judging.experiments.hashes import Hashes
 from data_selection.judging.experiments.plan import Plan, PoolSpec, Row, method_of, settings_of
-from data_selection.methods.configs import Config, without_speed
+from data_selection.methods.configs import ActiveFTConfig, Config, without_speed
 from data_selection.methods.table import Method
 
 if TYPE_CHECKING:
@@ -261,14 +261,20 @@ def budget_in(pool: LoadedPool, asked: int | str) -> int:
 
 def chosen_by(row: Row, method: Method, config: Config, pool: LoadedPool, budget: int, seed: int) -> dict[str, Any]:
     """What a list depends on, for its record and digest."""
-    settings = dataclasses.asdict(without_speed(config)) | ({"cores": method.cores} if method.cores else {})
+    settings = _told(config) | ({"cores": method.cores} if method.cores else {})
     cores = method.cores_config and without_speed(method.cores_config)
     if cores and cores != type(cores)():
-        settings["cores_config"] = dataclasses.asdict(cores)
+        settings["cores_config"] = _told(cores)
     return {
         "features": pool.train_hash, "imbalance": pool.spec.imbalance, "method": row.kind, "config": settings,
         "budget": budget, "seed": seed,
     }  # fmt: skip
+
+
+def _told(config: Config) -> dict[str, Any]:
+    """What a list depends on of a config; lists of ActiveFT in batches of earlier versions were drawn otherwise."""
+    in_batches = isinstance(config, ActiveFTConfig) and config.batch_size is not None
+    return dataclasses.asdict(without_speed(config)) | ({"batches": "released"} if in_batches else {})
 
 
 def judge_of(

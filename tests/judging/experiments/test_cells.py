@@ -168,6 +168,17 @@ def test_both_files_are_of_one_width(tmp_path):
         LoadedPool(PoolSpec("one", tmp_path / "one_train.npy", tmp_path / "one_test.npy"), Hashes(tmp_path))
 
 
+def test_lists_in_batches_are_told_from_those_that_earlier_versions_drew(tmp_path):
+    for settings, known in (({}, False), ({"batch_size": 50}, True)):
+        (first, *_) = cells_of(tmp_path, methods={"activeft": settings}, budgets=[8])
+        assert (first.chosen["config"].get("batches") == "released") is known
+        (first, *_) = cells_of(
+            tmp_path,
+            methods={"bilaf": {"core_number": 2} | {f"cores_{name}": value for name, value in settings.items()}},
+        )
+        assert (first.chosen["config"].get("cores_config", {}).get("batches") == "released") is known
+
+
 def test_settings_of_the_cores_make_another_list(tmp_path):
     settings = ({}, {"cores": "activeft"}, {"cores_max_iter": 7}, {"cores_max_iter": 8}, {"cores": "kmeans"})
     digests = [cells_of(tmp_path, methods={"bilaf": {"core_number": 2, **given}})[0].list_digest for given in settings]
