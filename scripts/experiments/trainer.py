@@ -27,7 +27,6 @@ GIVEN = ("--subset_ids", "LIST", "--output_dir", "FOLDER", "--auto-resume")  # w
 READS_POOL = ("self-train", "smoothed", "auto")  # modes that learn from the images without a label, too
 PLACES = ("data_path", "device", "num_workers", "pin_mem", "verbose", "tensorboard", "save_interval")  # change nothing
 SCORES = ("last", "best", "ema", "graph")  # the last epoch's, the best one's, the average's, the pool's graph's
-READ = {}  # (path, size, time) of a file: its SHA-256
 DEATH = 1  # prctl's PR_SET_PDEATHSIG
 
 
@@ -60,24 +59,15 @@ def check(settings, pool, where):
     return {"flags": flags, "processes": processes, "folders": folders}
 
 
-def content(path):
-    """SHA-256 of a file, read once: every budget and seed asks for it, and features may be gigabytes."""
-    found = path.stat()
-    told = path, found.st_size, found.st_mtime_ns
-    if told not in READ:
-        READ[told] = sha256(path)
-    return READ[told]
-
-
-def key(settings):
+def key(settings, hash_of=sha256):
     """What a run depends on: its flags, for files and the recipe what is in them, and the number of processes.
 
-    A folder counts by the name in the config, wherever the experiment is.
+    A folder counts by the name in the config, wherever the experiment is. hash_of: of a file's content.
     """
     flags = {name: value for name, value in settings["flags"].items() if name not in PLACES}
     for name in FILES:
         if (path := Path(str(flags.get(name, "")))).is_file():
-            flags[name] = content(path)
+            flags[name] = hash_of(path)
         elif name in settings["folders"]:
             flags[name] = settings["folders"][name]
     flags["recipe"] = sha256(recipe_file(str(flags.get("recipe", "auto")), flags["data_set"]))

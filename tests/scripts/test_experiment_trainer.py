@@ -9,8 +9,10 @@ import torch
 from data_selection.common import distributed
 from data_selection.common.errors import UserError
 from data_selection.common.paths import ROOT
-from data_selection.judging.experiments import work
-from data_selection.judging.experiments.plan import PoolSpec
+from data_selection.judging.experiments import hashes, work
+from data_selection.judging.experiments.cells import LoadedPool, make_cells
+from data_selection.judging.experiments.hashes import Hashes
+from data_selection.judging.experiments.plan import PoolSpec, read_plan
 from scripts.experiments import command, trainer
 from tests.support.experiments import make_config
 
@@ -123,17 +125,26 @@ def test_a_folder_counts_by_the_name_in_the_config(tmp_path, monkeypatch):
     assert keys[0]["flags"]["val_path"] == "pets/val"
 
 
-def test_a_file_is_read_once_for_all_budgets_and_seeds(tmp_path, monkeypatch):
+def test_a_file_is_read_once_for_all_budgets_seeds_and_starts(tmp_path, monkeypatch):
+    """It may be gigabytes: its hash is kept like that of the pool's features."""
     read, path = [], tmp_path / "features.npy"
     path.write_bytes(b"one")
-    monkeypatch.setattr(trainer, "sha256", lambda file: read.append(file) or str(len(read)))
-    pool = PoolSpec("one", tmp_path / "x.npy", None, trainer={"data-set": "DEMOSUBSET"})
-    settings = trainer.check({"features": str(path), "mode": "smoothed"}, pool, "here")
-    for _ in range(3):
-        trainer.key(settings)
+    monkeypatch.setattr(hashes, "sha256", lambda file: read.append(file) or f"{len(read)}")
+    pools = {"one": {"train": str(tmp_path / "one_train.npy"), "trainer": {"data-set": "DEMOSUBSET"}}}
+    evaluations = {"graph": {"kind": "trainer", "features": str(path), "mode": "smoothed"}}
+    plan = read_plan(make_config(tmp_path, pools=pools, evaluations=evaluations))
+
+    def told():
+        loaded = {"one": LoadedPool(plan.pools[0], Hashes(tmp_path))}
+        return {cell.judged["flags"]["features"] for cell in make_cells(plan, loaded, {"trainer": trainer.TRAINER})}
+
+    first = told()
+    assert len(first) == 1
+    assert told() == first
     assert read.count(path) == 1
     path.write_bytes(b"other")
-    assert trainer.key(settings)["flags"]["features"] == str(read.index(path, 1) + 1)
+    assert not told() & first
+    assert read.count(path) == 2
 
 
 @pytest.mark.parametrize(

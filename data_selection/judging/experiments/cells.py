@@ -33,7 +33,7 @@ class Kind:
 
     scores: the names of its results, the first one is reported where the config does not say. frozen: it needs the
     features and labels of pool and test images. check: (settings, pool, where errors say it is) -> settings, complete;
-    UserError for what is not understood. key: of these, what the result depends on besides list, test file and seed.
+    UserError for what is not understood. key: (these, hash of a file) -> what counts besides list, test file and seed.
     run: (Task) -> {score: percent}, and what else is worth a record.
     """
 
@@ -41,14 +41,14 @@ class Kind:
     frozen: bool
     check: Callable[[dict[str, Any], PoolSpec, str], dict[str, Any]]
     run: "Callable[[Task], dict[str, Any]]"
-    key: Callable[[dict[str, Any]], dict[str, Any]] = dict
+    key: Callable[[dict[str, Any], Callable[[Path], str]], dict[str, Any]] = lambda settings, _: dict(settings)
 
 
 class LoadedPool:
     """A pool's feature files, opened. Rows are counted in the cut where the pool has one; lists hold the file's."""
 
     def __init__(self, spec: PoolSpec, hashes: Hashes) -> None:
-        self.spec = spec
+        self.spec, self.hashes = spec, hashes
         self.train = load_features(spec.train)
         self.test: FeatureTable | None = load_features(spec.test) if spec.test else None
         widths = [table.features.shape[1] for table in (self.train, self.test) if table is not None]
@@ -297,4 +297,4 @@ def judge_of(
         raise UserError(f"{where}: train and test of pool {pool.spec.name!r} are one file: test needs other images")
     test = {"test": pool.test_hash} if kind.frozen else {}
     complete = kind.check(settings, pool.spec, where)
-    return score, {"kind": row.kind, **kind.key(complete), **test}, complete
+    return score, {"kind": row.kind, **kind.key(complete, pool.hashes.of), **test}, complete

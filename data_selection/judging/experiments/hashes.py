@@ -1,4 +1,4 @@
-"""SHA-256 of feature files, kept so that a second start is quick."""
+"""SHA-256 of files, kept so that a second start is quick."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,7 @@ from data_selection.common.files import atomic_write, read_json, sha256
 
 
 class Hashes:
-    """SHA-256 of feature files, kept in a folder with their sizes and times so that a second start is quick."""
+    """SHA-256 of files, kept in a folder with their sizes and times so that a second start is quick."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "hashes.json"
