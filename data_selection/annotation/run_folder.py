@@ -54,7 +54,7 @@ def class_words(classes: Sequence[str] | str, log: Log = print) -> list[str]:
         path = Path(classes)
         try:
             is_file = os.path.isfile(classes)  # noqa: PTH113 - words may be too many for a path
-            classes = decoded(path.read_bytes()).splitlines() if is_file else words_of(classes)
+            classes = decoded(path.read_bytes()).splitlines() if is_file else apart_by_comma(classes)
             if is_file and (told := guessed(path, classes)):
                 log(told)
         except UnicodeDecodeError as error:
@@ -68,7 +68,7 @@ def class_words(classes: Sequence[str] | str, log: Log = print) -> list[str]:
     return list(dict.fromkeys(composed(word.strip()) for word in classes if word.strip()))
 
 
-def words_of(text: str) -> list[str]:
+def apart_by_comma(text: str) -> list[str]:
     """Words apart by comma; a word with a comma in it stands in double quotes, as in a table."""
     if '"' not in text:
         return text.split(",")

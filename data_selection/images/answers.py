@@ -27,10 +27,10 @@ MISSING = (  # what people, spreadsheets and other programs write for no label, 
     "no label", "no_label", "no-label", "unlabeled", "unlabelled",
     "#name?", "#ref!", "#value!", "#div/0!", "#num!", "#null!",
 )  # fmt: skip
-DOUBTS = (  # what annotators write where they give no label; the page leaves such a cell empty
-    "unsure", "not sure", "uncertain", "unclear", "unknown", "undecided", "dont know",
-    "do not know", "idk", "cant tell", "cannot tell", "skip", "skipped", "ignore", "ignored", "todo", "to do", "tbd",
-    "unklar", "unsicher", "unbekannt", "wei\u00df nicht",
+DOUBTS = (  # what annotators write where they give no label, casefolded; the page leaves such a cell empty
+    "unsure", "not sure", "uncertain", "unclear", "unknown", "undecided", "dont know", "do not know", "idk",
+    "cant tell", "cannot tell", "skip", "skipped", "ignore", "ignored", "todo", "to do", "tbd", "unklar", "unsicher",
+    "unbekannt", "weiss nicht",
 )  # fmt: skip
 QUOTES = "\"'`\u00ab\u00bb\u2018\u2019\u201a\u201b\u201c\u201d\u201e\u201f\u2039\u203a"  # straight and curly
 WRAPPED = re.compile(f"=?[{QUOTES}](.+)[{QUOTES}]")  # ="007" is how a spreadsheet is made to keep a text
@@ -145,9 +145,9 @@ def other_word(word: str, counts: Counter[str], known: set[str], looks: Sequence
 def is_missing(word: str) -> bool:
     """Whether a word is one of MISSING or DOUBTS, or question marks; what people see alike or as a stop left aside."""
     shown = seen(word).casefold()
-    plain = " ".join(re.sub(f"[{QUOTES}]", "", re.sub("[-_]", " ", shown)).rstrip(".!? ").split())
-    bare = not shown.strip("? ")
-    return bare or shown in MISSING or shown.rstrip(".") in MISSING or plain in {word.casefold() for word in DOUBTS}
+    if not shown.strip("? ") or shown in MISSING or shown.rstrip(".") in MISSING:
+        return True
+    return " ".join(re.sub(f"[{QUOTES}]", "", re.sub("[-_]", " ", shown)).rstrip(".!? ").split()) in DOUBTS
 
 
 def seen(word: str) -> str:
