@@ -5,8 +5,6 @@ cd "$ROOT"
 "$PY" -m ruff check .
 "$PY" -m ruff format --check .
 "$PY" -m mypy data_selection deit
-# a process for each core and one more, up to 4, as many tests wait for processes that they have started; a thread for
-# each: the others multiply small matrices
-cores="$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)"
+# a process for each core, up to 4, and a thread for each process: most tests wait or multiply small matrices
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
-exec "$PY" -m pytest -n "$((cores < 4 ? cores + 1 : 4))" --dist loadfile "$@"
+exec "$PY" -m pytest -n auto --maxprocesses 4 --dist loadfile "$@"
