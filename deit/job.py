@@ -21,6 +21,7 @@ from deit.datasets import prepare, prepare_share
 from deit.engine import Learner
 from deit.learner.building import Defaults, build_learner, check_learner, make_pipeline, papers_view, resolve
 from deit.learner.linear import Rows
+from deit.learner.schedules import shortened
 from deit.memory import names_of, say_of_pixels
 from deit.option_checks import check_start
 from deit.runs.kinds import Numbers, Settings
@@ -34,7 +35,6 @@ from deit.samples.tensor_images import PaddedImages, ViewedImages
 
 FEWEST, MOST = 5, 60  # epochs of --epochs auto
 FROZEN = ("linear", "smoothed")  # modes that leave the backbone as it is
-
 
 T = TypeVar("T")
 
@@ -233,7 +233,7 @@ def part_epochs(job: Job, updates: int, steps: int) -> int:
 def part_of(job: Job, ids: list[int], steps: int, desc: str) -> Job:
     """The same job on some of its images, for at most about `steps` steps, with a bar called desc and no words."""
     args = copy.copy(job.args)
-    args.epochs, args.restarts = part_epochs(job, updates_for(job, len(ids)), steps), 1
+    vars(args).update(shortened(args, part_epochs(job, updates_for(job, len(ids)), steps)), restarts=1)
     log = RunLog("", job.world.is_main, desc=desc, quiet=True)
     return dataclasses.replace(job, args=args, ids=ids, held=[], log=log, settings=dict(job.settings), pool_epochs=0)
 

@@ -17,10 +17,12 @@ from data_selection.common.distributed import on_main
 from data_selection.common.errors import UserError
 from data_selection.common.files import atomic_write
 from data_selection.common.sending import sent
+from data_selection.judging.calibration import at_temperature
 from deit.engine import Learner, train_one_epoch
 from deit.job import Images, Job, Tally, needed
-from deit.learner.building import make_scheduler
 from deit.learner.linear import frozen_features
+from deit.learner.restarts import forget
+from deit.learner.schedules import make_scheduler
 from deit.losses import Criterion
 from deit.runs.predictions import OF_POOL, of_pool
 from deit.runs.stopping import NotFinite, with_batch
@@ -129,12 +131,14 @@ class SoftImages:
             yield images, sent(images.device, self.targets[part.indices])[0]
 
 
-def smoothed_probe(job: Job, features: torch.Tensor, classes: int) -> "tuple[SmoothedProbe, torch.Tensor]":
+def smoothed_probe(
+    job: Job, features: torch.Tensor, classes: int, *, calibrate: bool
+) -> "tuple[SmoothedProbe, torch.Tensor]":
     """The smoothed probe on the pool's features (N, D), on their device, and its word on the pool, (N, C)."""
     from data_selection.judging.smoothed import fit_smoothed  # imports scikit-learn, which no other mode needs
 
     labels = torch.tensor([job.train_pool.label(i) for i in job.ids])
-    probe = fit_smoothed(features, labels, torch.tensor(job.ids), classes=classes)
+    probe = fit_smoothed(features, labels, torch.tensor(job.ids), classes=classes, calibrate=calibrate)
     assert probe.corrected is not None  # the labels are spread unless it is told not to
     return probe, probe.corrected.cpu()
 
@@ -146,16 +150,14 @@ def begin_round(job: Job, learner: Learner, data: Images, number: int) -> torch.
 
     def make() -> torch.Tensor:
         labels = torch.tensor([job.train_pool.label(i) for i in job.ids])
-        return soft_targets(smoothed_probe(job, features, data.classes)[1], job.ids, labels)
+        return soft_targets(smoothed_probe(job, features, data.classes, calibrate=False)[1], job.ids, labels)
 
     targets = on_main(job.world, make)
     job.settings["soft_targets"] = digest(targets)
     if job.log.folder:
         with atomic_write(targets_file(job.log.folder, number)) as handle:
             np.save(handle, targets.numpy(), allow_pickle=False)
-    learner.optimizer.state.clear()
-    if learner.ema is not None:
-        learner.ema.set(learner.model)
+    forget(learner)
     return targets
 
 
@@ -238,9 +240,10 @@ def last_words(job: Job, learner: Learner, data: Images) -> dict[str, float]:
     test = frozen_features(learner, data.test, 3 * job.args.batch_size) if data.test else None
 
     def score() -> dict[str, float]:
-        probe, corrected = smoothed_probe(job, pool, data.classes)
+        probe, corrected = smoothed_probe(job, pool, data.classes, calibrate=True)
         if job.log.folder:
-            of_pool(job.train_pool, corrected).write(job.log.folder / OF_POOL)
+            calibrated = at_temperature(corrected, probe.corrected_temperature)
+            of_pool(job.train_pool, calibrated).write(job.log.folder / OF_POOL)
         if test is None:
             return {}
         found = probe.predict(test[0], corrected=True).argmax(1)

@@ -1,5 +1,6 @@
 """How long a run takes, told before it starts: a step timed in each precision, fewer epochs where time is short."""
 
+import copy
 import time
 from collections.abc import Sequence
 
@@ -12,6 +13,7 @@ from deit.engine import autocast
 from deit.epochs import VIEWS
 from deit.job import Job, part_epochs, updates_for
 from deit.learner.building import autocast_type, batch_norms, build
+from deit.learner.schedules import shortened
 from deit.runs.kinds import TIMED, Settings
 from deit.runs.meters import RunLog, clock
 from deit.selftrain import pool_epochs, steps_of_round
@@ -35,7 +37,7 @@ def settle(job: Job, *, alone: bool = True) -> float:
             args.amp = "auto"
     step = seconds.get(args.amp, min(seconds.values()))
     left_out = fit(job, step) if args.minutes else ""
-    job.settings |= {name: getattr(args, name) for name in ("amp", "epochs", "restarts", "rounds", "folds")}
+    job.settings |= {name: getattr(args, name) for name in ("amp", *TIMED)}
     told = " or ".join(f"{1000 * took:.0f} ms in {name.replace('off', 'float32')}" for name, took in seconds.items())
     length = f": about {clock(estimate(job, step))}" if alone else ""
     often = f"{args.restarts} times " if args.restarts > 1 and not job.head_only else ""
@@ -97,14 +99,15 @@ def estimate(job: Job, step: float, asked: Sequence[str] = ("lp-ft",)) -> float:
     asked: the modes that cross-validation trains.
     """
     args = job.args
-    forward = step / 3 / job.global_batch  # of one image: the backward pass takes twice as long
+    forward = step / 3 / job.global_batch  # of one image, all processes at work; the backward pass takes twice as long
     labels = job.labelled_epochs * job.updates
     pool = args.rounds * steps_of_round(job) if job.pool_epochs else 0
     looks = 2 + job.labelled_epochs // args.eval_interval
     judged = len(job.test_pool) * (1 + args.eval_ema) + len(job.held)
+    judged *= 1 if args.dist_eval else job.world.size  # each process looks at all of them
     images = looks * judged + ((args.rounds + 1) * len(job.train_pool) if job.pool_epochs else 0)
     images += job.light * (1 + VIEWS) * len(job.ids) + images_of_parts(job, asked)
-    return (labels + steps_of_parts(job, asked) + pool) * step + images * forward / job.world.size
+    return (labels + steps_of_parts(job, asked) + pool) * step + images * forward
 
 
 def sizes_of_parts(job: Job) -> list[int]:
@@ -131,7 +134,7 @@ def images_of_parts(job: Job, asked: Sequence[str]) -> int:
 
 def fit(job: Job, step: float) -> str:
     """Leave out what does not fit into --minutes: rounds, restarts, epochs, then cross-validation. Says so in words."""
-    args, limit, fits = job.args, 60 * job.args.minutes, True
+    args, whole, limit, fits = job.args, copy.copy(job.args), 60 * job.args.minutes, True
     asked = {name: getattr(args, name) for name in ("restarts", "epochs", "rounds", "folds")}
     while fits and estimate(job, step) > limit:
         if job.pool_epochs and args.rounds > 1:
@@ -140,7 +143,7 @@ def fit(job: Job, step: float) -> str:
         elif args.restarts > 1:
             args.restarts -= 1
         elif args.epochs > FEWEST:
-            args.epochs -= max(1, args.epochs // 8)
+            vars(args).update(shortened(whole, args.epochs - max(1, args.epochs // 8)))
         elif args.folds:
             args.folds = 0
         else:

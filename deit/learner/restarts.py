@@ -14,10 +14,14 @@ def begin(learner: Learner) -> None:
     """Begin a training: the first one keeps where it began, the others go back there, the optimiser, too."""
     if "start" not in learner.kept:
         learner.kept["start"] = copied(learner.model.state_dict())
-        learner.kept["optimizer"] = copy.deepcopy(learner.optimizer.state_dict())  # rates and counts of steps are in it
         return
     learner.model.load_state_dict(learner.kept["start"])
-    learner.optimizer.load_state_dict(copy.deepcopy(learner.kept["optimizer"]))
+    forget(learner)
+
+
+def forget(learner: Learner) -> None:
+    """Go on from the weights as they are: the optimiser as it was built, the average of weights at the model."""
+    learner.optimizer.load_state_dict(copy.deepcopy(learner.fresh))
     if learner.ema is not None:
         learner.ema.set(learner.model)
 

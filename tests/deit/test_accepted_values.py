@@ -14,8 +14,9 @@ from data_selection.common.subset_files import load_subset
 from data_selection.images import pools
 from deit import engine
 from deit import main as entry
-from deit.learner.building import build_learner, make_scheduler
+from deit.learner.building import build_learner
 from deit.learner.optimizers import make_optimizer
+from deit.learner.schedules import make_scheduler
 from deit.main import main
 from deit.option_checks import SCHEDULES, check_start
 from deit.options import parse

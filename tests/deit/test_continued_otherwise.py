@@ -22,7 +22,8 @@ from deit import crossval
 from deit.datasets import prepare
 from deit.job import decode, open_job
 from deit.learner import restarts
-from deit.learner.building import distillation, make_pipeline, make_scheduler
+from deit.learner.building import distillation, make_pipeline
+from deit.learner.schedules import make_scheduler
 from deit.main import main
 from deit.options import parse
 from deit.runs.meters import RunLog

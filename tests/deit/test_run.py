@@ -14,8 +14,8 @@ from data_selection.images import pools
 from deit import epochs as deit_epochs
 from deit import trainer
 from deit.learner import building
-from deit.learner.building import make_scheduler
 from deit.learner.optimizers import make_optimizer
+from deit.learner.schedules import make_scheduler
 from deit.main import main
 from deit.options import parse
 from deit.runs.checkpoints import RECIPE, restore

@@ -101,6 +101,46 @@ def test_what_a_run_leaves(images, tmp_path):
     assert all(rows[i]["label"] == rows[i]["file"].split("/")[0] and rows[i]["confidence"] == "1.0000" for i in known)
 
 
+def test_what_is_said_of_the_pool_is_calibrated_and_what_teaches_it_asks_no_temperature(images, tmp_path, monkeypatch):
+    asked, real = [], smoothed.fit_smoothed
+
+    def noted(*parts, **words):
+        asked.append((words["calibrate"], real(*parts, **words)))
+        return asked[-1][1]
+
+    monkeypatch.setattr(smoothed, "fit_smoothed", noted)
+    monkeypatch.setattr(smoothed, "temperature", lambda *_: 3.0)
+    train(images, tmp_path)
+    assert [calibrate for calibrate, _ in asked] == [False, False, True]
+    with (tmp_path / "pool_predictions.csv").open(newline="") as handle:
+        said = [float(row["confidence"]) for row in csv.DictReader(handle)]
+    probabilities = smoothed.at_temperature(asked[-1][1].corrected, 3.0)
+    assert said == pytest.approx(probabilities.amax(1).tolist(), abs=1e-4)
+    assert (probabilities.amax(1) - asked[-1][1].corrected.amax(1)).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("opt", ["adamw", "lookahead_adamw", "lamb"])
+def test_an_optimiser_knows_nothing_of_the_rounds_before(images, tmp_path, monkeypatch, opt):
+    """Lookahead keeps its weights in an inner optimiser, lamb counts its steps beside the rates."""
+    seen, real = [], selftrain.begin_round
+
+    def noted(job, learner, data, number):
+        before = learner.optimizer.state_dict()
+        targets = real(job, learner, data, number)
+        after = learner.optimizer.state_dict()
+        steps = [[group.get("step", 0) for group in state["param_groups"]] for state in (before, after)]
+        seen.append((len(before["state"]), len(after["state"]), *(sum(some) for some in steps)))
+        return targets
+
+    monkeypatch.setattr(selftrain, "begin_round", noted)
+    train(images, tmp_path, opt=opt)
+    assert len(seen) == 2
+    for had, has, counted, counts in seen:
+        assert had > 0 == has
+        assert counts == 0
+        assert counted > 0 or opt != "lamb"
+
+
 def test_a_loss_that_is_not_finite_names_the_batch_of_the_pool(images, tmp_path, monkeypatch):
     class Broken(Criterion):
         def __call__(self, *batch):
@@ -216,11 +256,13 @@ def test_steps_left_out_of_the_pool_are_counted(images, tmp_path, monkeypatch):
 
 def test_the_graph_spreads_the_labels_over_the_test_images_too(images, tmp_path, monkeypatch):
     class Probe:
+        corrected_temperature = 1.0
+
         def predict(self, features, *, corrected=False):
             right = [0] * (len(features) // 2) + [1] * (len(features) - len(features) // 2)
             return torch.eye(2)[right if corrected else [1 - label for label in right]]
 
     real = selftrain.smoothed_probe
-    monkeypatch.setattr(selftrain, "smoothed_probe", lambda *asked: (Probe(), real(*asked)[1]))
+    monkeypatch.setattr(selftrain, "smoothed_probe", lambda *asked, **words: (Probe(), real(*asked, **words)[1]))
     train(images, tmp_path)
     assert json.loads((tmp_path / "result.json").read_text())["graph"]["acc1"] == 100

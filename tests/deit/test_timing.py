@@ -68,8 +68,6 @@ def test_the_estimate_grows_with_each_of_its_parts(job_of):
     assert estimate(dataclasses.replace(job, test_pool=range(100)), 1.0) > base + 1
     longer = dataclasses.replace(job, train_pool=range(200))
     assert estimate(longer, 1.0) > base + 1
-    shared = dataclasses.replace(job, world=World(0, 2, torch.device("cpu")))
-    assert base - 20 < estimate(shared, 1.0) < base  # the images are shared, the steps are not fewer
 
 
 def left(job):

@@ -59,6 +59,15 @@ def test_each_of_several_processes_has_its_share_of_a_steps_passes(timed, monkey
         assert measured(job) == {"off": 2.0 * passes}
 
 
+def test_several_processes_take_a_steps_time_for_as_many_images(timed):
+    """A step is all processes' work: it is so much shorter, and a forward pass of all images with it."""
+    alone = estimate(timed("self-train"), 1.0)
+    for shares, longer in ((True, 0.0), (False, 3 * (2 + 20) * 10 / 3 / BATCH)):  # 10 images are judged 22 times
+        job = timed("self-train", no_dist_eval=None if shares else True)
+        job.world = World(0, 4, CPU)
+        assert estimate(job, 1.0) - alone == pytest.approx(longer)
+
+
 def test_the_first_process_clock_decides_for_all(timed, monkeypatch):
     """Each would choose another precision and other epochs by its own."""
     jobs = [timed(amp="measured", minutes=0.5) for _ in range(2)]

@@ -6,8 +6,8 @@ import torch
 
 from data_selection.common.feature_table import save_features
 from data_selection.images import pools
-from deit.learner.building import make_scheduler
 from deit.learner.optimizers import make_optimizer
+from deit.learner.schedules import make_scheduler
 from deit.options import parse
 from scripts.benchmarks.loops import main
 from tests.support.oracles_finetune import rate
