@@ -18,6 +18,8 @@ from data_selection.common.sending import sent
 
 ORDER, AUGMENT, DROP, MIX, INIT, FOLDS, POOL = range(7)  # the purposes; each has its own stream
 
+OFFSETS = {"meta_mlp", "rel_pos"}  # timm's parts that see a table of offsets between places, no images
+
 GOLDEN, FIRST, SECOND = (c - (1 << 64) for c in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
 
 
@@ -63,25 +65,38 @@ def seeded(seed: int) -> Iterator[None]:
 class DropDraws:
     """What the model's drop-path and dropout layers share: who the rows of the current batch are.
 
-    begin() is called before each forward pass; then the k-th layer call of the pass takes row k of `table`.
+    begin() is called before each forward pass; then the k-th layer call of the pass takes row k of `table`, which
+    grows where a family calls a layer more often.
     """
 
     def __init__(self, seed: int, layers: int) -> None:
         self.seed, self.calls = seed, 2 * layers  # some families call one layer twice per pass
         self.table: torch.Tensor | None = None
-        self.next = 0
+        self.place, self.rows, self.next = (0, 0), torch.zeros(0, dtype=torch.int64), 0
 
     def begin(self, epoch: int, step: int, rows: torch.Tensor, device: torch.device) -> None:
         """epoch, step: whole numbers. rows (R,): int64, the places of this batch's images in the global batch."""
-        calls = torch.arange(self.calls)[:, None]
-        (self.table,) = sent(device, hashed(self.seed, DROP, epoch, step, calls, rows[None]))  # (calls, R)
-        self.next = 0
+        self.place, self.rows, self.next = (epoch, step), rows, 0
+        self.table = self.made(0, device)
 
-    def take(self, x: torch.Tensor) -> torch.Tensor:
-        """The hashes (R,) of this layer call for x (R, ...). R may be a multiple of the batch: each image's patches."""
+    def made(self, first: int, device: torch.device) -> torch.Tensor:
+        """The rows of the table (calls, R) of the layer calls from `first` on."""
+        calls = torch.arange(first, first + self.calls)[:, None]
+        return sent(device, hashed(self.seed, DROP, *self.place, calls, self.rows[None]))[0]
+
+    def take(self, x: torch.Tensor, *, of_images: bool = True) -> torch.Tensor:
+        """The hashes (R,) of this layer call for x (R, ...). R may be a multiple of the batch: each image's patches.
+
+        of_images: False where the rows of x are not of images but the same in each pass.
+        """
         assert self.table is not None  # begin() comes before a pass
-        row = self.table[self.next]
         self.next += 1
+        if not of_images:
+            rows = torch.arange(len(x), device=self.table.device)
+            return hashed(self.seed, DROP, *self.place, self.next - 1, rows)
+        if self.next > len(self.table):
+            self.table = torch.cat([self.table, self.made(len(self.table), self.table.device)])
+        row = self.table[self.next - 1]
         if len(row) == len(x):
             return row
         if len(x) % len(row):
@@ -97,15 +112,15 @@ class SeededDropPath(nn.Module):
     Same distribution as timm's DropPath: a row is kept with probability 1 - rate and then divided by it.
     """
 
-    def __init__(self, rate: float, draws: DropDraws) -> None:
+    def __init__(self, rate: float, draws: DropDraws, *, of_images: bool = True) -> None:
         super().__init__()
-        self.rate, self.draws = rate, draws
+        self.rate, self.draws, self.of_images = rate, draws, of_images
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if not self.training or self.rate == 0:
             return x
         keep = 1 - self.rate
-        kept = ((self.draws.take(x) >> 40) & (1 << 24) - 1) < keep * (1 << 24)  # (R,)
+        kept = ((self.draws.take(x, of_images=self.of_images) >> 40) & (1 << 24) - 1) < keep * (1 << 24)  # (R,)
         return x * (kept.to(x.dtype) / keep).view(-1, *[1] * (x.ndim - 1))
 
 
@@ -117,7 +132,7 @@ class SeededDropout(SeededDropPath):
             return x
         keep = 1 - self.rate
         places = torch.arange(x[0].numel(), device=x.device)
-        bits = hashed(self.draws.take(x)[:, None], places[None])  # (R, values)
+        bits = hashed(self.draws.take(x, of_images=self.of_images)[:, None], places[None])  # (R, values)
         kept = ((bits >> 40) & (1 << 24) - 1) < keep * (1 << 24)
         return x * (kept.view_as(x).to(x.dtype) / keep)
 
@@ -138,7 +153,7 @@ def seed_drop_layers(model: nn.Module, seed: int, drop: float = 0.0, heads: Sequ
     draws = DropDraws(seed, len(found) + (len(heads) if drop else 0))
     for name, kind, rate in found:
         parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, kind(rate, draws))
+        setattr(model.get_submodule(parent), child, kind(rate, draws, of_images=not OFFSETS & set(name.split("."))))
     for head in heads if drop else ():
         head.register_forward_pre_hook(drop_input(SeededDropout(drop, draws)))
     return draws

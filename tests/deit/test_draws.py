@@ -89,6 +89,57 @@ def test_masks_do_not_depend_on_the_split():
         assert not torch.allclose(model(images), whole)
 
 
+def test_a_layer_that_is_called_more_often_has_masks_of_its_own_each_time():
+    class Parallel(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.drop = nn.Dropout(0.5)
+
+        def forward(self, images):
+            return torch.stack([self.drop(images) for _ in range(7)], dim=1)
+
+    model, images = Parallel(), torch.ones(6, 64)
+    draws = seed_drop_layers(model, 0)
+
+    def run(rows):
+        draws.begin(1, 1, rows, torch.device("cpu"))
+        return model(images[rows])
+
+    whole = run(torch.arange(6))
+    assert len({tuple(mask.flatten().tolist()) for mask in whole.unbind(1)}) == 7
+    for rows in (torch.arange(2), torch.arange(2, 6)):
+        assert torch.equal(run(rows), whole[rows])
+
+
+@pytest.mark.parametrize("part", ["rel_pos", "meta_mlp"])
+def test_a_table_of_offsets_has_one_mask_in_every_pass_of_a_step(part):
+    """timm's swinv2_cr and rmlp models drop values of a table whose rows are of places, not of images."""
+
+    class Attention(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.add_module(part, nn.Sequential(nn.Dropout(0.5)))
+            self.drop = nn.Dropout(0.5)
+
+        def forward(self, images):
+            return self.get_submodule(part)(torch.ones(9, 8)), self.drop(images)
+
+    model, images = Attention(), torch.ones(6, 64)
+    draws = seed_drop_layers(model, 0)
+
+    def run(rows, step=1):
+        draws.begin(1, step, rows, torch.device("cpu"))
+        return model(images[rows])
+
+    table, whole = run(torch.arange(6))
+    for rows in (torch.arange(3), torch.arange(3, 6), torch.arange(2, 6)):  # 9 rows are three times 3, and not of 4
+        again, some = run(rows)
+        assert torch.equal(again, table)
+        assert torch.equal(some, whole[rows])
+    assert not torch.equal(run(torch.arange(6), step=2)[0], table)
+    assert len({tuple(row.tolist()) for row in table}) == 9
+
+
 MIXINGS = [
     Mixing(mixup=0.8, prob=1.0), Mixing(cutmix=1.0, prob=1.0, mode="elem"),
     Mixing(mixup=0.8, cutmix=1.0, prob=0.7, mode="pair"), Mixing(minmax=(0.2, 0.8), prob=1.0, mode="elem"),
