@@ -1,7 +1,6 @@
 """One epoch of training, and evaluation: the same numbers on any number of processes, to rounding."""
 
 import contextlib
-import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -47,10 +46,7 @@ class Learner:
     answering: nn.Module | None = None  # what evaluation asks, where that is not the model
     asked: Asked = field(default_factory=Asked)  # to stop
     kept: dict[str, State] = field(default_factory=dict)  # of several trainings on the labels: see restarts.py
-    fresh: State = field(init=False)  # of the optimiser: some count steps beside its rates, some in an inner one
-
-    def __post_init__(self) -> None:
-        self.fresh = copy.deepcopy(self.optimizer.state_dict())
+    fresh: State = field(default_factory=dict)  # the optimiser's state as built, its rates and counts of steps
 
     @property
     def rate(self) -> float:

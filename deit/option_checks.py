@@ -212,16 +212,19 @@ def flag(name: str) -> str:
 
 
 def check_no_idle_flag(parser: argparse.ArgumentParser, words: Sequence[str], mode: str) -> None:
-    """Raise UserError for flags typed (not from --config, which serves every mode) that do nothing in a frozen mode."""
-    used = {"mode", "batch_size", "smoothing" if mode == "linear" else "distil"}
-    groups = [group for group in parser._action_groups if group.title in ("optimisation", "augmentation and loss")]
-    idle = {action.dest for group in groups for action in group._group_actions} - used
-    idle |= {"drop", "drop_path", "model_ema", "model_ema_decay", "model_ema_warmup", "model_ema_force_cpu", "eval_ema"}
+    """Raise UserError for flags typed (not from --config, which serves every mode) that do nothing in a mode."""
+    idle, why = set() if mode in ("self-train", "auto") else {"rounds"}, "which does not train on the pool"
+    if mode in ("linear", "smoothed"):
+        used = {"mode", "batch_size", "smoothing" if mode == "linear" else "distil"}
+        groups = [group for group in parser._action_groups if group.title in ("optimisation", "augmentation and loss")]
+        idle |= {action.dest for group in groups for action in group._group_actions} - used
+        idle |= {
+            "drop", "drop_path", "model_ema", "model_ema_decay", "model_ema_warmup", "model_ema_force_cpu", "eval_ema"
+        }  # fmt: skip
+        why = "which fits the head in one go"
     for action in parser._actions:
         action.default = argparse.SUPPRESS
     typed = [flag(name) for name in vars(parser.parse_args(words)) if name in idle]
     if typed:
-        raise UserError(
-            f"{', '.join(typed)} does nothing in --mode {mode}, which fits the head in one go: leave it out, or use "
-            "--mode lp-ft to train on from that head"
-        )
+        other = "self-train to train on the pool" if typed == ["--rounds"] else "lp-ft to train on from that head"
+        raise UserError(f"{', '.join(typed)} does nothing in --mode {mode}, {why}: leave it out, or use --mode {other}")

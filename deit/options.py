@@ -292,6 +292,5 @@ def parse(argv: Sequence[str] | None = None, *, complete: bool = False) -> argpa
         args.data_set = args.data_set.removesuffix("SUBSET")
     args.given = given_flags(parser, typed)
     check(args)
-    if args.mode in ("linear", "smoothed"):
-        check_no_idle_flag(parser, rest, args.mode)
+    check_no_idle_flag(parser, rest, args.mode)
     return args

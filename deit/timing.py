@@ -112,7 +112,8 @@ def estimate(job: Job, step: float, asked: Sequence[str] = ("lp-ft",)) -> float:
 
 def sizes_of_parts(job: Job) -> list[int]:
     """How many labels each short run of cross-validation learns from."""
-    count, folds = len(job.ids), job.args.folds
+    count = len(job.ids)
+    folds = min(job.args.folds, count)
     left_out = [0] if job.held else [len(range(k, count, folds)) for k in range(folds)]
     return [max(1, count - size) for size in left_out] if folds else []
 

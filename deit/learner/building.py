@@ -1,6 +1,7 @@
 """What the flags ask for, built: a data set's defaults, the model with its weights, optimiser, schedule and loss."""
 
 import argparse
+import copy
 import dataclasses
 from pathlib import Path
 
@@ -163,6 +164,7 @@ def build_learner(
         torch.amp.GradScaler(world.device.type, enabled=amp is torch.float16), ema, draws,
         FlatGradients(model.parameters(), world), criterion, amp, world,
         fixed=batch_norms(model) if args.batch_norm == "fixed" else [], input_size=args.input_size,
+        fresh=copy.deepcopy(optimizer.state_dict()),
     )  # fmt: skip
 
 

@@ -168,6 +168,17 @@ def test_flags_without_effect_are_refused_in_linear_mode_only():
     parse(["--mode", "lp-ft", "--lr", "0.1"])
 
 
+@pytest.mark.parametrize("mode", ["full", "lp-ft", "three-phase", "linear"])
+def test_rounds_of_the_pool_are_for_modes_that_train_on_it(tmp_path, mode):
+    few_shot = ["--data-set", "FOLDER"]
+    with pytest.raises(UserError, match=rf"--rounds does nothing in --mode {mode}, .*: leave it out, or use --mode "):
+        parse([*few_shot, "--mode", mode, "--rounds", "3"])
+    for teaching in ("self-train", "auto"):
+        assert parse([*few_shot, "--mode", teaching, "--rounds", "3"]).rounds == 3
+    (tmp_path / "mine.yaml").write_text("rounds: 3\n")  # a config serves every mode
+    parse([*few_shot, "--mode", mode, "--config", str(tmp_path / "mine.yaml")])
+
+
 def test_few_labels_are_warned_of_once(images, tmp_path, capsys):
     (tmp_path / "few.json").write_text(json.dumps(list(range(18))))
     main(command(images, epochs=1, subset_ids=tmp_path / "few.json"))

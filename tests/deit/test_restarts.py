@@ -167,7 +167,7 @@ def test_a_run_of_before_there_were_restarts_stays_one_training(words, tmp_path)
 
 def test_numbers_that_are_no_fractions_are_the_last_ones():
     model = torch.nn.BatchNorm1d(2)
-    learner = engine.Learner(model, torch.optim.SGD(model.parameters()), *[None] * 9)
+    learner = engine.Learner(model, *[None] * 10)
     for number, seen in ((1, 3), (2, 5)):
         model.num_batches_tracked.fill_(seen)
         model.running_mean.fill_(number)

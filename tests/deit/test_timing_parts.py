@@ -51,6 +51,12 @@ def test_each_part_that_is_asked_has_its_own_views_and_embeds_the_pool(timed, as
     assert estimate(job, 1.0, asked) - estimate(without, 1.0, asked) == pytest.approx(steps + count / 3 / BATCH)
 
 
+def test_there_are_no_more_parts_than_labels(timed):
+    job = timed(folds=5)
+    assert timing.sizes_of_parts(dataclasses.replace(job, ids=job.ids[:3])) == [2, 2, 2]
+    assert timing.sizes_of_parts(dataclasses.replace(job, ids=job.ids[:7])) == [5, 5, 6, 6, 6]
+
+
 def test_each_of_several_processes_has_its_share_of_a_steps_passes(timed, monkeypatch):
     monkeypatch.setattr(timing, "lap", lambda *_: 2.0)
     for size, passes in ((1, 4), (2, 2), (4, 1)):
