@@ -26,7 +26,7 @@ from data_selection.judging.probe import FOLDS, fit_probe
 from data_selection.judging.quality import quality
 from data_selection.judging.smoothed import SmoothedProbe
 from data_selection.nearest.stored_graph import pool_graph
-from deit.labelled.judging import HEAD, judge
+from deit.labelled.judging import judge
 from deit.labelled.runs import Labelled
 from deit.predicting import predict
 from deit.runs.saving import NEWEST
@@ -56,12 +56,9 @@ def report(
     graph = pool_graph(run.table, NEIGHBOURS, world=ALONE, progress=progress)
     probe = fit_graph_probe(features, labels, ids.tolist(), len(classes), graph)
     known = probe.base.smoothed[ids]
-    rows, head = features[ids], HEAD
-    if weights and frozen(result):
-        rows = inputs_of_head(training / NEWEST, run.source, files)
-    elif weights:
-        head = f"{HEAD} of the features, which is not the one trained"
-    judged = judge(training, result, files, classes, rows, labels, probe, head)
+    ours = not weights or frozen(result)
+    rows = inputs_of_head(training / NEWEST, run.source, files) if weights and ours else features[ids]
+    judged = judge(training, result, files, classes, rows, labels, probe, ours=ours)
     check = set(check_names(run.folder))
     found = estimate(judged.answers == labels, [row for row, file in enumerate(files) if file in check])
     own = {"labels": len(labels), "accuracy": found.share.value, "low": found.share.low, "high": found.share.high,
@@ -101,9 +98,9 @@ def report(
 
 
 def frozen(result: dict[str, Any]) -> bool:
-    """Whether the backbone of a training is as it was before it."""
-    verdict = result.get("verdict") or {}
-    return result["mode"] in ("linear", "smoothed") or verdict.get("taught", verdict.get("kept")) == "probe"
+    """Whether the backbone of a training is as it was before it; self-training's has learned from every label."""
+    kept = (result.get("verdict") or {}).get("kept")
+    return result["mode"] in ("linear", "smoothed") or (kept == "probe" and result["mode"] != "self-train")
 
 
 def inputs_of_head(checkpoint: Path, source: Path, files: Sequence[str]) -> torch.Tensor:
