@@ -8,14 +8,18 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from torch import nn
 
 from data_selection.common.listed_names import quoted
+from data_selection.embedding.backbones import build_model
 from data_selection.images.pools import Pool
 from data_selection.judging.calibration import temperature
 from deit.engine import Learner, probabilities
 from deit.epochs import fit_light_head, train_epoch
-from deit.job import Images, Job, Tally, Verdict, decode, needed, new_learner, part_of
-from deit.learner.linear import fit_head
+from deit.job import FROZEN, Images, Job, Tally, Verdict, decode, needed, new_learner, part_of
+from deit.learner.linear import classifiers, fit_head, is_linear
+from deit.runs.checkpoints import classifier_layers
+from deit.runs.kinds import Settings
 from deit.samples.draws import FOLDS, seed_of
 from deit.selftrain import pool_epoch, pool_epochs, steps_before
 
@@ -122,14 +126,36 @@ def parts_of(job: Job) -> list[tuple[list[int], list[int]]]:
     return [(job.ids, job.held)] if job.held else split(job.ids, job.train_pool, job.args.folds, job.args.seed)
 
 
-def leave_out(job: Job) -> None:
-    """Ask nothing where a single label leaves none to learn from; what would decide by it takes the head alone."""
-    if job.args.folds and not job.held and len(job.ids) < 2:
-        job.args.folds, rest = 0, ""
-        if job.args.mode == "auto":
-            job.args.mode = job.settings["mode"] = "linear"
-            rest = "; --mode auto takes linear"
-        job.log.say(f"cross-validation is left out: one label is none to learn from and one to ask of{rest}")
+def leave_out(job: Job, saved: Settings) -> None:
+    """Ask nothing where nothing could be found out: --folds is then 0, with a line that says why.
+
+    saved: settings of the run to continue, which keeps its --folds. A single label leaves --mode auto the head alone.
+    Raises UserError for a mode that needs a linear classifier where the model has another.
+    """
+    args = job.args
+    if args.mode == "full" and not args.folds:
+        return
+    with torch.device("meta"):  # without weights: this is to be told before any are loaded or images decoded
+        model = build_model(args.model, job.classes or 1, img_size=args.input_size)
+    if args.mode != "full":
+        classifiers(model)
+    why, rest = nothing_to_ask(job, model), ""
+    if not why or not args.folds or args.mode in FROZEN:
+        return
+    args.folds = job.settings["folds"] = saved.get("folds", 0)
+    if args.mode == "auto" and len(job.ids) < 2:
+        args.mode = job.settings["mode"] = "linear"
+        rest = "; --mode auto takes linear"
+    job.log.say(f"cross-validation is left out: {why}{rest}")
+
+
+def nothing_to_ask(job: Job, model: nn.Module) -> str:
+    """Why labels that are left out could tell nothing of finetuning, in words; "" where they can."""
+    if other := [head for head in classifier_layers(model) if not is_linear(head)]:
+        return f"its probe needs a linear classifier, and this model has {other[0]}"
+    if len(job.ids) < 2 and not job.held:
+        return "one label is none to learn from and one to ask of"
+    return ""
 
 
 def told(verdict: Verdict) -> str:

@@ -23,7 +23,7 @@ TRAINER = {  # of deit: what a room, or a module at the top, may import besides 
     "selftrain": {"job", "learner", "engine", "losses", "samplers", "samples", "runs"},
     "smoothing": {"job", "learner", "engine", "selftrain", "runs"},
     "epochs": {"smoothing", "selftrain", "job", "learner", "engine", "samplers", "samples", "runs"},
-    "crossval": {"epochs", "selftrain", "job", "learner", "engine", "samples"},
+    "crossval": {"epochs", "selftrain", "job", "learner", "engine", "samples", "runs"},
     "option_checks": {"runs"},
     "recipes": set(),
     "flags": {"recipes"},

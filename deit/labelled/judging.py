@@ -33,8 +33,8 @@ def judge(
     """Answers for labelled images by the kind of model that was trained, none of which had learned from their labels.
 
     training: the trainer's folder; result: of its result.json. rows: (n, D) raw features of the images `files`; labels:
-    (n,) int64; probe: of all labels, on the pool. ours: whether the rows are of the backbone that was trained, as it was
-    before. A finetuned model's answers are those of the trainer's cross-validation.
+    (n,) int64; probe: of all labels, on the pool. ours: whether the rows are of the backbone that was trained, before
+    that. A finetuned model's answers are those of the trainer's cross-validation.
     """
     mode, verdict = result["mode"], result.get("verdict")
     settings = yaml.safe_load((training / "args.yaml").read_text(encoding="utf-8"))
@@ -44,17 +44,16 @@ def judge(
         best = at_temperature(held, heat).max(1)
         return Judged(best.indices, best.values, f"by the pool's graph, {told(FOLDS)}")
     untaught = " before the pool taught it" if mode == "self-train" else ""
-    kept = verdict["kept"] if verdict and mode not in ("linear", "smoothed") else ""
-    if kept == "finetuned":
+    finetunes = mode not in ("linear", "smoothed")
+    if finetunes and verdict and verdict["kept"] == "finetuned":
         before = "" if mode == verdict.get("finetuned") else untaught
         return asked(training, files, classes, "finetuned", f"the finetuned model{before}, {told(settings['folds'])}")
-    if kept == "probe" and not ours:
+    if finetunes and verdict and not ours:
         return asked(training, files, classes, "probe", f"{HEAD}{untaught}, {told(settings['folds'])}")
     parts = min(FOLDS, len(labels))
     best = held_out_head(rows, labels, len(classes), parts, settings["smoothing"]).max(1)
     head = HEAD if ours else f"{HEAD} of the features, which is not the one trained"
-    rest = untaught if verdict else " (there was no time to ask the finetuned model)"
-    rest = "" if mode in ("linear", "smoothed") else rest
+    rest = untaught if verdict else " (there was no time to ask the finetuned model)" if finetunes else ""
     return Judged(best.indices, best.values, f"by {head}{rest}, {told(parts)}")
 
 

@@ -3,7 +3,7 @@
 import contextlib
 import math
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeGuard
 
 import torch
 from torch import nn
@@ -32,12 +32,17 @@ def classifiers(model: nn.Module) -> list[nn.Linear]:
     """The model's classifier layers: one, or the two of a distilled model. Raises UserError where one is not linear."""
     heads = []
     for head in classifier_layers(model):
-        if not isinstance(head, nn.Linear) or head.bias is None:
+        if not is_linear(head):
             raise UserError(
-                f"--mode linear, lp-ft and self-train need a linear classifier, this model has {head}: use --mode full"
+                f"every --mode but full needs a linear classifier, and this model has {head}: use --mode full"
             )
         heads.append(head)
     return heads
+
+
+def is_linear(head: nn.Module) -> TypeGuard[nn.Linear]:
+    """Whether a classifier can be fitted to what it sees by logistic regression."""
+    return isinstance(head, nn.Linear) and head.bias is not None
 
 
 @contextlib.contextmanager
