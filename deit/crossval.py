@@ -57,7 +57,7 @@ def compare(job: Job, source: Path | str) -> tuple[Verdict, Asked]:
     mode = "lp-ft" if job.args.mode == "self-train" else job.args.mode
     said = answers(job, source, [mode])
     asked = Asked(asked_ids(job), said["linear"], said[mode])
-    return verdict_of(asked, job.train_pool), asked
+    return verdict_of(asked, job), asked
 
 
 def asked_ids(job: Job) -> list[int]:
@@ -65,13 +65,33 @@ def asked_ids(job: Job) -> list[int]:
     return [i for _, left in parts_of(job) for i in left]
 
 
-def verdict_of(asked: Asked, pool: Pool) -> Verdict:
-    """How many labels each of the two had right, and which is kept.
+def answerable(job: Job) -> set[int]:
+    """Pool indices of the labels left out whose class their part has another label of.
+
+    No model could have learned the others: one that has them right was lucky.
+    """
+    label, found = job.train_pool.label, set[int]()
+    for train, left in parts_of(job):
+        learned = set(map(label, train))
+        found.update(i for i in left if label(i) in learned)
+    return found
+
+
+def counted(asked: Asked, job: Job) -> Asked:
+    """What was Asked of answerable labels; the others decide nothing."""
+    fair = answerable(job)
+    rows = [row for row, i in enumerate(asked.ids) if i in fair]
+    return Asked([asked.ids[row] for row in rows], asked.probe[rows], asked.finetuned[rows])
+
+
+def verdict_of(asked: Asked, job: Job) -> Verdict:
+    """How many answerable labels each of the two had right, and which is kept.
 
     A part learns from fewer labels and in fewer steps than the run, which costs finetuning more than the probe: so it
     has to lose by more than the standard error that the difference has where both are equally good.
     """
-    labels = torch.tensor([pool.label(i) for i in asked.ids])
+    asked = counted(asked, job)
+    labels = torch.tensor([job.train_pool.label(i) for i in asked.ids])
     probe, finetuned = (found.argmax(1) == labels for found in asked[1:])
     gained, lost = int((finetuned & ~probe).sum()), int((probe & ~finetuned).sum())
     return {
@@ -93,16 +113,10 @@ def ask(job: Job, source: Path | str) -> Asked:
 
 
 def temperature_of(verdict: Verdict, asked: Asked, job: Job) -> float:
-    """What the kept model's logits are to be divided by so that confidence means what it says of held-out labels.
-
-    Labels of classes that the part had no other label of decide nothing: no model could have them right.
-    """
+    """What the kept model's logits are to be divided by so that confidence means what it says of answerable labels."""
+    asked = counted(asked, job)
     found = asked.finetuned if verdict["kept"] == "finetuned" else asked.probe
-    label, place, rows = job.train_pool.label, {i: row for row, i in enumerate(asked.ids)}, []
-    for train, left in parts_of(job):
-        learned = set(map(label, train))
-        rows += [place[i] for i in left if i in place and label(i) in learned]
-    return temperature(found[rows], torch.tensor([label(asked.ids[row]) for row in rows])) if rows else 1.0
+    return temperature(found, torch.tensor([job.train_pool.label(i) for i in asked.ids])) if asked.ids else 1.0
 
 
 def asked_table(asked: Asked, pool: Pool) -> str:
@@ -155,7 +169,7 @@ def nothing_to_ask(job: Job, model: nn.Module) -> str:
         return f"its probe needs a linear classifier, and this model has {other[0]}"
     if len(job.ids) < 2 and not job.held:
         return "one label is none to learn from and one to ask of"
-    return ""
+    return "" if answerable(job) else "no class has a label to learn from and another to ask of"
 
 
 def told(verdict: Verdict) -> str:

@@ -53,7 +53,7 @@ def judge(
     parts = min(FOLDS, len(labels))
     best = held_out_head(rows, labels, len(classes), parts, settings["smoothing"]).max(1)
     head = HEAD if ours else f"{HEAD} of the features, which is not the one trained"
-    rest = untaught if verdict else " (there was no time to ask the finetuned model)" if finetunes else ""
+    rest = untaught if verdict else " (the finetuned model was not asked)" if finetunes else ""
     return Judged(best.indices, best.values, f"by {head}{rest}, {told(parts)}")
 
 

@@ -43,7 +43,7 @@ def test_a_finetuned_model_is_judged_by_what_its_cross_validation_said(judged, m
 @pytest.mark.parametrize(
     ("mode", "verdict", "words"),
     [
-        ("lp-ft", None, " (there was no time to ask the finetuned model)"),
+        ("lp-ft", None, " (the finetuned model was not asked)"),
         ("lp-ft", FINETUNED | {"kept": "probe"}, ""),
         ("self-train", FINETUNED | {"kept": "probe"}, " before the pool taught it"),
         ("linear", None, ""),
