@@ -135,11 +135,13 @@ def soft_regression(features: torch.Tensor, targets: torch.Tensor) -> tuple[torc
 def fit_head(learner: Learner, data: Plain | Rows, classes: int, *, batch: int, smoothing: float) -> float:
     """Fit the model's classifier to data, the backbone left as it is. Returns the training loss (smoothed, per image).
 
-    The same on any number of processes: each computes its share of the features, one fits, all get its result.
+    The moving average of the weights begins there. The same on any number of processes: each computes its share of the
+    features, one fits, all get its result.
     """
     features, labels = data if isinstance(data, Rows) else frozen_features(learner, data, batch)
     targets = one_hot(labels, classes) * (1 - smoothing) + smoothing / classes
     set_head(learner, features, targets)
+    begin_average(learner)
     loss = cross_entropy(classifiers(learner.model)[0](features), labels, label_smoothing=smoothing).item()
     if not math.isfinite(loss):
         raise UserError("the features of the frozen backbone are not finite: try --amp off, or check the weights")
@@ -165,7 +167,10 @@ def soften(learner: Learner, factor: float) -> None:
 
 @torch.no_grad()
 def set_head(learner: Learner, features: torch.Tensor, targets: torch.Tensor) -> None:
-    """Fit the model's classifiers to soft targets (N, C) of features (N, D) on one process; all get the result."""
+    """Fit the model's classifiers to soft targets (N, C) of features (N, D) on one process; all get the result.
+
+    The moving average of the weights stays as it is.
+    """
 
     def solve() -> list[torch.Tensor]:
         return [x.float().cpu() for x in soft_regression(features, targets)]
@@ -174,5 +179,9 @@ def set_head(learner: Learner, features: torch.Tensor, targets: torch.Tensor) ->
     for head in classifiers(learner.model):
         head.weight.copy_(weight)
         head.bias.copy_(bias)
+
+
+def begin_average(learner: Learner) -> None:
+    """Let the moving average of the weights, where there is one, begin at the model as it is."""
     if learner.ema is not None:
         learner.ema.set(learner.model)

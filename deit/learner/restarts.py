@@ -7,6 +7,7 @@ be averaged (Wortsman et al., 2022, "Model soups"), and the mean answers as fast
 import copy
 
 from deit.engine import Learner
+from deit.learner.linear import begin_average
 from deit.runs.kinds import State
 
 
@@ -18,8 +19,7 @@ def begin(learner: Learner) -> None:
         return
     learner.model.load_state_dict(learner.kept["start"])
     learner.optimizer.load_state_dict(copy.deepcopy(learner.kept["optimizer"]))
-    if learner.ema is not None:
-        learner.ema.set(learner.model)
+    begin_average(learner)
 
 
 def end(learner: Learner, number: int, count: int) -> None:
