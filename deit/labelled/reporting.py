@@ -38,13 +38,13 @@ AHEAD = (1.5, 2, 3)  # times the labels, to which the learning curve is extrapol
 
 
 def report(
-    run: Labelled, training: Path, result: dict[str, Any], *, weights: str = "", seed: int, log: Log,
-    progress: OpenBar | None,
+    run: Labelled, training: Path, result: dict[str, Any], *, tested: dict[str, float] | None, weights: str = "",
+    seed: int, log: Log, progress: OpenBar | None,
 ) -> tuple[Path, dict[str, Any]]:  # fmt: skip
     """Write a run's report.html and report.json. Returns (the page's path, the numbers).
 
-    training: what the trainer left; result: the values of its result.json. weights: the backbone's, where they are not
-    those of the features.
+    training: what the trainer left; result: the values of its result.json. tested: accuracy in percent and count of
+    test images. weights: the backbone's, where they are not those of the features.
     """
     row = {name: place for place, name in enumerate(run.names)}
     files = sorted(run.answers.labels, key=row.__getitem__)
@@ -80,7 +80,7 @@ def report(
         notes=notes(run),
         record=record_of(run, result) | ({"weights": Path(weights).name} if weights else {}),
         rounds=[*run.record.get("rounds", []), own],
-        test=test_of(result),
+        test=tested,
         seed=seed,
     )
 
@@ -172,9 +172,3 @@ def record_of(run: Labelled, result: dict[str, Any]) -> dict[str, Any]:
         "epochs": result.get("epochs_run"), "seconds of training": round(result.get("seconds") or 0),
         **{name: value for name, value in versions().items() if value},
     }  # fmt: skip
-
-
-def test_of(result: dict[str, Any]) -> dict[str, float] | None:
-    """Accuracy on the user's test images, None where there are none."""
-    last = result.get("last") or {}
-    return {"accuracy": last["acc1"], "count": result["evaluation_images"]} if "acc1" in last else None
