@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from deit.crossval import Asked, answers, asked_ids, parts_of, temperature_of, verdict_of
+from deit.crossval import Asked, answerable, answers, asked_ids, parts_of, temperature_of, verdict_of
 from deit.job import FROZEN, Job
 from deit.learner.linear import logistic_regression
 from deit.runs.meters import clock
@@ -26,13 +26,13 @@ def decide(job: Job, source: Path | str, features: torch.Tensor | None) -> Asked
     """Set the job's mode, and what cross-validation found: `verdict` and `auto` of its settings. Says why in a line.
 
     features: (N, D) of the whole pool, which the pool's graph needs; None where there is no such file. Every mode that
-    fits into --minutes answers for the same labels, left out in turn; see `best_of`. Returns what the chosen finetuned
-    model, else the best one, said beside the probe; None where there was no time to finetune.
+    fits into --minutes answers for the same labels, left out in turn; see `best_of`, and without --folds `unasked`.
+    Returns what the chosen finetuned model, else the best one, said beside the probe; None where none was asked.
     """
     args = job.args
     said: dict[str, torch.Tensor] = {}
-    ids = asked_ids(job)
-    if features is not None:
+    ids, fair, asks = asked_ids(job), answerable(job), bool(args.folds)
+    if features is not None and asks:
         said = {"smoothed": smoothed_said(job, features), "linear": linear_said(job, features)}
     args.mode, precision = "lp-ft", args.amp
     step = settle(job, alone=False)
@@ -44,11 +44,14 @@ def decide(job: Job, source: Path | str, features: torch.Tensor | None) -> Asked
             f"run itself{told_of_rest(job, modes)}"
         )
         said |= answers(job, source, modes)
-    truth = torch.tensor([job.train_pool.label(i) for i in ids])
-    right = {mode: said[mode].argmax(1) == truth for mode in ORDER if mode in said}
+    rows = [row for row, i in enumerate(ids) if i in fair]
+    truth = torch.tensor([job.train_pool.label(ids[row]) for row in rows])
+    right = {mode: said[mode][rows].argmax(1) == truth for mode in ORDER if mode in said}
     few = len(job.ids) <= FEW * len({job.train_pool.label(i) for i in job.ids})
     mode, reason = best_of(right, few=few) if right else ("linear", "the head alone takes seconds")
-    if not modes:
+    if not asks:
+        mode, reason = unasked(job, step, features)
+    elif not modes:
         reason = f"there is no time to finetune in --minutes {args.minutes:g}; {reason}"
     trained = mode
     if mode == "self-train" or (mode == "lp-ft" and "self-train" not in modes and may_teach(job)):
@@ -63,10 +66,10 @@ def decide(job: Job, source: Path | str, features: torch.Tensor | None) -> Asked
     if modes:
         trained = trained if trained in modes else max(modes, key=lambda each: int(right[each].sum()))
         asked = Asked(ids, said["linear"], said[trained])
-        verdict = verdict_of(asked, job.train_pool)
+        verdict = verdict_of(asked, job)
         verdict |= {"kept": "probe" if mode in FROZEN else "finetuned", "finetuned": trained}
         if mode == "self-train":  # as without auto: the pool teaches the finetuned model only where that wins
-            verdict["taught"] = verdict_of(Asked(ids, said["linear"], said["lp-ft"]), job.train_pool)["kept"]
+            verdict["taught"] = verdict_of(Asked(ids, said["linear"], said["lp-ft"]), job)["kept"]
         job.settings["verdict"] = verdict
         if mode != "smoothed":  # which has its own
             job.settings["temperature"] = temperature_of(verdict, asked, job)
@@ -94,6 +97,14 @@ def best_of(right: Mapping[str, torch.Tensor], *, few: bool = False) -> tuple[st
             break
     told = ", ".join(f"{mode} {count}" for mode, count in counts.items())
     return taken, f"right of {len(right[taken])} labels that were left out: {told}{words}"
+
+
+def unasked(job: Job, step: float, features: torch.Tensor | None) -> tuple[str, str]:
+    """(mode, why) where no label can be left out: the first of the order for few labels that there is time for."""
+    mode = "linear" if features is None else "smoothed"
+    if may_teach(job) and fits(job, step, "self-train", []):
+        mode = "self-train"
+    return mode, "no class has a label to learn from and another to ask of; of so few it is the best tried that fits"
 
 
 def may_teach(job: Job) -> bool:
@@ -138,7 +149,7 @@ def lengthen(job: Job, step: float, asked: Sequence[str]) -> tuple[str, str]:
     for rounds in range(args.rounds, 0, -1):
         if fits(job, step, "self-train", asked, rounds):
             args.rounds = rounds
-            how = "" if "self-train" in asked else ", which there was no time to ask"
+            how = "" if "self-train" in asked or not args.folds else ", which there was no time to ask"
             return "self-train", f"; {rounds} round{'s' * (rounds > 1)} of the pool fit{how}"
     return "lp-ft", f"; no round of the pool fits into --minutes {args.minutes:g}"
 

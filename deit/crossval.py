@@ -8,14 +8,18 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from torch import nn
 
 from data_selection.common.listed_names import quoted
+from data_selection.embedding.backbones import build_model
 from data_selection.images.pools import Pool
 from data_selection.judging.calibration import temperature
 from deit.engine import Learner, probabilities
 from deit.epochs import fit_light_head, train_epoch
-from deit.job import Images, Job, Tally, Verdict, decode, needed, new_learner, part_of
-from deit.learner.linear import fit_head
+from deit.job import FROZEN, Images, Job, Tally, Verdict, decode, needed, new_learner, part_of
+from deit.learner.linear import classifiers, fit_head, is_linear
+from deit.runs.checkpoints import classifier_layers
+from deit.runs.kinds import Settings
 from deit.samples.draws import FOLDS, seed_of
 from deit.selftrain import pool_epoch, pool_epochs, steps_before
 
@@ -53,7 +57,7 @@ def compare(job: Job, source: Path | str) -> tuple[Verdict, Asked]:
     mode = "lp-ft" if job.args.mode == "self-train" else job.args.mode
     said = answers(job, source, [mode])
     asked = Asked(asked_ids(job), said["linear"], said[mode])
-    return verdict_of(asked, job.train_pool), asked
+    return verdict_of(asked, job), asked
 
 
 def asked_ids(job: Job) -> list[int]:
@@ -61,13 +65,33 @@ def asked_ids(job: Job) -> list[int]:
     return [i for _, left in parts_of(job) for i in left]
 
 
-def verdict_of(asked: Asked, pool: Pool) -> Verdict:
-    """How many labels each of the two had right, and which is kept.
+def answerable(job: Job) -> set[int]:
+    """Pool indices of the labels left out whose class their part has another label of.
+
+    No model could have learned the others: one that has them right was lucky.
+    """
+    label, found = job.train_pool.label, set[int]()
+    for train, left in parts_of(job):
+        learned = set(map(label, train))
+        found.update(i for i in left if label(i) in learned)
+    return found
+
+
+def counted(asked: Asked, job: Job) -> Asked:
+    """What was Asked of answerable labels; the others decide nothing."""
+    fair = answerable(job)
+    rows = [row for row, i in enumerate(asked.ids) if i in fair]
+    return Asked([asked.ids[row] for row in rows], asked.probe[rows], asked.finetuned[rows])
+
+
+def verdict_of(asked: Asked, job: Job) -> Verdict:
+    """How many answerable labels each of the two had right, and which is kept.
 
     A part learns from fewer labels and in fewer steps than the run, which costs finetuning more than the probe: so it
     has to lose by more than the standard error that the difference has where both are equally good.
     """
-    labels = torch.tensor([pool.label(i) for i in asked.ids])
+    asked = counted(asked, job)
+    labels = torch.tensor([job.train_pool.label(i) for i in asked.ids])
     probe, finetuned = (found.argmax(1) == labels for found in asked[1:])
     gained, lost = int((finetuned & ~probe).sum()), int((probe & ~finetuned).sum())
     return {
@@ -89,16 +113,10 @@ def ask(job: Job, source: Path | str) -> Asked:
 
 
 def temperature_of(verdict: Verdict, asked: Asked, job: Job) -> float:
-    """What the kept model's logits are to be divided by so that confidence means what it says of held-out labels.
-
-    Labels of classes that the part had no other label of decide nothing: no model could have them right.
-    """
+    """What the kept model's logits are to be divided by so that confidence means what it says of answerable labels."""
+    asked = counted(asked, job)
     found = asked.finetuned if verdict["kept"] == "finetuned" else asked.probe
-    label, place, rows = job.train_pool.label, {i: row for row, i in enumerate(asked.ids)}, []
-    for train, left in parts_of(job):
-        learned = set(map(label, train))
-        rows += [place[i] for i in left if i in place and label(i) in learned]
-    return temperature(found[rows], torch.tensor([label(asked.ids[row]) for row in rows])) if rows else 1.0
+    return temperature(found, torch.tensor([job.train_pool.label(i) for i in asked.ids])) if asked.ids else 1.0
 
 
 def asked_table(asked: Asked, pool: Pool) -> str:
@@ -122,14 +140,36 @@ def parts_of(job: Job) -> list[tuple[list[int], list[int]]]:
     return [(job.ids, job.held)] if job.held else split(job.ids, job.train_pool, job.args.folds, job.args.seed)
 
 
-def leave_out(job: Job) -> None:
-    """Ask nothing where a single label leaves none to learn from; what would decide by it takes the head alone."""
-    if job.args.folds and not job.held and len(job.ids) < 2:
-        job.args.folds, rest = 0, ""
-        if job.args.mode == "auto":
-            job.args.mode = job.settings["mode"] = "linear"
-            rest = "; --mode auto takes linear"
-        job.log.say(f"cross-validation is left out: one label is none to learn from and one to ask of{rest}")
+def leave_out(job: Job, saved: Settings) -> None:
+    """Ask nothing where nothing could be found out: --folds is then 0, with a line that says why.
+
+    saved: settings of the run to continue, which keeps its --folds. A single label leaves --mode auto the head alone.
+    Raises UserError for a mode that needs a linear classifier where the model has another.
+    """
+    args = job.args
+    if args.mode == "full" and not args.folds:
+        return
+    with torch.device("meta"):  # without weights: this is to be told before any are loaded or images decoded
+        model = build_model(args.model, job.classes or 1, img_size=args.input_size)
+    if args.mode != "full":
+        classifiers(model)
+    why, rest = nothing_to_ask(job, model), ""
+    if not why or not args.folds or args.mode in FROZEN:
+        return
+    args.folds = job.settings["folds"] = saved.get("folds", 0)
+    if args.mode == "auto" and len(job.ids) < 2:
+        args.mode = job.settings["mode"] = "linear"
+        rest = "; --mode auto takes linear"
+    job.log.say(f"cross-validation is left out: {why}{rest}")
+
+
+def nothing_to_ask(job: Job, model: nn.Module) -> str:
+    """Why labels that are left out could tell nothing of finetuning, in words; "" where they can."""
+    if other := [head for head in classifier_layers(model) if not is_linear(head)]:
+        return f"its probe needs a linear classifier, and this model has {other[0]}"
+    if len(job.ids) < 2 and not job.held:
+        return "one label is none to learn from and one to ask of"
+    return "" if answerable(job) else "no class has a label to learn from and another to ask of"
 
 
 def told(verdict: Verdict) -> str:

@@ -166,7 +166,7 @@ def train_epoch(job: Job, learner: Learner, data: Images, epoch: int, tally: Tal
 def fit_light_head(job: Job, learner: Learner, data: Images, epoch: int) -> float:
     """Fit the head to the finetuned features of the training images as they are and in VIEWS augmented views.
 
-    The third phase of FACT (arXiv 2606.02079), by logistic regression; the backbone stays. Returns the loss per image.
+    The third phase of FACT (arXiv 2606.02079), by logistic regression; backbone and average stay. Returns the loss.
     """
     args, world, classes = job.args, job.world, data.classes
     features, labels = frozen_features(learner, needed(data.light), scoring(job, learner)["batch"])

@@ -21,7 +21,7 @@ from data_selection.common.files import atomic_write
 from deit.engine import Learner
 from deit.job import Job
 from deit.learner.known_rows import at_hand, known_rows
-from deit.learner.linear import seen_by_classifiers, set_head
+from deit.learner.linear import begin_average, seen_by_classifiers, set_head
 from deit.runs.kinds import Settings
 from deit.runs.predictions import OF_POOL, of_pool
 
@@ -106,6 +106,7 @@ def fit_with_pool(job: Job, learner: Learner, features: torch.Tensor) -> tuple[f
     targets = said.clone()
     targets[job.ids] = torch.nn.functional.one_hot(labels, job.classes).double()
     set_head(learner, features.to(job.world.device), targets.to(job.world.device))
+    begin_average(learner)
     job.settings["smoothed"] = {"c": probe.c, "temperature": heat(probe), "reason": probe.choice.reason}
     job.settings["smoothed"] |= held_out_numbers(probe, labels)
     if not job.args.distil:

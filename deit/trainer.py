@@ -67,7 +67,7 @@ def finetune(args: argparse.Namespace, world: distributed.World) -> tuple[dict[s
         args.mode = saved["mode"]  # the run to continue has decided
     job = open_job(args, world)
     job.pool_epochs = pool_epochs(job)
-    leave_out(job)
+    leave_out(job, saved)
     source, state = starting_point(args, job.settings, job.defaults.pretrained, job.log)
     check_start_agrees(world, job.settings, state)
     if state is not None:

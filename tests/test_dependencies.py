@@ -23,7 +23,7 @@ TRAINER = {  # of deit: what a room, or a module at the top, may import besides 
     "selftrain": {"job", "learner", "engine", "losses", "samplers", "samples", "runs"},
     "smoothing": {"job", "learner", "engine", "selftrain", "runs"},
     "epochs": {"smoothing", "selftrain", "job", "learner", "engine", "samplers", "samples", "runs"},
-    "crossval": {"epochs", "selftrain", "job", "learner", "engine", "samples"},
+    "crossval": {"epochs", "selftrain", "job", "learner", "engine", "samples", "runs"},
     "option_checks": {"runs"},
     "recipes": set(),
     "flags": {"recipes"},
@@ -47,7 +47,7 @@ TRAINER = {  # of deit: what a room, or a module at the top, may import besides 
     },
     "predicting": {"smoothing", "options", "memory", "learner", "engine", "datasets", "samples", "runs"},
     "main": {"options", "trainer"},
-    "labelled": {"predicting", "options", "recipes", "trainer", "smoothing", "learner", "runs"},
+    "labelled": {"predicting", "options", "recipes", "trainer", "smoothing", "learner", "samples", "runs"},
 }
 MODULES = sorted(path for folder in ("data_selection", "deit") for path in (ROOT / folder).rglob("*.py"))
 ENTRIES = {path for path in MODULES if "__main__" in path.read_text()}

@@ -26,7 +26,8 @@ def main_train(argv: Sequence[str] | None = None) -> None:
         action="store_true",
         help="go on with what is there, where labels are missing, labelled images gone, or rows of no image",
     )
-    add("--test", metavar="DIR", help="test images, in class folders or with --test-labels; they decide nothing")
+    add("--test", metavar="DIR", help="test images, in class folders or with --test-labels; they are asked "
+        "after training, also by a later command, and decide nothing")  # fmt: skip
     add("--test-labels", metavar="FILE", help="CSV `file,label` of the images in --test")
     add("--mode", choices=MODES, default="auto", help="how to train: the modes of deit/main.py; auto: the one that "
         "cross-validation on the labels says is best, within --minutes")  # fmt: skip

@@ -28,13 +28,13 @@ class Judged(NamedTuple):
 
 def judge(
     training: Path, result: dict[str, Any], files: Sequence[str], classes: Sequence[str], rows: torch.Tensor,
-    labels: torch.Tensor, probe: SmoothedProbe, head: str = HEAD,
+    labels: torch.Tensor, probe: SmoothedProbe, *, ours: bool = True,
 ) -> Judged:  # fmt: skip
     """Answers for labelled images by the kind of model that was trained, none of which had learned from their labels.
 
     training: the trainer's folder; result: of its result.json. rows: (n, D) raw features of the images `files`; labels:
-    (n,) int64; probe: of all labels, on the pool. head: how a head on `rows` is called. A finetuned model's are those
-    of the trainer's cross-validation.
+    (n,) int64; probe: of all labels, on the pool. ours: whether the rows are of the backbone that was trained, before
+    that. A finetuned model's answers are those of the trainer's cross-validation.
     """
     mode, verdict = result["mode"], result.get("verdict")
     settings = yaml.safe_load((training / "args.yaml").read_text(encoding="utf-8"))
@@ -43,19 +43,27 @@ def judge(
         heat = probe.corrected_temperature if probe.choice.corrected else probe.temperature
         best = at_temperature(held, heat).max(1)
         return Judged(best.indices, best.values, f"by the pool's graph, {told(FOLDS)}")
-    if mode not in ("linear", "smoothed") and verdict and verdict["kept"] == "finetuned":
-        with (training / ASKED).open(encoding="utf-8", newline="") as handle:
-            found = {unquoted(line["file"]): line for line in csv.DictReader(handle)}
-        answers = torch.tensor([classes.index(unquoted(found[file]["finetuned"])) for file in files])
-        sure = torch.tensor([float(found[file]["finetuned_confidence"]) for file in files])
-        taught = mode == verdict.get("finetuned")
-        before = " before the pool taught it" if mode == "self-train" and not taught else ""
-        return Judged(answers, sure, f"by the finetuned model{before}, {told(settings['folds'])}")
+    untaught = " before the pool taught it" if mode == "self-train" else ""
+    finetunes = mode not in ("linear", "smoothed")
+    if finetunes and verdict and verdict["kept"] == "finetuned":
+        before = "" if mode == verdict.get("finetuned") else untaught
+        return asked(training, files, classes, "finetuned", f"the finetuned model{before}, {told(settings['folds'])}")
+    if finetunes and verdict and not ours:
+        return asked(training, files, classes, "probe", f"{HEAD}{untaught}, {told(settings['folds'])}")
     parts = min(FOLDS, len(labels))
     best = held_out_head(rows, labels, len(classes), parts, settings["smoothing"]).max(1)
-    asked = mode in ("linear", "smoothed") or verdict
-    rest = "" if asked else " (there was no time to ask the finetuned model)"
+    head = HEAD if ours else f"{HEAD} of the features, which is not the one trained"
+    rest = untaught if verdict else " (the finetuned model was not asked)" if finetunes else ""
     return Judged(best.indices, best.values, f"by {head}{rest}, {told(parts)}")
+
+
+def asked(training: Path, files: Sequence[str], classes: Sequence[str], model: str, how: str) -> Judged:
+    """What the trainer's cross-validation found of the images `files`. model: finetuned or probe; how: it is called."""
+    with (training / ASKED).open(encoding="utf-8", newline="") as handle:
+        found = {unquoted(line["file"]): line for line in csv.DictReader(handle)}
+    answers = torch.tensor([classes.index(unquoted(found[file][model])) for file in files])
+    sure = torch.tensor([float(found[file][f"{model}_confidence"]) for file in files])
+    return Judged(answers, sure, f"by {how}")
 
 
 def told(parts: int) -> str:

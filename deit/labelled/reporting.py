@@ -26,7 +26,7 @@ from data_selection.judging.probe import FOLDS, fit_probe
 from data_selection.judging.quality import quality
 from data_selection.judging.smoothed import SmoothedProbe
 from data_selection.nearest.stored_graph import pool_graph
-from deit.labelled.judging import HEAD, judge
+from deit.labelled.judging import judge
 from deit.labelled.runs import Labelled
 from deit.predicting import predict
 from deit.runs.saving import NEWEST
@@ -38,13 +38,13 @@ AHEAD = (1.5, 2, 3)  # times the labels, to which the learning curve is extrapol
 
 
 def report(
-    run: Labelled, training: Path, result: dict[str, Any], *, weights: str = "", seed: int, log: Log,
-    progress: OpenBar | None,
+    run: Labelled, training: Path, result: dict[str, Any], *, tested: dict[str, float] | None, weights: str = "",
+    seed: int, log: Log, progress: OpenBar | None,
 ) -> tuple[Path, dict[str, Any]]:  # fmt: skip
     """Write a run's report.html and report.json. Returns (the page's path, the numbers).
 
-    training: what the trainer left; result: the values of its result.json. weights: the backbone's, where they are not
-    those of the features.
+    training: what the trainer left; result: the values of its result.json. tested: accuracy in percent and count of
+    test images. weights: the backbone's, where they are not those of the features.
     """
     row = {name: place for place, name in enumerate(run.names)}
     files = sorted(run.answers.labels, key=row.__getitem__)
@@ -56,12 +56,9 @@ def report(
     graph = pool_graph(run.table, NEIGHBOURS, world=ALONE, progress=progress)
     probe = fit_graph_probe(features, labels, ids.tolist(), len(classes), graph)
     known = probe.base.smoothed[ids]
-    rows, head = features[ids], HEAD
-    if weights and frozen(result):
-        rows = inputs_of_head(training / NEWEST, run.source, files)
-    elif weights:
-        head = f"{HEAD} of the features, which is not the one trained"
-    judged = judge(training, result, files, classes, rows, labels, probe, head)
+    ours = not weights or frozen(result)
+    rows = inputs_of_head(training / NEWEST, run.source, files) if weights and ours else features[ids]
+    judged = judge(training, result, files, classes, rows, labels, probe, ours=ours)
     check = set(check_names(run.folder))
     found = estimate(judged.answers == labels, [row for row, file in enumerate(files) if file in check])
     own = {"labels": len(labels), "accuracy": found.share.value, "low": found.share.low, "high": found.share.high,
@@ -83,7 +80,7 @@ def report(
         notes=notes(run),
         record=record_of(run, result) | ({"weights": Path(weights).name} if weights else {}),
         rounds=[*run.record.get("rounds", []), own],
-        test=test_of(result),
+        test=tested,
         seed=seed,
     )
 
@@ -101,9 +98,9 @@ def report(
 
 
 def frozen(result: dict[str, Any]) -> bool:
-    """Whether the backbone of a training is as it was before it."""
-    verdict = result.get("verdict") or {}
-    return result["mode"] in ("linear", "smoothed") or verdict.get("taught", verdict.get("kept")) == "probe"
+    """Whether the backbone of a training is as it was before it; self-training's has learned from every label."""
+    kept = (result.get("verdict") or {}).get("kept")
+    return result["mode"] in ("linear", "smoothed") or (kept == "probe" and result["mode"] != "self-train")
 
 
 def inputs_of_head(checkpoint: Path, source: Path, files: Sequence[str]) -> torch.Tensor:
@@ -175,9 +172,3 @@ def record_of(run: Labelled, result: dict[str, Any]) -> dict[str, Any]:
         "epochs": result.get("epochs_run"), "seconds of training": round(result.get("seconds") or 0),
         **{name: value for name, value in versions().items() if value},
     }  # fmt: skip
-
-
-def test_of(result: dict[str, Any]) -> dict[str, float] | None:
-    """Accuracy on the user's test images, None where there are none."""
-    last = result.get("last") or {}
-    return {"accuracy": last["acc1"], "count": result["evaluation_images"]} if "acc1" in last else None

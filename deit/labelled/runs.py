@@ -26,6 +26,7 @@ from data_selection.images.record import load_record, record_pool
 from deit.recipes import FEW_SHOT, recipe_values
 
 MODEL, LABELS, TRAINING = "model.pth", UNDERSTOOD, "training"
+RESULT = "result.json"  # of a training that has ended
 
 
 @dataclass(frozen=True)
@@ -177,15 +178,27 @@ def backbone_flags(run: Labelled, weights: str) -> list[str]:
     return [*flags, "--finetune", start] if start else flags
 
 
-def training_folder(run: Labelled, settings: Sequence[str]) -> Path:
+def training_folder(run: Labelled, settings: Sequence[str], device: str = "auto", test: Sequence[str] = ()) -> Path:
     """Where labels with these settings are trained: the same ones again find what they left, by the same recipe.
 
-    settings: flags of deit/main.py; of weights in a file their content counts.
+    settings: flags of deit/main.py; of weights in a file their content counts. Neither the device nor test images make
+    another training. They did once: where one of that time, made on this device or beside these images (flags `test`),
+    is there, it is taken, first one that has ended.
     """
+    without = ["--val-path", "none"]
+    known = [("auto", without), (device, without), *([(device, test)] if test else [])]
+    folders = [folder_of(run, settings, *one) for one in known]
+    return max(folders, key=lambda folder: ((folder / RESULT).exists(), folder.exists()))  # of equals the first
+
+
+def folder_of(run: Labelled, settings: Sequence[str], device: str, test: Sequence[str]) -> Path:
+    """The folder that labels and flags name, in the form that it always had."""
     files = [sha256(word) for flag, word in pairwise(settings) if flag == "--finetune" and Path(word).is_file()]
+    minutes = list(settings).index("--minutes") if "--minutes" in settings else len(settings)
+    words = [*settings[:minutes], "--device", device, *settings[minutes:], *test]
     content = json.dumps(
         [
-            sorted(run.answers.labels.items()), settings, files, recipe_values(FEW_SHOT),
+            sorted(run.answers.labels.items()), words, files, recipe_values(FEW_SHOT),
             *([] if run.whole else [run.pool]),
         ],
         default=str,

@@ -5,7 +5,6 @@ import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -21,21 +20,22 @@ from data_selection.common.subset_files import pool_provenance
 from data_selection.images.answers import can_be_judged, write_labels, written_labels
 from data_selection.images.claims import SHOWN
 from data_selection.images.label_files import labelled_folder, some
-from data_selection.images.pools import Pool
+from data_selection.images.pools import Pool, open_pool
 from data_selection.images.record import list_digest, record_pool
 from deit.labelled.predicted import keep_others, note_images
 from deit.labelled.reporting import NOTHING, report
-from deit.labelled.runs import LABELS, MODEL, Labelled, backbone_flags, open_run, training_folder
+from deit.labelled.runs import LABELS, MODEL, RESULT, Labelled, backbone_flags, open_run, training_folder
 from deit.options import parse
 from deit.predicting import predict
 from deit.runs.predictions import OF_NEW, TITLE, Predictions
 from deit.runs.saving import NEWEST
+from deit.samples.sources import say_of_leaks
 from deit.smoothing import POOL
 from deit.trainer import train
 
 MODE = "auto"  # of the modes the one that cross-validation on the labels says is best
 MINUTES = 30.0  # of it, where nothing else is said: the pool as a teacher would take days on a large one
-RESULT, TESTED = "result.json", "test_images.txt"  # of a training; the second a digest of what it was judged by
+TESTED = "test_images.json"  # beside a training's result: what the model said of test images, and of which
 DATA = ("--data-path", "--train-path", "--labels")  # what the trainer takes the labels to train on from
 BY_FEATURES = ("linear", "smoothed", "auto")  # modes that use the features of the images, where they are known
 
@@ -71,10 +71,11 @@ def train_on_labels(
 
     labels: files as annotators and their tools give them back (by default the folder's annotate.csv). partial: go on
     without the labels that are missing, and without rows of no image. test: a folder of test images, in class folders
-    or with test_labels, a CSV; they decide nothing. mode, minutes, seed, device, num_workers: as for deit/main.py, but
-    that `auto` without minutes has MINUTES. weights, source: where the backbone's weights and the pool's images are
-    now. The same call again goes on where it was stopped. Raises UserError for what is wrong with the labels, all of it
-    at once, before any work.
+    or with test_labels, a CSV; they are asked after training, and decide nothing. mode, minutes, seed, device,
+    num_workers: as for deit/main.py, but that `auto` without minutes has MINUTES. weights, source: where the backbone's
+    weights and the pool's images are now. The same call again goes on where it was stopped; other test images or
+    another device train nothing anew. Raises UserError for what is wrong with the labels, all of it at once, before any
+    work.
     """
     one_process("train_on_labels.py", f"; deit/main.py --labels {Path(run) / LABELS} trains with several")
     if test and Path(test).is_file():
@@ -84,16 +85,16 @@ def train_on_labels(
     # what is wrong there is said before work
     judging = labelled_folder(Path(test), test_labels, "--test-labels", "--test") if test else None
     minutes = MINUTES if mode == "auto" and minutes is None else minutes
-    settings = ["--mode", mode, "--seed", str(seed), "--device", device]
+    settings, where = ["--mode", mode, "--seed", str(seed)], ["--device", device]
     settings += ["--minutes", str(minutes)] if minutes is not None else []
-    parse(["--data-set", "FOLDER", *settings])  # likewise
+    parse(["--data-set", "FOLDER", *settings, *where])  # likewise
     given = open_run(run, labels, source, partial=partial, log=log)
     if not given.whole:
         log(f"{given.source} and the features hold different images: the {len(given.pool)} of both are the pool")
     words = [*backbone_flags(given, weights), *settings]
-    words += ["--val-path", str(test)] if test else ["--val-path", "none"]
-    words += ["--val-labels", str(test_labels)] if test_labels else []
-    folder = training_folder(given, words)
+    images = ["--val-path", str(test)] if test else []
+    images += ["--val-labels", str(test_labels)] if test_labels else []
+    folder = training_folder(given, words, device, images)
     table, text = given.folder / LABELS, write_labels(given.answers.labels)
     if (
         any(Path(one).exists() and table.exists() and table.samefile(one) for one in labels)
@@ -106,18 +107,20 @@ def train_on_labels(
         keep_labels(given, table, text)
     with atomic_write(own, "w") as handle:
         handle.write(text)
-    words += ["--num_workers", str(num_workers)] if num_workers is not None else []
-    words += features_flag(given, mode, weights)
-    ended = (folder / RESULT).exists()
-    words += data_flags(given, own, folder)
-    result = trained(words, folder)
+    data = data_flags(given, own, folder)
+    where += ["--num_workers", str(num_workers)] if num_workers is not None else []
+    result = trained([*words, *where, *features_flag(given, mode, weights), *data], folder)
+    tested = None
     if judging is not None:
-        result = judged_by(judging, words, folder, result, ended=ended, log=log)
+        say_of_copies(given, judging, log)
+        tested = tested_on(judging, [*data, *where, *images], folder, log)
     other = "" if weights and of_the_features(given, weights) else weights
     with one_at_a_time(table, log):  # model and report are of one training
         changed = place(folder, given.folder)
         keep_labels(given, table, text)
-        page, values = report(given, folder, result, weights=other, seed=seed, log=log, progress=progress)
+        page, values = report(
+            given, folder, result, tested=tested, weights=other, seed=seed, log=log, progress=progress
+        )
     accuracy, doubt = values["accuracy"], "" if can_be_judged(given.answers) else f", which says nothing: {NOTHING}"
     log(
         f"accuracy {accuracy['value']:.1f} % ({accuracy['low']:.1f} to {accuracy['high']:.1f}) by cross-validation on "
@@ -127,7 +130,7 @@ def train_on_labels(
     predicted, model = given.folder / OF_NEW, given.folder / MODEL
     if predicted.exists() and (changed or predicted.stat().st_mtime_ns < model.stat().st_mtime_ns):
         log(f"{predicted.name} in it is by an earlier model: scripts/predict.py asks this one")
-    return Trained(model, page, accuracy["value"], (result.get("last") or {}).get("acc1"))
+    return Trained(model, page, accuracy["value"], tested["accuracy"] if tested else None)
 
 
 def keep_labels(given: Labelled, table: Path, text: str) -> None:
@@ -168,6 +171,7 @@ def trained(words: Sequence[str], folder: Path) -> dict[str, Any]:
     """Run the trainer, or go on with what it left. Returns the values of its result.json."""
     table = words[words.index("--labels") + 1]
     data = ["--data-set", "FOLDERSUBSET", "--subset_ids", table, "--output_dir", str(folder), "--auto-resume"]
+    data += ["--val-path", "none"]  # test images are asked afterwards, so that they take no time of --minutes either
     train(parse([*data, *words]))
     done = folder / RESULT
     if not done.exists():
@@ -176,28 +180,31 @@ def trained(words: Sequence[str], folder: Path) -> dict[str, Any]:
     return result
 
 
-def judged_by(
-    pool: Pool, words: Sequence[str], folder: Path, result: dict[str, Any], *, ended: bool, log: Log
-) -> dict[str, Any]:
-    """The result with the accuracy on the test images as they are today, in result.json, too.
+def say_of_copies(given: Labelled, test: Pool, log: Log) -> None:
+    """A line where test images are copies of images that were trained on."""
+    source = open_pool(str(given.source))
+    say_of_leaks(source, [i for i, name in enumerate(source.names or ()) if name in given.answers.labels], test, log)
 
-    words: flags of the training; ended: whether that had ended before today, maybe by other images or labels of them.
+
+def tested_on(pool: Pool, words: Sequence[str], folder: Path, log: Log) -> dict[str, float]:
+    """Accuracy in percent of a training's model on test images as they are today, and their count.
+
+    words: flags of the trainer for the images and the device. What was asked before is kept beside the model.
     """
     kept, record = folder / TESTED, record_pool(pool)
-    today = list_digest([*record.hashes, *map(str, pool.labels or ()), *(pool.class_names or ())])
-    if ended and not (kept.exists() and kept.read_text(encoding="utf-8") == today):
-        log(f"the {len(pool)} test images or their labels are others than those of this training: they are asked now")
-        flags = (*DATA, "--val-path", "--val-labels", "--device", "--num_workers")
-        given = [word for flag, value in pairwise(words) if flag in flags for word in (flag, value)]
-        found = train(parse(["--data-set", "FOLDER", "--eval", "--resume", str(folder / NEWEST), *given]))
-        # the numbers of the other epochs and models are of the images before
-        result |= dict.fromkeys(("best", "ema", "graph")) | {"evaluation_images": len(pool)}
-        result["last"] |= found or {}
-        with atomic_write(folder / RESULT, "w") as handle:
-            json.dump(result, handle, indent=1)
+    today = list_digest(
+        [*record.hashes, *map(str, pool.labels or ()), *(pool.class_names or ()), sha256(folder / NEWEST)]
+    )
+    before = read_json(kept) if kept.exists() else {}
+    if before.get("images") == today:
+        return {name: before[name] for name in ("accuracy", "count")}
+    log(f"asking the trained model about {len(pool)} test images")
+    found = train(parse(["--data-set", "FOLDER", "--eval", "--resume", str(folder / NEWEST), *words]))
+    assert found is not None  # of one process
+    values = {"accuracy": found["acc1"], "count": len(pool)}
     with atomic_write(kept, "w") as handle:
-        handle.write(today or "")
-    return result
+        json.dump({"images": today, **values}, handle)
+    return values
 
 
 def of_the_features(given: Labelled, weights: str) -> bool:

@@ -3,7 +3,7 @@
 import contextlib
 import math
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeGuard
 
 import torch
 from torch import nn
@@ -32,12 +32,17 @@ def classifiers(model: nn.Module) -> list[nn.Linear]:
     """The model's classifier layers: one, or the two of a distilled model. Raises UserError where one is not linear."""
     heads = []
     for head in classifier_layers(model):
-        if not isinstance(head, nn.Linear) or head.bias is None:
+        if not is_linear(head):
             raise UserError(
-                f"--mode linear, lp-ft and self-train need a linear classifier, this model has {head}: use --mode full"
+                f"every --mode but full needs a linear classifier, and this model has {head}: use --mode full"
             )
         heads.append(head)
     return heads
+
+
+def is_linear(head: nn.Module) -> TypeGuard[nn.Linear]:
+    """Whether a classifier can be fitted to what it sees by logistic regression."""
+    return isinstance(head, nn.Linear) and head.bias is not None
 
 
 @contextlib.contextmanager
@@ -130,11 +135,13 @@ def soft_regression(features: torch.Tensor, targets: torch.Tensor) -> tuple[torc
 def fit_head(learner: Learner, data: Plain | Rows, classes: int, *, batch: int, smoothing: float) -> float:
     """Fit the model's classifier to data, the backbone left as it is. Returns the training loss (smoothed, per image).
 
-    The same on any number of processes: each computes its share of the features, one fits, all get its result.
+    The moving average of the weights begins there. The same on any number of processes: each computes its share of the
+    features, one fits, all get its result.
     """
     features, labels = data if isinstance(data, Rows) else frozen_features(learner, data, batch)
     targets = one_hot(labels, classes) * (1 - smoothing) + smoothing / classes
     set_head(learner, features, targets)
+    begin_average(learner)
     loss = cross_entropy(classifiers(learner.model)[0](features), labels, label_smoothing=smoothing).item()
     if not math.isfinite(loss):
         raise UserError("the features of the frozen backbone are not finite: try --amp off, or check the weights")
@@ -160,7 +167,10 @@ def soften(learner: Learner, factor: float) -> None:
 
 @torch.no_grad()
 def set_head(learner: Learner, features: torch.Tensor, targets: torch.Tensor) -> None:
-    """Fit the model's classifiers to soft targets (N, C) of features (N, D) on one process; all get the result."""
+    """Fit the model's classifiers to soft targets (N, C) of features (N, D) on one process; all get the result.
+
+    The moving average of the weights stays as it is.
+    """
 
     def solve() -> list[torch.Tensor]:
         return [x.float().cpu() for x in soft_regression(features, targets)]
@@ -169,5 +179,9 @@ def set_head(learner: Learner, features: torch.Tensor, targets: torch.Tensor) ->
     for head in classifiers(learner.model):
         head.weight.copy_(weight)
         head.bias.copy_(bias)
+
+
+def begin_average(learner: Learner) -> None:
+    """Let the moving average of the weights, where there is one, begin at the model as it is."""
     if learner.ema is not None:
         learner.ema.set(learner.model)

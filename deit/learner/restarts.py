@@ -7,6 +7,7 @@ be averaged (Wortsman et al., 2022, "Model soups"), and the mean answers as fast
 import copy
 
 from deit.engine import Learner
+from deit.learner.linear import begin_average
 from deit.runs.kinds import State
 
 
@@ -22,8 +23,7 @@ def begin(learner: Learner) -> None:
 def forget(learner: Learner) -> None:
     """Go on from the weights as they are: the optimiser as it was built, the average of weights at the model."""
     learner.optimizer.load_state_dict(copy.deepcopy(learner.fresh))
-    if learner.ema is not None:
-        learner.ema.set(learner.model)
+    begin_average(learner)
 
 
 def end(learner: Learner, number: int, count: int) -> None:

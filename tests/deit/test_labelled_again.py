@@ -51,41 +51,44 @@ def accuracy_on(run, images):
             "count": len(found)}  # fmt: skip
 
 
-def test_test_images_that_came_or_went_are_asked_again_without_a_training(run, judging, monkeypatch):
-    train(run, test=judging)
+def test_test_images_are_asked_by_the_model_that_is_there(run, judging, folder, monkeypatch):
+    """Those that come later, are named otherwise, or have changed since; on another device, too."""
+    done, said = train(run)
+    model = (run / "model.pth").stat().st_ino
+    assert (done.test, values(run)["test"]) == (None, None)
+    monkeypatch.setattr("deit.trainer.run_epochs", lambda *_: pytest.fail("trained already"))
+    shutil.copyfile(folder / rows(run / "labels.csv")[0][0], judging / "shoe/copy.png")
+    asks, copies = "asking the trained model about", " of 21 evaluation images are copies of images to train on"
+    _, said = train(run, test=judging, device="auto")
+    assert (asks in said, copies in said) == (True, True)
     before = values(run)["test"]
+    assert before == accuracy_on(run, judging)
+    monkeypatch.chdir(judging.parent)
+    _, said = train(run, test=judging.name)
+    assert (asks in said, values(run)["test"]) == (False, before)
     for path in sorted(judging.glob("*/*.png"))[::2]:
         path.unlink()
-    monkeypatch.setattr("deit.trainer.run_epochs", lambda *_: pytest.fail("trained already"))
     _, said = train(run, test=judging)
-    assert "test images or their labels are others than those of this training: they are asked now" in said
+    assert asks in said
     assert values(run)["test"] == accuracy_on(run, judging) != before
-    kept = json.loads(next(run.glob("training/*/result.json")).read_text())
-    assert (kept["best"], kept["ema"], kept["graph"]) == (None, None, None)  # of the images before
-    _, said = train(run, test=judging)
-    assert "they are asked now" not in said
-    assert values(run)["test"] == accuracy_on(run, judging)
+    assert (train(run)[0].test, values(run)["test"]) == (None, None)
+    assert (run / "model.pth").stat().st_ino == model
+    assert len(list(run.glob("training/*/result.json"))) == 1
 
 
-def test_a_class_that_only_a_test_image_has_is_a_mistake_and_changes_no_model(run, judging, folder, tmp_path, capsys):
-    plain = train(shutil.copytree(run, tmp_path / "plain", symlinks=True), test=judging)[0]
-    before, count = values(tmp_path / "plain")["test"], len(list(judging.glob("*/*.png")))
+def test_a_class_that_only_a_test_image_has_is_a_mistake_and_changes_no_model(run, judging, folder, capsys):
+    plain = torch.load(train(run, test=judging)[0].model, weights_only=True)["model"]
+    before, count = values(run)["test"], len(list(judging.glob("*/*.png")))
     (judging / "zebra").mkdir()
     shutil.copyfile(folder / "050.png", judging / "zebra/1.png")
+    capsys.readouterr()
+    done, _ = train(run, test=judging)
     told = f"warning: 1 of {count + 1} evaluation images are of classes that no label to train on has, and count as mis"
-    for again in (tmp_path / "plain", run):  # asked now by the model that is there; asked while another is trained
-        capsys.readouterr()
-        done, _ = train(again, test=judging)
-        assert f"{told}takes: zebra" in capsys.readouterr().out
-        assert done.test == pytest.approx(before["accuracy"] * count / (count + 1))
-        result = json.loads(next(again.glob("training/*/result.json")).read_text())
-        assert result["class_names"] == CLASSES
-        loss = result["last"]["test_loss" if "test_loss" in result["last"] else "loss"]
-        assert 0 < loss < 10
-    known, new = (torch.load(path, weights_only=True)["model"] for path in (plain.model, done.model))
-    assert all(torch.equal(known[name], new[name]) for name in known)
-    _, said = train(run, test=judging)
-    assert "they are asked now" not in said
+    assert f"{told}takes: zebra" in capsys.readouterr().out
+    assert done.test == pytest.approx(before["accuracy"] * count / (count + 1))
+    assert json.loads(next(run.glob("training/*/result.json")).read_text())["class_names"] == CLASSES
+    now = torch.load(done.model, weights_only=True)["model"]
+    assert all(torch.equal(plain[name], now[name]) for name in now)
 
 
 def test_a_label_of_a_test_image_that_was_mended_counts(run, judging, tmp_path):

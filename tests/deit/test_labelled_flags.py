@@ -1,5 +1,6 @@
 """What train_on_labels makes of its arguments and of a run folder, without any training."""
 
+import hashlib
 import json
 import re
 from dataclasses import replace
@@ -12,11 +13,12 @@ from data_selection.common.errors import UserError
 from data_selection.common.feature_table import load_features, save_features
 from data_selection.embedding.backbones import DINO_WEIGHTS
 from data_selection.images.answers import Answers
-from deit.labelled import reporting, runs, training
+from deit.labelled import runs, training
 from deit.labelled.commands import main_train
 from deit.labelled.reporting import NOTHING, covered, notes
 from deit.labelled.runs import MODEL, Labelled, backbone_flags, open_run, training_folder
 from deit.labelled.training import features_flag, place
+from deit.recipes import FEW_SHOT, recipe_values
 from deit.runs.saving import NEWEST
 from deit.smoothing import POOL, with_pool
 from tests.support.labelled_runs import train
@@ -96,7 +98,7 @@ def test_rows_of_no_image_are_all_named_and_left_out_where_asked(run):
     assert found.answers.labels == {"a.png": "cat", "bb.png": "dog", "ccc.png": "dog", "dddd.png": "cat"}
 
 
-def test_test_images_come_with_their_labels_and_processes_change_no_training(run, tmp_path, monkeypatch):
+def test_test_images_processes_and_device_change_no_training(run, tmp_path, monkeypatch):
     told = []
 
     def stop(words, folder):
@@ -106,16 +108,14 @@ def test_test_images_come_with_their_labels_and_processes_change_no_training(run
     monkeypatch.setattr(training, "trained", stop)
     write_images(tmp_path / "test", ["x.png"])
     write_answers(tmp_path / "test.csv", {"x.png": "cat"})
-    for count in (0, 1):
+    images = {"test": tmp_path / "test", "test_labels": tmp_path / "test.csv"}
+    for words in ({}, images | {"num_workers": 1}, {"device": "auto"}):
         with pytest.raises(KeyboardInterrupt):
-            train(run, test=tmp_path / "test", test_labels=tmp_path / "test.csv", num_workers=count)
-    (words, folder), (others, same) = told
-    place = words.index("--val-path")
-    assert words[place : place + 4] == [
-        "--val-path", str(tmp_path / "test"), "--val-labels", str(tmp_path / "test.csv"),
-    ]  # fmt: skip
-    assert folder == same
-    assert [each[each.index("--num_workers") + 1] for each in (words, others)] == ["0", "1"]
+            train(run, **words)
+    assert len({folder for _, folder in told}) == 1
+    assert str(tmp_path / "test") not in told[1][0]
+    assert [words[words.index("--num_workers") + 1] for words, _ in told] == ["0", "1", "0"]
+    assert [words[words.index("--device") + 1] for words, _ in told] == ["cpu", "cpu", "auto"]
 
 
 def test_the_backbone_is_that_of_the_features_unless_other_weights_are_given(tmp_path, monkeypatch):
@@ -172,12 +172,6 @@ def test_the_pool_is_covered_on_average_and_for_nearly_all():
     assert (average, most) == pytest.approx((0.4 * 2**0.5, 2**0.5), rel=1e-5)
 
 
-def test_the_accuracy_on_test_images_is_not_that_of_the_epoch_that_they_chose():
-    result = {"last": {"epoch": 9, "acc1": 50.0}, "best": {"epoch": 4, "acc1": 60.0}, "evaluation_images": 8}
-    assert reporting.test_of(result) == {"accuracy": 50.0, "count": 8}
-    assert reporting.test_of(result | {"last": {"epoch": 9}}) is None
-
-
 def test_other_labels_settings_or_images_are_another_training(tmp_path):
     given = embedded(tmp_path)
     parts = [replace(given, whole=False, pool=tuple(NAMES[:count])) for count in (2, 3)]
@@ -185,6 +179,30 @@ def test_other_labels_settings_or_images_are_another_training(tmp_path):
     found = [training_folder(one, ["--seed", "0"]) for one in (given, *parts, labelled)]
     assert len({*found, training_folder(given, ["--seed", "1"])}) == 5
     assert training_folder(embedded(tmp_path), ["--seed", "0"]) == found[0]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--device", "auto", "--minutes", "5", "--val-path", "none"],
+        ["--device", "cuda:1", "--minutes", "5", "--val-path", "none"],
+        ["--device", "cuda:1", "--minutes", "5", "--val-path", "t", "--val-labels", "t.csv"],
+    ],
+)
+def test_a_training_of_when_device_and_test_images_made_another_is_found(tmp_path, words):
+    given = replace(embedded(tmp_path), answers=Answers(labels={"a.png": "cat"}))
+    settings = ["--mode", "auto", "--seed", "0", "--minutes", "5"]
+    content = [[["a.png", "cat"]], [*settings[:4], *words], [], recipe_values(FEW_SHOT)]
+    name = hashlib.sha256(json.dumps(content, default=str).encode()).hexdigest()[:12]
+    asked = given, settings, "cuda:1", ["--val-path", "t", "--val-labels", "t.csv"]
+    fresh = training_folder(*asked)
+    before = fresh.with_name(name)
+    before.mkdir(parents=True)
+    assert training_folder(*asked) == before
+    fresh.mkdir(exist_ok=True)
+    assert training_folder(*asked) == fresh
+    (before / "result.json").touch()
+    assert training_folder(*asked) == before  # it has ended
 
 
 def test_a_pool_that_cannot_be_placed_leaves_the_model_before_as_it_was(tmp_path):

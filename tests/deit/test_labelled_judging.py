@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from deit.labelled.judging import judge
-from deit.labelled.reporting import curve_of
+from deit.labelled.reporting import curve_of, frozen
 
 WORDS, LABELS = ["cat", "dog"], torch.tensor([0, 1, 0, 1])
 FILES = ["a.png", "b.png", "c.png", "d.png"]
@@ -18,12 +18,12 @@ def judged(tmp_path):
     """A function of what the trainer left: the verdict of judge on four images."""
     (tmp_path / "args.yaml").write_text("folds: 2\nsmoothing: 0.1\n")
     head = "file,label,probe,probe_confidence,finetuned,finetuned_confidence"
-    rows = [f"{file},cat,cat,0.95,{WORDS[i % 2]},0.{i + 6}" for i, file in enumerate(FILES)]
+    rows = [f"{file},cat,dog,0.95,{WORDS[i % 2]},0.{i + 6}" for i, file in enumerate(FILES)]
     (tmp_path / "cross_validation.csv").write_text("\n".join([head, *reversed(rows)]) + "\n")
 
-    def found(mode, verdict=None, probe=None):
+    def found(mode, verdict=None, probe=None, **rest):
         features = torch.nn.functional.one_hot(LABELS, 3).float()
-        return judge(tmp_path, {"mode": mode, "verdict": verdict}, FILES, WORDS, features, LABELS, probe)
+        return judge(tmp_path, {"mode": mode, "verdict": verdict}, FILES, WORDS, features, LABELS, probe, **rest)
 
     return found
 
@@ -43,8 +43,9 @@ def test_a_finetuned_model_is_judged_by_what_its_cross_validation_said(judged, m
 @pytest.mark.parametrize(
     ("mode", "verdict", "words"),
     [
-        ("lp-ft", None, " (there was no time to ask the finetuned model)"),
+        ("lp-ft", None, " (the finetuned model was not asked)"),
         ("lp-ft", FINETUNED | {"kept": "probe"}, ""),
+        ("self-train", FINETUNED | {"kept": "probe"}, " before the pool taught it"),
         ("linear", None, ""),
         ("linear", FINETUNED, ""),
     ],
@@ -52,6 +53,31 @@ def test_a_finetuned_model_is_judged_by_what_its_cross_validation_said(judged, m
 def test_a_head_stands_for_what_nobody_asked(judged, mode, verdict, words):
     quarters = "each label judged by a training on 75 % of the labels, without it"
     assert judged(mode, verdict).by == f"by a head on the frozen backbone{words}, {quarters}"
+
+
+def test_where_only_the_trained_backbone_is_at_hand_the_probe_is_judged_by_its_cross_validation(judged):
+    """Self-training has shown every label to the backbone, and the features are of another one."""
+    found = judged("self-train", {"kept": "probe"}, ours=False)
+    assert found.answers.tolist() == [1, 1, 1, 1]
+    assert found.sure.tolist() == pytest.approx([0.95] * 4)
+    half = "each label judged by a training on 50 % of the labels, without it"
+    assert found.by == f"by a head on the frozen backbone before the pool taught it, {half}"
+
+
+@pytest.mark.parametrize(
+    ("mode", "verdict", "kept"),
+    [
+        ("linear", None, True),
+        ("smoothed", None, True),
+        ("lp-ft", {"kept": "probe"}, True),
+        ("lp-ft", {"kept": "finetuned"}, False),
+        ("lp-ft", None, False),
+        ("self-train", {"kept": "probe"}, False),
+        ("self-train", {"kept": "finetuned", "taught": "probe"}, False),
+    ],
+)
+def test_a_backbone_that_the_pool_has_taught_is_not_frozen(mode, verdict, kept):
+    assert frozen({"mode": mode, "verdict": verdict}) == kept
 
 
 @pytest.mark.parametrize(("corrected", "answers", "sure"), [(True, [1], 0.81 / 0.82), (False, [0], 2 / 3)])

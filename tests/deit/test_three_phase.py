@@ -65,6 +65,18 @@ def test_every_image_counts_once_over_all_its_views(job, fitted):
         assert all((one - other).norm(dim=1).max() > 1e-3 for other in views[:place])
 
 
+def test_the_average_of_the_weights_gets_no_head_that_was_fitted_to_other_features(job):
+    learner = new_learner(job, job.args.finetune)
+    average = learner.ema.module
+    with torch.no_grad():
+        for value in average.parameters():  # as after a training
+            value.mul_(0.9)
+    before = {name: value.clone() for name, value in average.state_dict().items()}
+    fit_light_head(job, learner, decode(job, frozen=False, train=True, test=False), 5)
+    assert learner.model.head.weight.abs().max() > 0.01
+    assert all(torch.equal(value, before[name]) for name, value in average.state_dict().items())
+
+
 def test_every_view_has_draws_of_its_own(fitted, monkeypatch):
     epochs = []
     monkeypatch.setattr(

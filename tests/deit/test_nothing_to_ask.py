@@ -1,0 +1,118 @@
+"""Cross-validation where nothing could be found out: no linear classifier for its probe, or no label to ask."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.nn.functional import one_hot
+
+from data_selection.common.distributed import World
+from data_selection.common.errors import UserError
+from data_selection.images.pools import Pool, load_demo
+from deit.choosing import decide
+from deit.crossval import Asked, answerable, asked_ids, verdict_of
+from deit.job import open_job
+from deit.main import main
+from deit.options import parse
+from tests.support.trainer_runs import few_shot, make_images
+
+CONVOLUTION = {"model": "resnetv2_18", "finetune": "none", "input_size": 32}  # its classifier is one
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    return make_images(tmp_path_factory.mktemp("images"))
+
+
+def result(folder):
+    return json.loads((folder / "result.json").read_text())
+
+
+def test_mode_full_does_without_a_probe_where_the_classifier_is_not_linear(images, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("deit.crossval.one_part", lambda *_: pytest.fail("asked"))
+    (tmp_path / "four.json").write_text("[0, 1, 12, 13]")
+    flags = {"data_set": "FOLDERSUBSET", "subset_ids": tmp_path / "four.json", "epochs": 1, "amp": "measured"}
+    words = few_shot(images, tmp_path / "out", mode="full", folds=2, auto_resume=True, **flags | CONVOLUTION)
+    main(words)
+    told = "cross-validation is left out: its probe needs a linear classifier, and this model has Conv2d(512, 2, kernel"
+    assert told in capsys.readouterr().out
+    assert result(tmp_path / "out")["verdict"] is None
+    main(words)
+    assert "the run is finished" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("mode", ["lp-ft", "three-phase", "self-train", "smoothed", "linear", "auto"])
+def test_a_mode_that_needs_a_linear_classifier_says_so_before_any_work(images, monkeypatch, mode):
+    monkeypatch.setattr("deit.trainer.starting_point", lambda *_: pytest.fail("it has begun"))
+    idle = dict.fromkeys(("epochs", "lr", "global_batch_size", "restarts") if mode in ("smoothed", "linear") else ())
+    told = r"every --mode but full needs a linear classifier, and this model has Conv2d\(.*: use --mode full$"
+    with pytest.raises(UserError, match=told):
+        main(few_shot(images, mode=mode, **CONVOLUTION | idle))
+
+
+@pytest.fixture
+def singles(images, tmp_path):
+    """The flags of a folder with an image of each of four classes to train on, and eight images without a label."""
+    names = [f"class{i % 2}/{i:02d}.png" for i in range(12)]
+    arrays = load_demo()["train_images"]
+    for name, array in zip(names, arrays, strict=False):
+        (tmp_path / "train" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(array).save(tmp_path / "train" / name)
+    table = tmp_path / "labels.csv"
+    table.write_text("file,label\n" + "".join(f"{name},c{i}\n" for i, name in enumerate(names[:4])))
+    return {"labels": table, "subset_ids": table, "train_path": tmp_path / "train", "data_path": tmp_path, "folds": 2,
+            "val_path": "none", "data_set": "FOLDERSUBSET", "epochs": 1, "model": "test_vit", "input_size": 32,
+            "finetune": images / "weights.pth"}  # fmt: skip
+
+
+@pytest.mark.parametrize(("mode", "minutes", "taken"), [
+    ("lp-ft", None, "lp-ft"), ("auto", None, "self-train"), ("auto", 1e-6, "linear"),
+])  # fmt: skip
+def test_a_single_label_of_each_class_is_asked_nothing(
+    images, singles, tmp_path, monkeypatch, capsys, mode, minutes, taken
+):
+    monkeypatch.setattr("deit.crossval.one_part", lambda *_: pytest.fail("asked"))
+    words = few_shot(images, tmp_path / "out", mode=mode, minutes=minutes, rounds=1,
+                     auto_resume=True, **singles)  # fmt: skip
+    main(words)
+    out = capsys.readouterr().out
+    assert "cross-validation is left out: no class has a label to learn from and another to ask of\n" in out
+    assert ("no time to ask" in out, "no time to finetune" in out) == (False, False)
+    found = result(tmp_path / "out")
+    assert (found["mode"], found["verdict"]) == (taken, None)
+    main(words)
+    assert "the run is finished" in capsys.readouterr().out
+
+
+def test_labels_that_no_part_could_learn_decide_nothing():
+    """Of two classes with two labels and two with one, whatever an untrained output says of the latter."""
+    labels = [0, 0, 1, 1, 2, 3]
+    pool = Pool(arrays=np.zeros((6, 2, 2), np.uint8), labels=labels, classes=4)
+    job = SimpleNamespace(ids=list(range(6)), held=[], train_pool=pool, args=SimpleNamespace(folds=2, seed=0))
+    ids = asked_ids(job)
+    right = one_hot(torch.tensor([labels[i] for i in ids]), 4).float()
+    wrong, single = right.roll(1, 1), torch.tensor([[labels[i] > 1] for i in ids])
+    assert answerable(job) == {0, 1, 2, 3}
+    found = verdict_of(Asked(ids, torch.where(single, right, wrong), torch.where(single, wrong, right)), job)
+    assert (found["labels"], found["probe_right"], found["finetuned_right"]) == (4, 0, 4)
+
+
+def test_auto_counts_only_labels_that_a_part_could_learn(images, singles, tmp_path, monkeypatch):
+    """The head has all of these right, lp-ft the single ones of their class, too: that is luck."""
+    table = singles["labels"]
+    words = [f"class{i % 2}/{i:02d}.png,c{label}\n" for i, label in enumerate([0, 0, 1, 1, 2, 3])]
+    table.write_text("".join(["file,label\n", *words]))
+    job = open_job(parse(few_shot(images, mode="auto", minutes=5, **singles)), World(0, 1, torch.device("cpu")))
+    right = one_hot(torch.tensor([job.train_pool.label(i) for i in asked_ids(job)]), 4).float()
+    single = torch.tensor([[job.train_pool.label(i) > 1] for i in asked_ids(job)])
+    said = {"linear": torch.where(single, right.roll(1, 1), right), "lp-ft": right}
+    monkeypatch.setattr("deit.choosing.answers", lambda *_: said)
+    monkeypatch.setattr("deit.choosing.modes_that_fit", lambda *_: ["lp-ft"])
+    monkeypatch.setattr("deit.choosing.settle", lambda *_, **__: 1.0)
+    decide(job, "none", None)
+    assert job.args.mode == "linear"
+    assert job.settings["auto"].startswith("right of 4 labels that were left out: linear 4, lp-ft 4")
