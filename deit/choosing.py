@@ -72,7 +72,8 @@ def decide(job: Job, source: Path | str, features: torch.Tensor | None) -> Asked
             verdict["taught"] = verdict_of(Asked(ids, said["linear"], said["lp-ft"]), job)["kept"]
         job.settings["verdict"] = verdict
         if mode != "smoothed":  # which has its own
-            job.settings["temperature"] = temperature_of(verdict, asked, job)
+            untold = mode == "self-train" != trained  # the pool will teach what nobody has asked
+            job.settings["temperature"] = None if untold else temperature_of(verdict, asked, job)
     job.log.say(f"--mode auto takes {mode}: {reason}")
     return asked
 

@@ -105,9 +105,14 @@ def verdict_of(asked: Asked, job: Job) -> Verdict:
 
 
 def ask(job: Job, source: Path | str) -> Asked:
-    """compare, with what it finds in the job's settings, and told."""
+    """compare, with what it finds in the job's settings, and told.
+
+    A model that the pool is still to teach has no temperature yet: nobody asks that one about labels that it has not
+    seen, and that of the model before is far off.
+    """
     verdict, asked = compare(job, source)
-    job.settings |= {"verdict": verdict, "temperature": temperature_of(verdict, asked, job)}
+    heat = None if job.args.mode == "self-train" else temperature_of(verdict, asked, job)
+    job.settings |= {"verdict": verdict, "temperature": heat}
     job.log.say(told(verdict))
     return asked
 

@@ -181,21 +181,24 @@ def backbone_flags(run: Labelled, weights: str) -> list[str]:
 def training_folder(run: Labelled, settings: Sequence[str], device: str = "auto", test: Sequence[str] = ()) -> Path:
     """Where labels with these settings are trained: the same ones again find what they left, by the same recipe.
 
-    settings: flags of deit/main.py; of weights in a file their content counts. Neither the device nor test images make
-    another training. They did once: where one of that time, made on this device or beside these images (flags `test`),
-    is there, it is taken, first one that has ended.
+    settings: flags of deit/main.py; of weights in a file their content counts, not where it is. Neither the device nor
+    test images make another training. All three did once: where one of that time, from weights in the same place, made
+    on this device or beside these images (flags `test`), is there, it is taken, first one that has ended.
     """
-    without = ["--val-path", "none"]
-    known = [("auto", without), (device, without), *([(device, test)] if test else [])]
-    folders = [folder_of(run, settings, *one) for one in known]
+    without, anywhere = ["--val-path", "none"], list(settings)
+    if "--finetune" in settings and Path(file := settings[settings.index("--finetune") + 1]).is_file():
+        anywhere[anywhere.index(file)] = ""
+    once = [("auto", without), (device, without), *([(device, test)] if test else [])]
+    folders = [folder_of(run, settings, anywhere, "auto", without)]
+    folders += [folder_of(run, settings, settings, *one) for one in once]
     return max(folders, key=lambda folder: ((folder / RESULT).exists(), folder.exists()))  # of equals the first
 
 
-def folder_of(run: Labelled, settings: Sequence[str], device: str, test: Sequence[str]) -> Path:
-    """The folder that labels and flags name, in the form that it always had."""
+def folder_of(run: Labelled, settings: Sequence[str], named: Sequence[str], device: str, test: Sequence[str]) -> Path:
+    """The folder that labels and flags name, in the form that it always had; named: settings as they are to count."""
     files = [sha256(word) for flag, word in pairwise(settings) if flag == "--finetune" and Path(word).is_file()]
-    minutes = list(settings).index("--minutes") if "--minutes" in settings else len(settings)
-    words = [*settings[:minutes], "--device", device, *settings[minutes:], *test]
+    minutes = list(named).index("--minutes") if "--minutes" in named else len(named)
+    words = [*named[:minutes], "--device", device, *named[minutes:], *test]
     content = json.dumps(
         [
             sorted(run.answers.labels.items()), words, files, recipe_values(FEW_SHOT),

@@ -215,7 +215,8 @@ def of_the_features(given: Labelled, weights: str) -> bool:
 
 def features_flag(given: Labelled, mode: str, weights: str) -> list[str]:
     """The trainer's flag for the features of the pool, where it has a use for them and they are of this pool."""
-    if mode not in BY_FEATURES or (weights and mode != "smoothed"):
+    others = bool(weights) and mode != "smoothed" and not of_the_features(given, weights)
+    if mode not in BY_FEATURES or others:
         return []
     return ["--features", str(given.table.path)]
 

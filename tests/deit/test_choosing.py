@@ -165,6 +165,17 @@ def test_the_temperature_is_that_of_the_mode_that_is_taken(stubbed, job, monkeyp
     assert (found.args.mode, found.settings["temperature"]) == ("linear", 9)
 
 
+@pytest.mark.parametrize("asked", [True, False])
+def test_what_the_pool_will_teach_has_no_temperature_of_another_model(stubbed, job, monkeypatch, asked):
+    stubbed(linear=6, lp_ft=15, three_phase=6, full=6, self_train=15)
+    monkeypatch.setattr(choosing, "modes_that_fit", lambda *_: [mode for mode in TRAINED if asked or mode == "lp-ft"])
+    monkeypatch.setattr(crossval, "temperature", lambda said, labels: 0.5)
+    found = job(minutes=600)
+    decide(found, "none", None)
+    assert found.args.mode == "self-train"
+    assert found.settings["temperature"] == (0.5 if asked else None)
+
+
 def test_without_features_the_graph_is_not_asked(stubbed, job):
     stubbed(linear=6, lp_ft=6, three_phase=6, full=15, self_train=6)
     found = job()

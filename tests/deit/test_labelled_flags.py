@@ -205,6 +205,36 @@ def test_a_training_of_when_device_and_test_images_made_another_is_found(tmp_pat
     assert training_folder(*asked) == before  # it has ended
 
 
+def test_where_weights_lie_makes_no_other_training(tmp_path):
+    given = replace(embedded(tmp_path), answers=Answers(labels={"a.png": "cat"}))
+    for name, content in (("one.pth", b"1"), ("moved.pth", b"1"), ("other.pth", b"2")):
+        (tmp_path / name).write_bytes(content)
+
+    def asked(name):
+        return training_folder(given, ["--model", "m", "--finetune", str(tmp_path / name), "--mode", "auto"])
+
+    fresh = asked("one.pth")
+    assert asked("moved.pth") == fresh != asked("other.pth")
+    words = ["--model", "m", "--finetune", str(tmp_path / "one.pth"), "--mode", "auto"]
+    files, without = [hashlib.sha256(b"1").hexdigest()], ["--device", "auto", "--val-path", "none"]
+    content = [[["a.png", "cat"]], [*words, *without], files, recipe_values(FEW_SHOT)]
+    before = fresh.with_name(hashlib.sha256(json.dumps(content, default=str).encode()).hexdigest()[:12])
+    before.mkdir(parents=True)
+    assert (asked("one.pth"), asked("moved.pth")) == (before, fresh)  # of when it did
+
+
+def test_features_serve_their_own_weights_wherever_these_are_now(tmp_path):
+    (tmp_path / "moved.pth").write_bytes(b"1")
+    made = {"backbone": {"arch": "demo_vit", "weights_sha256": hashlib.sha256(b"1").hexdigest()}, "preprocess": {}}
+    given = embedded(tmp_path)
+    save_features(tmp_path / "x.npy", np.eye(5), names=NAMES, provenance=made)
+    given = replace(given, table=load_features(tmp_path / "x.npy"))
+    for mode in ("linear", "auto", "smoothed"):
+        assert features_flag(given, mode, str(tmp_path / "moved.pth")) == ["--features", str(tmp_path / "x.npy")]
+    (tmp_path / "moved.pth").write_bytes(b"2")
+    assert features_flag(given, "auto", str(tmp_path / "moved.pth")) == []
+
+
 def test_a_pool_that_cannot_be_placed_leaves_the_model_before_as_it_was(tmp_path):
     new, run = tmp_path / "new", tmp_path / "run"
     (run / POOL).mkdir(parents=True)

@@ -9,8 +9,8 @@ import torch
 
 from data_selection.common.errors import UserError
 from data_selection.judging import smoothed
+from deit import crossval, selftrain
 from deit import epochs as deit_epochs
-from deit import selftrain
 from deit.losses import Criterion
 from deit.main import main
 from deit.samplers import plan_epoch
@@ -139,6 +139,13 @@ def test_an_optimiser_knows_nothing_of_the_rounds_before(images, tmp_path, monke
         assert had > 0 == has
         assert counts == 0
         assert counted > 0 or opt != "lamb"
+
+
+def test_no_model_that_was_asked_says_how_sure_the_taught_one_may_be(images, tmp_path, monkeypatch):
+    for mode, found in (("self-train", None), ("lp-ft", 0.5)):
+        monkeypatch.setattr(crossval, "temperature", lambda *_: 0.5)
+        train(images, tmp_path / mode, mode=mode, rounds=1 if mode == "self-train" else None, folds=2)
+        assert json.loads((tmp_path / mode / "result.json").read_text())["temperature"] == found
 
 
 def test_a_loss_that_is_not_finite_names_the_batch_of_the_pool(images, tmp_path, monkeypatch):
