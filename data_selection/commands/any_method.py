@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from data_selection.common.progress import OpenBar
 
 AUTO = "auto"
-NEIGHBOURS = 10  # of the graph that rounds are smoothed by
 ROUNDS = [name for name, method in METHODS.items() if method.rounds]
 FLAGS = {"core_number": ("--cores", "--core_number")}
 NAMED = {"core_number": "cores"}  # in file names
@@ -142,6 +141,7 @@ def next_round(
 ) -> "Tensor":  # fmt: skip
     """The ids that a method of rounds chooses, called as Plan.select is."""
     from data_selection.judging.rounds import choose_next
+    from data_selection.nearest.graph import NEIGHBOURS
     from data_selection.nearest.stored_graph import pool_graph
 
     more = sorted(set(labelled) - set(labels.ids))

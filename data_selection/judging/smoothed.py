@@ -24,7 +24,6 @@ from data_selection.judging.calibration import (
     temperature,
 )
 from data_selection.judging.correction import (
-    SPREAD_NEIGHBOURS,
     Choice,
     HeldOut,
     choose_correction,
@@ -42,6 +41,8 @@ from data_selection.judging.probe import (
     held_out,
 )
 from data_selection.nearest.graph import (
+    NEIGHBOURS,
+    SPREAD_NEIGHBOURS,
     Finder,
     Graph,
     build_graph,
@@ -132,7 +133,7 @@ class Smoothing:
 def smoothing_of(
     features: torch.Tensor | np.ndarray,
     *,
-    k: int = 10,
+    k: int = NEIGHBOURS,
     steps: int = 2,
     spread: bool = True,
     graph: Neighbours | None = None,
@@ -216,7 +217,7 @@ def fit_smoothed(
     *,
     classes: int | None = None,
     c: float | None = SMOOTH_C,
-    k: int = 10,
+    k: int = NEIGHBOURS,
     steps: int = 2,
     correct: bool | None = True,
     calibrate: bool = True,

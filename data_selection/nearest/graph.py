@@ -22,6 +22,7 @@ from data_selection.nearest.neighbour_search import MAX_ROWS, Search, first_copi
 from data_selection.nearest.pool_reader import UnitPool, pool_device, working_memory
 from data_selection.nearest.similarity import normalise
 
+NEIGHBOURS, SPREAD_NEIGHBOURS = 10, 15  # of a row, that it is averaged over and that labels are spread over
 SAME = 1e-6  # cosine distances up to this are rounding of float32 unit rows: 0
 
 

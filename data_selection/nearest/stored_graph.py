@@ -20,7 +20,7 @@ from data_selection.common.distributed import World, on_main
 from data_selection.common.feature_table import FeatureTable
 from data_selection.common.files import atomic_write, check_writable, one_at_a_time
 from data_selection.common.progress import open_bar
-from data_selection.nearest.graph import Finder, nearest_neighbours
+from data_selection.nearest.graph import SPREAD_NEIGHBOURS, Finder, nearest_neighbours
 from data_selection.nearest.neighbour_files import FORMAT, Neighbours, neighbours_file, read_neighbours, row_hashes
 from data_selection.nearest.pool_reader import pool_device, unit_mean, working_memory
 from data_selection.nearest.similarity import exact_dot
@@ -40,6 +40,8 @@ def pool_graph(
     progress: Callable[..., Any] | None = None,
 ) -> Neighbours:
     """The k nearest neighbours of every row of a feature table, kept beside its file and found there the next time.
+
+    At least SPREAD_NEIGHBOURS are kept: rounds of choosing ask for fewer than the training that follows them.
 
     Rows are compared at unit length about the mean of the unit rows. Where rows came, went or changed since, only what
     that touches is looked up again (while the mean stays within DRIFT, and the rest has kept its order): the result is
@@ -66,7 +68,7 @@ def pool_graph(
         plan = _planned(table, hashes, k, world)
         if plan.old is not None:
             world.say(f"{path.name}: {plan.told()}")
-        width = k if plan.old is None else plan.old.index.shape[1]  # as many as there were: the next one may want them
+        width = max(k, SPREAD_NEIGHBOURS) if plan.old is None else plan.old.index.shape[1]
         work = _Work(table.features, hashes, plan, width, path, world, max_bytes)
         on_main(world, work.prepare)
         work.run(progress)

@@ -4,10 +4,10 @@ import torch
 
 from data_selection.common.kinds import Features
 from data_selection.common.progress import OpenBar
-from data_selection.nearest.graph import build_graph, nearest_neighbours, smooth
+from data_selection.nearest.graph import NEIGHBOURS, build_graph, nearest_neighbours, smooth
 from data_selection.nearest.similarity import normalise, read_rows
 
-NEIGHBOURS, STEPS = 10, 2
+STEPS = 2
 LARGE = 200_000  # rows above which a graph takes too long to be made unasked
 
 
