@@ -4,9 +4,9 @@ from typing import NamedTuple
 
 import torch
 
-from data_selection.common.checks import as_tensor, check_ids
+from data_selection.common.checks import check_ids
 from data_selection.common.kinds import Features, Ids
-from data_selection.nearest.similarity import normalise, row_blocks
+from data_selection.nearest.similarity import normalise, row_blocks, take_rows
 
 SAMPLE = 20_000  # pool images that are looked at
 PRODUCTS = 4e8  # of these and the chosen ones: fewer images are looked at where the choice is large
@@ -88,9 +88,8 @@ def quality(features: Features, ids: Ids, *, seed: int = 0) -> Quality:
 
 
 def unit_rows(features: Features, ids: torch.Tensor) -> torch.Tensor:
-    """Unit rows (n, D) float32 on the CPU at pool indices ids (n,)."""
-    rows = features[ids.to(features.device)] if torch.is_tensor(features) else as_tensor(features[ids.numpy()])
-    return normalise(rows.detach().cpu())
+    """Unit rows (n, D) float32 on the CPU at pool indices ids (n,). Raises UserError on NaN or infinity."""
+    return normalise(take_rows(features, ids))
 
 
 def nearest_other(

@@ -7,9 +7,8 @@ from pathlib import Path
 
 import torch
 
-from data_selection.common.checks import as_tensor, check_finite
 from data_selection.common.kinds import Device, Features
-from data_selection.nearest.similarity import about, normalise, read_rows
+from data_selection.nearest.similarity import about, normalise, read_rows, take_rows
 
 SPAN_ROWS = 16384  # rows whose sums are added up together; never depends on the memory limit, so results do not either
 MIN_SPAN_ROWS = 1024
@@ -84,11 +83,7 @@ class UnitPool:
         return normalise(rows) if self.centre is None else about(rows, self.centre)
 
     def _gather(self, ids: torch.Tensor) -> torch.Tensor:
-        features = self.features
-        rows = features[ids.to(features.device)] if torch.is_tensor(features) else as_tensor(features[ids.numpy()])
-        rows = rows.to(self.device, torch.float32)
-        check_finite(rows, ids=ids)
-        return self._unit(rows)
+        return self._unit(take_rows(self.features, ids, self.device))
 
 
 def unit_mean(features: Features, device: torch.device) -> torch.Tensor:
