@@ -98,12 +98,15 @@ UNTOLD = 4 << 30  # bytes: what a machine is taken to have that does not say
 
 
 def working_memory(max_memory: float | None, device: torch.device) -> int:
-    """Bytes of working memory: max_memory in GB, or a quarter of what is free, shared by the machine's processes."""
-    if max_memory is not None:
-        return int(max_memory * 1e9)
+    """Bytes of working memory: max_memory in GB, or a quarter of what is free."""
+    return own_memory(device) // 4 if max_memory is None else int(max_memory * 1e9)
+
+
+def own_memory(device: torch.device) -> int:
+    """Bytes that this process can take on the device; the machine's processes share what is free of a CPU's."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0] // 4
-    return available_memory() // 4 // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        return torch.cuda.mem_get_info(device)[0]
+    return available_memory() // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 
 def available_memory() -> int:
