@@ -5,6 +5,7 @@ from typing import NamedTuple
 import torch
 
 from data_selection.common.checks import check_ids
+from data_selection.common.errors import UserError
 from data_selection.common.kinds import Features, Ids
 from data_selection.nearest.similarity import normalise, row_blocks, take_rows
 
@@ -59,9 +60,12 @@ def quality(features: Features, ids: Ids, *, seed: int = 0) -> Quality:
     """Quality of the pool images ids (B,) for the pool features (N, D), a float tensor, array or memory map.
 
     Looks at up to 20,000 pool images, fewer where the choice is so large that this would take long; seed draws them
-    and the directions. Raises UserError for ids that repeat or are outside the pool.
+    and the directions. Raises UserError for features that are not finite and for ids that repeat, are
+    outside the pool, or none.
     """
     ids = check_ids(ids, len(features), "subset")
+    if not len(ids):
+        raise UserError("the subset is empty: at least one image is needed to judge it by")
     generator = torch.Generator().manual_seed(seed)
     wanted = max(FEWEST, min(SAMPLE, int(PRODUCTS / len(ids))))
     sample = torch.randperm(len(features), generator=generator)[:wanted].sort().values

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from data_selection.common.checks import check_ids
+from data_selection.common.checks import check_ids, check_labelled
 from data_selection.common.distributed import World, on_main
 from data_selection.common.errors import UserError
 from data_selection.common.kinds import Ids
@@ -69,8 +69,7 @@ def choose_next(
     progress: as for fit_smoothed; rank 0 chooses, and all ranks get the same. Raises UserError for labels of one class,
     which no doubt can be told from.
     """
-    known = check_ids(ids, len(features), "labelled")
-    targets = torch.as_tensor(labels).cpu().long()
+    known, targets = check_labelled(ids, labels, len(features))
     if len(targets.unique()) < 2:
         raise UserError(
             f"{len(targets)} labels of {len(targets.unique())} classes: rounds ask a model of two classes at least; "

@@ -34,7 +34,7 @@ def row_hashes(features: np.ndarray | torch.Tensor) -> np.ndarray:
     result = np.empty((len(features), HASH_BYTES), dtype=np.uint8)
     for start in range(0, len(features), 4096):
         part = features[start : start + 4096]
-        rows = np.ascontiguousarray(part.cpu() if torch.is_tensor(part) else part, dtype=np.float32)
+        rows = np.ascontiguousarray(part.detach().float().cpu() if torch.is_tensor(part) else part, dtype=np.float32)
         for place, row in enumerate(rows, start):
             result[place] = np.frombuffer(hashlib.blake2b(row, digest_size=HASH_BYTES).digest(), dtype=np.uint8)
     return result

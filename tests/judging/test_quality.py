@@ -92,6 +92,8 @@ def test_what_is_not_finite_is_refused(rows, kind):
 
 
 def test_wrong_ids_are_refused(rows):
+    with pytest.raises(UserError, match="the subset is empty"):
+        quality(rows, [])
     with pytest.raises(UserError, match="subset id 60 is outside"):
         quality(rows, [60])
 

@@ -228,6 +228,9 @@ def test_hashes_are_of_the_values():
     features = rows(20)
     assert np.array_equal(row_hashes(features), row_hashes(torch.tensor(features)))
     assert np.array_equal(row_hashes(features), row_hashes(features.astype(np.float64)))
+    assert np.array_equal(row_hashes(features), row_hashes(torch.tensor(features, requires_grad=True)))
+    short = torch.tensor(features).bfloat16()
+    assert np.array_equal(row_hashes(short), row_hashes(short.float()))
     assert len(np.unique(row_hashes(features), axis=0)) == 20
 
 
