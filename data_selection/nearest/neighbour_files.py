@@ -52,7 +52,10 @@ def read_neighbours(path: Path) -> Neighbours | None:
         with np.load(path, allow_pickle=False) as kept:
             if int(kept["format"]) != FORMAT:
                 return None
-            index, similarity = (torch.from_numpy(kept[name]) for name in ("index", "similarity"))
-            return Neighbours(index.long(), similarity, torch.from_numpy(kept["centre"]), kept["hashes"])
+            hashes = kept["hashes"]
+            index, similarity, centre = (torch.from_numpy(kept[name]) for name in ("index", "similarity", "centre"))
+            if index.ndim != 2 or index.shape != similarity.shape or len(index) != len(hashes):
+                return None
+            return Neighbours(index.long(), similarity, centre, hashes)
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None

@@ -9,7 +9,7 @@ import torch
 from data_selection.common.feature_table import FeatureTable, load_features, save_features
 from data_selection.nearest import stored_graph as module
 from data_selection.nearest.graph import Finder, nearest_neighbours
-from data_selection.nearest.neighbour_files import neighbours_file, read_neighbours, row_hashes
+from data_selection.nearest.neighbour_files import neighbours_file
 from data_selection.nearest.pool_reader import unit_mean
 from data_selection.nearest.stored_graph import pool_graph
 from tests.support.thread_world import on_ranks
@@ -194,25 +194,6 @@ def test_rows_of_another_length_are_searched_anew(tmp_path):
     assert_fresh(pool_graph(table, 5), table.features, 5)
 
 
-def test_a_file_of_another_format_is_made_anew(tmp_path):
-    table = table_of(tmp_path, rows(60))
-    pool_graph(table, 5)
-    path = neighbours_file(table.path)
-    with np.load(path) as kept:
-        content = dict(kept)
-    np.savez(path, **(content | {"format": module.FORMAT + 1}))
-    assert read_neighbours(path) is None
-    assert_fresh(pool_graph(table, 5), table.features, 5)
-
-
-@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut off", b"\x93NUMPY"])
-def test_a_damaged_file_is_made_anew(content, tmp_path):
-    table = table_of(tmp_path, rows(40))
-    neighbours_file(table.path).write_bytes(content)
-    assert read_neighbours(neighbours_file(table.path)) is None
-    assert_fresh(pool_graph(table, 5), table.features, 5)
-
-
 def test_a_table_without_a_file(tmp_path):
     table = FeatureTable(pool_rows())
     assert_fresh(pool_graph(table, 7), table.features, 7)
@@ -222,16 +203,6 @@ def test_memory_changes_nothing(tmp_path):
     table = table_of(tmp_path, pool_rows())
     found = pool_graph(table, 7, max_bytes=20_000)
     assert_fresh(found, table.features, 7)
-
-
-def test_hashes_are_of_the_values():
-    features = rows(20)
-    assert np.array_equal(row_hashes(features), row_hashes(torch.tensor(features)))
-    assert np.array_equal(row_hashes(features), row_hashes(features.astype(np.float64)))
-    assert np.array_equal(row_hashes(features), row_hashes(torch.tensor(features, requires_grad=True)))
-    short = torch.tensor(features).bfloat16()
-    assert np.array_equal(row_hashes(short), row_hashes(short.float()))
-    assert len(np.unique(row_hashes(features), axis=0)) == 20
 
 
 @pytest.mark.parametrize("change", [None, "both"])
