@@ -56,19 +56,22 @@ class Quality(NamedTuple):
         )
 
 
-def quality(features: Features, ids: Ids, *, seed: int = 0) -> Quality:
+def quality(features: Features, ids: Ids, *, excluded: Ids = (), seed: int = 0) -> Quality:
     """Quality of the pool images ids (B,) for the pool features (N, D), a float tensor, array or memory map.
 
-    Looks at up to 20,000 pool images, fewer where the choice is so large that this would take long; seed draws them
-    and the directions. Raises UserError for features that are not finite and for ids that repeat, are
-    outside the pool, or none.
+    excluded: rows that are no part of the pool. Looks at up to 20,000 pool images, fewer where the choice is so large
+    that this would take long; seed draws them and the directions. Raises UserError for features that are not finite,
+    and where there are no ids, or some that repeat or are outside the pool.
     """
     ids = check_ids(ids, len(features), "subset")
     if not len(ids):
         raise UserError("the subset is empty: at least one image is needed to judge it by")
     generator = torch.Generator().manual_seed(seed)
     wanted = max(FEWEST, min(SAMPLE, int(PRODUCTS / len(ids))))
-    sample = torch.randperm(len(features), generator=generator)[:wanted].sort().values
+    free = torch.ones(len(features), dtype=torch.bool)
+    free[check_ids(excluded, len(features), "excluded")] = False
+    kept = free.nonzero()[:, 0]
+    sample = kept[torch.randperm(len(kept), generator=generator)[:wanted].sort().values]
     chosen, pool = unit_rows(features, ids), unit_rows(features, sample)
     similarity, nearest = nearest_other(pool, chosen)
     radius = distance_of(similarity)
@@ -86,7 +89,7 @@ def quality(features: Features, ids: Ids, *, seed: int = 0) -> Quality:
         other.double().mean().item() if len(ids) > 1 else float("nan"),
         effective_size(nearest, len(ids)),
         len(ids),
-        len(features),
+        len(kept),
         len(pool),
     )
 

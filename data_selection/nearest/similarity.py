@@ -57,7 +57,7 @@ def read_rows(features: Features, start: int, stop: int, device: Device = "cpu")
 def take_rows(features: Features, ids: torch.Tensor, device: Device = "cpu") -> torch.Tensor:
     """Rows at pool indices ids (B,) on the CPU as a float32 tensor (B, D) on device; raises on NaN."""
     rows = features.detach()[ids.to(features.device)] if torch.is_tensor(features) else as_tensor(features[ids.numpy()])
-    rows = rows.to(device, torch.float32)
+    rows = rows.to(device, torch.float32).contiguous()
     check_finite(rows, ids=ids)
     return rows
 

@@ -91,6 +91,11 @@ def test_what_is_not_finite_is_refused(rows, kind):
             quality(kind(rows), ids)
 
 
+def test_what_is_excluded_is_no_part_of_the_pool(rows):
+    more = torch.cat([torch.full((2, 5), torch.nan), rows])
+    assert quality(more, [6, 22], excluded=[0, 1]) == quality(rows, [4, 20])
+
+
 def test_wrong_ids_are_refused(rows):
     with pytest.raises(UserError, match="the subset is empty"):
         quality(rows, [])

@@ -52,7 +52,12 @@ def test_assignment_far_from_the_origin_is_exact():
     x[200:] = x[:200]
     cores = list(range(0, 60, 3))
     own, rival = assign(
-        torch.from_numpy(x), torch.tensor(cores), PRESETS["released"], World(0, 1, torch.device("cpu")), 1 << 20
+        torch.from_numpy(x),
+        torch.arange(400),
+        torch.tensor(cores),
+        PRESETS["released"],
+        World(0, 1, torch.device("cpu")),
+        1 << 20,
     )
     dist = np.stack([np.square(x - x[core]).sum(1) for core in cores], axis=1)
     order = dist.argsort(1, kind="stable")
@@ -69,7 +74,9 @@ def test_assignment_in_a_narrow_cone_is_exact(coarse, monkeypatch):
     x = torch.from_numpy(rng.normal(size=16) + 1e-5 * rng.normal(size=(3000, 16)))
     unit = x / x.norm(dim=1, keepdim=True)
     unit -= unit.mean(0)
-    own, _ = assign(x, torch.arange(600), PRESETS["paper"], World(0, 1, torch.device("cpu")), 1 << 25)
+    own, _ = assign(
+        x, torch.arange(3000), torch.arange(600), PRESETS["paper"], World(0, 1, torch.device("cpu")), 1 << 25
+    )
     square = torch.cat([(part[:, None] - unit[:600]).square().sum(2) for part in unit.split(500)])
     assert own.equal(square.argmin(1))
 
@@ -80,7 +87,9 @@ def test_rivals_are_the_nearest_other_cores(rivals):
     x = rng.normal(size=(500, 5))
     x[40:50] = x[30]  # cores among them: twins
     cores = torch.arange(0, 60, 3)
-    own, rival = assign(x, cores, PRESETS["released"], World(0, 1, torch.device("cpu")), 1 << 20, rivals=rivals)
+    own, rival = assign(
+        x, torch.arange(500), cores, PRESETS["released"], World(0, 1, torch.device("cpu")), 1 << 20, rivals=rivals
+    )
     dist = np.stack([np.square(x - x[core]).sum(1) for core in cores], axis=1).round(12)
     for i, near in enumerate(dist.argsort(1, kind="stable")):
         mine = i // 3 if i % 3 == 0 and i < 60 else near[0]

@@ -84,8 +84,9 @@ def select_bilaf(
 
     few = config.opponent == "nearest" or len(cores) <= FEW_CORES
     rivals = 1 if few else max(1, 2 * budget // len(cores))  # what most classes will need
-    own, rival = assign(features, cores, config, world, max_bytes, progress, rivals)
-    own[excluded] = -1
+    free = torch.ones(len(features), dtype=torch.bool)
+    free[excluded] = False
+    own, rival = assign(features, free.nonzero()[:, 0], cores, config, world, max_bytes, progress, rivals)
     members, sizes = group_classes(own, len(cores))
     annotated[cores] = False  # from here on: annotated besides the cores
     annotated[excluded] = False
