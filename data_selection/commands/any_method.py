@@ -29,7 +29,8 @@ FLAGS = {"core_number": ("--cores", "--core_number")}
 NAMED = {"core_number": "cores"}  # in file names
 # methods whose order in the file means something; the others are written ascending
 NEEDS_ORDER = (
-    "bilaf", "facility", "fps", "herding", "maxherding", "probcover", "typiclust", "voptimal", "zcore"
+    "bilaf", "facility", "fps", "half", "herding", "herding-uncertainty", "margin", "margin-clusters", "maxherding",
+    "probcover", "typiclust", "voptimal", "wvoptimal", "zcore"
 )  # fmt: skip
 
 
