@@ -181,6 +181,15 @@ def others(near: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
     return near[~drop].reshape(len(near), -1)
 
 
+def rival_number(count: torch.Tensor, cores: int, config: BiLAFConfig) -> torch.Tensor:
+    """(K,) how many of the other cores a class's members may border on, of the samples wanted (K,) of each class.
+
+    1 for the `nearest` opponent. For `all`, count - 1: by then at least one of the nearest was never penalised, and no
+    farther core can score lower than it, so that the minimum over them is the minimum over all.
+    """
+    return torch.ones_like(count) if config.opponent == "nearest" else (count - 1).clamp(1, max(1, cores - 1))
+
+
 def find_rivals(
     batch: Batch,
     local: torch.Tensor,
@@ -193,16 +202,14 @@ def find_rivals(
     """The other cores that each kept member may border on: (ids, distance in the batch's unit), each (G, n, T).
 
     local: (G, n) kept members. search: the CoreSearch of these cores. rival: (N, R) the nearest other cores as assign
-    gives them. count: (G,) samples wanted. T = 1 for the `nearest` opponent. For `all`, T = max(count) - 1: by then at
-    least one of the T nearest was never penalised, and no farther core can score lower than it, so the minimum over T
-    is the minimum over all. Nearest first, equal ones by number.
+    gives them. count: (G,) samples wanted. T: the largest rival_number. Nearest first, equal ones by number.
     """
     device, k = local.device, len(search.centre)
     ids = batch.ids.to(device).gather(1, local)  # (G, n)
     if k == 1:
         return torch.zeros_like(ids)[:, :, None], (NO_RIVAL * batch.unit).expand(*ids.shape, 1)
     labels = batch.labels.to(device)
-    most = 1 if config.opponent == "nearest" else max(1, min(k - 1, int(count.max()) - 1))
+    most = int(rival_number(count, k, config).max())
     own, unit = (each.repeat_interleave(ids.shape[1]) for each in (labels, batch.unit[:, 0, 0]))  # (G n,)
     table, place = batch.pairs.x.flatten(0, 1), batch.pairs.flat(local)
 
