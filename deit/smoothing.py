@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from data_selection.nearest.neighbour_files import Neighbours
 
 POOL = "smoothed_pool.npz"
-NEIGHBOURS = 15
 ALONE = World(0, 1, torch.device("cpu"))  # every rank fits by itself: what it needs is there, and each gets the same
 
 
@@ -70,13 +69,14 @@ def needed_features(job: Job, model: nn.Module, source: Path | str) -> torch.Ten
 
 def neighbours_of(job: Job, features: torch.Tensor) -> "Neighbours":
     """The pool's graph: beside the feature file where this has the pool's rows in the pool's order, else looked up."""
+    from data_selection.nearest.graph import SPREAD_NEIGHBOURS
     from data_selection.nearest.stored_graph import pool_graph
 
     path = Path(job.args.features) if job.args.features else at_hand(job.args.subset_ids or ())
     table = load_features(path) if path else None
     if table is None or table.features.shape != features.shape or not np.array_equal(table.features, features):
         table = FeatureTable(features.numpy())
-    return pool_graph(table, NEIGHBOURS, world=job.world)
+    return pool_graph(table, SPREAD_NEIGHBOURS, world=job.world)
 
 
 def fit_graph_probe(

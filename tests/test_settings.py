@@ -8,7 +8,8 @@ SETTINGS = {
     "data_selection.judging.probe": {
         "SMOOTH_C": 30.0, "GRID": (1.0, 3.0, 10.0, 30.0, 100.0, 300.0), "FOLDS": 5,
     },
-    "data_selection.judging.correction": {"SPREAD_NEIGHBOURS": 15, "SPREAD_STEPS": 10, "SPREAD_SHARE": 0.9},
+    "data_selection.nearest.graph": {"NEIGHBOURS": 10, "SPREAD_NEIGHBOURS": 15},
+    "data_selection.judging.correction": {"SPREAD_STEPS": 10, "SPREAD_SHARE": 0.9},
     "data_selection.judging.calibration": {"TEMPERATURES": (1.0, 0.7, 1.4, 0.5, 2.0, 0.25, 3.0, 5.0)},
     "deit.learner.linear": {"STRENGTH": 30.0},
     "deit.learner.building": {"REFERENCE_BATCH": 512},

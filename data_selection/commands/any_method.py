@@ -24,13 +24,13 @@ if TYPE_CHECKING:
     from data_selection.common.progress import OpenBar
 
 AUTO = "auto"
-NEIGHBOURS = 10  # of the graph that rounds are smoothed by
 ROUNDS = [name for name, method in METHODS.items() if method.rounds]
 FLAGS = {"core_number": ("--cores", "--core_number")}
 NAMED = {"core_number": "cores"}  # in file names
 # methods whose order in the file means something; the others are written ascending
 NEEDS_ORDER = (
-    "bilaf", "facility", "fps", "herding", "maxherding", "probcover", "typiclust", "voptimal", "zcore"
+    "bilaf", "facility", "fps", "half", "herding", "herding-uncertainty", "margin", "margin-clusters", "maxherding",
+    "probcover", "typiclust", "voptimal", "wvoptimal", "zcore"
 )  # fmt: skip
 
 
@@ -142,6 +142,7 @@ def next_round(
 ) -> "Tensor":  # fmt: skip
     """The ids that a method of rounds chooses, called as Plan.select is."""
     from data_selection.judging.rounds import choose_next
+    from data_selection.nearest.graph import NEIGHBOURS
     from data_selection.nearest.stored_graph import pool_graph
 
     more = sorted(set(labelled) - set(labels.ids))

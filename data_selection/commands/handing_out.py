@@ -23,7 +23,6 @@ from data_selection.annotation.run_folder import (
     know_classes,
     read_run,
 )
-from data_selection.commands.any_method import NEIGHBOURS
 from data_selection.commands.shared import bar_factory
 from data_selection.common.distributed import World
 from data_selection.common.errors import UserError
@@ -34,6 +33,7 @@ from data_selection.common.subset_files import CHECK, names_files, save_names
 from data_selection.images.answers import read_answers, write_labels
 from data_selection.images.following import follow, told
 from data_selection.images.pools import Pool
+from data_selection.nearest.graph import NEIGHBOURS
 from data_selection.nearest.stored_graph import pool_graph
 
 

@@ -97,7 +97,8 @@ def choose(
         drawn = draw_rest(table, todo.check, [*ids.tolist(), *taken.get("labelled", ())], taken, args.seed)
         ids = torch.cat([ids.cpu(), drawn])
         annotated = sorted({*ids.tolist(), *taken.get("labelled", ())})
-        found = quality(table.features, annotated, seed=args.seed)
+        left = sorted({*taken.get("excluded", ())} - {*annotated})
+        found = quality(table.features, annotated, excluded=left, seed=args.seed)
         print(f"quality without labels: {found}", flush=True)
         if found.doubt:
             print(f"warning: {found.doubt}")

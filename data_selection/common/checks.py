@@ -70,6 +70,28 @@ def check_ids(ids: Ids, pool_size: int, what: str) -> torch.Tensor:
     return values
 
 
+def check_labelled(ids: Ids, labels: Ids, pool_size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pool indices and the classes of these images, (n,) int64 each on the CPU, order kept.
+
+    Raises UserError for ids as check_ids does, and for labels that are no class numbers from 0, or not one for each id.
+    """
+    rows = check_ids(ids, pool_size, "labelled")
+    try:
+        classes = torch.as_tensor(labels).cpu()
+    except (ValueError, TypeError, RuntimeError):
+        raise UserError("labels must be a flat list of class numbers, 0 and up: number the classes") from None
+    if classes.ndim != 1 or (len(classes) and (classes.is_floating_point() or classes.is_complex())):
+        raise UserError(
+            f"labels must be a flat list of class numbers, 0 and up, not {classes.dtype} of shape {list(classes.shape)}"
+        )
+    if len(classes) != len(rows) or len(rows) == 0:
+        raise UserError(f"{len(classes)} labels for {len(rows)} ids: as many are needed, at least 1")
+    classes = classes.to(torch.int64)
+    if classes.min() < 0:
+        raise UserError(f"label {int(classes.min())} is no class number, 0 and up: leave images without a class out")
+    return rows, classes
+
+
 def as_tensor(rows: np.ndarray) -> torch.Tensor:
     """An array's values as a tensor; of a type that torch lacks (long double, another byte order) as float64."""
     rows = np.asarray(rows)

@@ -12,7 +12,7 @@ import torch
 from data_selection.judging.probe import FOLDS, fit_probe, folds
 from data_selection.nearest.graph import Graph, times
 
-SPREAD_NEIGHBOURS, SPREAD_STEPS, SPREAD_SHARE = 15, 10, 0.9
+SPREAD_STEPS, SPREAD_SHARE = 10, 0.9
 UNEVEN = 0.25  # squared coefficient of variation of the classes' sizes from which they count as uneven
 SURE = 2.0  # standard deviations of a difference that is not believed to be chance
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 
-from data_selection.common.checks import as_tensor, check_ids
+from data_selection.common.checks import as_tensor, check_finite, check_ids
 from data_selection.common.errors import UserError
 from data_selection.common.feature_table import FeatureTable, labels_like
 from data_selection.common.kinds import Ids
@@ -51,10 +51,12 @@ def knn_accuracy(
     train_features (N, D), test_features (M, D): float tensors, train_labels (N,), test_labels (M,): int64, 0 or more;
     each on any device, the work is done where train_features are. k: neighbours; of fewer than k training rows all are
     used. A neighbour's vote weighs exp(similarity / 0.07), as in DINO's evaluation; of equal votes the lowest class
-    wins.
+    wins. Raises UserError for k below 1, labels that are unknown and features that are not finite.
     """
-    _check_labels(train_labels, "training")
-    _check_labels(test_labels, "test")
+    if k < 1:
+        raise UserError(f"k {k} must be at least 1: no neighbour has a vote otherwise")
+    _check(train_features, train_labels, "training")
+    _check(test_features, test_labels, "test")
     bank = normalise(train_features)
     present, place = train_labels.to(bank.device).unique(return_inverse=True)  # labels may be large and few
     correct, test_labels = 0, test_labels.to(bank.device)
@@ -83,10 +85,13 @@ def probe_accuracy(
     train_features (N, D), test_features (M, D): float tensors. train_labels (N,), test_labels (M,): int64, 0 or more.
     c: inverse strength of the L2 penalty, the probe being scikit-learn's L-BFGS in float32, as in the published tables;
     None: chosen by cross-validation on the training labels where there are enough (probe.choose_c), else the default,
-    solved in float64. Deterministic. Raises UserError where all training labels are of one class.
+    solved in float64. Deterministic. Raises UserError where all training labels are of one class or unknown,
+    c is not above 0, or features are not finite.
     """
-    _check_labels(train_labels, "training")
-    _check_labels(test_labels, "test")
+    if c is not None and not 0 < c < float("inf"):
+        raise UserError(f"c {c} must be above 0 and finite: 100 is that of the published tables")
+    _check(train_features, train_labels, "training")
+    _check(test_features, test_labels, "test")
     if train_labels.min() == train_labels.max():
         raise UserError(
             f"the subset's {len(train_labels)} images are all of class {train_labels[0]}: a probe needs two"
@@ -125,6 +130,7 @@ def judge_subset(
     return knn_accuracy(*arguments, k=k), probe_accuracy(*arguments, c=c)
 
 
-def _check_labels(labels: torch.Tensor, what: str) -> None:
+def _check(features: torch.Tensor, labels: torch.Tensor, what: str) -> None:
+    check_finite(features)
     if len(labels) == 0 or labels.min() < 0:
         raise UserError(f"{what} labels must be 0 or more and not empty: {int((labels < 0).sum())} are unknown")

@@ -51,16 +51,9 @@ class Point(NamedTuple):
 
 @dataclass(frozen=True)
 class Curve:
-    """A learning curve. points: by number of labels, the measured ones first. gain: per cent at twice the labels."""
+    """A learning curve. points: by number of labels, the measured ones first."""
 
     points: tuple[Point, ...]
-
-    @property
-    def gain(self) -> float | None:
-        """What the first extrapolated number of labels brings over the last measured one; None where none is."""
-        seen = [point for point in self.points if point.seen]
-        more = [point for point in self.points if not point.seen]
-        return more[-1].accuracy - seen[-1].accuracy if seen and more else None
 
 
 def learning_curve(

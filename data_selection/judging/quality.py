@@ -4,9 +4,10 @@ from typing import NamedTuple
 
 import torch
 
-from data_selection.common.checks import as_tensor, check_ids
+from data_selection.common.checks import check_ids
+from data_selection.common.errors import UserError
 from data_selection.common.kinds import Features, Ids
-from data_selection.nearest.similarity import normalise, row_blocks
+from data_selection.nearest.similarity import normalise, row_blocks, take_rows
 
 SAMPLE = 20_000  # pool images that are looked at
 PRODUCTS = 4e8  # of these and the chosen ones: fewer images are looked at where the choice is large
@@ -55,16 +56,22 @@ class Quality(NamedTuple):
         )
 
 
-def quality(features: Features, ids: Ids, *, seed: int = 0) -> Quality:
+def quality(features: Features, ids: Ids, *, excluded: Ids = (), seed: int = 0) -> Quality:
     """Quality of the pool images ids (B,) for the pool features (N, D), a float tensor, array or memory map.
 
-    Looks at up to 20,000 pool images, fewer where the choice is so large that this would take long; seed draws them
-    and the directions. Raises UserError for ids that repeat or are outside the pool.
+    excluded: rows that are no part of the pool. Looks at up to 20,000 pool images, fewer where the choice is so large
+    that this would take long; seed draws them and the directions. Raises UserError for features that are not finite,
+    and where there are no ids, or some that repeat or are outside the pool.
     """
     ids = check_ids(ids, len(features), "subset")
+    if not len(ids):
+        raise UserError("the subset is empty: at least one image is needed to judge it by")
     generator = torch.Generator().manual_seed(seed)
     wanted = max(FEWEST, min(SAMPLE, int(PRODUCTS / len(ids))))
-    sample = torch.randperm(len(features), generator=generator)[:wanted].sort().values
+    free = torch.ones(len(features), dtype=torch.bool)
+    free[check_ids(excluded, len(features), "excluded")] = False
+    kept = free.nonzero()[:, 0]
+    sample = kept[torch.randperm(len(kept), generator=generator)[:wanted].sort().values]
     chosen, pool = unit_rows(features, ids), unit_rows(features, sample)
     similarity, nearest = nearest_other(pool, chosen)
     radius = distance_of(similarity)
@@ -82,15 +89,14 @@ def quality(features: Features, ids: Ids, *, seed: int = 0) -> Quality:
         other.double().mean().item() if len(ids) > 1 else float("nan"),
         effective_size(nearest, len(ids)),
         len(ids),
-        len(features),
+        len(kept),
         len(pool),
     )
 
 
 def unit_rows(features: Features, ids: torch.Tensor) -> torch.Tensor:
-    """Unit rows (n, D) float32 on the CPU at pool indices ids (n,)."""
-    rows = features[ids.to(features.device)] if torch.is_tensor(features) else as_tensor(features[ids.numpy()])
-    return normalise(rows.detach().cpu())
+    """Unit rows (n, D) float32 on the CPU at pool indices ids (n,). Raises UserError on NaN or infinity."""
+    return normalise(take_rows(features, ids))
 
 
 def nearest_other(

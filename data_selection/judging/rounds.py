@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from data_selection.common.checks import check_ids
+from data_selection.common.checks import check_ids, check_labelled
 from data_selection.common.distributed import World, on_main
 from data_selection.common.errors import UserError
 from data_selection.common.kinds import Ids
@@ -64,13 +64,13 @@ def choose_next(
 
     features: (N, D) raw floats. ids: (n,) pool indices; labels: (n,) int64, of two classes at least. method: a row of
     METHODS with rounds, or `auto`: advise_rounds. labelled: further images that are labelled, their classes unknown;
-    excluded: images that must not be chosen. The model is the smoothed probe (C = 30), calibrated on the labels. base:
-    the pool's Smoothing, where it was made for other rounds, in place of graph and world. graph, world, classes,
+    excluded: images that must not be chosen. The model is the smoothed probe (C = 30), calibrated on the labels; it and
+    its graph are of the whole pool, as training's are, so that excluded rows must be finite and do shape it. base: the
+    pool's Smoothing, where it was made for other rounds, in place of graph and world. graph, world, classes,
     progress: as for fit_smoothed; rank 0 chooses, and all ranks get the same. Raises UserError for labels of one class,
     which no doubt can be told from.
     """
-    known = check_ids(ids, len(features), "labelled")
-    targets = torch.as_tensor(labels).cpu().long()
+    known, targets = check_labelled(ids, labels, len(features))
     if len(targets.unique()) < 2:
         raise UserError(
             f"{len(targets)} labels of {len(targets.unique())} classes: rounds ask a model of two classes at least; "

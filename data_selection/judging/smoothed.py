@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from scipy import sparse
 
-from data_selection.common.checks import check_ids
+from data_selection.common.checks import check_labelled
 from data_selection.common.distributed import World, on_main
 from data_selection.common.errors import UserError
 from data_selection.judging.calibration import (
@@ -24,7 +24,6 @@ from data_selection.judging.calibration import (
     temperature,
 )
 from data_selection.judging.correction import (
-    SPREAD_NEIGHBOURS,
     Choice,
     HeldOut,
     choose_correction,
@@ -42,6 +41,8 @@ from data_selection.judging.probe import (
     held_out,
 )
 from data_selection.nearest.graph import (
+    NEIGHBOURS,
+    SPREAD_NEIGHBOURS,
     Finder,
     Graph,
     build_graph,
@@ -132,7 +133,7 @@ class Smoothing:
 def smoothing_of(
     features: torch.Tensor | np.ndarray,
     *,
-    k: int = 10,
+    k: int = NEIGHBOURS,
     steps: int = 2,
     spread: bool = True,
     graph: Neighbours | None = None,
@@ -216,7 +217,7 @@ def fit_smoothed(
     *,
     classes: int | None = None,
     c: float | None = SMOOTH_C,
-    k: int = 10,
+    k: int = NEIGHBOURS,
     steps: int = 2,
     correct: bool | None = True,
     calibrate: bool = True,
@@ -236,10 +237,7 @@ def fit_smoothed(
     and labels, or the graph, do not fit the pool or each other.
     """
     count = len(features.features if isinstance(features, Smoothing) else features)
-    rows_known = check_ids(ids, count, "labelled")
-    targets = torch.as_tensor(labels).cpu().long()
-    if len(targets) != len(rows_known) or len(targets) == 0:
-        raise UserError(f"{len(targets)} labels for {len(rows_known)} ids: as many are needed, at least 1")
+    rows_known, targets = check_labelled(ids, labels, count)
     order = rows_known.argsort()  # the result does not depend on theirs
     rows_known, targets = rows_known[order], targets[order]
     base = features if isinstance(features, Smoothing) else smoothing_of(

@@ -5,12 +5,13 @@ from collections.abc import Iterator
 
 import torch
 
+from data_selection.common.distributed import current_world
 from data_selection.common.errors import UserError
 from data_selection.common.kinds import Features
 from data_selection.common.progress import OpenBar, open_bar
 from data_selection.common.threads import one_sum
 from data_selection.methods.configs import KMeansConfig
-from data_selection.nearest.pool_reader import UnitPool, available_memory
+from data_selection.nearest.pool_reader import UnitPool, own_memory
 
 COPIES = 2.2  # of the pool's unit rows that the methods take at most: the rows, and what is made of them
 GRID = 2.0**11  # steps of a coordinate
@@ -20,14 +21,16 @@ TILE = (1024, 4096)  # rows and columns of a product: 16 MB
 def resident_rows(features: Features, ids: torch.Tensor, device: torch.device, method: str) -> torch.Tensor:
     """Unit rows (n, D) float32 at pool indices ids (n,), in memory; features: (N, D).
 
-    Raises UserError, with the memory that would be needed, where they do not fit; and on NaN.
+    Every rank keeps a copy. Raises UserError, with the memory that would be needed, where they do not fit; on NaN.
     """
     needed = COPIES * 4 * len(ids) * features.shape[1]
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_memory()
+    world = current_world(device)
+    free = world.least(own_memory(device))  # all look before the first one takes any
+    each = f" for each of {world.size} processes" if world.size > 1 else ""
     if needed > free:
         raise UserError(
             f"{method} keeps the unit features of {len(ids)} images in memory and needs {needed / 1e9:.3g} GB, but "
-            f"{free / 1e9:.3g} GB are free: free some, or choose a method that reads blocks, such as activeft"
+            f"{free / 1e9:.3g} GB are free{each}: free some, or choose a method that reads blocks, such as activeft"
         )
     pool = UnitPool(features, ids, device, float("inf"))
     return pool.read(0, pool.count)

@@ -22,7 +22,14 @@ from data_selection.nearest.neighbour_search import MAX_ROWS, Search, first_copi
 from data_selection.nearest.pool_reader import UnitPool, pool_device, working_memory
 from data_selection.nearest.similarity import normalise
 
+NEIGHBOURS, SPREAD_NEIGHBOURS = 10, 15  # of a row, that it is averaged over and that labels are spread over
 SAME = 1e-6  # cosine distances up to this are rounding of float32 unit rows: 0
+
+
+def check_neighbours(k: int) -> None:
+    """Raise UserError where no row can have so many neighbours."""
+    if k < 1:
+        raise UserError(f"{k} neighbours asked for: at least 1 is needed")
 
 
 class Finder:
@@ -41,8 +48,7 @@ class Finder:
         centre: torch.Tensor | None = None,
     ) -> None:
         """Raises UserError as nearest_neighbours does."""
-        if k < 1:
-            raise UserError(f"{k} neighbours asked for: at least 1 is needed")
+        check_neighbours(k)
         shapes = [tuple(table.shape) for table in (features, queries) if table is not None]
         if any(len(shape) != 2 or shape[1] != shapes[0][1] for shape in shapes):
             raise UserError(

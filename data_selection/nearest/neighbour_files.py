@@ -34,7 +34,7 @@ def row_hashes(features: np.ndarray | torch.Tensor) -> np.ndarray:
     result = np.empty((len(features), HASH_BYTES), dtype=np.uint8)
     for start in range(0, len(features), 4096):
         part = features[start : start + 4096]
-        rows = np.ascontiguousarray(part.cpu() if torch.is_tensor(part) else part, dtype=np.float32)
+        rows = np.ascontiguousarray(part.detach().float().cpu() if torch.is_tensor(part) else part, dtype=np.float32)
         for place, row in enumerate(rows, start):
             result[place] = np.frombuffer(hashlib.blake2b(row, digest_size=HASH_BYTES).digest(), dtype=np.uint8)
     return result
@@ -52,7 +52,10 @@ def read_neighbours(path: Path) -> Neighbours | None:
         with np.load(path, allow_pickle=False) as kept:
             if int(kept["format"]) != FORMAT:
                 return None
-            index, similarity = (torch.from_numpy(kept[name]) for name in ("index", "similarity"))
-            return Neighbours(index.long(), similarity, torch.from_numpy(kept["centre"]), kept["hashes"])
+            hashes = kept["hashes"]
+            index, similarity, centre = (torch.from_numpy(kept[name]) for name in ("index", "similarity", "centre"))
+            if index.ndim != 2 or index.shape != similarity.shape or len(index) != len(hashes):
+                return None
+            return Neighbours(index.long(), similarity, centre, hashes)
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None

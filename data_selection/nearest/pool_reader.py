@@ -7,9 +7,8 @@ from pathlib import Path
 
 import torch
 
-from data_selection.common.checks import as_tensor, check_finite
 from data_selection.common.kinds import Device, Features
-from data_selection.nearest.similarity import about, normalise, read_rows
+from data_selection.nearest.similarity import about, normalise, read_rows, take_rows
 
 SPAN_ROWS = 16384  # rows whose sums are added up together; never depends on the memory limit, so results do not either
 MIN_SPAN_ROWS = 1024
@@ -84,11 +83,7 @@ class UnitPool:
         return normalise(rows) if self.centre is None else about(rows, self.centre)
 
     def _gather(self, ids: torch.Tensor) -> torch.Tensor:
-        features = self.features
-        rows = features[ids.to(features.device)] if torch.is_tensor(features) else as_tensor(features[ids.numpy()])
-        rows = rows.to(self.device, torch.float32)
-        check_finite(rows, ids=ids)
-        return self._unit(rows)
+        return self._unit(take_rows(self.features, ids, self.device))
 
 
 def unit_mean(features: Features, device: torch.device) -> torch.Tensor:
@@ -103,12 +98,15 @@ UNTOLD = 4 << 30  # bytes: what a machine is taken to have that does not say
 
 
 def working_memory(max_memory: float | None, device: torch.device) -> int:
-    """Bytes of working memory: max_memory in GB, or a quarter of what is free, shared by the machine's processes."""
-    if max_memory is not None:
-        return int(max_memory * 1e9)
+    """Bytes of working memory: max_memory in GB, or a quarter of what is free."""
+    return own_memory(device) // 4 if max_memory is None else int(max_memory * 1e9)
+
+
+def own_memory(device: torch.device) -> int:
+    """Bytes that this process can take on the device; the machine's processes share what is free of a CPU's."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0] // 4
-    return available_memory() // 4 // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        return torch.cuda.mem_get_info(device)[0]
+    return available_memory() // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 
 def available_memory() -> int:

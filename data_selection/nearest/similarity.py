@@ -9,7 +9,7 @@ fixed order. So the answer does not depend on block size or thread count, and of
 import numpy as np
 import torch
 
-from data_selection.common.checks import check_finite
+from data_selection.common.checks import as_tensor, check_finite
 from data_selection.common.kinds import Device, Features
 
 BLOCK_BYTES = 32 << 20  # working memory of one block's product
@@ -51,6 +51,14 @@ def read_rows(features: Features, start: int, stop: int, device: Device = "cpu")
         rows = torch.from_numpy(np.array(rows, dtype=np.float32))
     rows = rows.detach().to(device, torch.float32).contiguous()  # in another order lengths would round otherwise
     check_finite(rows, start)
+    return rows
+
+
+def take_rows(features: Features, ids: torch.Tensor, device: Device = "cpu") -> torch.Tensor:
+    """Rows at pool indices ids (B,) on the CPU as a float32 tensor (B, D) on device; raises on NaN."""
+    rows = features.detach()[ids.to(features.device)] if torch.is_tensor(features) else as_tensor(features[ids.numpy()])
+    rows = rows.to(device, torch.float32).contiguous()
+    check_finite(rows, ids=ids)
     return rows
 
 

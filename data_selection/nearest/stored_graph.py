@@ -20,7 +20,7 @@ from data_selection.common.distributed import World, on_main
 from data_selection.common.feature_table import FeatureTable
 from data_selection.common.files import atomic_write, check_writable, one_at_a_time
 from data_selection.common.progress import open_bar
-from data_selection.nearest.graph import Finder, nearest_neighbours
+from data_selection.nearest.graph import SPREAD_NEIGHBOURS, Finder, check_neighbours, nearest_neighbours
 from data_selection.nearest.neighbour_files import FORMAT, Neighbours, neighbours_file, read_neighbours, row_hashes
 from data_selection.nearest.pool_reader import pool_device, unit_mean, working_memory
 from data_selection.nearest.similarity import exact_dot
@@ -28,6 +28,7 @@ from data_selection.nearest.similarity import exact_dot
 DRIFT = 0.02  # of the mean of the unit rows: nearer ones keep the point that a stored graph was seen from
 WORTH = 0.7  # of a fresh graph's products: mending one must need fewer
 BLOCK_PRODUCTS = 2.5e11  # of two numbers: what is lost by a kill, some seconds' work
+REQUEST = "request.json"  # among unfinished blocks, what they are of
 FEWEST_BLOCKS, LEAST_ROWS = 16, 1024  # so that several processes have work, and each of them enough to be worth it
 
 
@@ -41,17 +42,21 @@ def pool_graph(
 ) -> Neighbours:
     """The k nearest neighbours of every row of a feature table, kept beside its file and found there the next time.
 
+    At least SPREAD_NEIGHBOURS are kept: rounds of choosing ask for fewer than the training that follows them.
+
     Rows are compared at unit length about the mean of the unit rows. Where rows came, went or changed since, only what
     that touches is looked up again (while the mean stays within DRIFT, and the rest has kept its order): the result is
     that of a fresh search about the stored mean. Ranks share the work, and all get the result; a killed search goes on
     with the blocks that it lacks. A table without a file, or in a folder that cannot be written, is searched and not
     kept. max_bytes, progress, errors: as for graph.nearest_neighbours.
     """
+    check_neighbours(k)
     world = world or World(0, 1, pool_device(table.features, None))
     hashes = row_hashes(table.features)
     if (stored := _stored(table, hashes, k, world)) is not None:
+        on_main(world, lambda: _tidy(table, world))
         return stored
-    path = on_main(world, lambda: _place(table.path, world))
+    path = on_main(world, lambda: _place(table, world))
     if path is None:
         plan = _planned(table, hashes, k, world)
         found = nearest_neighbours(
@@ -66,7 +71,7 @@ def pool_graph(
         plan = _planned(table, hashes, k, world)
         if plan.old is not None:
             world.say(f"{path.name}: {plan.told()}")
-        width = k if plan.old is None else plan.old.index.shape[1]  # as many as there were: the next one may want them
+        width = max(k, SPREAD_NEIGHBOURS) if plan.old is None else plan.old.index.shape[1]
         work = _Work(table.features, hashes, plan, width, path, world, max_bytes)
         on_main(world, work.prepare)
         work.run(progress)
@@ -100,9 +105,28 @@ def _planned(table: FeatureTable, hashes: np.ndarray, k: int, world: World) -> "
     return _plan(stored, hashes, unit_mean(table.features, world.device).cpu(), k)
 
 
-def _place(features: Path | None, world: World) -> Path | None:
-    """Where the neighbours go; None, with a line, where the folder cannot be written."""
-    if features is None:
+def _tidy(table: FeatureTable, world: World) -> None:
+    """Remove the blocks of a finished graph that a kill has left; unfinished ones may be another process's."""
+    assert table.path is not None
+    path = neighbours_file(table.path)
+    blocks = path.with_suffix(".partial")
+    if (done := _request(blocks / REQUEST)) is not None and done == _request(path.with_suffix(".json")):
+        with contextlib.suppress(OSError), one_at_a_time(path, world.say):  # another process may be removing them
+            shutil.rmtree(blocks)
+
+
+def _request(path: Path) -> object:
+    """What a file says that blocks are of; None where it cannot be read."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def _place(table: FeatureTable, world: World) -> Path | None:
+    """Where the neighbours go; None where nothing is to be kept, with a line where the folder cannot be written."""
+    features = table.path
+    if features is None or len(table) < 2:  # a single row has none: the search says so
         return None
     path = neighbours_file(features)
     try:
@@ -190,12 +214,8 @@ class _Work:
 
     def prepare(self) -> None:
         """Make the folder; leave in it what a killed run of the same request has done."""
-        told = self.folder / "request.json"
-        try:
-            same = json.loads(told.read_text(encoding="utf-8")) == self.request
-        except (OSError, ValueError):
-            same = False
-        if not same and self.folder.exists():
+        told = self.folder / REQUEST
+        if _request(told) != self.request and self.folder.exists():
             shutil.rmtree(self.folder)
         with atomic_write(told, "w") as handle:
             json.dump(self.request, handle)
@@ -263,11 +283,11 @@ class _Work:
         for name, _, ids in self.blocks:
             with np.load(self.folder / name, allow_pickle=False) as block:
                 index[ids.numpy()], similarity[ids.numpy()] = block["index"], block["similarity"]
+        with atomic_write(self.path.with_suffix(".json"), "w") as handle:  # first: by it _tidy knows finished blocks
+            json.dump(self.request, handle, indent=1)
         with atomic_write(self.path) as handle:
             np.savez(
                 handle, format=FORMAT, index=index, similarity=similarity, centre=self.plan.centre.numpy(),
                 hashes=self.hashes,
             )  # fmt: skip
-        with atomic_write(self.path.with_suffix(".json"), "w") as handle:
-            json.dump(self.request, handle, indent=1)
         shutil.rmtree(self.folder)

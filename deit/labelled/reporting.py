@@ -25,12 +25,13 @@ from data_selection.judging.findings import REPEATS, SHARES, Curve, learning_cur
 from data_selection.judging.probe import FOLDS, fit_probe
 from data_selection.judging.quality import quality
 from data_selection.judging.smoothed import SmoothedProbe
+from data_selection.nearest.graph import SPREAD_NEIGHBOURS
 from data_selection.nearest.stored_graph import pool_graph
 from deit.labelled.judging import judge
 from deit.labelled.runs import Labelled
 from deit.predicting import predict
 from deit.runs.saving import NEWEST
-from deit.smoothing import ALONE, NEIGHBOURS, fit_graph_probe
+from deit.smoothing import ALONE, fit_graph_probe
 
 FEWEST = 10  # labels for a learning curve
 NOTHING = "no class has two labelled images, and one that is held out leaves none to learn its class from"
@@ -53,7 +54,7 @@ def report(
     labels = torch.tensor([classes.index(run.answers.labels[file]) for file in files])
     log(f"report: the graph of {len(run.names)} images, and what more labels would bring")
     features = torch.from_numpy(np.array(run.table.features, dtype=np.float32))
-    graph = pool_graph(run.table, NEIGHBOURS, world=ALONE, progress=progress)
+    graph = pool_graph(run.table, SPREAD_NEIGHBOURS, world=ALONE, progress=progress)
     probe = fit_graph_probe(features, labels, ids.tolist(), len(classes), graph)
     known = probe.base.smoothed[ids]
     ours = not weights or frozen(result)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from data_selection.common.checks import check_finite, check_ids, check_request, check_selection
+from data_selection.common.checks import check_finite, check_ids, check_labelled, check_request, check_selection
 from data_selection.common.errors import UserError, run
 
 FEATURES = torch.ones(10, 3)
@@ -54,6 +54,30 @@ def test_ids_out_of_range_name_the_id_and_the_range():
 def test_repeated_ids_name_one_of_them():
     with pytest.raises(UserError, match="4 entries but only 3 distinct ones; id 5 is repeated"):
         check_ids([1, 5, 5, 2], 10, "subset")
+
+
+def test_labels_keep_their_order():
+    ids, labels = check_labelled([5, 1, 3], torch.tensor([2, 0, 7], dtype=torch.uint8), 10)
+    assert ids.tolist() == [5, 1, 3]
+    assert labels.tolist() == [2, 0, 7]
+    assert labels.dtype == torch.int64
+
+
+@pytest.mark.parametrize(
+    ("labels", "told"),
+    [
+        ([1, 2], "2 labels for 3 ids"),
+        ([], "0 labels for 3 ids"),
+        ([0, 1, -1], "label -1 is no class number"),
+        ([0.5, 1.5, 2.7], r"not torch.float32 of shape \[3\]"),
+        ([[0, 1], [1, 0], [1, 0]], r"not torch.int64 of shape \[3, 2\]"),
+        (["a", "b", "c"], "number the classes"),
+        ([0, 1, None], "number the classes"),
+    ],
+)
+def test_labels_are_class_numbers_one_for_each_id(labels, told):
+    with pytest.raises(UserError, match=told):
+        check_labelled([5, 1, 3], labels, 10)
 
 
 def test_ids_keep_their_order():

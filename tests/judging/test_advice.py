@@ -69,6 +69,13 @@ def test_the_cores_are_those_that_bilaf_takes_by_itself():
         assert advise(EVEN, budget).cores == chosen[-1]
 
 
+def test_features_that_are_not_finite_are_refused():
+    rows = EVEN.clone()
+    rows[7, 2] = torch.nan
+    with pytest.raises(UserError, match="NaN or infinity, first in row 7"):
+        advise(rows, 20)
+
+
 def test_a_budget_beyond_the_pool_is_refused():
     with pytest.raises(UserError, match=r"outside 1\.\.600"):
         advise(EVEN, 601)

@@ -85,6 +85,24 @@ def test_probe_needs_two_classes(digits):
         probe_accuracy(train[one], train_labels[one], test, test_labels)
 
 
+@pytest.mark.parametrize(
+    ("judge", "setting", "told"),
+    [
+        (knn_accuracy, {"k": 0}, "k 0 must be at least 1"),
+        (probe_accuracy, {"c": 0}, "c 0 must be above 0"),
+        (knn_accuracy, {}, "first in row 7"),
+        (probe_accuracy, {}, "first in row 7"),
+    ],
+)
+def test_what_no_accuracy_can_be_told_of_is_refused(digits, judge, setting, told):
+    train, train_labels, test, test_labels = digits
+    if not setting:
+        test = test.clone()
+        test[7, 3] = torch.nan
+    with pytest.raises(UserError, match=told):
+        judge(train[:60], train_labels[:60], test, test_labels, **setting)
+
+
 def test_unknown_labels_are_refused(digits):
     train, _, test, test_labels = digits
     with pytest.raises(UserError, match=r"training labels .* 1200 are unknown"):

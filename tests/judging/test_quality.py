@@ -83,7 +83,22 @@ def test_a_choice_that_covers_is_told_from_one_that_does_not(rows):
     assert corner.redundancy > spread.redundancy
 
 
+@pytest.mark.parametrize("kind", [torch.Tensor.clone, torch.Tensor.numpy], ids=["tensor", "array"])
+def test_what_is_not_finite_is_refused(rows, kind):
+    rows[7, 2] = torch.nan
+    for ids in ([1, 2], [7, 2]):
+        with pytest.raises(UserError, match="NaN or infinity, first in row 7"):
+            quality(kind(rows), ids)
+
+
+def test_what_is_excluded_is_no_part_of_the_pool(rows):
+    more = torch.cat([torch.full((2, 5), torch.nan), rows])
+    assert quality(more, [6, 22], excluded=[0, 1]) == quality(rows, [4, 20])
+
+
 def test_wrong_ids_are_refused(rows):
+    with pytest.raises(UserError, match="the subset is empty"):
+        quality(rows, [])
     with pytest.raises(UserError, match="subset id 60 is outside"):
         quality(rows, [60])
 

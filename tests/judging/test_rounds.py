@@ -74,6 +74,8 @@ def test_what_no_model_can_be_made_of_is_refused():
     features, labels = pool()
     with pytest.raises(UserError, match="3 labels of 1 classes: rounds ask a model"):
         choose_next(features, [0, 0, 0], [0, 3, 6], 5)
+    with pytest.raises(UserError, match="label -1 is no class number"):
+        choose_next(features, [0, 1, -1], [0, 3, 6], 5)
     for method in ("activeft", "nonsense"):
         with pytest.raises(UserError, match=f"method '{method}' asks no model: use auto or one of wvoptimal"):
             choose_next(features, labels[:6], range(6), 5, method=method)

@@ -140,7 +140,7 @@ def test_what_does_not_fit_is_refused():
         fit_smoothed(pool, [1, 2], [0, 1, 2])
     with pytest.raises(UserError, match="0 labels for 0 ids"):
         fit_smoothed(pool, [], [])
-    with pytest.raises(UserError, match=r"labels -1..2 are outside 0..2"):
+    with pytest.raises(UserError, match="label -1 is no class number"):
         fit_smoothed(pool, [-1, 2], [0, 1])
     with pytest.raises(UserError, match=r"labels 1..5 are outside 0..4"):
         fit_smoothed(pool, [1, 5], [0, 1], classes=5)
@@ -148,6 +148,8 @@ def test_what_does_not_fit_is_refused():
         fit_smoothed(pool, [1, 2], [0, 220])
     with pytest.raises(UserError, match="k 0 and steps 2"):
         fit_smoothed(pool, [1, 2], [0, 1], k=0)
+    with pytest.raises(UserError, match=r"labels -1..2 are outside 0..2"):
+        fit_probe(pool[:2], torch.tensor([-1, 2]), 3, 1.0)
     with pytest.raises(UserError, match="at least one label"):
         fit_probe(pool[:0], labels[:0], 3, 1.0)
     with pytest.raises(UserError, match="c 0 must be above 0"):

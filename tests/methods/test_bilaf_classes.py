@@ -1,5 +1,6 @@
 """BiLAF's parts: kept counts, shares, the nearest cores and the distances within classes."""
 
+import functools
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from data_selection.common.distributed import World
 from data_selection.common.errors import UserError
 from data_selection.methods.bilaf import classes, selection
 from data_selection.methods.bilaf import cores as bilaf_cores
-from data_selection.methods.bilaf.classes import Distances
+from data_selection.methods.bilaf.classes import Distances, plan_batches
 from data_selection.methods.bilaf.cores import Coarse, CoreSearch, assign
 from data_selection.methods.bilaf.selection import select_bilaf
 from data_selection.methods.bilaf.steps import allocate, kept_count
@@ -52,7 +53,12 @@ def test_assignment_far_from_the_origin_is_exact():
     x[200:] = x[:200]
     cores = list(range(0, 60, 3))
     own, rival = assign(
-        torch.from_numpy(x), torch.tensor(cores), PRESETS["released"], World(0, 1, torch.device("cpu")), 1 << 20
+        torch.from_numpy(x),
+        torch.arange(400),
+        torch.tensor(cores),
+        PRESETS["released"],
+        World(0, 1, torch.device("cpu")),
+        1 << 20,
     )
     dist = np.stack([np.square(x - x[core]).sum(1) for core in cores], axis=1)
     order = dist.argsort(1, kind="stable")
@@ -69,7 +75,9 @@ def test_assignment_in_a_narrow_cone_is_exact(coarse, monkeypatch):
     x = torch.from_numpy(rng.normal(size=16) + 1e-5 * rng.normal(size=(3000, 16)))
     unit = x / x.norm(dim=1, keepdim=True)
     unit -= unit.mean(0)
-    own, _ = assign(x, torch.arange(600), PRESETS["paper"], World(0, 1, torch.device("cpu")), 1 << 25)
+    own, _ = assign(
+        x, torch.arange(3000), torch.arange(600), PRESETS["paper"], World(0, 1, torch.device("cpu")), 1 << 25
+    )
     square = torch.cat([(part[:, None] - unit[:600]).square().sum(2) for part in unit.split(500)])
     assert own.equal(square.argmin(1))
 
@@ -80,7 +88,9 @@ def test_rivals_are_the_nearest_other_cores(rivals):
     x = rng.normal(size=(500, 5))
     x[40:50] = x[30]  # cores among them: twins
     cores = torch.arange(0, 60, 3)
-    own, rival = assign(x, cores, PRESETS["released"], World(0, 1, torch.device("cpu")), 1 << 20, rivals=rivals)
+    own, rival = assign(
+        x, torch.arange(500), cores, PRESETS["released"], World(0, 1, torch.device("cpu")), 1 << 20, rivals=rivals
+    )
     dist = np.stack([np.square(x - x[core]).sum(1) for core in cores], axis=1).round(12)
     for i, near in enumerate(dist.argsort(1, kind="stable")):
         mine = i // 3 if i % 3 == 0 and i < 60 else near[0]
@@ -167,6 +177,28 @@ def test_small_classes_run_on_one_thread(before, monkeypatch):
         assert torch.get_num_threads() == before
     finally:
         torch.set_num_threads(ours)
+
+
+def test_a_class_with_many_rivals_needs_room_for_them():
+    """600 of 1,000 images near one of 400 cores, of which half are chosen: 600 x 299 rivals, in 8 tables."""
+    rows = torch.randn(1000, 8, generator=torch.Generator().manual_seed(0))
+    rows[:600] = rows[0] + 0.01 * rows[:600]
+    ask = functools.partial(select_bilaf, rows, 700, cores=[0, *range(601, 1000)])
+    with pytest.raises(
+        UserError, match=r"for a class of 60\d images, which needs 0\.0\d+ GB: raise it, or use more cores"
+    ):
+        ask(config=BiLAFConfig(max_memory=0.01))
+    assert len(ask(config=BiLAFConfig(max_memory=0.01, opponent="nearest"))) == 700
+
+
+def test_batches_hold_their_rivals():
+    sizes, wanted = torch.full((40,), 100), torch.ones(40, dtype=torch.bool)
+    few = plan_batches(sizes, torch.ones(40, dtype=torch.int64), wanted, 8, 1 << 23, torch.device("cpu"))
+    many = plan_batches(sizes, torch.full((40,), 300), wanted, 8, 1 << 23, torch.device("cpu"))
+    assert [len(batch) for batch in few] == [10] * 4  # 8 x 100 x (100 + 16 + 8) bytes each, of an eighth of 8 MiB
+    assert [len(batch) for batch in many] == [1] * 40
+    mixed = plan_batches(sizes, torch.tensor([1, 300] * 20), wanted, 8, 1 << 23, torch.device("cpu"))
+    assert max(map(len, mixed)) == 1  # as wide as the one with the most
 
 
 def peak_of_bilaf(connection, max_memory):

@@ -21,6 +21,7 @@ from data_selection.methods.probcover import select_probcover
 from data_selection.methods.stratified import select_stratified
 from data_selection.methods.typiclust import select_typiclust
 from data_selection.methods.zcore import scores, select_zcore, triangular
+from data_selection.nearest import pool_reader
 from tests.support import oracles_clusters as oracles
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -221,11 +222,15 @@ def test_products_on_the_grid_are_exact():
 
 
 def test_a_pool_beyond_memory_is_refused_with_what_it_needs(monkeypatch):
-    monkeypatch.setattr(clusters, "available_memory", lambda: 5000)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    monkeypatch.setattr(pool_reader, "available_memory", lambda: 5000)
     with pytest.raises(UserError, match=r"90 images in memory and needs 5\.54e-06 GB, but 5e-06 GB are free"):
         select_typiclust(pool(), 3)
-    monkeypatch.setattr(clusters, "available_memory", lambda: 6000)
+    monkeypatch.setattr(pool_reader, "available_memory", lambda: 6000)
     assert resident_rows(pool(), torch.arange(90), torch.device("cpu"), "it").shape == (90, 7)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")  # each of which keeps a copy
+    with pytest.raises(UserError, match=r"needs 5\.54e-06 GB, but 1\.5e-06 GB are free"):
+        select_typiclust(pool(), 3)
 
 
 @pytest.mark.parametrize(

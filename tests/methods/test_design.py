@@ -53,6 +53,10 @@ def probabilities():
     return (2 * torch.randn(COUNT, 4, generator=torch.Generator().manual_seed(1))).softmax(1)
 
 
+def smooth_rows(rows, kept=range(COUNT), steps=2):
+    return smoothed_rows(rows, torch.tensor(kept), steps, torch.device("cpu"), None)
+
+
 def in_pool(places):
     return [KEPT[place] for place in places]
 
@@ -122,16 +126,16 @@ def test_random_features_give_the_kernel_back(rows):
 def embedded(rows):
     """(n, F) of the kept rows and the smoothed ones, float64, with all of them as landmarks."""
     units = normalise(rows)[KEPT]
-    x = centred(rows, rows)
-    averaged = torch.from_numpy(unit(smoothed(x, 10, 2)[-1])).float()[KEPT]
+    x = centred(rows[KEPT], rows[KEPT])
+    averaged = torch.from_numpy(unit(smoothed(x, 10, 2)[-1])).float()
     parts = [RandomFeatures.fit(some, PARTS)(some) for some in (units, averaged)]
     return torch.cat(parts, 1).double() / 2**0.5
 
 
 def test_smoothed_rows_are_the_probes(rows):
     wanted = unit(smoothed(centred(rows, rows), 10, 2)[-1])
-    np.testing.assert_allclose(smoothed_rows(rows, None, torch.device("cpu"), None), wanted, atol=1e-5)
-    assert smoothed_rows(rows, 0, torch.device("cpu"), None) is None
+    np.testing.assert_allclose(smooth_rows(rows, steps=None), wanted, atol=1e-5)
+    assert smooth_rows(rows, steps=0) is None
 
 
 def test_voptimal_design_leaves_the_least_variance(rows):
@@ -150,7 +154,7 @@ def test_a_weighted_design_asks_where_the_model_doubts(rows, probabilities):
     weights = (1 - probabilities.double().square().sum(1)).clamp(min=0.001)[KEPT]
     known = [KEPT.index(i) for i in LABELLED]
     assert chosen == in_pool(oracle.voptimal(embedded(rows), weights, 6, known, 0.1))
-    known_rows = smoothed_rows(rows, 2, torch.device("cpu"), None)
+    known_rows = smooth_rows(rows, KEPT)
     assert select_weighted_voptimal(rows, 6, config=config, smoothed=known_rows, **asked).tolist() == chosen
     assert (
         select_weighted_voptimal(rows, 6, config=WeightedConfig(components=PARTS, steps=0), **asked).tolist() != chosen
@@ -181,7 +185,7 @@ def test_margin_takes_the_closest_two(rows, probabilities):
 def test_margin_over_clusters_takes_the_closest_of_each(rows, probabilities):
     margin = plain_margins(probabilities)
     doubtful = sorted((i for i in KEPT if i not in LABELLED), key=margin.__getitem__)[:40]
-    z = smoothed_rows(rows, 2, torch.device("cpu"), None)
+    z = smooth_rows(rows, KEPT)
     clusters = MiniBatchKMeans(n_clusters=8, n_init=1, random_state=2).fit_predict(z[doubtful].numpy())
     wanted = [next(i for i, c in zip(doubtful, clusters, strict=True) if c == one) for one in sorted(set(clusters))]
     config = MarginClustersConfig(pool=5)
@@ -242,10 +246,10 @@ def test_without_smoothing_clusters_are_of_the_rows_themselves(rows, probabiliti
 
 def test_large_pools_are_smoothed_where_it_is_asked_for_alone(rows, monkeypatch):
     monkeypatch.setattr(smoothing, "LARGE", COUNT - 1)
-    assert smoothed_rows(rows, None, torch.device("cpu"), None) is None
-    assert smoothed_rows(rows, 2, torch.device("cpu"), None).shape == rows.shape
+    assert smooth_rows(rows, steps=None) is None
+    assert smooth_rows(rows).shape == rows.shape
     monkeypatch.setattr(smoothing, "LARGE", COUNT)
-    assert smoothed_rows(rows, None, torch.device("cpu"), None).shape == rows.shape
+    assert smooth_rows(rows, steps=None).shape == rows.shape
 
 
 def test_half_is_both_in_turn(rows, probabilities):

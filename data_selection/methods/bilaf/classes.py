@@ -19,6 +19,7 @@ GRID_BITS = 32  # squared distances are whole numbers of 2^-32 of the class radi
 CACHE_BYTES = 32 << 20  # a CPU works faster on batches that stay in its cache
 SUM_BYTES = 4 << 20  # the same for roots of distances that are held
 COPIES = 2  # of a class's float64 coordinates at a time
+RIVAL_TABLES = 8  # of 8 bytes for each member and rival core: 6, and blocks of distances beside them, a quarter of all
 HALF_ROWS = 256  # rows of one product of the symmetric table
 PART_ROWS = 1024  # rows whose squares are added up together
 
@@ -204,34 +205,42 @@ def group_classes(own: torch.Tensor, cores: int) -> tuple[torch.Tensor, torch.Te
     return order[int((own < 0).sum()) :], torch.bincount(own[own >= 0], minlength=cores)
 
 
-def check_room(largest: int, dimensions: int, max_memory: float) -> None:
-    """Raise UserError where max_memory, in GB, does not hold the coordinates of a class of `largest` members."""
-    needed = COPIES * 8 * largest * dimensions / 1e9
-    if needed > max_memory:
+def check_room(sizes: torch.Tensor, rivals: torch.Tensor, dimensions: int, max_memory: float) -> None:
+    """Raise UserError where max_memory, in GB, does not hold a class's coordinates and its tables of rivals.
+
+    sizes: (K,) members. rivals: (K,) other cores that each may border on.
+    """
+    needed = 8e-9 * sizes * torch.clamp(dimensions + RIVAL_TABLES * rivals, min=COPIES * dimensions)
+    if needed.max() > max_memory:
+        worst = int(needed.argmax())
         raise UserError(
-            f"max_memory {max_memory} GB is too little for a class of {largest} images, which needs {needed:.3g} GB: "
-            "raise it, or use more cores"
+            f"max_memory {max_memory} GB is too little for a class of {int(sizes[worst])} images, which needs "
+            f"{float(needed[worst]):.3g} GB: raise it, or use more cores"
         )
 
 
 def plan_batches(
-    sizes: torch.Tensor, wanted: torch.Tensor, dimensions: int, max_bytes: int, device: torch.device
+    sizes: torch.Tensor,
+    rivals: torch.Tensor,
+    wanted: torch.Tensor,
+    dimensions: int,
+    max_bytes: int,
+    device: torch.device,
 ) -> list[list[int]]:
     """Class numbers in lists, classes of like size together, so that a batch's padded arrays keep within max_bytes.
 
-    sizes: (K,). wanted: (K,) bool, classes that need work. The ranks share it: max_bytes must be the same on all.
+    sizes: (K,). rivals: (K,) other cores that each member may border on. wanted: (K,) bool, classes that need work. The
+    ranks share it: max_bytes must be the same on all.
     """
     limit = max_bytes // 4 if device.type == "cuda" else min(CACHE_BYTES, max_bytes // 8)
     batches: list[list[int]] = []
-    space = 0
+    size = most = 0
     for label in sorted(wanted.nonzero()[:, 0].tolist(), key=lambda label: -int(sizes[label])):
-        size = int(sizes[label])
-        if space < 1 or not batches:
-            largest = 8 * (size * size + 2 * size * dimensions)
-            space = max(1, int(limit // largest))
+        most = max(most, int(rivals[label]))
+        if not batches or 8 * (len(batches[-1]) + 1) * size * (size + 2 * dimensions + RIVAL_TABLES * most) > limit:
+            size, most = int(sizes[label]), int(rivals[label])
             batches.append([])
         batches[-1].append(label)
-        space -= 1
     return batches
 
 

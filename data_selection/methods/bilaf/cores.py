@@ -23,7 +23,7 @@ from data_selection.nearest.narrow import (
     pair_dots,
     pairs_above,
 )
-from data_selection.nearest.similarity import CHUNK_ROWS, normalise, product_error, read_rows, row_blocks
+from data_selection.nearest.similarity import CHUNK_ROWS, normalise, product_error, row_blocks, take_rows
 
 NO_RIVAL = 1e9 + 7  # the distance to "the other cores" where there is one core only, as in the released program
 FEW_CORES = 512  # so many are compared with every member in float64 faster than sorted out before
@@ -129,6 +129,7 @@ class Coarse:
 
 def assign(
     features: Features,
+    kept: torch.Tensor,
     cores: torch.Tensor,
     config: BiLAFConfig,
     world: World,
@@ -136,32 +137,34 @@ def assign(
     progress: OpenBar | None = None,
     rivals: int = 1,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Pseudo-class of every sample: the nearest core, and the `rivals` nearest of the others.
+    """Pseudo-class of every sample that is kept: the nearest core, and the `rivals` nearest of the others.
 
-    features: (N, D). cores: (K,) pool indices. max_bytes: alike on all ranks.
-    Returns own (N,) int64 and rival (N, T) int32 on the CPU, core numbers
+    features: (N, D). kept: (n,) pool indices, ascending; cores: (K,), some of them. max_bytes: alike on all ranks.
+    Returns own (N,) int64, -1 where a sample is not kept, and rival (N, T) int32 on the CPU, core numbers
     0..K-1, T = rivals or K - 1 where that is less. Equal distances go to the lowest; a core is always in its own class;
     with one core the rival is that core; of more rivals than one only the set is exact, not the order.
     Source: c(x) = argmin_j D(f_x, f_cj), section 3.3. Cost: N x K x D, in blocks; memory: one block and N x T.
     """
-    n, k, device = len(features), len(cores), world.device
+    n, k, device = len(kept), len(cores), world.device
     search = CoreSearch(features, cores, config, device)
     count = min(rivals + 1, k)
-    near = torch.zeros(n, count, dtype=torch.int32, device=device)
+    near = torch.zeros(len(features), count, dtype=torch.int32, device=device)
     limit = max(2 * BLOCK_BYTES, 8 * CHUNK_ROWS * (k + features.shape[1])) if device.type == "cpu" else 64 << 20
     blocks = row_blocks(n, k + features.shape[1], min(max_bytes // 8, limit))[world.rank :: world.size]
     with open_bar(progress, n, "BiLAF assign", "row") as bar:
         for start, stop in blocks:
-            rows = read_rows(features, start, stop, device)  # (B, D)
+            ids = kept[start:stop]
+            rows = take_rows(features, ids, device)  # (B, D)
             rows = normalise(rows) if config.normalised else rows
 
-            def exact(part: torch.Tensor, start: int = start) -> torch.Tensor:
-                return rows_at(features, part.cpu() + start, device, config.normalised)
+            def exact(part: torch.Tensor, ids: torch.Tensor = ids) -> torch.Tensor:
+                return rows_at(features, ids[part.cpu()], device, config.normalised)
 
-            near[start:stop] = search.nearest(rows, count, exact)
+            near[ids.to(device)] = search.nearest(rows, count, exact).int()
             bar.update((stop - start) * world.size)
     near = world.sum_(near).cpu()
-    own = near[:, 0].long()
+    own = torch.full((len(features),), -1)
+    own[kept] = near[kept, 0].long()
     own[cores] = torch.arange(k)
     return own, others(near, own)
 
@@ -178,6 +181,15 @@ def others(near: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
     return near[~drop].reshape(len(near), -1)
 
 
+def rival_number(count: torch.Tensor, cores: int, config: BiLAFConfig) -> torch.Tensor:
+    """(K,) how many of the other cores a class's members may border on, of the samples wanted (K,) of each class.
+
+    1 for the `nearest` opponent. For `all`, count - 1: by then at least one of the nearest was never penalised, and no
+    farther core can score lower than it, so that the minimum over them is the minimum over all.
+    """
+    return torch.ones_like(count) if config.opponent == "nearest" else (count - 1).clamp(1, max(1, cores - 1))
+
+
 def find_rivals(
     batch: Batch,
     local: torch.Tensor,
@@ -190,16 +202,14 @@ def find_rivals(
     """The other cores that each kept member may border on: (ids, distance in the batch's unit), each (G, n, T).
 
     local: (G, n) kept members. search: the CoreSearch of these cores. rival: (N, R) the nearest other cores as assign
-    gives them. count: (G,) samples wanted. T = 1 for the `nearest` opponent. For `all`, T = max(count) - 1: by then at
-    least one of the T nearest was never penalised, and no farther core can score lower than it, so the minimum over T
-    is the minimum over all. Nearest first, equal ones by number.
+    gives them. count: (G,) samples wanted. T: the largest rival_number. Nearest first, equal ones by number.
     """
     device, k = local.device, len(search.centre)
     ids = batch.ids.to(device).gather(1, local)  # (G, n)
     if k == 1:
         return torch.zeros_like(ids)[:, :, None], (NO_RIVAL * batch.unit).expand(*ids.shape, 1)
     labels = batch.labels.to(device)
-    most = 1 if config.opponent == "nearest" else max(1, min(k - 1, int(count.max()) - 1))
+    most = int(rival_number(count, k, config).max())
     own, unit = (each.repeat_interleave(ids.shape[1]) for each in (labels, batch.unit[:, 0, 0]))  # (G n,)
     table, place = batch.pairs.x.flatten(0, 1), batch.pairs.flat(local)
 

@@ -20,7 +20,7 @@ from data_selection.methods.bilaf.classes import (
     rows_at,
     threads_for,
 )
-from data_selection.methods.bilaf.cores import FEW_CORES, CoreSearch, assign, find_rivals
+from data_selection.methods.bilaf.cores import FEW_CORES, CoreSearch, assign, find_rivals, rival_number
 from data_selection.methods.bilaf.steps import allocate, denoise, kept_count, pick
 from data_selection.methods.configs import BiLAFConfig
 from data_selection.nearest.narrow import Scratch
@@ -83,9 +83,11 @@ def select_bilaf(
         )
 
     few = config.opponent == "nearest" or len(cores) <= FEW_CORES
-    rivals = 1 if few else max(1, 2 * budget // len(cores))  # what most classes will need
-    own, rival = assign(features, cores, config, world, max_bytes, progress, rivals)
-    own[excluded] = -1
+    room = max_bytes // (40 * len(features))  # a quarter for tables of 4 bytes a rival, two of them and a mask
+    rivals = 1 if few else max(1, min(2 * budget // len(cores), room))  # what most classes will need
+    free = torch.ones(len(features), dtype=torch.bool)
+    free[excluded] = False
+    own, rival = assign(features, free.nonzero()[:, 0], cores, config, world, max_bytes, progress, rivals)
     members, sizes = group_classes(own, len(cores))
     annotated[cores] = False  # from here on: annotated besides the cores
     annotated[excluded] = False
@@ -173,11 +175,12 @@ def _pick_all(
     """(N,) int64: 0, or the place 1, 2, ... at which a sample was chosen in its class. Ranks share the batches."""
     cores, members, sizes, kept, rival, annotated = classes
     count, device = stages[-1], world.device
+    most = rival_number(count, len(cores), config)
     search = CoreSearch(features, cores, config, device)
     turn, memory = torch.zeros(len(features), dtype=torch.int64, device=device), Scratch(torch.float64, device)
     if config.max_memory is not None and (count > 1).any():  # else all is tried with what is there
-        check_room(int(sizes[count > 1].max()), features.shape[1], config.max_memory)
-    batches = plan_batches(sizes, count > 1, features.shape[1], max_bytes, device)
+        check_room(sizes[count > 1], most[count > 1], features.shape[1], config.max_memory)
+    batches = plan_batches(sizes, most, count > 1, features.shape[1], max_bytes, device)
     with open_bar(progress, int((count > 1).sum()), "BiLAF classes", "class") as bar:
         for labels in batches[world.rank :: world.size]:
             with threads_for(int(sizes[labels].max())):

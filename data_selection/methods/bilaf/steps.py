@@ -220,7 +220,7 @@ def pick(
     """
     device, (groups, n) = sizes.device, pairs.shape
     rival, distance = rivals
-    factor = torch.ones_like(distance)
+    factor, largest, table = torch.ones_like(distance), torch.empty_like(distance), torch.empty_like(distance)
     local, base = torch.arange(n, dtype=torch.float64, device=device), key_base(n)
     real = local < sizes[:, None]
     alive, free = real.clone(), real.clone()  # candidates; members that are not chosen yet
@@ -244,8 +244,9 @@ def pick(
             intra = intra - pairs.sums(leaving, leaves)
         if turn == 1 or config.intra == "remaining":
             mean = on_grid(intra / spread[turn - 1, :, None])[:, :, None]
-            largest = torch.maximum(distance, mean).clamp_(min=TINY)
-        score, border = (factor * distance).sub_(mean).div_(largest).min(dim=2)  # (G, n); low: close to the border
+            torch.maximum(distance, mean, out=largest).clamp_(min=TINY)
+        torch.mul(factor, distance, out=table).sub_(mean).div_(largest)
+        score, border = table.min(dim=2)  # (G, n); low: close to the border
         open_ = alive & free
         open_ = torch.where(open_.any(1, keepdim=True), open_, free)
         score = torch.where(open_, score, torch.inf)
@@ -255,5 +256,5 @@ def pick(
         chosen[:, turn] = best[:, 0]
         free.scatter_(1, best, False)
         met = rival.flatten(1).gather(1, best * rival.shape[2] + border.gather(1, best))
-        factor = torch.where(rival == met[:, :, None], factor * config.penalty, factor)
+        torch.where(rival == met[:, :, None], torch.mul(factor, config.penalty, out=table), factor, out=factor)
     return torch.where(torch.arange(chosen.shape[1], device=device) < count[:, None], chosen, -1)

@@ -101,7 +101,8 @@ def select_margin_clusters(
     margin = margins(check_probabilities(probabilities, len(features)))[candidates]
     doubtful = candidates[margin.argsort(stable=True)[: config.pool * budget]]
     if smoothed is None:
-        smoothed = smoothed_rows(features, config.steps, pool_device(features, device), progress)
+        kept = torch.cat([labelled, candidates]).sort().values
+        smoothed = smoothed_rows(features, kept, config.steps, pool_device(features, device), progress)
     if smoothed is None:
         order = doubtful.argsort()
         pool = UnitPool(features, doubtful[order], torch.device("cpu"), float("inf"))
@@ -216,9 +217,10 @@ def select_half(
 
     config.share of the budget, rounded up, is chosen by the first. smoothed: (N, D), where known already.
     """
-    labelled, _ = check_request(features, budget, labelled, excluded)
+    labelled, candidates = check_request(features, budget, labelled, excluded)
     if smoothed is None:
-        smoothed = smoothed_rows(features, config.steps, pool_device(features, device), progress)
+        kept = torch.cat([labelled, candidates]).sort().values
+        smoothed = smoothed_rows(features, kept, config.steps, pool_device(features, device), progress)
     first = min(budget, int(np.ceil(config.share * budget)))
     chosen = torch.empty(0, dtype=torch.int64)
     if first:

@@ -73,7 +73,7 @@ def embedding(
     landmarks = draw(config.landmarks, pool.count, torch.Generator().manual_seed(seed))
     plain = RandomFeatures.fit(pool.take(landmarks), config.components)
     if smoothed is None:
-        smoothed = smoothed_rows(features, config.steps, pool.device, progress)
+        smoothed = smoothed_rows(features, kept, config.steps, pool.device, progress)
     if smoothed is None:
         return lambda places: plain(pool.take(places))
     table = smoothed
