@@ -2,15 +2,11 @@
 
 import json
 import re
-import types
 
-import numpy as np
 import pytest
 import torch
 
 from data_selection.common.distributed import World
-from data_selection.images.pools import Pool
-from data_selection.judging.calibration import temperature
 from deit import choosing, crossval, timing
 from deit.choosing import ORDER, TRAINED, best_of, decide, length, modes_that_fit
 from deit.crossval import answers, one_part
@@ -285,22 +281,3 @@ def test_the_report_says_which_model_was_asked(tmp_path, finetuned, words):
     result = {"mode": "self-train", "verdict": {"kept": "finetuned", "finetuned": finetuned}}
     said = judge(tmp_path, result, ["a"], ["x"], torch.zeros(1, 1), torch.zeros(1), None)
     assert said.by.startswith(f"by the finetuned {words}")
-
-
-@pytest.mark.parametrize("kept", ["probe", "finetuned"])
-def test_the_temperature_is_that_of_the_model_that_is_kept(kept):
-    draw, pool = (
-        torch.Generator().manual_seed(0),
-        Pool(arrays=np.zeros((40, 2, 2), np.uint8), labels=[0, 1] * 20, classes=2),
-    )
-    sure, doubtful = (
-        (torch.randn(40, 2, generator=draw) + scale * torch.eye(2)[torch.tensor(pool.labels)]).softmax(1)
-        for scale in (3, 0.5)
-    )
-    ids = [*range(1, 40, 2), *range(0, 40, 2)]  # in the order of the parts
-    flags = types.SimpleNamespace(folds=2, seed=0)
-    job = types.SimpleNamespace(ids=ids, held=[], train_pool=pool, args=flags)
-    found = crossval.temperature_of({"kept": kept}, crossval.Asked(ids, sure[ids], doubtful[ids]), job)
-    right = {"probe": sure, "finetuned": doubtful}[kept]
-    assert found == pytest.approx(temperature(right, torch.tensor(pool.labels)))
-    assert temperature(sure, torch.tensor(pool.labels)) != temperature(doubtful, torch.tensor(pool.labels))

@@ -1,4 +1,7 @@
-"""Cross-validation where nothing could be found out: no linear classifier for its probe, or no label to ask."""
+"""Cross-validation where nothing could be found out: no linear classifier for its probe, or no label to ask.
+
+And the temperature that it finds where something could.
+"""
 
 import json
 from types import SimpleNamespace
@@ -12,8 +15,9 @@ from torch.nn.functional import one_hot
 from data_selection.common.distributed import World
 from data_selection.common.errors import UserError
 from data_selection.images.pools import Pool, load_demo
+from data_selection.judging.calibration import temperature
 from deit.choosing import decide
-from deit.crossval import Asked, answerable, asked_ids, verdict_of
+from deit.crossval import Asked, answerable, asked_ids, temperature_of, verdict_of
 from deit.job import open_job
 from deit.main import main
 from deit.options import parse
@@ -116,3 +120,22 @@ def test_auto_counts_only_labels_that_a_part_could_learn(images, singles, tmp_pa
     decide(job, "none", None)
     assert job.args.mode == "linear"
     assert job.settings["auto"].startswith("right of 4 labels that were left out: linear 4, lp-ft 4")
+
+
+@pytest.mark.parametrize("kept", ["probe", "finetuned"])
+def test_the_temperature_is_that_of_the_model_that_is_kept(kept):
+    draw, pool = (
+        torch.Generator().manual_seed(0),
+        Pool(arrays=np.zeros((40, 2, 2), np.uint8), labels=[0, 1] * 20, classes=2),
+    )
+    sure, doubtful = (
+        (torch.randn(40, 2, generator=draw) + scale * torch.eye(2)[torch.tensor(pool.labels)]).softmax(1)
+        for scale in (3, 0.5)
+    )
+    ids = [*range(1, 40, 2), *range(0, 40, 2)]  # in the order of the parts
+    flags = SimpleNamespace(folds=2, seed=0)
+    job = SimpleNamespace(ids=ids, held=[], train_pool=pool, args=flags)
+    found = temperature_of({"kept": kept}, Asked(ids, sure[ids], doubtful[ids]), job)
+    right = {"probe": sure, "finetuned": doubtful}[kept]
+    assert found == pytest.approx(temperature(right, torch.tensor(pool.labels)))
+    assert temperature(sure, torch.tensor(pool.labels)) != temperature(doubtful, torch.tensor(pool.labels))
