@@ -5,14 +5,15 @@ from dataclasses import dataclass
 from data_selection.methods.configs import check_ranges
 
 CUT = 5  # candidates for one to choose, at least
+SERVED = 3  # clients for one label, at least: where each label has its own client, a random choice covers as well
 
 
 @dataclass(frozen=True)
 class FacilityConfig:
     """scales: Gaussian kernels added up, the widest and those of half, a quarter, ... of its width.
 
-    width: of the widest, in units of the pool's median distance. clients: random pool rows that are to be covered.
-    candidates: random rows to choose among, at least 5 times the budget.
+    width: of the widest, in units of the pool's median distance. clients: random pool rows that are to be covered, at
+    least 3 times the labels. candidates: random rows to choose among, at least 5 times the budget.
     """
 
     scales: int = 3
@@ -104,8 +105,9 @@ class MarginClustersConfig:
 
 @dataclass(frozen=True)
 class UncertaintyHerdingConfig:
-    """clients: random pool rows to cover. candidates: random rows to choose among, at least 5 times the budget.
+    """clients: random pool rows to cover, at least 3 times the labels.
 
+    candidates: random rows to choose among, at least 5 times the budget.
     least: the narrowest kernel, a distance between unit rows; else it is the smallest one between labelled rows.
     """
 

@@ -81,7 +81,7 @@ def test_gains_of_many_candidates_are_put_off(rows, monkeypatch):
     monkeypatch.setattr(Cover, "gains", lambda self, some: seen.append(len(some)) or real(self, some))
     plan = Cover(pool, torch.arange(COUNT), units, weights, Kernel((0.5,)), torch.empty(0, dtype=torch.int64))
     wanted = oracle.facility(oracle.gaussians(units, units, [0.5]), weights, 20)
-    assert plan.choose(20, None).tolist() == wanted
+    assert plan.choose(20, bool).tolist() == wanted
     assert sum(seen) < 20 * COUNT / 2
 
 
