@@ -40,8 +40,9 @@ class DesignConfig:
     """noise: lambda, variance of a label's noise, that of a prediction without labels being 1.
 
     landmarks: random rows of the Nystroem features. components: of these features kept, for the rows and for the
-    smoothed rows. steps: of smoothing over the graph of 10 neighbours, 0: none, None: 2 in pools of up to 200,000 rows
-    and 0 above, where the graph would take hours. candidates: random rows to choose among, at least 5 times the budget.
+    smoothed rows. steps: of smoothing over the graph of 10 neighbours, 0: none, None: 2, but 0 in pools above 200,000
+    rows, where the graph would take hours, unless a model of the labels needs it anyhow. candidates: random rows to
+    choose among, at least 5 times the budget.
     """
 
     noise: float = 0.1
@@ -92,8 +93,8 @@ class MarginConfig:
 class MarginClustersConfig:
     """pool: rows clustered, in units of the budget.
 
-    steps: of smoothing over the graph of 10 neighbours, 0: none, None: 2 in pools of up to 200,000 rows and 0 above,
-    where the graph would take hours.
+    steps: of smoothing over the graph of 10 neighbours, 0: none, None: 2, but 0 in pools above 200,000 rows, where the
+    graph would take hours, unless a model of the labels needs it anyhow.
     """
 
     pool: int = 10
