@@ -174,9 +174,9 @@ def test_herding_looks_at_a_sample_of_large_pools():
     assert herding.mean_kernel(rows, rows, 0.5).argmax() != mean.argmax()
 
 
-@pytest.mark.parametrize("dimensions", [1, 2, 3])
-def test_zcore_is_the_textbook(rows, dimensions, monkeypatch):
-    config, seen = ZCoreConfig(draws=40, dimensions=dimensions, exponent=3.0), []
+@pytest.mark.parametrize(("dimensions", "exponent"), [(1, 3.0), (2, 3.0), (3, 3.0), (2, 0.0)])
+def test_zcore_is_the_textbook(rows, dimensions, exponent, monkeypatch):
+    config, seen = ZCoreConfig(draws=40, dimensions=dimensions, exponent=exponent), []
     real = zcore.distance
 
     def noted(columns, axes, points):
@@ -191,13 +191,20 @@ def test_zcore_is_the_textbook(rows, dimensions, monkeypatch):
     draws = [pair for axes, points in seen[::2] for pair in zip(axes, points, strict=True)]
     assert len(draws) == 40
     start = np.random.default_rng(4).random(90)
-    assert found.numpy() == pytest.approx(oracles.zcore(units, draws, start, 3.0), abs=1e-4)
+    assert found.numpy() == pytest.approx(oracles.zcore(units, draws, start, exponent), abs=1e-4)
     best = found.argsort(descending=True, stable=True)
     monkeypatch.undo()
     monkeypatch.setattr(zcore, "AT_ONCE", 90 * 7)
     assert select_zcore(rows, 30, config=config, seed=4).tolist() == best[:30].tolist()
     some = select_zcore(rows, 87, config=config, seed=4, labelled=LABELLED).tolist()
     assert some == [i for i in best.tolist() if i not in LABELLED]
+
+
+@pytest.mark.parametrize("exponent", [4.0, 6.0])
+def test_what_a_draw_gives_it_takes_from_others_even_among_many_copies(exponent):
+    columns = torch.nn.functional.normalize(pool()[[0] * 900 + [*range(90)]], dim=1).T.contiguous()
+    found = scores(columns, ZCoreConfig(draws=200, exponent=exponent), np.random.default_rng(4))
+    assert found.sum().item() == pytest.approx(np.random.default_rng(4).random(990).sum(), abs=1e-2)
 
 
 def test_the_triangular_draws_have_the_median_as_their_mode():
