@@ -31,7 +31,8 @@ def farthest_point(
     quarter of what is free.
     """
     device = pool_device(features, device)
-    pool = UnitPool(features, torch.cat([labelled, candidates]), device, max_bytes or working_memory(None, device))
+    max_bytes = working_memory(None, device) if max_bytes is None else max_bytes
+    pool = UnitPool(features, torch.cat([labelled, candidates]), device, max_bytes)
     distances = PointDistances(pool, distance)
     gap = distances.to_nearest(torch.arange(len(labelled)))  # to the nearest chosen sample
     gap[: len(labelled)] = -torch.inf
@@ -61,7 +62,8 @@ def plus_plus(
     Arguments and result as for farthest_point. Source: Arthur and Vassilvitskii 2007.
     """
     device = pool_device(features, device)
-    pool = UnitPool(features, torch.cat([labelled, candidates]), device, max_bytes or working_memory(None, device))
+    max_bytes = working_memory(None, device) if max_bytes is None else max_bytes
+    pool = UnitPool(features, torch.cat([labelled, candidates]), device, max_bytes)
     distances = PointDistances(pool, "euclidean")
     generator = random.Random(seed)
     gap = distances.to_nearest(torch.arange(len(labelled)))

@@ -67,7 +67,7 @@ def scores(
             if count > 1:
                 own = columns[axis, winner[:, None]]  # (b, dimensions)
                 gap = distance(columns, axis, own).clamp_(min=CLOSEST).scatter_(1, winner[:, None], torch.inf)
-                gap /= gap.amin(1, keepdim=True)  # the largest power is 1: sums of others pass float32's range
+                gap /= gap.amin(1, keepdim=True)  # powers of 1 at most: those of copies add up beyond float32 else
                 loss = gap.pow_(-2).pow_(config.exponent / 2).scatter_(1, winner[:, None], 0)  # fast
                 score -= loss.div_(loss.sum(1, keepdim=True)).sum(0)
             bar.update(some)
