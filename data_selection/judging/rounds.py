@@ -14,6 +14,7 @@ from data_selection.judging.correction import UNEVEN, unevenness
 from data_selection.judging.smoothed import Smoothing, at_temperature, fit_smoothed, smoothing_of
 from data_selection.methods.configs import Config
 from data_selection.methods.table import METHODS
+from data_selection.nearest.graph import smooth
 from data_selection.nearest.neighbour_files import Neighbours
 from data_selection.nearest.pool_reader import pool_device
 
@@ -67,8 +68,9 @@ def choose_next(
     excluded: images that must not be chosen. The model is the smoothed probe (C = 30), calibrated on the labels; it and
     its graph are of the whole pool, as training's are, so that excluded rows must be finite and do shape it. base: the
     pool's Smoothing, where it was made for other rounds, in place of graph and world. graph, world, classes,
-    progress: as for fit_smoothed; rank 0 chooses, and all ranks get the same. Raises UserError for labels of one class,
-    which no doubt can be told from.
+    progress: as for fit_smoothed; rank 0 chooses, and all ranks get the same. config.steps None: as many as the
+    model, 2, however large the pool, as its graph is there. Raises UserError for labels of one class, which no doubt
+    can be told from.
     """
     known, targets = check_labelled(ids, labels, len(features))
     if len(targets.unique()) < 2:
@@ -86,13 +88,21 @@ def choose_next(
         base = smoothing_of(features, spread=False, graph=graph, world=world, progress=progress)
     probe = fit_smoothed(base, targets, known, classes=classes, correct=False)
     said = at_temperature(probe.pool, probe.temperature)
-    more = {"smoothed": base.smoothed} if row.smoothed else {}
+    config = config or row.config()
+    more = {"smoothed": rows_of(base, getattr(config, "steps", None))} if row.smoothed else {}
     taken = torch.cat([known, check_ids(labelled, len(features), "labelled")]).unique()
 
     def choose() -> torch.Tensor:
         return row.select(
-            features, budget, config=config or row.config(), labelled=taken, excluded=excluded, seed=seed,
+            features, budget, config=config, labelled=taken, excluded=excluded, seed=seed,
             device=base.world.device, progress=progress, probabilities=said, **more,
         ).cpu()  # fmt: skip
 
     return Next(on_main(base.world, choose), name, said)
+
+
+def rows_of(base: Smoothing, steps: int | None) -> torch.Tensor | None:
+    """The pool's rows (N, D), smoothed `steps` times over its graph, None: as often as they are; None for 0."""
+    if steps is None or steps == len(base.levels):
+        return base.smoothed
+    return smooth(base.features, base.graph, steps)[0] if steps else None

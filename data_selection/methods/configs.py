@@ -10,6 +10,7 @@ DISTANCES = ("euclidean", "cosine", "product", "KLDiv")
 INITS, SCHEDULERS = ("random", "fps", "kmeans++"), ("none", "cosine")
 OBJECTIVES = ("released", "paper")
 SPEED = ("slice", "max_memory")  # fields that change speed and memory alone, which no file name tells
+LEAST_MEMORY = 0.01  # GB: with less, blocks are of few rows, and a choice takes a hundred times as long
 
 
 def check_ranges(config: object, **ranges: tuple[float, float | None]) -> None:
@@ -61,9 +62,9 @@ class ActiveFTConfig:
     drawn by random.Random(seed)), `fps` (farthest points) or `kmeans++`. distance: of `fps`; the objective is always
     cosine. scheduler: `none` or `cosine` (down to 1e-6). balance: weight of the repulsion. batch_size: pool rows per
     iteration, None for all. slice: rows per block of a product, None for automatic; never changes the result.
-    max_memory: working memory in GB (1e9 bytes), None for a quarter of what is free. threshold: stop once the loss
-    moved by less over 10 iterations, None or 0 never (the released programs ignore theirs). objective: `released`
-    (self term, others held fixed, weighted by population) or `paper` (equations 5-7).
+    max_memory: working memory in GB (1e9 bytes), 0.01 at least, None for a quarter of what is free. threshold: stop
+    once the loss moved by less over 10 iterations, None or 0 never (the released programs ignore theirs). objective:
+    `released` (self term, others held fixed, weighted by population) or `paper` (equations 5-7).
     """
 
     temperature: float = 0.07
@@ -80,10 +81,11 @@ class ActiveFTConfig:
     objective: str = "released"
 
     def __post_init__(self) -> None:
-        for name in ("temperature", "max_iter", "lr", "balance", "batch_size", "slice", "max_memory"):
+        for name in ("temperature", "max_iter", "lr", "balance", "batch_size", "slice"):
             value = getattr(self, name)
             if value is not None and not (value > 0 and math.isfinite(value)):
                 raise UserError(f"{name} {value} must be above 0 and finite")
+        check_ranges(self, max_memory=(LEAST_MEMORY, None))
         if self.temperature < 1e-4:  # float32 similarities are rounded to 6e-8: below this, rounding would decide
             raise UserError(f"temperature {self.temperature} is below 0.0001: choose a higher one")
         if self.threshold is not None and not self.threshold >= 0:
@@ -145,7 +147,7 @@ class BiLAFConfig:
     budget_rule: shares by largest `remainder`, or rounded down and the rest to the `smallest` share, one by one.
 
     nested: the list of a budget begins with the list of every smaller one.
-    max_memory: GB of working memory, None: a quarter of what is free; it never changes the result.
+    max_memory: GB of working memory, 0.01 at least, None: a quarter of what is free; it never changes the result.
 
     Raises UserError for a value outside its range.
     """
@@ -172,14 +174,10 @@ class BiLAFConfig:
         for name, allowed in CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise UserError(f"{name} {getattr(self, name)!r} is unknown: use {' or '.join(allowed)}")
-        ranges: dict[str, tuple[float, float | None]] = {
-            "core_number": (1, None), "density_number": (1, None), "ring_share": (0, 1), "remove_share": (0, 1),
-            "penalty": (1, None), "small_class": (0, None), "max_memory": (0.01, None),
-        }  # fmt: skip
-        for name, (low, high) in ranges.items():
-            value = getattr(self, name)
-            if value is not None and not (low <= value and (high is None or value <= high)):
-                raise UserError(f"{name} {value} is outside {low}..{'' if high is None else high}")
+        check_ranges(
+            self, core_number=(1, None), density_number=(1, None), ring_share=(0, 1), remove_share=(0, 1),
+            penalty=(1, None), small_class=(0, None), max_memory=(LEAST_MEMORY, None),
+        )  # fmt: skip
 
 
 _RELEASED = BiLAFConfig(

@@ -5,14 +5,15 @@ from dataclasses import dataclass
 from data_selection.methods.configs import check_ranges
 
 CUT = 5  # candidates for one to choose, at least
+SERVED = 3  # clients for one label, at least: where each label has its own client, a random choice covers as well
 
 
 @dataclass(frozen=True)
 class FacilityConfig:
     """scales: Gaussian kernels added up, the widest and those of half, a quarter, ... of its width.
 
-    width: of the widest, in units of the pool's median distance. clients: random pool rows that are to be covered.
-    candidates: random rows to choose among, at least 5 times the budget.
+    width: of the widest, in units of the pool's median distance. clients: random pool rows that are to be covered, at
+    least 3 times the labels. candidates: random rows to choose among, at least 5 times the budget.
     """
 
     scales: int = 3
@@ -39,8 +40,9 @@ class DesignConfig:
     """noise: lambda, variance of a label's noise, that of a prediction without labels being 1.
 
     landmarks: random rows of the Nystroem features. components: of these features kept, for the rows and for the
-    smoothed rows. steps: of smoothing over the graph of 10 neighbours, 0: none, None: 2 in pools of up to 200,000 rows
-    and 0 above, where the graph would take hours. candidates: random rows to choose among, at least 5 times the budget.
+    smoothed rows. steps: of smoothing over the graph of 10 neighbours, 0: none, None: 2, but 0 in pools above 200,000
+    rows, where the graph would take hours, unless a model of the labels needs it anyhow. candidates: random rows to
+    choose among, at least 5 times the budget.
     """
 
     noise: float = 0.1
@@ -91,8 +93,8 @@ class MarginConfig:
 class MarginClustersConfig:
     """pool: rows clustered, in units of the budget.
 
-    steps: of smoothing over the graph of 10 neighbours, 0: none, None: 2 in pools of up to 200,000 rows and 0 above,
-    where the graph would take hours.
+    steps: of smoothing over the graph of 10 neighbours, 0: none, None: 2, but 0 in pools above 200,000 rows, where the
+    graph would take hours, unless a model of the labels needs it anyhow.
     """
 
     pool: int = 10
@@ -104,8 +106,9 @@ class MarginClustersConfig:
 
 @dataclass(frozen=True)
 class UncertaintyHerdingConfig:
-    """clients: random pool rows to cover. candidates: random rows to choose among, at least 5 times the budget.
+    """clients: random pool rows to cover, at least 3 times the labels.
 
+    candidates: random rows to choose among, at least 5 times the budget.
     least: the narrowest kernel, a distance between unit rows; else it is the smallest one between labelled rows.
     """
 

@@ -38,12 +38,10 @@ def select_herding(
     sample = torch.randperm(len(rows), generator=generator)[: config.sample].sort().values
     mean = mean_kernel(rows, rows[sample.to(device)], config.sigma, progress)
     alpha = 1 - (budget + len(labelled)) ** -0.5 if config.alpha is None else config.alpha
-    near = torch.zeros(len(rows), dtype=torch.float64, device=device)  # sum of k with the chosen
     barred = torch.zeros(len(rows), dtype=torch.bool, device=device)
-    known = torch.searchsorted(kept, labelled)
-    for place in known.tolist():
-        near += kernel(rows @ rows[place], config.sigma)
-    barred[known.to(device)] = True
+    known = torch.searchsorted(kept, labelled).to(device)
+    near = sum_kernel(rows, rows[known], config.sigma)  # with the chosen
+    barred[known] = True
     chosen: list[torch.Tensor] = []  # read at the end: no pick waits for a GPU
     with open_bar(progress, budget, "herding", "image") as bar:
         for turn in range(budget):
@@ -67,10 +65,15 @@ def mean_kernel(
     rows: torch.Tensor, sample: torch.Tensor, sigma: float, progress: OpenBar | None = None
 ) -> torch.Tensor:
     """The mean of k(x, y) over the sample's rows y (m, D) for every row x (n, D): (n,) float64."""
+    return sum_kernel(rows, sample, sigma, progress) / len(sample)
+
+
+def sum_kernel(rows: torch.Tensor, sample: torch.Tensor, sigma: float, progress: OpenBar | None = None) -> torch.Tensor:
+    """The sum of k(x, y) over the sample's rows y (m, D) for every row x (n, D): (n,) float64."""
     total = torch.zeros(len(rows), dtype=torch.float64, device=rows.device)
     with open_bar(progress, len(sample), "mean kernel", "image") as bar:
         for some, part in tiles(len(sample), len(rows)):
             total[part] += kernel(sample[some] @ rows[part].T, sigma).sum(0)
             if part.stop == len(rows):
                 bar.update(some.stop - some.start)
-    return total / len(sample)
+    return total

@@ -30,20 +30,21 @@ def select_probcover(
 ) -> torch.Tensor:
     """Again and again the image whose ball holds most images that no ball holds; (budget,) int64, in order of choice.
 
-    Balls have the radius config.delta among unit features; labelled images have theirs already, and of equal images
-    the lowest index is taken. Source: Yehuda et al., NeurIPS 2022. Deviations: without a radius, it is the largest
-    that leaves config.purity of the balls of 2,048 random images within one cluster of k-means (the paper: of all
-    images, on a grid of radii, with as many clusters as classes); once every image is covered, the rest is drawn at
-    random; coordinates are rounded to 1/2048, so that no order of summation shows. No edge is stored: all products of
-    the pool are taken about one and a half times, whatever the budget.
+    Balls have the radius config.delta among unit features; labelled images have theirs already. Source: Yehuda et al.,
+    NeurIPS 2022. Deviations: without a radius, it is the largest that leaves config.purity of the balls of 2,048 random
+    images within one cluster of k-means (the paper: of all images, on a grid of radii, with as many clusters as
+    classes); of images whose balls hold equally many, which are most of them once few are left to cover, the first in a
+    random order is taken (released: in the pool's order, which gives the first classes of a pool that is sorted by
+    them), and so is the rest once every image is covered; coordinates are rounded to 1/2048, so that no order of
+    summation shows. No edge is stored: all products of the pool are taken about one and a half times, whatever the
+    budget.
     """
     labelled, candidates = check_request(features, budget, labelled, excluded)
     device = pool_device(features, device)
     kept = torch.cat([labelled, candidates]).sort().values
     rows = resident_rows(features, kept, device, "probcover")
-    generator = random.Random(seed)
     if config.delta is None:
-        asked = torch.tensor(sorted(generator.sample(range(len(rows)), min(ASKED, len(rows)))), device=device)
+        asked = torch.tensor(sorted(random.Random(seed).sample(range(len(rows)), min(ASKED, len(rows)))), device=device)
         _, cluster = fit_clusters(rows, min(config.clusters, len(rows)), config, seed, progress)
         balls = Balls(on_grid(rows), 0.0)
         balls.reach = pure_reach(balls, cluster.to(device), asked, config.purity)
@@ -54,6 +55,7 @@ def select_probcover(
     barred = torch.zeros(len(rows), dtype=torch.bool, device=device)
     bare = ~barred
     left = len(rows)  # how many are bare
+    turn = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).to(device)  # among equal images
     for place in torch.searchsorted(kept, labelled).tolist():
         left = balls.cover(place, int(gain[place]), bool(bare[place]), left, bare, gain)
         barred[place] = True
@@ -61,7 +63,8 @@ def select_probcover(
     with open_bar(progress, budget, "ProbCover", "image") as bar:
         while len(chosen) < budget:
             gain[barred] = -1
-            most, place = gain.max(0)
+            most = gain.max()
+            place = torch.where(gain == most, turn, len(rows)).argmin()
             itself = bare.index_select(0, place[None])[0]
             read = torch.stack([most.long(), place, itself.long()]).tolist()  # the one wait for a GPU
             count, best, own = map(int, read)
@@ -71,8 +74,8 @@ def select_probcover(
             barred[best] = True
             chosen.append(best)
             bar.update(1)
-    rest = (~barred).nonzero()[:, 0].tolist()
-    chosen += generator.sample(rest, budget - len(chosen))
+    rest = (~barred).nonzero()[:, 0]
+    chosen += rest[turn[rest].argsort()].tolist()[: budget - len(chosen)]
     return check_selection(kept[torch.tensor(chosen)], budget, len(features), labelled, excluded)
 
 

@@ -9,6 +9,7 @@ from data_selection.common.kinds import Device, Features
 from data_selection.common.progress import OpenBar, open_bar
 from data_selection.nearest.pool_reader import UnitPool, pool_device, working_memory
 
+AT_ONCE = 256  # labelled samples to which distances are one product
 WEIGHT_UNITS = 2.0**32  # of a squared distance, which is 4 at most: those of 500 million rows add up to an int64
 
 
@@ -30,11 +31,10 @@ def farthest_point(
     quarter of what is free.
     """
     device = pool_device(features, device)
-    pool = UnitPool(features, torch.cat([labelled, candidates]), device, max_bytes or working_memory(None, device))
+    max_bytes = working_memory(None, device) if max_bytes is None else max_bytes
+    pool = UnitPool(features, torch.cat([labelled, candidates]), device, max_bytes)
     distances = PointDistances(pool, distance)
-    gap = torch.full((pool.count,), torch.inf, device=pool.device)  # to the nearest chosen sample
-    for position in torch.arange(len(labelled), device=pool.device)[:, None]:
-        gap = torch.minimum(gap, distances.to(position))
+    gap = distances.to_nearest(torch.arange(len(labelled)))  # to the nearest chosen sample
     gap[: len(labelled)] = -torch.inf
     chosen: list[torch.Tensor] = []  # read at the end: no pick waits for a GPU
     first = len(labelled) + random.Random(seed).randrange(len(candidates))
@@ -62,12 +62,11 @@ def plus_plus(
     Arguments and result as for farthest_point. Source: Arthur and Vassilvitskii 2007.
     """
     device = pool_device(features, device)
-    pool = UnitPool(features, torch.cat([labelled, candidates]), device, max_bytes or working_memory(None, device))
+    max_bytes = working_memory(None, device) if max_bytes is None else max_bytes
+    pool = UnitPool(features, torch.cat([labelled, candidates]), device, max_bytes)
     distances = PointDistances(pool, "euclidean")
     generator = random.Random(seed)
-    gap = torch.full((pool.count,), torch.inf, device=pool.device)
-    for position in torch.arange(len(labelled), device=pool.device)[:, None]:
-        gap = torch.minimum(gap, distances.to(position))
+    gap = distances.to_nearest(torch.arange(len(labelled)))
     free = torch.arange(pool.count, device=pool.device) >= len(labelled)
     chosen = []
     for _ in range(budget):
@@ -83,7 +82,7 @@ def plus_plus(
 
 
 class PointDistances:
-    """Distances of one pool sample to all others, one pass per sample.
+    """Distances of all pool samples to one of them, or to the nearest of some.
 
     Every kind has the form own_i + other_g - left_i . right_g; half the squared distance for `euclidean`.
     """
@@ -103,5 +102,21 @@ class PointDistances:
         """(n,) distances of every sample to the one at `position`, (1,) on the pool's device."""
         point = self.pool.take(position if self.pool.resident is not None else position.cpu())[0]
         right = point.log_softmax(0) if self.kind == "KLDiv" else point
-        left = (rows.softmax(1) if self.kind == "KLDiv" else rows for rows in self._rows())
-        return torch.cat([rows @ right for rows in left]).neg_() + self.own + self.other[position]
+        return torch.cat([rows @ right for rows in self._left()]).neg_() + self.own + self.other[position]
+
+    def to_nearest(self, positions: torch.Tensor) -> torch.Tensor:
+        """(n,) distances of every sample to the nearest one at positions (L,) on the CPU, infinity where there is none.
+
+        One pass and one product for many of them, where `to` takes a pass for each.
+        """
+        gap = torch.full_like(self.own, torch.inf)
+        for start in range(0, len(positions), AT_ONCE):
+            some = positions[start : start + AT_ONCE]
+            points = self.pool.take(some)
+            right = (points.log_softmax(1) if self.kind == "KLDiv" else points).T
+            other = self.other[some.to(self.own.device)]
+            gap = torch.minimum(gap, torch.cat([(other - rows @ right).amin(1) for rows in self._left()]))
+        return gap + self.own
+
+    def _left(self) -> Iterator[torch.Tensor]:
+        return (rows.softmax(1) if self.kind == "KLDiv" else rows for rows in self._rows())

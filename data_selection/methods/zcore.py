@@ -66,8 +66,9 @@ def scores(
             score.index_add_(0, winner, torch.ones(some, dtype=score.dtype, device=score.device))
             if count > 1:
                 own = columns[axis, winner[:, None]]  # (b, dimensions)
-                loss = distance(columns, axis, own).clamp_(min=CLOSEST).pow_(-2).pow_(config.exponent / 2)  # fast
-                loss.scatter_(1, winner[:, None], 0)
+                gap = distance(columns, axis, own).clamp_(min=CLOSEST).scatter_(1, winner[:, None], torch.inf)
+                gap /= gap.amin(1, keepdim=True)  # powers of 1 at most: those of copies add up beyond float32 else
+                loss = gap.pow_(-2).pow_(config.exponent / 2).scatter_(1, winner[:, None], 0)  # fast
                 score -= loss.div_(loss.sum(1, keepdim=True)).sum(0)
             bar.update(some)
     return score.cpu()

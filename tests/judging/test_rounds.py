@@ -61,6 +61,25 @@ def test_a_method_is_given_the_calibrated_model_of_the_labels(method, monkeypatc
     assert array.ids.tolist() == found.ids.tolist()
 
 
+@pytest.mark.parametrize("method", [name for name in ROUNDS if METHODS[name].smoothed])
+def test_rows_are_smoothed_as_often_as_the_config_says(method):
+    features, labels = pool()
+    features, ids, lists = (
+        features + torch.randn(120, 8, generator=torch.Generator().manual_seed(2)),
+        range(0, 60, 5),
+        {},
+    )
+    base = rounds.smoothing_of(features, spread=False)
+    for steps in (None, 0, 2, 6):
+        config = METHODS[method].config(steps=steps)
+        found = choose_next(features, labels[::5][:12], ids, 20, method=method, config=config, base=base)
+        asked = METHODS[method].select(features, 20, config=config, labelled=ids, probabilities=found.probabilities)
+        assert found.ids.tolist() == asked.tolist()
+        lists[steps] = found.ids.tolist()
+    assert lists[None] == lists[2]
+    assert lists[0] != lists[2] != lists[6]
+
+
 def test_doubt_is_where_two_clusters_meet():
     features, labels = pool()
     middle = (features[labels == 0].mean(0) + features[labels == 1].mean(0)) / 2

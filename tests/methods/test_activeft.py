@@ -161,15 +161,17 @@ def test_sweep_against_the_textbook():
         np.testing.assert_allclose(losses[0], oracles.activeft_loss(unit, unit[start]).item(), rtol=1e-4)
 
 
-def test_block_size_memory_and_threads_change_nothing(pool):
+def test_block_size_memory_and_threads_change_nothing(pool, monkeypatch):
     config, features = ActiveFTConfig(max_iter=6), pool.features[:1500]
     expected = trace(features, 80, config=config)
-    for options in ({"slice": 37}, {"max_memory": 1e-4}, {"slice": 5000}):
-        assert trace(features, 80, config=ActiveFTConfig(max_iter=6, **options)) == expected
+    for size in (37, 5000):
+        assert trace(features, 80, config=ActiveFTConfig(max_iter=6, slice=size)) == expected
     rows = pool.tensor()[:1500]  # is not copied, and with little memory its groups are gathered again and again
     for table in (rows, rows.T.contiguous().T, rows.clone().requires_grad_()):
         assert trace(table, 80, config=config) == expected
-        assert trace(table, 80, config=ActiveFTConfig(max_iter=6, max_memory=1e-4)) == expected
+    monkeypatch.setattr(activeft, "working_memory", lambda *_: 10**5)
+    for table in (features, rows, rows.T.contiguous().T):
+        assert trace(table, 80, config=config) == expected
     torch.set_num_threads(2)
     assert trace(features, 80, config=config)[0] == expected[0]
     torch.set_num_threads(1)
@@ -200,6 +202,8 @@ def test_threshold_stops_early(pool):
     [
         ({"temperature": 0}, "temperature 0 must be above 0"),
         ({"temperature": 1e-320}, r"is below 0\.0001"),
+        ({"max_memory": 1e-3}, "max_memory 0.001 is outside 0.01.."),
+        ({"max_memory": float("inf")}, "max_memory inf is outside 0.01.."),
         ({"lr": float("inf")}, "lr inf must be above 0 and finite"),
         ({"balance": float("nan")}, "balance nan must be above 0 and finite"),
         ({"init": "zeros"}, "use one of random, fps"),

@@ -258,8 +258,9 @@ def test_nan_and_bad_settings_are_refused():
         select_bilaf(x, 5, cores=[1])
     with pytest.raises(UserError, match="neighbours 'near' is unknown: use cluster or position"):
         BiLAFConfig(neighbours="near")
-    with pytest.raises(UserError, match=r"penalty 0.9 is outside"):
-        BiLAFConfig(penalty=0.9)
+    for name, value in (("penalty", 0.9), ("penalty", float("inf")), ("max_memory", float("inf")), ("ring_share", 1.5)):
+        with pytest.raises(UserError, match=rf"{name} {value} is outside"):
+            BiLAFConfig(**{name: value})
 
 
 def test_command_line(tmp_path, capsys):

@@ -91,17 +91,26 @@ def test_typiclust_leaves_small_clusters_for_last():
 
 @pytest.mark.parametrize("taken", TAKEN, ids=str)
 @pytest.mark.parametrize("delta", [0.0, 0.5, 0.9, 2.0])
-def test_probcover_is_the_textbook_and_draws_the_rest(rows, taken, delta, monkeypatch):
+def test_probcover_is_the_textbook_with_equal_images_in_a_random_order(rows, taken, delta, monkeypatch):
     monkeypatch.setattr(probcover, "TILE", (7, 11))
     monkeypatch.setattr(clusters.tiles, "__defaults__", ((7, 11),))
-    count = len(kept_of(90, **taken)) - len(taken.get("labelled", ()))
-    wanted = oracles.probcover(rows, count, delta, **taken)
-    for budget in (1, max(1, len(wanted) // 2), count):
-        ids = select_probcover(rows, budget, config=ProbCoverConfig(delta=delta), seed=5, **taken).tolist()
-        assert ids[: len(wanted)] == wanted[:budget]
-    assert sorted(ids) == sorted(set(kept_of(90, **taken)) - set(taken.get("labelled", ())))
-    other = select_probcover(rows, count, config=ProbCoverConfig(delta=delta), seed=6, **taken).tolist()
-    assert (other != ids) == (count - len(wanted) > 1)
+    kept = kept_of(90, **taken)
+    count = len(kept) - len(taken.get("labelled", ()))
+    for seed in (5, 6):
+        turn = torch.randperm(len(kept), generator=torch.Generator().manual_seed(seed)).tolist()
+        wanted = oracles.probcover(rows, count, delta, turn, **taken)
+        for budget in (1, 20, count):  # the list of a larger budget begins with that of a smaller one
+            ids = select_probcover(rows, budget, config=ProbCoverConfig(delta=delta), seed=seed, **taken).tolist()
+            assert ids == wanted[:budget]
+
+
+def test_probcover_of_a_pool_sorted_by_class_takes_from_all_of_them():
+    """Also once no ball holds two images that are not covered, and once all are."""
+    few = torch.cat([torch.eye(4), -torch.eye(4)]).repeat_interleave(10, 0)  # 8 balls cover them
+    ids = select_probcover(few, 40, config=ProbCoverConfig(delta=0.1))
+    assert (ids < 40).sum() in range(12, 29)
+    apart = torch.nn.functional.normalize(torch.randn(100, 40, generator=torch.Generator().manual_seed(0)), dim=1)
+    assert (select_probcover(apart, 40, config=ProbCoverConfig(delta=0.1)) < 50).sum() in range(12, 29)
 
 
 @pytest.mark.parametrize("purity", [0.0, 0.8, 0.95, 1.0])
@@ -166,9 +175,9 @@ def test_herding_looks_at_a_sample_of_large_pools():
     assert herding.mean_kernel(rows, rows, 0.5).argmax() != mean.argmax()
 
 
-@pytest.mark.parametrize("dimensions", [1, 2, 3])
-def test_zcore_is_the_textbook(rows, dimensions, monkeypatch):
-    config, seen = ZCoreConfig(draws=40, dimensions=dimensions, exponent=3.0), []
+@pytest.mark.parametrize(("dimensions", "exponent"), [(1, 3.0), (2, 3.0), (3, 3.0), (2, 0.0)])
+def test_zcore_is_the_textbook(rows, dimensions, exponent, monkeypatch):
+    config, seen = ZCoreConfig(draws=40, dimensions=dimensions, exponent=exponent), []
     real = zcore.distance
 
     def noted(columns, axes, points):
@@ -183,13 +192,20 @@ def test_zcore_is_the_textbook(rows, dimensions, monkeypatch):
     draws = [pair for axes, points in seen[::2] for pair in zip(axes, points, strict=True)]
     assert len(draws) == 40
     start = np.random.default_rng(4).random(90)
-    assert found.numpy() == pytest.approx(oracles.zcore(units, draws, start, 3.0), abs=1e-4)
+    assert found.numpy() == pytest.approx(oracles.zcore(units, draws, start, exponent), abs=1e-4)
     best = found.argsort(descending=True, stable=True)
     monkeypatch.undo()
     monkeypatch.setattr(zcore, "AT_ONCE", 90 * 7)
     assert select_zcore(rows, 30, config=config, seed=4).tolist() == best[:30].tolist()
     some = select_zcore(rows, 87, config=config, seed=4, labelled=LABELLED).tolist()
     assert some == [i for i in best.tolist() if i not in LABELLED]
+
+
+@pytest.mark.parametrize("exponent", [4.0, 6.0])
+def test_what_a_draw_gives_it_takes_from_others_even_among_many_copies(exponent):
+    columns = torch.nn.functional.normalize(pool()[[0] * 900 + [*range(90)]], dim=1).T.contiguous()
+    found = scores(columns, ZCoreConfig(draws=200, exponent=exponent), np.random.default_rng(4))
+    assert found.sum().item() == pytest.approx(np.random.default_rng(4).random(990).sum(), abs=1e-2)
 
 
 def test_the_triangular_draws_have_the_median_as_their_mode():

@@ -29,7 +29,7 @@ from data_selection.methods.design.doubt import (
 from data_selection.methods.design.facility import Cover, select_facility, select_maxherding
 from data_selection.methods.design.kernels import Kernel, RandomFeatures, median_distance
 from data_selection.methods.design.smoothing import smoothed_rows
-from data_selection.methods.design.voptimal import select_voptimal
+from data_selection.methods.design.voptimal import VOptimal, select_voptimal
 from data_selection.nearest.pool_reader import UnitPool
 from data_selection.nearest.similarity import normalise
 from tests.support import oracles_design as oracle
@@ -85,7 +85,7 @@ def test_gains_of_many_candidates_are_put_off(rows, monkeypatch):
     monkeypatch.setattr(Cover, "gains", lambda self, some: seen.append(len(some)) or real(self, some))
     plan = Cover(pool, torch.arange(COUNT), units, weights, Kernel((0.5,)), torch.empty(0, dtype=torch.int64))
     wanted = oracle.facility(oracle.gaussians(units, units, [0.5]), weights, 20)
-    assert plan.choose(20, None).tolist() == wanted
+    assert plan.choose(20, bool).tolist() == wanted
     assert sum(seen) < 20 * COUNT / 2
 
 
@@ -145,6 +145,18 @@ def test_voptimal_design_leaves_the_least_variance(rows):
     known = [KEPT.index(i) for i in LABELLED + core]
     assert chosen == core + in_pool(oracle.voptimal(embedded(rows), torch.ones(len(KEPT)), 8, known, 0.3))
     assert select_voptimal(rows, 6, config=config, labelled=LABELLED, excluded=EXCLUDED).tolist() == chosen[:6]
+
+
+@pytest.mark.parametrize("noise", [1e-3, 1e-5])
+def test_variances_that_fall_by_orders_of_magnitude_stay_right(noise):
+    some = torch.randn(400, 40, generator=torch.Generator().manual_seed(0)) * torch.logspace(0, -2, 40)
+    some = normalise(some)
+    plan = VOptimal(some, (some.T @ some / 400).double(), some[:0], noise)
+    for _ in range(150):
+        plan.pick()
+    for found, matrix in ((plan.p, plan.sigma), (plan.q, plan.sigma @ plan.moment @ plan.sigma)):
+        wanted = ((some.double() @ matrix) * some).sum(1)
+        assert (found - wanted).abs().max() < 2e-3 * wanted.max()
 
 
 def test_a_weighted_design_asks_where_the_model_doubts(rows, probabilities):

@@ -1,15 +1,18 @@
 """Where ActiveFT's centroids start: distances and draws against plain loops."""
 
 import random
+from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from data_selection.methods import activeft
+from data_selection.methods import activeft, starts
 from data_selection.methods.activeft import select_activeft
 from data_selection.methods.configs import ActiveFTConfig
-from data_selection.methods.starts import PointDistances
+from data_selection.methods.farthest import select_farthest
+from data_selection.methods.herding import select_herding
+from data_selection.methods.starts import PointDistances, plus_plus
 from data_selection.nearest.pool_reader import UnitPool
 from tests.support.activeft_cases import CPU, clusters
 
@@ -31,6 +34,33 @@ def test_distances_are_the_textbooks(kind):
     for place in (0, 17, 39):
         wanted = KINDS[kind](unit(rows), unit(rows)[place])
         torch.testing.assert_close(distances.to(torch.tensor([place])).double(), wanted, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_distances_to_the_nearest_of_many_take_a_pass_for_many_at_once(kind, monkeypatch):
+    rows, places = clusters(70, 6, 0), torch.arange(0, 70, 2)
+    monkeypatch.setattr(starts, "AT_ONCE", 20)
+    for memory in (1, 1e9):
+        distances, passes = PointDistances(UnitPool(rows, torch.arange(70), CPU, memory), kind), []
+        real = distances.pool.read
+        monkeypatch.setattr(
+            distances.pool, "read", lambda *span, real=real, seen=passes: seen.append(span) or real(*span)
+        )
+        wanted = torch.stack([KINDS[kind](unit(rows), one) for one in unit(rows)[places]]).amin(0)
+        torch.testing.assert_close(distances.to_nearest(places).double(), wanted, atol=1e-5, rtol=1e-4)
+        assert len(passes) == 2
+        assert distances.to_nearest(places[:0]).isposinf().all()
+
+
+@pytest.mark.parametrize("choose", [
+    partial(select_farthest, budget=2, labelled=range(100)), partial(select_herding, budget=2, labelled=range(100)),
+    partial(plus_plus, budget=2, candidates=torch.arange(100, 200), labelled=torch.arange(100), seed=0, device=None),
+])  # fmt: skip
+def test_a_hundred_labelled_rows_are_looked_at_together(choose, monkeypatch):
+    products, real = [], torch.Tensor.__matmul__
+    monkeypatch.setattr(torch.Tensor, "__matmul__", lambda one, other: products.append(one) or real(one, other))
+    choose(clusters(200, 6, 0))
+    assert 3 <= len(products) < 20
 
 
 def kmeans_plus_plus(rows, budget, labelled, excluded, seed):

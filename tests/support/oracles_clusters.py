@@ -40,21 +40,20 @@ def typiclust(rows, cluster, budget, neighbours, smallest, labelled=(), excluded
     return chosen
 
 
-def probcover(rows, budget, delta, labelled=(), excluded=()):
-    """Greedy maximum coverage by the whole matrix; ends where nothing more can be covered."""
+def probcover(rows, budget, delta, turn, labelled=(), excluded=()):
+    """Greedy maximum coverage by the whole matrix; of equal rows the first by turn, for each that is not excluded."""
     kept = [i for i in range(len(rows)) if i not in set(excluded) - set(labelled)]
+    turn = dict(zip(kept, turn, strict=True))
     inside = all_distances(rounded(rows)) <= delta
     bare, chosen = set(kept), []
     for i in labelled:
         bare -= {j for j in kept if inside[i, j]}
     free = [i for i in kept if i not in labelled]
     while len(chosen) < budget:
-        gain, best = max((sum(bool(inside[i, j]) for j in bare), -i) for i in free)
-        if gain == 0:
-            break
-        chosen.append(-best)
-        free.remove(-best)
-        bare -= {j for j in kept if inside[-best, j]}
+        best = max(free, key=lambda i: (sum(bool(inside[i, j]) for j in bare), -turn[i]))
+        chosen.append(best)
+        free.remove(best)
+        bare -= {j for j in kept if inside[best, j]}
     return chosen
 
 

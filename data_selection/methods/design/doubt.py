@@ -15,15 +15,14 @@ from data_selection.common.precision import full_float32
 from data_selection.common.progress import OpenBar
 from data_selection.common.threads import one_sum
 from data_selection.methods.configs_design import (
-    CUT,
     HalfConfig,
     MarginClustersConfig,
     MarginConfig,
     UncertaintyHerdingConfig,
     WeightedConfig,
 )
-from data_selection.methods.design.facility import Cover
-from data_selection.methods.design.kernels import Kernel, draw, sampled_distance
+from data_selection.methods.design.facility import cover_in_turn
+from data_selection.methods.design.kernels import Kernel, sampled_distance
 from data_selection.methods.design.smoothing import smoothed_rows
 from data_selection.methods.design.voptimal import design, embedding
 from data_selection.nearest.pool_reader import UnitPool, pool_device, working_memory
@@ -140,7 +139,8 @@ def select_uncertainty_herding(
 
     The doubt is 1 - margin; the kernel's width is the smallest distance between labelled rows, so that it narrows as
     labels come in (below two labelled rows: the pool's median distance). labelled rows count as chosen. Source: Bae et
-    al. 2024, "Uncertainty Herding" (arXiv 2412.20644). Deviations: clients and candidates are random parts of the pool.
+    al. 2024, "Uncertainty Herding" (arXiv 2412.20644). Deviations: clients and candidates are random parts of the pool,
+    clients only of the rows in doubt; where all doubt is covered each row counts alike, as in MaxHerding.
     """
     labelled, candidates = check_request(features, budget, labelled, excluded)
     doubt = 1 - margins(check_probabilities(probabilities, len(features)))
@@ -150,11 +150,8 @@ def select_uncertainty_herding(
     generator = torch.Generator().manual_seed(seed)
     known, free = (torch.searchsorted(kept, ids) for ids in (labelled, candidates))
     width = smallest_distance(pool.take(known)) if len(known) > 1 else sampled_distance(pool, generator)
-    asked = draw(config.clients, pool.count, generator)
-    free = free[draw(max(config.candidates, CUT * budget), len(free), generator)]
-    weights = doubt[kept[asked]].to(device)
-    kernel = Kernel((max(width, config.least),))
-    chosen = Cover(pool, free, pool.take(asked), weights, kernel, known, progress).choose(budget, progress)
+    kernel, weights = Kernel((max(width, config.least),)), [doubt[kept], torch.ones(pool.count)]
+    chosen = cover_in_turn(pool, budget, known, free, kernel, weights, config, generator, progress)
     return check_selection(kept[chosen], budget, len(features), labelled, excluded)
 
 

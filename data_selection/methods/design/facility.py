@@ -1,12 +1,20 @@
 """Facility location: the images that are most like the rest of the pool, each row counted by its nearest one."""
 
+from collections.abc import Callable, Sequence
+
 import torch
 
 from data_selection.common.checks import check_request, check_selection
 from data_selection.common.kinds import Device, Features, Ids
 from data_selection.common.precision import full_float32
 from data_selection.common.progress import OpenBar, open_bar
-from data_selection.methods.configs_design import CUT, FacilityConfig, MaxHerdingConfig
+from data_selection.methods.configs_design import (
+    CUT,
+    SERVED,
+    FacilityConfig,
+    MaxHerdingConfig,
+    UncertaintyHerdingConfig,
+)
 from data_selection.methods.design.kernels import Kernel, draw, sampled_distance
 from data_selection.nearest.pool_reader import UnitPool, pool_device, working_memory
 from data_selection.nearest.similarity import block_rows, chunk_bytes
@@ -31,7 +39,8 @@ def select_facility(
 
     K is the sum of Gaussian kernels of several widths between unit rows (Nemhauser et al. 1978 for the greedy; Minoux
     1978 for its lazy form, which gives the same list). Clients and, in large pools, candidates are random rows; no
-    client is excluded, labelled rows count as chosen. Working memory is bounded; a memory map is read in blocks.
+    client is excluded, labelled rows count as chosen. Once no candidate adds anything the rest is drawn at random.
+    Working memory is bounded; a memory map is read in blocks.
     """
     labelled, candidates = check_request(features, budget, labelled, excluded)
     device = pool_device(features, device)
@@ -84,10 +93,41 @@ def cover(
     generator = torch.Generator().manual_seed(seed)
     width = config.width * sampled_distance(pool, generator)
     kernel = Kernel(tuple(width / 2**halved for halved in range(config.scales)))
-    clients = pool.take(draw(config.clients, pool.count, generator))
+    weights = [torch.ones(pool.count)]
+    return cover_in_turn(pool, budget, labelled, candidates, kernel, weights, config, generator, progress)
+
+
+def cover_in_turn(
+    pool: UnitPool,
+    budget: int,
+    labelled: torch.Tensor,
+    candidates: torch.Tensor,
+    kernel: Kernel,
+    weights: Sequence[torch.Tensor],
+    config: FacilityConfig | UncertaintyHerdingConfig,
+    generator: torch.Generator,
+    progress: OpenBar | None,
+) -> torch.Tensor:
+    """Positions (budget,) that Cover chooses among random candidates for random clients, in order of choice.
+
+    weights: (n,) each, of the pool's rows, not negative, those of 0 no clients. The first count until no candidate adds
+    anything, then the next, and after all of them the rest is drawn at random: in a cover that is complete all gains
+    are 0, and the order of the pool would choose.
+    """
+    order = torch.randperm(pool.count, generator=generator)
     candidates = candidates[draw(max(config.candidates, CUT * budget), len(candidates), generator)]
-    weights = torch.ones(len(clients), device=pool.device)
-    return Cover(pool, candidates, clients, weights, kernel, labelled, progress).choose(budget, progress)
+    last = candidates[torch.randperm(len(candidates), generator=generator)]
+    count, chosen = max(config.clients, SERVED * (len(labelled) + budget)), labelled[:0]
+    with open_bar(progress, budget, "facility location", "image") as bar:
+        for each in weights:
+            clients = order[each[order] > 0][:count].sort().values
+            if len(clients) and len(chosen) < budget:
+                known = torch.cat([labelled, chosen]).sort().values
+                free = candidates[~torch.isin(candidates, chosen)]
+                turn = Cover(pool, free, pool.take(clients), each[clients].to(pool.device), kernel, known, progress)
+                chosen = torch.cat([chosen, turn.choose(budget - len(chosen), bar.update)])
+                del turn  # before the next one takes as much memory
+    return torch.cat([chosen, last[~torch.isin(last, chosen)][: budget - len(chosen)]])
 
 
 class Cover:
@@ -141,18 +181,21 @@ class Cover:
             return self.table[numbers]
         return self.kernel(self.pool.take(self.candidates[numbers.to(self.candidates.device)]), self.clients)
 
-    def choose(self, budget: int, progress: OpenBar | None) -> torch.Tensor:
-        """The positions of `budget` candidates, in order of choice."""
+    def choose(self, budget: int, told: Callable[[int], object]) -> torch.Tensor:
+        """The positions of at most `budget` candidates, in order of choice: fewer where no other adds anything.
+
+        told: is called with how many more are chosen.
+        """
         chosen = torch.empty(budget + 1, dtype=torch.int64, device=self.bound.device)  # the last: of no choice
-        count, before = torch.zeros(1, dtype=torch.int64, device=self.bound.device), 0
-        with open_bar(progress, budget, "facility location", "image") as bar:
-            while before < budget:
-                for _ in range(1 if self.bound.device.type == "cpu" else STEPS):
-                    self.step(chosen, count)
-                now = min(budget, int(count))
-                bar.update(now - before)
-                before = now
-        return self.candidates.cpu()[chosen[:budget].cpu()]
+        count, before, more = torch.zeros(1, dtype=torch.int64, device=self.bound.device), 0, True
+        while before < budget and more:
+            for _ in range(1 if self.bound.device.type == "cpu" else STEPS):
+                self.step(chosen, count)
+            now, more = torch.cat([count, (self.bound > 0).any()[None]]).tolist()
+            now = min(budget, now)
+            told(now - before)
+            before = now
+        return self.candidates.cpu()[chosen[:before].cpu()]
 
     def step(self, chosen: torch.Tensor, count: torch.Tensor) -> None:
         """Renew the largest bounds, and choose the candidate that adds most, of equal ones the first, if it is certain.
@@ -166,7 +209,7 @@ class Cover:
         bound[stale] = torch.where(done, bound[stale], self.gains(self.rows(stale)))
         fresh[stale] = True
         top = bound.max()
-        certain = ((top <= 0) | (fresh | (bound < top)).all())[None]  # no gain is below 0
+        certain = ((top > 0) & (fresh | (bound < top)).all())[None]
         pick = bound.argmax()[None]
         chosen[torch.where(certain, count, len(chosen) - 1).clamp_(max=len(chosen) - 1)] = pick
         count += certain

@@ -14,6 +14,7 @@ from data_selection.methods.design.kernels import RandomFeatures, draw
 from data_selection.methods.design.smoothing import smoothed_rows
 from data_selection.nearest.pool_reader import UnitPool, pool_device, working_memory
 
+LOOKED, FALL = 16, 1e3  # picks between two looks whether q has fallen so far that rounding of the first shows
 BLOCK = 4096  # rows whose features are computed together; never depends on memory, so results do not either
 
 Embed = Callable[[torch.Tensor], torch.Tensor]  # positions in the pool (B,), ascending -> features (B, F)
@@ -126,15 +127,22 @@ class VOptimal:
     rows: (n, F) float32, the candidates'; moment: (F, F) float64, M, the pool's mean outer product; known: (L, F), rows
     that have labels; noise: lambda. With Sigma the weights' covariance, p_j = phi_j' Sigma phi_j is the variance of a
     prediction, and q_j = phi_j' Sigma M Sigma phi_j over lambda + p_j what a label of it takes off tr(M Sigma), the
-    mean variance.
+    mean variance. Both are followed from pick to pick in products of float32, whose errors stay while q falls, by
+    orders of magnitude where noise is small: then they are computed anew.
     """
 
     def __init__(self, rows: torch.Tensor, moment: torch.Tensor, known: torch.Tensor, noise: float) -> None:
         self.rows, self.moment, self.noise = rows, moment, noise
         outer = known.double().T @ known.double()
         self.sigma = torch.linalg.inv(torch.eye(len(moment), dtype=torch.float64, device=rows.device) + outer / noise)
-        self.p, self.q = (self.forms(matrix) for matrix in (self.sigma, self.sigma @ moment @ self.sigma))
         self.free = torch.ones(len(rows), dtype=torch.bool, device=rows.device)
+        self.picked = 0
+        self.compute()
+
+    def compute(self) -> None:
+        """p and q of every candidate, (n,) float64, from Sigma alone."""
+        self.p, self.q = (self.forms(some) for some in (self.sigma, self.sigma @ self.moment @ self.sigma))
+        self.level = self.q.max()
 
     def forms(self, matrix: torch.Tensor) -> torch.Tensor:
         """phi_j' A phi_j of every candidate, (n,) float64, for A (F, F)."""
@@ -142,6 +150,9 @@ class VOptimal:
 
     def pick(self) -> torch.Tensor:
         """Number (1,) of the candidate whose label helps most, of equal ones the first; its label is taken as given."""
+        if self.picked and self.picked % LOOKED == 0 and bool(FALL * self.q.max() < self.level):
+            self.compute()
+        self.picked += 1
         gain = (self.q / (self.noise + self.p.clamp(min=0))).masked_fill(~self.free, -torch.inf)
         best = gain.argmax()[None]
         self.free.index_fill_(0, best, False)
