@@ -269,9 +269,8 @@ def test_half_is_both_in_turn(rows, probabilities):
     chosen = select_half(rows, 7, labelled=LABELLED, **asked).tolist()
     first = select_weighted_voptimal(rows, 4, labelled=LABELLED, **asked).tolist()
     assert chosen == first + select_margin_clusters(rows, 3, labelled=LABELLED + first, **asked).tolist()
-    many = select_half(
-        rows, 24, config=HalfConfig(pool=3), labelled=LABELLED, **asked
-    ).tolist()  # which the seed shows in
+    # the seed shows in as many
+    many = select_half(rows, 24, config=HalfConfig(pool=3), labelled=LABELLED, **asked).tolist()
     rest = MarginClustersConfig(pool=3)
     assert many[12:] == select_margin_clusters(rows, 12, config=rest, labelled=LABELLED + many[:12], **asked).tolist()
     whole = select_half(rows, 7, config=HalfConfig(share=1), labelled=LABELLED, **asked).tolist()
