@@ -54,7 +54,7 @@ def theirs(name: str, features: torch.Tensor):
 OURS = {
     "fps": (lambda _: METHODS["fps"].config(), ""),
     "maxherding": (lambda rows: MaxHerdingConfig(clients=rows, candidates=rows), ""),
-    "probcover": (lambda _: ProbCoverConfig(delta=DELTA), ", theirs draws among equals"),
+    "probcover": (lambda _: ProbCoverConfig(delta=DELTA), ", both draw among equals"),
     "typiclust": (lambda _: METHODS["typiclust"].config(), ", both draw clusters"),
 }
 

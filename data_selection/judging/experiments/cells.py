@@ -19,8 +19,9 @@ from data_selection.common.subset_files import budget_from_percent, describe
 from data_selection.images.dataset_files import imbalanced_rows
 from data_selection.images.record import load_record
 from data_selection.judging.experiments.hashes import Hashes
+from data_selection.judging.experiments.list_settings import told_settings
 from data_selection.judging.experiments.plan import Plan, PoolSpec, Row, method_of, settings_of
-from data_selection.methods.configs import ActiveFTConfig, Config, without_speed
+from data_selection.methods.configs import Config
 from data_selection.methods.table import Method
 
 if TYPE_CHECKING:
@@ -232,7 +233,11 @@ def make_cells(plan: Plan, pools: Mapping[str, LoadedPool], kinds: Mapping[str, 
                 for row in plan.methods:
                     if row.pools is None or pool.name in row.pools:
                         method, config = method_of(row, pool.name, asked, plan.path)
-                        chosen = chosen_by(row, method, config, loaded, budget, seed)
+                        chosen = {
+                            "features": loaded.train_hash, "imbalance": loaded.spec.imbalance, "method": row.kind,
+                            "config": told_settings(method, config, len(loaded.rows), budget), "budget": budget,
+                            "seed": seed,
+                        }  # fmt: skip
                         cells += [
                             Cell(pool.name, row.name, name, budget, str(asked), seed, score, chosen, judged, settings,
                                  method, config)
@@ -257,24 +262,6 @@ def budget_in(pool: LoadedPool, asked: int | str) -> int:
     if budget > size:
         raise UserError(f"budget {asked} exceeds the {size} images of pool {pool.spec.name}: choose a smaller one")
     return budget
-
-
-def chosen_by(row: Row, method: Method, config: Config, pool: LoadedPool, budget: int, seed: int) -> dict[str, Any]:
-    """What a list depends on, for its record and digest."""
-    settings = _told(config) | ({"cores": method.cores} if method.cores else {})
-    cores = method.cores_config and without_speed(method.cores_config)
-    if cores and cores != type(cores)():
-        settings["cores_config"] = _told(cores)
-    return {
-        "features": pool.train_hash, "imbalance": pool.spec.imbalance, "method": row.kind, "config": settings,
-        "budget": budget, "seed": seed,
-    }  # fmt: skip
-
-
-def _told(config: Config) -> dict[str, Any]:
-    """What a list depends on of a config; lists of ActiveFT in batches of earlier versions were drawn otherwise."""
-    in_batches = isinstance(config, ActiveFTConfig) and config.batch_size is not None
-    return dataclasses.asdict(without_speed(config)) | ({"batches": "released"} if in_batches else {})
 
 
 def judge_of(

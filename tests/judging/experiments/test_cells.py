@@ -179,6 +179,14 @@ def test_lists_in_batches_are_told_from_those_that_earlier_versions_drew(tmp_pat
         assert (first.chosen["config"].get("cores_config", {}).get("batches") == "released") is known
 
 
+def test_lists_of_probcover_and_of_few_clients_are_told_from_those_of_earlier_versions(tmp_path):
+    (first, *_) = cells_of(tmp_path, methods={"probcover": {}}, budgets=[8])
+    assert first.chosen["config"]["ties"] == "random"
+    for clients, told in ((20, 24), (24, 24), (30, 30)):
+        (first, *_) = cells_of(tmp_path, methods={"maxherding": {"clients": clients}}, budgets=[8])
+        assert first.chosen["config"]["clients"] == told
+
+
 def test_settings_of_the_cores_make_another_list(tmp_path):
     settings = ({}, {"cores": "activeft"}, {"cores_max_iter": 7}, {"cores_max_iter": 8}, {"cores": "kmeans"})
     digests = [cells_of(tmp_path, methods={"bilaf": {"core_number": 2, **given}})[0].list_digest for given in settings]
