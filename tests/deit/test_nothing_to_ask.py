@@ -73,12 +73,15 @@ def singles(images, tmp_path):
             "finetune": images / "weights.pth"}  # fmt: skip
 
 
-@pytest.mark.parametrize(("mode", "minutes", "taken"), [
-    ("lp-ft", None, "lp-ft"), ("auto", None, "self-train"), ("auto", 1e-6, "linear"),
+@pytest.mark.parametrize(("mode", "minutes", "unlabelled", "taken"), [
+    ("lp-ft", None, True, "lp-ft"), ("auto", None, True, "self-train"), ("auto", 1e-6, True, "linear"),
+    ("auto", None, False, "linear"),
 ])  # fmt: skip
 def test_a_single_label_of_each_class_is_asked_nothing(
-    images, singles, tmp_path, monkeypatch, capsys, mode, minutes, taken
+    images, singles, tmp_path, monkeypatch, capsys, mode, minutes, unlabelled, taken
 ):
+    for path in () if unlabelled else sorted(singles["train_path"].glob("*/*.png"), key=lambda path: path.name)[4:]:
+        path.unlink()
     monkeypatch.setattr("deit.crossval.one_part", lambda *_: pytest.fail("asked"))
     words = few_shot(images, tmp_path / "out", mode=mode, minutes=minutes, auto_resume=True,
                      rounds=1 if mode == "auto" else None, **singles)  # fmt: skip
