@@ -91,8 +91,12 @@ def test_a_single_label_of_each_class_is_asked_nothing(
     assert ("no time to ask" in out, "no time to finetune" in out) == (False, False)
     found = result(tmp_path / "out")
     assert (found["mode"], found["verdict"]) == (taken, None)
-    main(words)
-    assert "the run is finished" in capsys.readouterr().out
+    kept = torch.load(tmp_path / "out/checkpoint.pth", weights_only=True)
+    for folds in (0, 2):  # 2: a run that was begun when such labels were asked
+        kept["args"]["folds"] = folds
+        torch.save(kept, tmp_path / "out/checkpoint.pth")
+        main(words)
+        assert "the run is finished" in capsys.readouterr().out
 
 
 def test_labels_that_no_part_could_learn_decide_nothing():
