@@ -159,9 +159,11 @@ def leave_out(job: Job, saved: Settings) -> None:
     if args.mode != "full":
         classifiers(model)
     why, rest = nothing_to_ask(job, model), ""
-    if not why or not args.folds or args.mode in FROZEN:
+    if not why or not args.folds:
         return
     args.folds = job.settings["folds"] = saved.get("folds", 0)
+    if args.mode in FROZEN:  # as --mode auto has decided, or no mode that asks
+        return
     if args.mode == "auto" and len(job.ids) < 2:
         args.mode = job.settings["mode"] = "linear"
         rest = "; --mode auto takes linear"

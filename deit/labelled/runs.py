@@ -5,7 +5,6 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -185,20 +184,19 @@ def training_folder(run: Labelled, settings: Sequence[str], device: str = "auto"
     test images make another training. All three did once: where one of that time, from weights in the same place, made
     on this device or beside these images (flags `test`), is there, it is taken, first one that has ended.
     """
-    without, anywhere = ["--val-path", "none"], list(settings)
-    if "--finetune" in settings and Path(file := settings[settings.index("--finetune") + 1]).is_file():
-        anywhere[anywhere.index(file)] = ""
+    start = settings[settings.index("--finetune") + 1] if "--finetune" in settings else ""
+    files = [sha256(start)] if Path(start).is_file() else []
+    anywhere, without = ["" if files and word == start else word for word in settings], ["--val-path", "none"]
     once = [("auto", without), (device, without), *([(device, test)] if test else [])]
-    folders = [folder_of(run, settings, anywhere, "auto", without)]
-    folders += [folder_of(run, settings, settings, *one) for one in once]
+    folders = [folder_of(run, anywhere, files, "auto", without)]
+    folders += [folder_of(run, settings, files, *one) for one in once]
     return max(folders, key=lambda folder: ((folder / RESULT).exists(), folder.exists()))  # of equals the first
 
 
-def folder_of(run: Labelled, settings: Sequence[str], named: Sequence[str], device: str, test: Sequence[str]) -> Path:
-    """The folder that labels and flags name, in the form that it always had; named: settings as they are to count."""
-    files = [sha256(word) for flag, word in pairwise(settings) if flag == "--finetune" and Path(word).is_file()]
-    minutes = list(named).index("--minutes") if "--minutes" in named else len(named)
-    words = [*named[:minutes], "--device", device, *named[minutes:], *test]
+def folder_of(run: Labelled, settings: Sequence[str], files: Sequence[str], device: str, test: Sequence[str]) -> Path:
+    """The folder that labels and flags name, in the form that it always had; files: hashes of the weights' file."""
+    minutes = list(settings).index("--minutes") if "--minutes" in settings else len(settings)
+    words = [*settings[:minutes], "--device", device, *settings[minutes:], *test]
     content = json.dumps(
         [
             sorted(run.answers.labels.items()), words, files, recipe_values(FEW_SHOT),

@@ -20,7 +20,8 @@ from data_selection.common.subset_files import pool_provenance
 from data_selection.images.answers import can_be_judged, write_labels, written_labels
 from data_selection.images.claims import SHOWN
 from data_selection.images.label_files import labelled_folder, some
-from data_selection.images.pools import Pool, open_pool
+from data_selection.images.list_files import UNKNOWN
+from data_selection.images.pools import Pool
 from data_selection.images.record import list_digest, record_pool
 from deit.labelled.predicted import keep_others, note_images
 from deit.labelled.reporting import NOTHING, report
@@ -29,7 +30,7 @@ from deit.options import parse
 from deit.predicting import predict
 from deit.runs.predictions import OF_NEW, TITLE, Predictions
 from deit.runs.saving import NEWEST
-from deit.samples.sources import say_of_leaks
+from deit.samples.sources import open_images, say_of_leaks
 from deit.smoothing import POOL
 from deit.trainer import train
 
@@ -82,8 +83,8 @@ def train_on_labels(
         raise UserError(f"--test {test} is a file, and a folder of test images is needed")
     if test_labels and not test:
         raise UserError(f"--test-labels {test_labels} are of the images in --test, which is missing")
-    # what is wrong there is said before work
-    judging = labelled_folder(Path(test), test_labels, "--test-labels", "--test") if test else None
+    if test:  # what is wrong there is said before work
+        labelled_folder(Path(test), test_labels, "--test-labels", "--test")
     minutes = MINUTES if mode == "auto" and minutes is None else minutes
     settings, where = ["--mode", mode, "--seed", str(seed)], ["--device", device]
     settings += ["--minutes", str(minutes)] if minutes is not None else []
@@ -108,11 +109,11 @@ def train_on_labels(
     with atomic_write(own, "w") as handle:
         handle.write(text)
     data = data_flags(given, own, folder)
+    judging = open_test([*data, *images], log) if test else None
     where += ["--num_workers", str(num_workers)] if num_workers is not None else []
     result = trained([*words, *where, *features_flag(given, mode, weights), *data], folder)
     tested = None
     if judging is not None:
-        say_of_copies(given, judging, log)
         tested = tested_on(judging, [*data, *where, *images], folder, log)
     other = "" if weights and of_the_features(given, weights) else weights
     with one_at_a_time(table, log):  # model and report are of one training
@@ -180,10 +181,16 @@ def trained(words: Sequence[str], folder: Path) -> dict[str, Any]:
     return result
 
 
-def say_of_copies(given: Labelled, test: Pool, log: Log) -> None:
-    """A line where test images are copies of images that were trained on."""
-    source = open_pool(str(given.source))
-    say_of_leaks(source, [i for i, name in enumerate(source.names or ()) if name in given.answers.labels], test, log)
+def open_test(words: Sequence[str], log: Log) -> Pool:
+    """The test images, their classes numbered as the labels'; with a line where they are copies of labelled images.
+
+    words: flags of the trainer for both. Raises UserError, before any training, where the two do not fit.
+    """
+    args = parse(["--data-set", "FOLDER", *words])
+    folders = args.train_path, args.val_path, args.background
+    pool, test = open_images("FOLDER", args.data_path, args.labels, args.val_labels, args.inat_category, *folders)
+    say_of_leaks(pool, [i for i in range(len(pool)) if pool.label(i) != UNKNOWN], test, log)
+    return test
 
 
 def tested_on(pool: Pool, words: Sequence[str], folder: Path, log: Log) -> dict[str, float]:

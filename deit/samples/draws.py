@@ -18,7 +18,7 @@ from data_selection.common.sending import sent
 
 ORDER, AUGMENT, DROP, MIX, INIT, FOLDS, POOL = range(7)  # the purposes; each has its own stream
 
-OFFSETS = {"meta_mlp", "rel_pos"}  # timm's parts that see a table of offsets between places, no images
+OFFSETS = {"meta_mlp", "rel_pos", "shared_rel_pos"}  # timm's parts that see a table of offsets between places
 
 GOLDEN, FIRST, SECOND = (c - (1 << 64) for c in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
 

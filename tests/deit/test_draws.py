@@ -111,9 +111,9 @@ def test_a_layer_that_is_called_more_often_has_masks_of_its_own_each_time():
         assert torch.equal(run(rows), whole[rows])
 
 
-@pytest.mark.parametrize("part", ["rel_pos", "meta_mlp"])
+@pytest.mark.parametrize("part", ["rel_pos", "shared_rel_pos", "meta_mlp"])
 def test_a_table_of_offsets_has_one_mask_in_every_pass_of_a_step(part):
-    """timm's swinv2_cr and rmlp models drop values of a table whose rows are of places, not of images."""
+    """timm's swinv2_cr, rmlp and relpos models drop values of a table whose rows are of places, not of images."""
 
     class Attention(nn.Module):
         def __init__(self):

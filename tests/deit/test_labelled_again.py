@@ -91,6 +91,21 @@ def test_a_class_that_only_a_test_image_has_is_a_mistake_and_changes_no_model(ru
     assert all(torch.equal(plain[name], now[name]) for name in now)
 
 
+@pytest.mark.parametrize(("lacking", "told"), [
+    ("shoe", "has the label 'shoe', no class of .*test"), ("1", "1 of the 20 images to use have no label in .*test.csv")
+])  # fmt: skip
+def test_test_images_that_do_not_fit_the_labels_are_told_before_training(run, judging, tmp_path, lacking, told):
+    words, names = {}, sorted(path.relative_to(judging).as_posix() for path in judging.glob("*/*.png"))
+    if lacking == "1":
+        words = {"test_labels": tmp_path / "test.csv"}
+        write_answers(words["test_labels"], {name: name.split("/")[0] for name in names[1:]})
+    else:
+        shutil.rmtree(judging / lacking)
+    with pytest.raises(UserError, match=told):
+        train(run, test=judging, **words)
+    assert not list(run.glob("training/*/checkpoint.pth"))
+
+
 def test_a_label_of_a_test_image_that_was_mended_counts(run, judging, tmp_path):
     table = tmp_path / "test.csv"
     names = sorted(path.relative_to(judging).as_posix() for path in judging.glob("*/*.png"))

@@ -106,8 +106,8 @@ def test_test_images_processes_and_device_change_no_training(run, tmp_path, monk
         raise KeyboardInterrupt
 
     monkeypatch.setattr(training, "trained", stop)
-    write_images(tmp_path / "test", ["x.png"])
-    write_answers(tmp_path / "test.csv", {"x.png": "cat"})
+    write_images(tmp_path / "test", ["x.png", "y.png"])
+    write_answers(tmp_path / "test.csv", {"x.png": "cat", "y.png": "dog"})
     images = {"test": tmp_path / "test", "test_labels": tmp_path / "test.csv"}
     for words in ({}, images | {"num_workers": 1}, {"device": "auto"}):
         with pytest.raises(KeyboardInterrupt):

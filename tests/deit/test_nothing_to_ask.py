@@ -73,12 +73,15 @@ def singles(images, tmp_path):
             "finetune": images / "weights.pth"}  # fmt: skip
 
 
-@pytest.mark.parametrize(("mode", "minutes", "taken"), [
-    ("lp-ft", None, "lp-ft"), ("auto", None, "self-train"), ("auto", 1e-6, "linear"),
+@pytest.mark.parametrize(("mode", "minutes", "unlabelled", "taken"), [
+    ("lp-ft", None, True, "lp-ft"), ("auto", None, True, "self-train"), ("auto", 1e-6, True, "linear"),
+    ("auto", None, False, "linear"),
 ])  # fmt: skip
 def test_a_single_label_of_each_class_is_asked_nothing(
-    images, singles, tmp_path, monkeypatch, capsys, mode, minutes, taken
+    images, singles, tmp_path, monkeypatch, capsys, mode, minutes, unlabelled, taken
 ):
+    for path in () if unlabelled else sorted(singles["train_path"].glob("*/*.png"), key=lambda path: path.name)[4:]:
+        path.unlink()
     monkeypatch.setattr("deit.crossval.one_part", lambda *_: pytest.fail("asked"))
     words = few_shot(images, tmp_path / "out", mode=mode, minutes=minutes, auto_resume=True,
                      rounds=1 if mode == "auto" else None, **singles)  # fmt: skip
@@ -88,8 +91,12 @@ def test_a_single_label_of_each_class_is_asked_nothing(
     assert ("no time to ask" in out, "no time to finetune" in out) == (False, False)
     found = result(tmp_path / "out")
     assert (found["mode"], found["verdict"]) == (taken, None)
-    main(words)
-    assert "the run is finished" in capsys.readouterr().out
+    kept = torch.load(tmp_path / "out/checkpoint.pth", weights_only=True)
+    for folds in (0, 2):  # 2: a run that was begun when such labels were asked
+        kept["args"]["folds"] = folds
+        torch.save(kept, tmp_path / "out/checkpoint.pth")
+        main(words)
+        assert "the run is finished" in capsys.readouterr().out
 
 
 def test_labels_that_no_part_could_learn_decide_nothing():

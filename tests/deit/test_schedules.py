@@ -9,7 +9,7 @@ from deit.job import part_of
 from deit.learner.optimizers import make_optimizer
 from deit.learner.schedules import make_scheduler, shortened
 from deit.options import parse
-from deit.timing import estimate, fit
+from deit.timing import estimate, fit, take_over
 from tests.support.trainer_runs import make_images
 
 PEAK = ["--lr", "0.512", "--min-lr", "0", "--warmup-lr", "0"]
@@ -88,3 +88,11 @@ def test_minutes_leave_a_share_of_warm_up(job_of):
     fit(job, 1.0)
     assert 3 <= job.args.epochs < 12
     assert job.args.warmup_epochs == round(4 * job.args.epochs / 40)
+
+
+def test_a_continued_run_keeps_what_minutes_left_of_its_course(job_of):
+    job = job_of(epochs=40, warmup_epochs=4, decay_epochs=8, minutes=5)
+    left = {"epochs": 10, "warmup_epochs": 1, "decay_epochs": 2.0}
+    take_over(job, left | {"restarts": 1})
+    for found in (vars(job.args), job.settings):
+        assert {name: found[name] for name in left} == left

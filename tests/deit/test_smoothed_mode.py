@@ -83,6 +83,8 @@ def test_the_graph_answers_as_the_library_does(images, smoothed):
     assert result["mode"] == "smoothed"
     assert (images / "made" / "pets_train.neighbours.npz").exists()
     assert len((folder / "pool_predictions.csv").read_text().splitlines()) == 61
+    model, average = (torch.load(folder / "checkpoint.pth", weights_only=True)[name] for name in ("model", "model_ema"))
+    assert torch.equal(model["head.weight"], average["head.weight"])
 
 
 def test_its_checkpoint_answers_again(images, smoothed, capsys, tmp_path, monkeypatch):
