@@ -166,6 +166,13 @@ def test_herding_of_copies_takes_the_first_and_every_image_at_last():
     assert sorted(ids.tolist()) == list(range(90))
 
 
+def test_herding_never_takes_an_image_that_is_labelled_however_few_others_are_left():
+    rows = torch.randn(3, 8, generator=torch.Generator().manual_seed(4)).repeat_interleave(30, 0)
+    labelled = list(range(0, 90, 3))
+    rest = [i for i in range(90) if i not in labelled]
+    assert sorted(select_herding(rows, len(rest), labelled=labelled).tolist()) == rest
+
+
 def test_herding_looks_at_a_sample_of_large_pools():
     rows = torch.nn.functional.normalize(pool(), dim=1)
     sample = torch.randperm(90, generator=torch.Generator().manual_seed(2))[:20].sort().values
