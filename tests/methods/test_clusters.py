@@ -176,9 +176,13 @@ def test_herding_never_takes_an_image_that_is_labelled_however_few_others_are_le
 def test_herding_looks_at_a_sample_of_large_pools():
     rows = torch.nn.functional.normalize(pool(), dim=1)
     sample = torch.randperm(90, generator=torch.Generator().manual_seed(2))[:20].sort().values
-    mean = torch.exp((rows @ rows[sample].T - 1) / 0.25).mean(1)
-    first = select_herding(rows, 1, config=HerdingConfig(sigma=0.5, alpha=1.0, sample=20), seed=2)
-    assert first.item() == mean.argmax()
+    kernel = torch.exp((rows @ rows.T - 1) / 0.25)
+    mean, wanted = kernel[:, sample].mean(1), []
+    for _ in range(12):
+        score = (len(wanted) + 1) * mean - kernel[:, wanted].sum(1)
+        score[wanted] = -torch.inf
+        wanted.append(int(score.argmax()))
+    assert select_herding(rows, 12, config=HerdingConfig(sigma=0.5, alpha=1.0, sample=20), seed=2).tolist() == wanted
     assert herding.mean_kernel(rows, rows, 0.5).argmax() != mean.argmax()
 
 

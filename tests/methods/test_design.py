@@ -257,11 +257,10 @@ def test_without_smoothing_clusters_are_of_the_rows_themselves(rows, probabiliti
 
 
 def test_large_pools_are_smoothed_where_it_is_asked_for_alone(rows, monkeypatch):
-    monkeypatch.setattr(smoothing, "LARGE", COUNT - 1)
-    assert smooth_rows(rows, steps=None) is None
-    assert smooth_rows(rows).shape == rows.shape
-    monkeypatch.setattr(smoothing, "LARGE", COUNT)
-    assert smooth_rows(rows, steps=None).shape == rows.shape
+    for large, kept in ((COUNT, COUNT), (COUNT - 9, COUNT - 9), (COUNT - 1, COUNT)):  # excluded rows make none large
+        monkeypatch.setattr(smoothing, "LARGE", large)
+        assert (smooth_rows(rows, range(kept), None) is None) == (kept > large)
+        assert smooth_rows(rows, range(kept)).shape == rows.shape
 
 
 def test_half_is_both_in_turn(rows, probabilities):
