@@ -52,3 +52,28 @@ def test_copies_of_what_is_chosen_come_in_a_random_order(rows, select, config):
     lists = [select(copies, 75, seed=seed).tolist() for seed in (0, 1)]
     assert (torch.tensor(lists).div(30, rounding_mode="floor")[0].bincount(minlength=5) >= 7).all()
     assert select(copies, 40).tolist() == lists[0][:40] != lists[1][:40]
+
+
+DOUBTED = list(range(4, 150, 30))  # images that a model is in doubt of; it is certain of all others
+HALVES = torch.eye(4)[[0] * COUNT].index_copy(0, torch.tensor(DOUBTED), torch.tensor([[0.5, 0.5, 0, 0]] * 5))
+
+
+@pytest.fixture(scope="module")
+def pair(rows):
+    """The two rows that are nearest to each other: labelled, they make a width that further labels do not change."""
+    units = torch.nn.functional.normalize(rows, dim=1)
+    return divmod(int(torch.cdist(units, units).fill_diagonal_(torch.inf).argmin()), COUNT)
+
+
+def test_what_is_chosen_for_the_doubt_covers_the_rest_too(rows, pair):
+    """Once the doubt is covered the choice goes on as if its first images had been labelled."""
+    whole = select_uncertainty_herding(rows, 14, labelled=pair, probabilities=HALVES).tolist()
+    assert sorted(whole[:5]) == DOUBTED
+    rest = CERTAIN(rows, 9, labelled=[*pair, *whole[:5]]).tolist()
+    assert rest == whole[5:] != CERTAIN(rows, 9, labelled=pair).tolist()
+
+
+def test_only_images_in_doubt_are_clients(rows, pair):
+    """Of a few clients none is wasted on what the model knows."""
+    config = UncertaintyHerdingConfig(clients=1)
+    assert select_uncertainty_herding(rows, 1, config=config, labelled=pair, probabilities=HALVES).item() in DOUBTED
