@@ -1,5 +1,6 @@
 """Three processes with unlike free memory choose what one does, by every method."""
 
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -7,11 +8,14 @@ import pytest
 import torch
 
 from data_selection.common import distributed
+from data_selection.common.errors import UserError
+from data_selection.methods import clusters
 from data_selection.methods.configs import ActiveFTConfig, BiLAFConfig
 from data_selection.methods.table import METHODS
 from data_selection.nearest import pool_reader
 from tests.support.beliefs import beliefs
 from tests.support.ranks import as_ranks
+from tests.support.thread_world import on_ranks
 
 TABLE = Path(__file__).parents[1] / "data" / "FM3000_train.npy"
 SPAN = 128  # rows: else 500 would be one span, of one rank
@@ -56,3 +60,17 @@ def alone():
 def test_the_lists_of_one(lists, alone, case):
     for some in lists:
         assert some[case].equal(alone[case])
+
+
+def test_ranks_agree_whether_each_can_keep_the_pool(monkeypatch):
+    here = threading.local()
+
+    def keep(world):
+        here.world = world
+        with pytest.raises(UserError, match=r"but 1e-09 GB are free for each of 2 processes"):
+            clusters.resident_rows(torch.ones(4, 2), torch.arange(4), torch.device("cpu"), "it")
+        return True
+
+    monkeypatch.setattr(clusters, "current_world", lambda device: here.world)
+    monkeypatch.setattr(clusters, "own_memory", lambda device: (10**9, 1)[here.world.rank])
+    assert on_ranks(2, keep) == [True, True]

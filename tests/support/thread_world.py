@@ -34,6 +34,9 @@ class ThreadWorld(World):
         self.barrier()
         return values
 
+    def least(self, value):
+        return min(self.gather(value))
+
     def sum_(self, tensor):
         self.box[self.rank] = tensor.clone()
         self.barrier()
