@@ -90,6 +90,7 @@ def test_probe_needs_two_classes(digits):
     [
         (knn_accuracy, {"k": 0}, "k 0 must be at least 1"),
         (probe_accuracy, {"c": 0}, "c 0 must be above 0"),
+        (probe_accuracy, {"c": float("inf")}, "c inf must be above 0 and finite"),
         (knn_accuracy, {}, "first in row 7"),
         (probe_accuracy, {}, "first in row 7"),
     ],
