@@ -95,10 +95,10 @@ def choose(cell: Cell, pool: LoadedPool, path: Path, device: str) -> float:
         ids = cell.select.select(
             pool.features, cell.budget, config=cell.config, seed=cell.seed, device=pick_device(device)
         )
+        seconds = round(time.monotonic() - began, 3)
+        found = quality(pool.features, ids.cpu())._asdict()
     except UserError as error:
         raise UserError(f"{told(cell)}: {error}") from None
-    seconds = round(time.monotonic() - began, 3)
-    found = quality(pool.features, ids.cpu())._asdict()
     rows = torch.from_numpy(pool.rows)[ids.cpu()]
     record = pool.provenance | {
         "method": cell.chosen["method"], "config": cell.chosen["config"], "seed": cell.seed, "budget": cell.budget,
