@@ -14,10 +14,11 @@ from torch.nn.functional import one_hot
 
 from data_selection.common.distributed import World
 from data_selection.common.errors import UserError
+from data_selection.embedding.backbones import build_model
 from data_selection.images.pools import Pool, load_demo
 from data_selection.judging.calibration import temperature
 from deit.choosing import decide
-from deit.crossval import Asked, answerable, asked_ids, temperature_of, verdict_of
+from deit.crossval import Asked, answerable, asked_ids, leave_out, nothing_to_ask, temperature_of, verdict_of
 from deit.job import open_job
 from deit.main import main
 from deit.options import parse
@@ -97,6 +98,27 @@ def test_a_single_label_of_each_class_is_asked_nothing(
         torch.save(kept, tmp_path / "out/checkpoint.pth")
         main(words)
         assert "the run is finished" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("features", "taken"), [(None, "linear"), (torch.zeros(12, 2), "smoothed")])
+def test_where_nothing_can_be_asked_and_nobody_can_be_taught_the_graph_comes_before_the_head(
+    images, singles, monkeypatch, features, taken
+):
+    monkeypatch.setattr("deit.choosing.may_teach", lambda _: False)
+    monkeypatch.setattr("deit.choosing.smoothed_said", lambda *_: pytest.fail("asked"))
+    monkeypatch.setattr("deit.choosing.settle", lambda *_, **__: 1.0)
+    job = open_job(parse(few_shot(images, mode="auto", **singles | {"folds": 2})), World(0, 1, torch.device("cpu")))
+    leave_out(job, {})
+    decide(job, "none", features)
+    assert (job.args.mode, job.verdict) == (taken, None)
+
+
+def test_a_single_label_can_be_asked_of_by_others_that_are_held_out():
+    model, pool = build_model("test_vit", 2), Pool(arrays=np.zeros((3, 2, 2), np.uint8), labels=[1, 1, 0], classes=2)
+    for ids, held, why in (([0], [1], ""), ([0], [2], "no class has a label to"), ([0], [], "one label is none to")):
+        job = SimpleNamespace(ids=ids, held=held, train_pool=pool, args=SimpleNamespace(folds=2, seed=0))
+        assert nothing_to_ask(job, model).startswith(why)
+        assert bool(nothing_to_ask(job, model)) == bool(why)
 
 
 def test_labels_that_no_part_could_learn_decide_nothing():

@@ -214,6 +214,17 @@ def peak_of_bilaf(connection, max_memory):
     connection.send(high_water() - before)
 
 
+def test_rivals_that_are_kept_of_every_sample_fit_into_memory(monkeypatch):
+    """What more a class asks for is looked up for it alone."""
+    asked, real = [], selection.assign
+    monkeypatch.setattr(selection, "assign", lambda *words: asked.append(words[-1]) or real(*words))
+    monkeypatch.setattr(selection, "FEW_CORES", 0)
+    rows, config = torch.randn(2000, 4, generator=torch.Generator().manual_seed(0)), BiLAFConfig(max_memory=0.01)
+    for samples, rivals in ((2000, 125), (500, 133)):  # two for each of the 200 images, for each core
+        select_bilaf(rows[:samples], 200, cores=[5, 70, 300], config=config)
+        assert asked.pop() == rivals
+
+
 def test_memory_asked_for_is_held():
     context = torch.multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)

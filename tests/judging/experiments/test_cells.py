@@ -15,9 +15,11 @@ from data_selection.judging.experiments import hashes as module
 from data_selection.judging.experiments.cells import LoadedPool, make_cells
 from data_selection.judging.experiments.evaluations import FROZEN
 from data_selection.judging.experiments.hashes import Hashes
+from data_selection.judging.experiments.list_settings import told_settings
 from data_selection.judging.experiments.plan import PoolSpec, read_plan
 from data_selection.judging.smoothed import smoothing_of
 from data_selection.methods.configs import ActiveFTConfig, BiLAFConfig
+from data_selection.methods.configs_design import MaxHerdingConfig
 from data_selection.methods.table import METHODS
 from tests.support.experiments import blobs, make_config
 
@@ -185,6 +187,8 @@ def test_lists_of_probcover_and_of_few_clients_are_told_from_those_of_earlier_ve
     for clients, told in ((20, 24), (24, 24), (30, 30)):
         (first, *_) = cells_of(tmp_path, methods={"maxherding": {"clients": clients}}, budgets=[8])
         assert first.chosen["config"]["clients"] == told
+    few = told_settings(METHODS["maxherding"], MaxHerdingConfig(clients=30), images=24, budget=20)
+    assert few["clients"] == 30  # as ever in a pool of fewer images
 
 
 def test_settings_of_the_cores_make_another_list(tmp_path):
