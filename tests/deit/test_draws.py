@@ -118,11 +118,11 @@ def test_a_table_of_offsets_has_one_mask_in_every_pass_of_a_step(part):
     class Attention(nn.Module):
         def __init__(self):
             super().__init__()
-            self.add_module(part, nn.Sequential(nn.Dropout(0.5)))
+            self.add_module(part, nn.ModuleList([nn.Dropout(0.5), nn.Dropout(0.5)]))
             self.drop = nn.Dropout(0.5)
 
         def forward(self, images):
-            return self.get_submodule(part)(torch.ones(9, 8)), self.drop(images)
+            return torch.cat([drop(torch.ones(9, 8)) for drop in self.get_submodule(part)]), self.drop(images)
 
     model, images = Attention(), torch.ones(6, 64)
     draws = seed_drop_layers(model, 0)
@@ -137,7 +137,7 @@ def test_a_table_of_offsets_has_one_mask_in_every_pass_of_a_step(part):
         assert torch.equal(again, table)
         assert torch.equal(some, whole[rows])
     assert not torch.equal(run(torch.arange(6), step=2)[0], table)
-    assert len({tuple(row.tolist()) for row in table}) == 9
+    assert len({tuple(row.tolist()) for row in table}) == 18  # each layer has a mask of its own
 
 
 MIXINGS = [

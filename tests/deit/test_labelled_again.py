@@ -74,6 +74,15 @@ def test_test_images_are_asked_by_the_model_that_is_there(run, judging, folder, 
     assert (train(run)[0].test, values(run)["test"]) == (None, None)
     assert (run / "model.pth").stat().st_ino == model
     assert len(list(run.glob("training/*/result.json"))) == 1
+    _, said = train(run, test=judging)
+    assert asks not in said
+    checkpoint = next(run.glob(f"training/*/{NEWEST}"))
+    state = torch.load(checkpoint, weights_only=True)
+    state["model"]["head.bias"][CLASSES.index("top")] += 100  # another model in the place of the one that was asked
+    torch.save(state, checkpoint)
+    _, said = train(run, test=judging)
+    assert asks in said
+    assert values(run)["test"] == accuracy_on(run, judging)
 
 
 def test_a_class_that_only_a_test_image_has_is_a_mistake_and_changes_no_model(run, judging, folder, capsys):
