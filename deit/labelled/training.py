@@ -123,9 +123,10 @@ def train_on_labels(
             given, folder, result, tested=tested, weights=other, seed=seed, log=log, progress=progress
         )
     accuracy, doubt = values["accuracy"], "" if can_be_judged(given.answers) else f", which says nothing: {NOTHING}"
+    on_test = f", {tested['accuracy']:.1f} % on {tested['count']} test images" if tested else ""
     log(
         f"accuracy {accuracy['value']:.1f} % ({accuracy['low']:.1f} to {accuracy['high']:.1f}) by cross-validation on "
-        f"{judges(accuracy)}{doubt}; wrote {MODEL}, {page.name}, "
+        f"{judges(accuracy)}{doubt}{on_test}; wrote {MODEL}, {page.name}, "
         f"{page.with_suffix('.json').name} and {LABELS} in {given.folder}"
     )
     predicted, model = given.folder / OF_NEW, given.folder / MODEL

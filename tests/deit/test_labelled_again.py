@@ -71,7 +71,10 @@ def test_test_images_are_asked_by_the_model_that_is_there(run, judging, folder, 
     _, said = train(run, test=judging)
     assert asks in said
     assert values(run)["test"] == accuracy_on(run, judging) != before
-    assert (train(run)[0].test, values(run)["test"]) == (None, None)
+    now = values(run)["test"]
+    assert f", {now['accuracy']:.1f} % on {now['count']} test images; wrote" in said.splitlines()[-1]
+    done, said = train(run)
+    assert (done.test, values(run)["test"], "test images" in said) == (None, None, False)
     assert (run / "model.pth").stat().st_ino == model
     assert len(list(run.glob("training/*/result.json"))) == 1
     _, said = train(run, test=judging)
