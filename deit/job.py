@@ -30,7 +30,7 @@ from deit.runs.stopping import Sofar
 from deit.samplers import epoch_order
 from deit.samples.batches import Augmented, ImageBatches, Plain
 from deit.samples.keeping import Room
-from deit.samples.sources import choose_ids, hold_out, open_images, say_of_origin, say_of_unread
+from deit.samples.sources import choose_ids, hold_out, open_images, say_of_origin, say_of_unread, where
 from deit.samples.tensor_images import PaddedImages, ViewedImages
 
 FEWEST, MOST = 5, 60  # epochs of --epochs auto
@@ -276,12 +276,6 @@ def decode(job: Job, *, frozen: bool, train: bool, test: bool = True) -> Images:
         pool=plain(job.train_pool, everything, whole) if job.pool_epochs else None,
         pool_train=whole,
     )
-
-
-def where(args: argparse.Namespace) -> tuple[str | None, str | None, str | None, str, str | None, str | None, str]:
-    """What open_images takes of the flags."""
-    folders = args.train_path, args.val_path
-    return args.data_path, args.labels, args.val_labels, args.inat_category, *folders, args.background
 
 
 def open_data(args: argparse.Namespace, name: str, log: RunLog) -> tuple[Pool, Pool, list[int]]:

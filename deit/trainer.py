@@ -19,7 +19,7 @@ from deit.crossval import ask, asked_table, leave_out
 from deit.datasets import close_workers, prepare_share
 from deit.engine import Learner, evaluate
 from deit.epochs import run_epochs
-from deit.job import FROZEN, Job, Tally, decode, new_learner, open_job, part_of, where
+from deit.job import FROZEN, Job, Tally, decode, new_learner, open_job, part_of
 from deit.learner.building import autocast_type, build, make_pipeline, resolve
 from deit.learner.known_rows import known_rows
 from deit.learner.linear import Rows
@@ -34,7 +34,7 @@ from deit.runs.saving import Saver
 from deit.runs.starting import finished, starting_point, weights_of
 from deit.runs.stopping import Asked, Sofar, listening, torch_errors_named
 from deit.samples.keeping import Room
-from deit.samples.sources import open_evaluation, say_of_labels, say_of_leaks, say_of_unread
+from deit.samples.sources import open_evaluation, say_of_labels, say_of_leaks, say_of_unread, where
 from deit.selftrain import pool_epochs
 from deit.smoothing import needed_features, pool_features, with_pool
 from deit.timing import settle, take_over

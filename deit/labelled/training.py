@@ -31,6 +31,7 @@ from deit.predicting import predict
 from deit.runs.predictions import OF_NEW, TITLE, Predictions
 from deit.runs.saving import NEWEST
 from deit.samples.sources import open_images, say_of_leaks
+from deit.samples.sources import where as image_flags
 from deit.smoothing import POOL
 from deit.trainer import train
 
@@ -187,9 +188,7 @@ def open_test(words: Sequence[str], log: Log) -> Pool:
 
     words: flags of the trainer for both. Raises UserError, before any training, where the two do not fit.
     """
-    args = parse(["--data-set", "FOLDER", *words])
-    folders = args.train_path, args.val_path, args.background
-    pool, test = open_images("FOLDER", args.data_path, args.labels, args.val_labels, args.inat_category, *folders)
+    pool, test = open_images("FOLDER", *image_flags(parse(["--data-set", "FOLDER", *words])))
     say_of_leaks(pool, [i for i in range(len(pool)) if pool.label(i) != UNKNOWN], test, log)
     return test
 

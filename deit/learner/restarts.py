@@ -4,8 +4,6 @@ With few labels a training's augmentation and order decide a part of what it lea
 be averaged (Wortsman et al., 2022, "Model soups"), and the mean answers as fast as one of them.
 """
 
-import copy
-
 from deit.engine import Learner
 from deit.learner.linear import begin_average
 from deit.runs.kinds import State
@@ -22,7 +20,7 @@ def begin(learner: Learner) -> None:
 
 def forget(learner: Learner) -> None:
     """Go on from the weights as they are: the optimiser as it was built, the average of weights at the model."""
-    learner.optimizer.load_state_dict(copy.deepcopy(learner.fresh))
+    learner.optimizer.load_state_dict(learner.fresh)  # which copies it
     begin_average(learner)
 
 

@@ -1,5 +1,6 @@
 """The training and evaluation pools by data set name, and the subset to train on."""
 
+import argparse
 import contextlib
 import random
 from collections import Counter
@@ -43,6 +44,12 @@ def find_data(name: str, data_path: Path | str | None) -> Path:
     if name == "IMNET" and not (root / "train").is_dir():
         return root / "ImageNet"
     return root
+
+
+def where(args: argparse.Namespace) -> tuple[str | None, str | None, str | None, str, str | None, str | None, str]:
+    """What open_images takes of the flags."""
+    folders = args.train_path, args.val_path
+    return args.data_path, args.labels, args.val_labels, args.inat_category, *folders, args.background
 
 
 def open_images(

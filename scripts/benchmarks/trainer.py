@@ -21,12 +21,11 @@ from data_selection.embedding.forward import write_out_attention
 from data_selection.images import pools
 from deit.datasets import prepare
 from deit.engine import train_one_epoch
-from deit.job import where
 from deit.learner.building import SMALL_GREY, build_learner, make_pipeline, memory_layout, resolve
 from deit.options import parse
 from deit.runs.meters import RunLog
 from deit.samplers import epoch_order, plan_epoch
-from deit.samples.sources import open_images
+from deit.samples.sources import open_images, where
 from deit.trainer import train
 from scripts.benchmarks.activeft import Clock
 from tests.support.oracles_trainer import bare_step, released_program

@@ -123,7 +123,7 @@ def cover_in_turn(
             clients = order[each[order] > 0][:count].sort().values
             if len(clients) and len(chosen) < budget:
                 known = torch.cat([labelled, chosen]).sort().values
-                free = candidates[~torch.isin(candidates, chosen)]
+                free = candidates[~torch.isin(candidates, chosen)]  # else rounding could make one add something
                 turn = Cover(pool, free, pool.take(clients), each[clients].to(pool.device), kernel, known, progress)
                 chosen = torch.cat([chosen, turn.choose(budget - len(chosen), bar.update)])
                 del turn  # before the next one takes as much memory
