@@ -95,7 +95,7 @@ def learning_curve(
     wanted = sorted({size for size in more if size > sizes[-1]})
     if wanted and len(sizes) > 1:
         middle = extrapolate(sizes, table.mean(0), wanted)
-        ahead = np.array([extrapolate(sizes, mean, wanted) for mean in means])
+        ahead = extrapolate(sizes, np.array(means), wanted)
         points += [
             Point(size, float(middle[i]), *spread(ahead[:, i]), False) for i, size in enumerate(wanted)
         ]  # fmt: skip
@@ -109,17 +109,19 @@ def spread(values: Sequence[float] | np.ndarray) -> tuple[float, float]:
 
 
 def extrapolate(sizes: Sequence[int], accuracy: np.ndarray, wanted: Sequence[int]) -> np.ndarray:
-    """Accuracies (percent) at `wanted` numbers of labels by the power law that fits those at `sizes` best."""
-    error, n = 100 - np.asarray(accuracy, float), np.asarray(sizes, float)
-    best, result = np.inf, np.full(len(wanted), float(accuracy[-1]))
-    for rate in RATES:
-        fall = n**-rate
-        centred = fall - fall.mean()
-        b = max(0.0, float(centred @ error / (centred @ centred)))
-        a = error.mean() - b * fall.mean()
-        if a < 0:  # no model is better than perfect
-            a, b = 0.0, max(0.0, float(fall @ error / (fall @ fall)))
-        loss = float(((a + b * fall - error) ** 2).sum())
-        if loss < best - 1e-9:
-            best, result = loss, 100 - (a + b * np.asarray(wanted, float) ** -rate)
-    return np.clip(result, 0, 100)
+    """Accuracies (percent) at `wanted` numbers of labels by the power laws that fit those at `sizes` best.
+
+    accuracy: (..., sizes); returns (..., wanted), a law for each row.
+    """
+    error, n = 100 - np.asarray(accuracy, float)[..., None, :], np.asarray(sizes, float)
+    fall = n ** -RATES[:, None]  # (rates, sizes)
+    middle, average = fall.mean(1), error.mean(-1)
+    centred = fall - middle[:, None]
+    b = np.maximum(0.0, (centred * error).sum(-1) / (centred * centred).sum(-1))  # (..., rates)
+    a = average - b * middle
+    alone = np.maximum(0.0, (fall * error).sum(-1) / (fall * fall).sum(-1))
+    b, a = np.where(a < 0, alone, b), np.maximum(a, 0.0)  # no model is better than perfect
+    loss = ((a[..., None] + b[..., None] * fall - error) ** 2).sum(-1)
+    best = (loss - loss.min(-1, keepdims=True) < 1e-9).argmax(-1)[..., None]  # of equal laws the one that falls slowest
+    a, b = np.take_along_axis(a, best, -1), np.take_along_axis(b, best, -1)
+    return np.clip(100 - (a + b * np.asarray(wanted, float) ** -RATES[best]), 0, 100)

@@ -49,10 +49,10 @@ def test_the_search_is_the_one_that_pays(count, narrow, full, kind, monkeypatch)
 @pytest.mark.parametrize("count", [64, 300])
 @pytest.mark.parametrize("make", [clusters, lambda n, d, seed: F.normalize(torch.randn(n, d), dim=1)])
 def test_screened_search_is_exact(make, count, options, narrow, monkeypatch):
-    rows = make(1500, 96, 0)
+    rows = make(1000, 96, 0)
     rows[700:760] = rows[:60]  # ties
     rows[760:765] = 0
-    config = ActiveFTConfig(max_iter=25, **{"lr": 3e-3, **options})
+    config = ActiveFTConfig(max_iter=20, **{"lr": 3e-3, **options})
     every_way(monkeypatch)
     monkeypatch.setattr(screening, "narrow_is_faster", lambda: narrow)
     monkeypatch.setattr(assignment, "narrow_is_faster", lambda: narrow)

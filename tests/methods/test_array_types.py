@@ -31,7 +31,15 @@ def plain(tmp_path_factory):
     return functools.cache(lambda method: choose(method, path, np.float32))
 
 
-@pytest.mark.parametrize("dtype", [">f4", ">f8", ">f2", np.longdouble, "<f8"])
+@pytest.mark.parametrize("dtype", [">f4", ">f8", ">f2", np.longdouble])
+def test_types_that_torch_lacks_are_read_as_float64(tmp_path, dtype):
+    np.save(tmp_path / "foreign.npy", np.concatenate([HELD, LABELS], axis=1).astype(dtype))
+    features = load_features(tmp_path / "foreign.npy").features
+    assert as_tensor(features).numpy().dtype == np.float64
+    assert np.array_equal(features, HELD)
+
+
+@pytest.mark.parametrize("dtype", ["<f8", "<f2"])
 @pytest.mark.parametrize("method", sorted(METHODS))
 def test_any_float_type(tmp_path, plain, method, dtype):
     assert choose(method, tmp_path / "foreign.npy", dtype) == plain(method)

@@ -44,16 +44,16 @@ def probcover(rows, budget, delta, turn, labelled=(), excluded=()):
     """Greedy maximum coverage by the whole matrix; of equal rows the first by turn, for each that is not excluded."""
     kept = [i for i in range(len(rows)) if i not in set(excluded) - set(labelled)]
     turn = dict(zip(kept, turn, strict=True))
-    inside = all_distances(rounded(rows)) <= delta
+    inside = (all_distances(rounded(rows)) <= delta).tolist()
     bare, chosen = set(kept), []
     for i in labelled:
-        bare -= {j for j in kept if inside[i, j]}
+        bare -= {j for j in kept if inside[i][j]}
     free = [i for i in kept if i not in labelled]
     while len(chosen) < budget:
-        best = max(free, key=lambda i: (sum(bool(inside[i, j]) for j in bare), -turn[i]))
+        best = max(free, key=lambda i: (sum(inside[i][j] for j in bare), -turn[i]))
         chosen.append(best)
         free.remove(best)
-        bare -= {j for j in kept if inside[best, j]}
+        bare -= {j for j in kept if inside[best][j]}
     return chosen
 
 
