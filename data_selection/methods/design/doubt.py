@@ -53,6 +53,15 @@ def margins(probabilities: torch.Tensor) -> torch.Tensor:
     return top[:, 0] - top[:, 1] if top.shape[1] == 2 else top[:, 0]
 
 
+def by_doubt(margin: torch.Tensor, seed: int) -> torch.Tensor:
+    """Places of margins (n,), the smallest first, equal ones in an order drawn by the seed; (n,) int64.
+
+    A model that is sure of nearly all has margins of 1 by the thousand, and a pool's rows often lie class by class.
+    """
+    turn = torch.randperm(len(margin), generator=torch.Generator().manual_seed(seed))
+    return turn[margin[turn].argsort(stable=True)]
+
+
 def select_margin(
     features: Features,
     budget: int,
@@ -67,11 +76,11 @@ def select_margin(
 ) -> torch.Tensor:
     """The samples whose two likeliest classes are closest; (budget,) int64, the least certain first.
 
-    Of equal ones the lowest index comes first. Features are not read. Source: Scheffer et al. 2001.
+    Of equal ones one drawn by the seed comes first. Features are not read. Source: Scheffer et al. 2001.
     """
     labelled, candidates = check_request(features, budget, labelled, excluded)
     margin = margins(check_probabilities(probabilities, len(features)))[candidates]
-    chosen = candidates[margin.argsort(stable=True)[:budget]]
+    chosen = candidates[by_doubt(margin, seed)[:budget]]
     return check_selection(chosen, budget, len(features), labelled, excluded)
 
 
@@ -98,7 +107,7 @@ def select_margin_clusters(
     """
     labelled, candidates = check_request(features, budget, labelled, excluded)
     margin = margins(check_probabilities(probabilities, len(features)))[candidates]
-    doubtful = candidates[margin.argsort(stable=True)[: config.pool * budget]]
+    doubtful = candidates[by_doubt(margin, seed)[: config.pool * budget]]
     if smoothed is None:
         kept = torch.cat([labelled, candidates]).sort().values
         smoothed = smoothed_rows(features, kept, config.steps, pool_device(features, device), progress)
