@@ -34,7 +34,7 @@ from deit.runs.saving import Saver
 from deit.runs.starting import finished, starting_point, weights_of
 from deit.runs.stopping import Asked, Sofar, listening, torch_errors_named
 from deit.samples.keeping import Room
-from deit.samples.sources import open_evaluation, say_of_labels, say_of_leaks, say_of_unread, where
+from deit.samples.sources import open_evaluation, say_of_absent, say_of_labels, say_of_leaks, say_of_unread, where
 from deit.selftrain import pool_epochs
 from deit.smoothing import needed_features, pool_features, with_pool
 from deit.timing import settle, take_over
@@ -179,6 +179,7 @@ def announce(job: Job) -> None:
     say_of_labels(job.args.mode, pool, job.ids, job.log.say)
     if world.is_main and job.args.data_set.startswith("FOLDER"):  # others' parts are known, and may be a million files
         say_of_leaks(pool, job.ids, job.test_pool, job.log.say)
+        say_of_absent(job.test_pool, job.log.say)
     args, steps = job.args, (job.training_epochs if job.labelled_epochs else 0) * job.updates
     if args.model_ema and not args.model_ema_warmup and 0 < steps < (memory := 1 / (1.0000001 - args.model_ema_decay)):
         job.log.say(

@@ -59,7 +59,7 @@ class Facts:
     notes: Sequence[str] = ()
     record: Mapping[str, Any] = field(default_factory=dict)
     rounds: Sequence[Mapping[str, float]] = ()
-    test: Mapping[str, float] | None = None
+    test: Mapping[str, Any] | None = None  # accuracy in percent, count, absent: classes without a test image
     seed: int = 0
 
 

@@ -25,8 +25,9 @@ def open_folders(
     """(pool of root/train, pool of root/val), images in the order of feature extraction, classes in sorted order.
 
     labels, val_labels: CSV files with the labels of either part, else they are its class folders. Both parts must have
-    the same class folders; a CSV may leave classes of the other part out, but not add any. Evaluation images decide
-    nothing: of classes that the training part's CSV lacks they have no label, and stand in `strange`.
+    the same class folders; a CSV of evaluation labels may leave classes out, but not add any. Evaluation images decide
+    nothing: of classes that the training part's CSV lacks they have no label, and stand in `strange`; and such a CSV
+    may name classes that they lack, unless these look like another spelling of theirs.
 
     train_path, val_path: other folders, or lists of paths, for either part; val_path `none`: the second pool is empty.
     base: what relative paths of such a list start from, by default the list's folder.
@@ -45,7 +46,7 @@ def open_folders(
     if labels is None:
         renumber(test, ours, val_labels, train_folder)
     else:
-        refuse_strange(ours, theirs, labels, val_labels or val_folder)
+        refuse_misspelt(ours, theirs, labels, val_labels or val_folder)
         take_known(test, ours)
     return train, test
 
@@ -151,10 +152,22 @@ def refuse_strange(
     own: Sequence[str], class_names: Sequence[str], source: Path | str | None, other: Path | str
 ) -> None:
     """Raise UserError for a label of source that is no class of the other part."""
-    strange = [name for name in own if name not in class_names]
-    if strange:
+    if strange := [name for name in own if name not in class_names]:
         hint = meant(strange[0], class_names)
         raise UserError(f"{source} has the label {strange[0]!r}{hint}, no class of {other} ({some(class_names)})")
+
+
+def refuse_misspelt(
+    own: Sequence[str], class_names: Sequence[str], source: Path | str | None, other: Path | str
+) -> None:
+    """Raise UserError for a label of source that only the other part has in another spelling, or where none is there.
+
+    A class of which the other part has no image at all is none of these: rare ones are often absent from few images.
+    """
+    left = [name for name in class_names if name not in own]
+    refuse_strange([name for name in own if meant(name, left)], class_names, source, other)
+    if len(left) == len(class_names):
+        refuse_strange(own, class_names, source, other)
 
 
 def take_known(pool: pools.Pool, class_names: tuple[str, ...]) -> None:

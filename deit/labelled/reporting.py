@@ -39,7 +39,7 @@ AHEAD = (1.5, 2, 3)  # times the labels, to which the learning curve is extrapol
 
 
 def report(
-    run: Labelled, training: Path, result: dict[str, Any], *, tested: dict[str, float] | None, weights: str = "",
+    run: Labelled, training: Path, result: dict[str, Any], *, tested: dict[str, Any] | None, weights: str = "",
     seed: int, log: Log, progress: OpenBar | None,
 ) -> tuple[Path, dict[str, Any]]:  # fmt: skip
     """Write a run's report.html and report.json. Returns (the page's path, the numbers).

@@ -30,7 +30,7 @@ from deit.options import parse
 from deit.predicting import predict
 from deit.runs.predictions import OF_NEW, TITLE, Predictions
 from deit.runs.saving import NEWEST
-from deit.samples.sources import open_images, say_of_leaks
+from deit.samples.sources import absent_classes, open_images, say_of_absent, say_of_leaks
 from deit.samples.sources import where as image_flags
 from deit.smoothing import POOL
 from deit.trainer import train
@@ -184,17 +184,18 @@ def trained(words: Sequence[str], folder: Path) -> dict[str, Any]:
 
 
 def open_test(words: Sequence[str], log: Log) -> Pool:
-    """The test images, their classes numbered as the labels'; with a line where they are copies of labelled images.
+    """The test images, their classes numbered as the labels'; with lines on copies and absent classes.
 
     words: flags of the trainer for both. Raises UserError, before any training, where the two do not fit.
     """
     pool, test = open_images("FOLDER", *image_flags(parse(["--data-set", "FOLDER", *words])))
     say_of_leaks(pool, [i for i in range(len(pool)) if pool.label(i) != UNKNOWN], test, log)
+    say_of_absent(test, log)
     return test
 
 
-def tested_on(pool: Pool, words: Sequence[str], folder: Path, log: Log) -> dict[str, float]:
-    """Accuracy in percent of a training's model on test images as they are today, and their count.
+def tested_on(pool: Pool, words: Sequence[str], folder: Path, log: Log) -> dict[str, Any]:
+    """Accuracy in percent of a training's model on test images as they are today, their count, the classes absent.
 
     words: flags of the trainer for the images and the device. What was asked before is kept beside the model.
     """
@@ -204,14 +205,14 @@ def tested_on(pool: Pool, words: Sequence[str], folder: Path, log: Log) -> dict[
     )
     before = read_json(kept) if kept.exists() else {}
     if before.get("images") == today:
-        return {name: before[name] for name in ("accuracy", "count")}
+        return {"accuracy": before["accuracy"], "count": before["count"], "absent": absent_classes(pool)}
     log(f"asking the trained model about {len(pool)} test images")
     found = train(parse(["--data-set", "FOLDER", "--eval", "--resume", str(folder / NEWEST), *words]))
     assert found is not None  # of one process
     values = {"accuracy": found["acc1"], "count": len(pool)}
     with atomic_write(kept, "w") as handle:
         json.dump({"images": today, **values}, handle)
-    return values
+    return values | {"absent": absent_classes(pool)}
 
 
 def of_the_features(given: Labelled, weights: str) -> bool:

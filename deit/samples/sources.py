@@ -187,6 +187,21 @@ def say_of_unread(log: Log, **parts: pools.Pool) -> None:
             )
 
 
+def absent_classes(test: pools.Pool) -> list[str]:
+    """The classes of which an evaluation pool has no image; none of a pool without names or images."""
+    there = {test.label(i) for i in range(len(test))}
+    return [word for label, word in enumerate(test.class_names or ()) if label not in there] if there else []
+
+
+def say_of_absent(test: pools.Pool, log: Log) -> None:
+    """A line where classes have no evaluation image."""
+    if absent := absent_classes(test):
+        log(
+            f"warning: {len(absent)} of {test.classes} classes without an evaluation image, of which the accuracy says "
+            f"nothing: {some(absent)}"
+        )
+
+
 def say_of_leaks(train: pools.Pool, ids: Sequence[int], test: pools.Pool, log: Log) -> None:
     """A line where evaluation images are exact copies, byte for byte, of images to train on.
 

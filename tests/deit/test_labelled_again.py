@@ -48,7 +48,7 @@ def accuracy_on(run, images):
     predict_images(run, images, device="cpu", log=lambda _: None)
     found = rows(run / "predictions.csv")
     return {"accuracy": pytest.approx(100 * sum(name.split("/")[0] == said for name, said, *_ in found) / len(found)),
-            "count": len(found)}  # fmt: skip
+            "count": len(found), "absent": []}  # fmt: skip
 
 
 def test_test_images_are_asked_by_the_model_that_is_there(run, judging, folder, monkeypatch):
@@ -103,19 +103,22 @@ def test_a_class_that_only_a_test_image_has_is_a_mistake_and_changes_no_model(ru
     assert all(torch.equal(plain[name], now[name]) for name in now)
 
 
-@pytest.mark.parametrize(("lacking", "told"), [
-    ("shoe", "has the label 'shoe', no class of .*test"), ("1", "1 of the 20 images to use have no label in .*test.csv")
-])  # fmt: skip
-def test_test_images_that_do_not_fit_the_labels_are_told_before_training(run, judging, tmp_path, lacking, told):
-    words, names = {}, sorted(path.relative_to(judging).as_posix() for path in judging.glob("*/*.png"))
-    if lacking == "1":
-        words = {"test_labels": tmp_path / "test.csv"}
-        write_answers(words["test_labels"], {name: name.split("/")[0] for name in names[1:]})
-    else:
-        shutil.rmtree(judging / lacking)
-    with pytest.raises(UserError, match=told):
-        train(run, test=judging, **words)
+def test_test_images_without_a_label_are_told_before_training(run, judging, tmp_path):
+    names = sorted(path.relative_to(judging).as_posix() for path in judging.glob("*/*.png"))
+    write_answers(tmp_path / "test.csv", {name: name.split("/")[0] for name in names[1:]})
+    with pytest.raises(UserError, match=r"1 of the 20 images to use have no label in .*test\.csv"):
+        train(run, test=judging, test_labels=tmp_path / "test.csv")
     assert not list(run.glob("training/*/checkpoint.pth"))
+
+
+def test_a_class_without_a_test_image_is_told(run, judging):
+    shutil.rmtree(judging / "shoe")
+    _, said = train(run, test=judging)
+    assert "1 of 3 classes without an evaluation image, of which the accuracy says nothing: shoe" in said
+    for _ in range(2):  # asked, and kept
+        assert values(run)["test"] == accuracy_on(run, judging) | {"absent": ["shoe"]}
+        assert "test images, of which none is of: shoe." in (run / "report.html").read_text()
+        train(run, test=judging)
 
 
 def test_a_label_of_a_test_image_that_was_mended_counts(run, judging, tmp_path):

@@ -16,7 +16,7 @@ from data_selection.images import pools
 from data_selection.images.label_files import open_folders
 from deit.main import main
 from deit.options import parse
-from deit.samples.sources import say_of_leaks
+from deit.samples.sources import say_of_absent, say_of_leaks
 from tests.support.flag_runs import words
 from tests.support.trainer_runs import DEMO, command, log_lines, make_images, write_images
 
@@ -100,9 +100,23 @@ def test_the_folders_that_were_looked_at_are_named(tmp_path):
     labels = write(tmp_path / "l.csv", "a/1.png,a\nc/1.png,c\n")
     with pytest.raises(UserError, match=f"has the label 'c', no class of {mine} \\(a, b\\)"):
         open_folders(tmp_path, None, labels, train_path=mine, val_path=yours)
-    labels = write(tmp_path / "l.csv", "a/1.png,a\nb/1.png,b\n")
+    labels = write(tmp_path / "l.csv", "a/1.png,d\nb/1.png,b\n")
     with pytest.raises(UserError, match=f"has the label 'b', no class of {yours} \\(a, c\\)"):
         open_folders(tmp_path, labels, train_path=mine, val_path=yours)
+
+
+def test_evaluation_images_may_lack_a_class_that_labels_have(tmp_path):
+    """Unless they have it in another spelling."""
+    write_images(tmp_path, ["train/1.png", "train/2.png", "train/3.png", "val/robin/1.png", "val/wren/1.png"])
+    labels, said = tmp_path / "l.csv", []
+    _, test = open_folders(tmp_path, write(labels, "1.png,robin\n2.png,hawk\n3.png,wren\n"))
+    assert (test.class_names, test.labels, test.strange) == (("hawk", "robin", "wren"), [1, 2], {})
+    say_of_absent(test, said.append)
+    assert said == ["warning: 1 of 3 classes without an evaluation image, of which the accuracy says nothing: hawk"]
+    say_of_absent(open_folders(tmp_path, write(labels, "1.png,robin\n2.png,robin\n3.png,wren\n"))[1], said.append)
+    assert len(said) == 1
+    with pytest.raises(UserError, match=r"l\.csv has the label 'Wren' \(did you mean wren\?\), no class of .*val"):
+        open_folders(tmp_path, write(labels, "1.png,robin\n2.png,hawk\n3.png,Wren\n"))
 
 
 WRONG = [
