@@ -211,8 +211,8 @@ def flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-def check_no_idle_flag(parser: argparse.ArgumentParser, words: Sequence[str], mode: str) -> None:
-    """Raise UserError for flags typed (not from --config, which serves every mode) that do nothing in a mode."""
+def check_no_idle_flag(parser: argparse.ArgumentParser, given: Sequence[str], mode: str) -> None:
+    """Raise UserError for flags that do nothing in a mode; given: those typed (a --config serves all)."""
     idle, why = set() if mode in ("self-train", "auto") else {"rounds"}, "which does not train on the pool"
     if mode in ("linear", "smoothed"):
         used = {"mode", "batch_size", "smoothing" if mode == "linear" else "distil"}
@@ -222,9 +222,7 @@ def check_no_idle_flag(parser: argparse.ArgumentParser, words: Sequence[str], mo
             "drop", "drop_path", "model_ema", "model_ema_decay", "model_ema_warmup", "model_ema_force_cpu", "eval_ema"
         }  # fmt: skip
         why = "which fits the head in one go"
-    for action in parser._actions:
-        action.default = argparse.SUPPRESS
-    typed = [flag(name) for name in vars(parser.parse_args(words)) if name in idle]
+    typed = [flag(name) for name in given if name in idle]
     if typed:
         other = "self-train to train on the pool" if typed == ["--rounds"] else "lp-ft to train on from that head"
         raise UserError(f"{', '.join(typed)} does nothing in --mode {mode}, {why}: leave it out, or use --mode {other}")

@@ -131,7 +131,7 @@ def _add_optimisation(flags: Flags) -> None:
     flags.switch("--distil", False, "smoothed: the result is the model, its head taught the graph's word on the pool")
     add("--restarts", type=int, default=1, metavar="R",
         help="train R times on the labels from the same start with other draws, and average the weights")  # fmt: skip
-    add("--rounds", type=int, default=2, help="self-train: how often the pool is embedded anew and trained on")
+    add("--rounds", type=int, default=2, help="self-train: how often the pool is embedded anew and trained on, unmixed")
     add("--epochs", type=whole_or_auto, default=1000, help="auto: by the number of labels, as 30 for 100")
     add("--minutes", type=float, metavar="M", help="fewer rounds, restarts, epochs where they would take longer")
     add("--start_epoch", type=epoch_from_one, default=1, help="first epoch, counted from 1")
@@ -292,5 +292,5 @@ def parse(argv: Sequence[str] | None = None, *, complete: bool = False) -> argpa
         args.data_set = args.data_set.removesuffix("SUBSET")
     args.given = given_flags(parser, typed)
     check(args)
-    check_no_idle_flag(parser, rest, args.mode)
+    check_no_idle_flag(parser, given_flags(parser, rest), args.mode)
     return args

@@ -162,7 +162,7 @@ def test_what_the_hook_sees_times_the_head_is_the_logits(name):
 
 
 def test_flags_without_effect_are_refused_in_linear_mode_only():
-    with pytest.raises(UserError, match=r"--lr, --aa does nothing in --mode linear"):
+    with pytest.raises(UserError, match=r"--aa, --lr does nothing in --mode linear"):
         parse(["--mode", "linear", "--lr", "0.1", "--aa", "rand-m9"])
     parse(["--mode", "linear", "--smoothing", "0", "--batch-size", "8"])
     parse(["--mode", "lp-ft", "--lr", "0.1"])
