@@ -178,11 +178,11 @@ def rounds_of(folders: Iterable[Path]) -> list[dict[str, Any]]:
 
 
 def in_place_of_runs(sources: Iterable[Path | str]) -> list[Path | str]:
-    """Sources of labels or images with a run folder's tables and choice in its place, that is all images handed out."""
+    """Sources with a run folder's tables and choice in its place: all images that were handed out or have labels."""
     files: list[Path | str] = []
     for source in sources:
         run = Path(source)
-        of_run = [*label_files(run), *(file for file in [run / SUBSET] if file.exists())]
+        of_run = [*label_files(run), *(file for file in (run / UNDERSTOOD, run / SUBSET) if file.exists())]
         files += of_run if is_run(run) else [source]
     return files
 

@@ -200,11 +200,13 @@ def test_a_run_folder_stands_for_its_images_and_labels_in_lists(choose, shoes, t
     labels = label(one)
     waiting = sorted(labels)[-1]
     (one / "annotate.csv").write_text(write_labels({name: labels[name] for name in labels if name != waiting}))
+    other = next(file.name for file in sorted(shoes.iterdir()) if file.name not in labels)
+    (one / "labels.csv").write_text(write_labels({other: "class 1"}))  # which training was given
     features = next((one / "features").glob("*.npy"))
     words = ["--features", features, flag, one, "--output_dir", tmp_path, "--filename", "x.json", "--device", "cpu"]
-    rest = len(list(shoes.iterdir())) - 12
+    rest = len(list(shoes.iterdir())) - 13
     main_select([str(word) for word in (*words, "--method", "random", "--budget", rest)])
-    assert not {*(tmp_path / "x.txt").read_text().splitlines()} & {*labels}
+    assert not {*(tmp_path / "x.txt").read_text().splitlines()} & {*labels, other}
     capsys.readouterr()
     main_select([str(word) for word in (*words, "--method", "auto", "--budget", 4, "--overwrite")])
     assert ("takes wvoptimal" in capsys.readouterr().out) is (flag == "--labelled")
