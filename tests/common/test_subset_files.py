@@ -106,6 +106,7 @@ def test_names_tell_lists_and_long_settings_by_digests():
     name = with_settings("P_random_sampleNum_5_seed_1.json", {"labelled": "3_a36b1f2c"})
     assert name == "P_random_sampleNum_5_seed_1_labelled_3_a36b1f2c.json"
     assert shortened(name) == name
+    assert shortened("caf\udce9.json") == "caf\udce9.json"  # of a pool whose name is no UTF-8
     long = [shortened(f"{'é' * 120}_{end}.json") for end in "ab"]
     assert long[0] != long[1]
     assert all(len(text.encode()) <= 200 and text.endswith(".json") for text in long)

@@ -46,6 +46,17 @@ def test_a_terminal_sees_one_bar_with_loss_accuracy_and_the_time_left(images, tm
     assert "loss 0.1000" not in said
 
 
+@pytest.mark.parametrize(("stream", "is_main", "verbose"), [(io.StringIO, True, False), (Terminal, False, False),
+                                                            (Terminal, True, True)])  # fmt: skip
+def test_no_bar_without_a_terminal_nor_beside_lines_nor_twice(stream, is_main, verbose, monkeypatch):
+    monkeypatch.setattr(sys, "stderr", stream())
+    log = RunLog(None, is_main, verbose=verbose)
+    log.start(1, 2, 6, 0, {})
+    log.bar.refresh()
+    log.close()
+    assert sys.stderr.getvalue() == ""
+
+
 def test_verbose_prints_a_line_for_each_step(images, capsys):
     main(command(images, None, epochs=2, batch_size=16, verbose=True))
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch") and " step " in line]

@@ -186,7 +186,7 @@ TESTS = {
         "commands/test_entry_points.py",
         "common/test_parsing.py",
     ),
-    "data_selection/common/subset_names.py": ("commands/test_selection.py",),
+    "data_selection/common/subset_names.py": ("commands/test_selection.py", "common/test_subset_files.py"),
     "data_selection/methods/table.py": ("methods/test_methods.py", "methods/test_seeds.py"),
     "data_selection/methods/configs": (
         "methods/test_settings.py",
