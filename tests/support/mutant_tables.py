@@ -88,6 +88,7 @@ TESTS = {
         "commands/test_selection.py",
         "commands/test_lists.py",
         "judging/test_advice.py",
+        "commands/test_inventory.py",
     ),
     "data_selection/commands/earlier_rounds.py": ("commands/test_choose_images.py",),
     "data_selection/commands/run_choose.py": ("commands/test_choose_images.py", "commands/test_requests.py"),
