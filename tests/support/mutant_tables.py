@@ -214,6 +214,7 @@ NOTHING = {
         "operator swapped",
         r"sign = 1 if",
     ): "where the sums agree nothing is handed out",
+    ("data_selection/methods/bilaf/steps", "argument out dropped", r"torch\.where\(rival"): "room that is used again",
     ("", "argument strict dropped", ""): "a check of what holds by construction",
     ("", "argument (desc|unit|progress|non_blocking) dropped", ""): "what a bar says, or how a copy is made",
     (

@@ -59,14 +59,12 @@ Key = tuple[str, str, str, int]  # pool, evaluation, method, budget
 def paired(values: Mapping[int, float], others: Mapping[int, float]) -> Interval | None:
     """Mean of values minus others over the seeds that both have, with its 95 % interval by Student's t; None: no seed.
 
-    The interval is mean +- t(0.975, n - 1) sd / sqrt(n), sd that of the n differences.
+    The interval is mean +- t(0.975, n - 1) sd / sqrt(n), sd that of the n differences; NaN for one.
     """
     shared = [values[seed] - others[seed] for seed in sorted(values) if seed in others]
     if not shared:
         return None
     found = mean_sd(shared)
-    if found.size == 1:
-        return Interval(found.mean, float("nan"), float("nan"), 1)
     from scipy.special import stdtrit  # quick to import, as scipy.stats is not
 
     half = float(stdtrit(found.size - 1, (1 + LEVEL) / 2)) * found.sd / found.size**0.5
