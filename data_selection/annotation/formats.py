@@ -9,6 +9,7 @@ from urllib.parse import quote
 from xml.etree import ElementTree
 
 from data_selection.annotation.originals import Shown
+from data_selection.annotation.run_folder import CONFIG, TASKS
 from data_selection.common.files import atomic_write, file_digest
 
 
@@ -29,9 +30,9 @@ def write_label_studio(
             choice = {"from_name": "label", "to_name": "image", "type": "choices", "value": {"choices": [believed]}}
             task["predictions"] = [{"model_version": "smoothed probe", "score": round(score, 4), "result": [choice]}]
         tasks.append(task)
-    with atomic_write(folder / "label_studio_tasks.json", "w") as handle:
+    with atomic_write(folder / TASKS, "w") as handle:
         json.dump(tasks, handle, indent=1)
-    with atomic_write(folder / "label_studio_config.xml", "w") as handle:
+    with atomic_write(folder / CONFIG, "w") as handle:
         handle.write(label_studio_config(classes))
 
 

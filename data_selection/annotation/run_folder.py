@@ -24,12 +24,13 @@ VERSION = 1
 RECORD, SUBSET, ANSWERS, LABELLED = "run.json", "subset.json", "annotate.csv", "labelled.csv"
 UNDERSTOOD = "labels.csv"  # all labels, as training has understood them
 BELIEFS, PAGE, FEATURES, IMAGES = "beliefs.json", "annotate.html", "features", "images"
+TASKS, CONFIG, MANIFEST = "label_studio_tasks.json", "label_studio_config.xml", "cvat_manifest.jsonl"
 REPORT, WAITING = "report.json", "waiting"
 WEIGHTS = "weights_sha256"  # of a request, where the weights are a file
 PERCENT = "percent"  # of a request, the budget as it was given, where that is no number of images
 ENDINGS = (".txt", *TABLES)  # of a file of class names
 TRAINED = (UNDERSTOOD, "model.pth", "smoothed_pool.npz", "report.html", REPORT, "predictions.csv", "training")
-OWN = (RECORD, SUBSET, ANSWERS, LABELLED, BELIEFS, PAGE, IMAGES, *TRAINED)
+OWN = (RECORD, SUBSET, ANSWERS, LABELLED, BELIEFS, PAGE, IMAGES, TASKS, CONFIG, MANIFEST, *TRAINED)
 
 
 def read_run(folder: Path | str) -> dict[str, Any]:

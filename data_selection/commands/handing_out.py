@@ -15,9 +15,12 @@ from data_selection.annotation.pages import annotation_page
 from data_selection.annotation.run_folder import (
     ANSWERS,
     BELIEFS,
+    CONFIG,
     IMAGES,
+    MANIFEST,
     PAGE,
     SUBSET,
+    TASKS,
     chosen_names,
     contents,
     know_classes,
@@ -88,7 +91,7 @@ def hand_out(order: Order, pool: Pool, labels: dict[str, str], world: World) -> 
     classes = list(dict.fromkeys([*announced, *sorted({*labels.values()}), *sorted({*given.values()})]))
     local = [f"{IMAGES}/{at}" for at in where] if linked else [str(Path(path).absolute())[1:] for path in paths]
     write_label_studio(out, names, local, classes, likeliest)
-    write_cvat(out / "cvat_manifest.jsonl", where if linked else names, paths, shown)
+    write_cvat(out / MANIFEST, where if linked else names, paths, shown)
     files = [quoted(name) for name in names]  # as tables have them, so that any name comes back
     known = {quoted(name): label for name, label in given.items()}
     page = annotation_page(
@@ -104,8 +107,7 @@ def hand_out(order: Order, pool: Pool, labels: dict[str, str], world: World) -> 
     left = f", {len(given)} of them labelled" if given else ""
     print(
         f"wrote {out / PAGE}: open it with a double click to label {len(names)} images{left}; {ANSWERS}, "
-        f"{f'{IMAGES}/, ' if linked else ''}label_studio_tasks.json, label_studio_config.xml and cvat_manifest.jsonl "
-        "are beside it"
+        f"{f'{IMAGES}/, ' if linked else ''}{TASKS}, {CONFIG} and {MANIFEST} are beside it"
     )
 
 
