@@ -2,6 +2,8 @@
 
 import base64
 import contextlib
+import errno
+import filecmp
 import functools
 import io
 import os
@@ -18,6 +20,7 @@ from PIL import Image
 from data_selection.common.errors import UserError
 from data_selection.common.progress import OpenBar, open_bar
 from data_selection.images.image_files import read_small
+from data_selection.images.label_files import some
 
 HOW = ("link", "copy", "none")
 SHOWN_BY_BROWSERS = {
@@ -26,6 +29,7 @@ SHOWN_BY_BROWSERS = {
 }  # fmt: skip
 THUMBNAIL, LARGE = 176, 1280  # longest sides in pixels: in the sheet, and of what browsers cannot show themselves
 TINY = 64  # up to this side an image is its own thumbnail, kept to the bit
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)  # for links, and less for copies
 THREADS = 8  # decoders leave Python to other threads meanwhile
 
 
@@ -69,26 +73,34 @@ def made_places(names: Sequence[str]) -> dict[str, str]:
 def put(folder: Path, names: Sequence[str], paths: Sequence[str], how: str) -> None:
     """Put the images into a folder as links or copies; those that are there stay.
 
-    Raises UserError where the system makes no links; OSError where the folder cannot be written.
+    Raises UserError where the system makes no links, and, with nothing changed, where a file that is neither a link nor
+    a copy of its image is there; OSError where the folder cannot be written.
     """
-    for place, path in zip(places(names), paths, strict=True):
-        target = folder / place
+    pairs = [(folder / place, path) for place, path in zip(places(names), paths, strict=True)]
+    kept = {target: path for target, path in pairs if target.is_file() and not target.is_symlink()}
+    copies = {target for target, path in kept.items() if filecmp.cmp(target, path, shallow=False)}
+    if others := [str(target) for target in kept if target not in copies]:
+        raise UserError(
+            f"{len(others)} files in {folder} are not the chosen images, as they were edited or replaced: "
+            f"{some(others)}; move them elsewhere, and the same command puts the images there again"
+        )
+    for target, path in pairs:
         target.parent.mkdir(parents=True, exist_ok=True)
         if how == "link":
             link(target, os.path.abspath(path))  # noqa: PTH100 - a link to a link stays one
-        elif target.is_symlink() or not target.exists() or target.stat().st_size != Path(path).stat().st_size:
+        elif target not in copies:
             copy(target, path)
 
 
 def link(target: Path, path: str) -> None:
-    """Make a symbolic link, in place of what is there."""
+    """Make a symbolic link, in place of a copy or another link."""
     if target.is_symlink() and os.readlink(target) == path:  # noqa: PTH115 - Path would tidy what is to be compared
         return
     target.unlink(missing_ok=True)
     try:
         target.symlink_to(path)
     except OSError as error:
-        if error.errno is not None and Path(path).exists() and os.access(target.parent, os.W_OK):
+        if error.errno not in (None, *NO_ROOM) and Path(path).exists() and os.access(target.parent, os.W_OK):
             raise UserError(f"no link can be made in {target.parent} ({error.strerror}): use --images copy") from None
         raise
 

@@ -29,8 +29,10 @@ def test_somebodys_link_is_not_replaced_though_it_leads_nowhere(tmp_path):
         is_chosen(tmp_path, {})
 
 
-@pytest.mark.parametrize("name", ["labels.csv", "model.pth", "report.html", "smoothed_pool.npz", "predictions.csv",
-                                  "label_studio_tasks.json", "label_studio_config.xml", "cvat_manifest.jsonl"])  # fmt: skip
+@pytest.mark.parametrize("name", [
+    "labels.csv", "model.pth", "report.html", "smoothed_pool.npz", "predictions.csv", "label_studio_tasks.json",
+    "label_studio_config.xml", "cvat_manifest.jsonl",
+])  # fmt: skip
 def test_what_handing_out_and_training_would_replace_is_not_taken_into_a_run(tmp_path, name):
     (tmp_path / name).write_text("mine")
     with pytest.raises(UserError, match=f"holds {name}, which is not from this command"):
