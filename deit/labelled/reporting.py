@@ -79,7 +79,7 @@ def report(
         judged_by=judged.by,
         quality=covered(run.table.features, ids),
         notes=notes(run),
-        record=record_of(run, result) | ({"weights": Path(weights).name} if weights else {}),
+        record=record_of(run, result, weights),
         rounds=[*run.record.get("rounds", []), own],
         test=tested,
         seed=seed,
@@ -161,15 +161,17 @@ def notes(run: Labelled) -> list[str]:
     return [*unknown, f"{len(groups)} groups of images are exact duplicates of each other: see {duplicates.name}."]
 
 
-def record_of(run: Labelled, result: dict[str, Any]) -> dict[str, Any]:
-    """What, when, with which versions."""
+def record_of(run: Labelled, result: dict[str, Any], weights: str = "") -> dict[str, Any]:
+    """What, when, with which versions. weights: the backbone's, where they are not those of the features."""
     made, request = pool_provenance(run.table), run.record.get("request") or {}
     chosen = read_json(sidecar(run.folder / SUBSET, "provenance"))  # a request can leave the method to us
     backbone = made.get("backbone") or {}
-    return {
+    found = {
         "images": str(run.source), "pool": len(run.names), "labels": len(run.answers.labels),
         "chosen by": chosen.get("method"), "seed": request.get("seed"), "backbone": backbone.get("arch"),
-        "weights": backbone.get("weights"), "mode": result.get("mode"), "recipe": result.get("recipe"),
-        "epochs": result.get("epochs_run"), "seconds of training": round(result.get("seconds") or 0),
+        "weights": Path(weights).name or backbone.get("weights"), "mode": result.get("mode"),
+        "recipe": result.get("recipe"), "epochs": result.get("epochs_run"),
+        "seconds of training": round(result.get("seconds") or 0),
         **{name: value for name, value in versions().items() if value},
     }  # fmt: skip
+    return {name: quoted(value) if value and isinstance(value, str) else value for name, value in found.items()}

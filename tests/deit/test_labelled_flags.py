@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import re
 from dataclasses import replace
 
@@ -15,7 +16,7 @@ from data_selection.embedding.backbones import DINO_WEIGHTS
 from data_selection.images.answers import Answers
 from deit.labelled import runs, training
 from deit.labelled.commands import main_train
-from deit.labelled.reporting import NOTHING, covered, notes
+from deit.labelled.reporting import NOTHING, covered, notes, record_of
 from deit.labelled.runs import MODEL, Labelled, backbone_flags, open_run, training_folder
 from deit.labelled.training import features_flag, place
 from deit.recipes import FEW_SHOT, recipe_values
@@ -164,6 +165,15 @@ def test_what_is_to_be_known_of_labels_and_images_is_told_together(run):
     found.answers.labels.clear()
     found.answers.labels.update({"a.png": "cat", "bb.png": "dog"})
     assert notes(found) == [f"The accuracy on this page says nothing: {NOTHING}.", copies]
+
+
+def test_a_record_of_places_that_are_no_text_can_be_written(run):
+    found = open_run(run, [], None, partial=False, log=lambda _: None)
+    found = replace(found, source=run / os.fsdecode(b"caf\xe9"))
+    record = record_of(found, {"mode": "linear"}, os.fsdecode(b"/w/\xe9.pth"))
+    assert (record["images"], record["weights"]) == (f'"{run}/caf\\udce9"', r'"\udce9.pth"')
+    assert record_of(found, {"mode": "linear"})["weights"] is None
+    assert all(str(value).encode() for value in record.values())
 
 
 def test_the_pool_is_covered_on_average_and_for_nearly_all():
