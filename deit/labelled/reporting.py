@@ -61,7 +61,8 @@ def report(
     rows = inputs_of_head(training / NEWEST, run.source, files) if weights and ours else features[ids]
     judged = judge(training, result, files, classes, rows, labels, probe, ours=ours)
     check = set(check_names(run.folder))
-    found = estimate(judged.answers == labels, [row for row, file in enumerate(files) if file in check])
+    drawn = [row for row, file in enumerate(files) if file in check]
+    found = estimate(judged.answers == labels, drawn)
     own = {"labels": len(labels), "accuracy": found.share.value, "low": found.share.low, "high": found.share.high,
            "drawn": found.drawn}  # fmt: skip
     facts = Facts(
@@ -74,6 +75,8 @@ def report(
         predicted=judged.answers,
         sure=judged.sure,
         estimate=found,
+        drawn=len(drawn),
+        bare=len(check) - len(drawn),
         pool=probe.pool_probabilities(),
         curve=curve_of(known, labels, len(classes), probe, seed, progress),
         judged_by=judged.by,

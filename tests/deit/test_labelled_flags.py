@@ -18,7 +18,7 @@ from deit.labelled import runs, training
 from deit.labelled.commands import main_train
 from deit.labelled.reporting import NOTHING, covered, notes, record_of
 from deit.labelled.runs import MODEL, Labelled, backbone_flags, open_run, training_folder
-from deit.labelled.training import features_flag, place
+from deit.labelled.training import features_flag, judges, place
 from deit.recipes import FEW_SHOT, recipe_values
 from deit.runs.saving import NEWEST
 from deit.smoothing import POOL, with_pool
@@ -174,6 +174,14 @@ def test_a_record_of_places_that_are_no_text_can_be_written(run):
     assert (record["images"], record["weights"]) == (f'"{run}/caf\\udce9"', r'"\udce9.pth"')
     assert record_of(found, {"mode": "linear"})["weights"] is None
     assert all(str(value).encode() for value in record.values())
+
+
+def test_labels_that_judge_are_told_of_all_that_were_drawn():
+    drawn = {"labelled": 10, "unlabelled": 0}
+    assert judges({"accuracy": {"drawn": 0, "labels": 35}, "drawn": drawn}) == "35 labels"
+    some = {"accuracy": {"drawn": 10, "labels": 35}, "drawn": drawn}
+    assert judges(some) == "10 labels of images drawn at random"
+    assert judges(some | {"drawn": drawn | {"unlabelled": 2}}) == "10 labels of the 12 images drawn at random"
 
 
 def test_the_pool_is_covered_on_average_and_for_nearly_all():
