@@ -39,7 +39,7 @@ class Facts:
     estimate: the accuracy by these. drawn, bare: how many images that were drawn at random have a label, and have none.
     pool: (N, C) probabilities of the pool. curve: of learning. judged_by: which model and how, in words. quality:
     numbers on the choice. notes: lines on duplicates and unusual images. record: what, when, with which versions.
-    rounds: up to this one, {labels, accuracy, low, high, drawn}. test: on the user's images, {accuracy, count} or None.
+    rounds: up to this one, as run_folder.rounds_of gives them. test: on the user's images, {accuracy, count} or None.
     """
 
     title: str
@@ -57,7 +57,7 @@ class Facts:
     quality: Mapping[str, float] = field(default_factory=dict)
     notes: Sequence[str] = ()
     record: Mapping[str, Any] = field(default_factory=dict)
-    rounds: Sequence[Mapping[str, float]] = ()
+    rounds: Sequence[Mapping[str, Any]] = ()
     test: Mapping[str, Any] | None = None  # accuracy in percent, count, absent: classes without a test image
     seed: int = 0
     drawn: int = 0
@@ -231,7 +231,7 @@ def write_report(
     page = render(
         "report.html", ("report.css",), ("report.js",), report=values, map=places(facts, progress),
         pictures=pictures(shown_files(values)), axes=axes(values["curve"]), past=axes(values["rounds"]),
-        names=list(facts.classes),
+        names=list(facts.classes), rounds_by_drawn=sum(bool(one.get("drawn")) for one in facts.rounds),
     )  # fmt: skip
     paths = (folder / "report.html", folder / REPORT)
     for path, text in zip(paths, (page, json.dumps(values, indent=1, allow_nan=False)), strict=True):

@@ -188,3 +188,30 @@ def test_too_few_labels_of_images_drawn_at_random_are_told(tmp_path, drawn, bare
     assert "1 of the labelled images was chosen." in page
     assert f"For a number without this bias {hint}" in page
     assert "not drawn at random" not in page
+
+
+@pytest.mark.parametrize(
+    ("drawn", "says", "by"),
+    [
+        ((0, 0), "judged on the labels that there were.", "all labels"),
+        ((20, 40), "judged by the images drawn at random, of all rounds so far.", "40 images drawn at random"),
+        ((0, 20), "by all labels that there were, as the table says: the two do not compare.", "all labels"),
+        ((None, 20), "as the table says: the two do not compare.", "all labels"),
+    ],
+)
+def test_each_round_tells_what_it_was_judged_by(tmp_path, drawn, says, by):
+    rounds = [
+        ROUND | ({} if count is None else {"drawn": count}) | {"labels": 100 + i} for i, count in enumerate(drawn)
+    ]
+    page = page_of(tmp_path, rounds=rounds)
+    told = page[page.index("The rounds so far") : page.index('<section id="map">')]
+    assert says in told
+    assert f"<td>{by}</td>" in told
+    assert ("do not compare" in told) == (len({bool(count) for count in drawn}) == 2)
+
+
+@pytest.mark.parametrize("count", [40, 41, 60])
+def test_the_legend_of_the_map_says_how_many_it_leaves_out(tmp_path, count):
+    page = page_of(tmp_path, classes=[f"c{i}" for i in range(count)], pool=torch.full((10, count), 1 / count))
+    assert page.count("<li><i ") == 40
+    assert (f"<li>and {count - 40} more, whose names their points show" in page) == (count > 40)
