@@ -27,7 +27,7 @@ def outlook(curve: Curve) -> str:
     )
 
 
-def last_round(rounds: Sequence[Mapping[str, float]]) -> str:
+def last_round(rounds: Sequence[Mapping[str, Any]]) -> str:
     """What the last round brought, in a sentence; "" where it is the first, or no label came in it."""
     if len(rounds) < 2 or rounds[-1]["labels"] <= rounds[-2]["labels"]:
         return ""
@@ -52,7 +52,7 @@ def last_round(rounds: Sequence[Mapping[str, float]]) -> str:
     )
 
 
-def axes(curve: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+def axes(curve: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Where the learning curve lies in a picture of 0..100 by 0..100: marks and ends of both axes."""
     if not curve:
         return {}

@@ -49,6 +49,14 @@ def read_run(folder: Path | str) -> dict[str, Any]:
     return record
 
 
+def request_of(folder: Path | str) -> dict[str, Any]:
+    """What a run folder was asked for. Raises UserError where its record does not say so."""
+    request = read_run(folder).get("request")
+    if not isinstance(request, dict):
+        raise UserError(f"{Path(folder) / RECORD} does not say what was asked for: choose again, into another --out")
+    return dict(request)
+
+
 def class_words(classes: Sequence[str] | str, log: Log = print) -> list[str]:
     """Class names from a list, from words apart by comma, or from a text file of one a line, a guess at it told."""
     if isinstance(classes, str):
@@ -115,7 +123,7 @@ def is_chosen(folder: Path, request: Mapping[str, object], labels: Mapping[str, 
         if strange:
             raise UserError(f"{folder} holds {strange[0]}, which is not from this command: choose another --out")
         return False
-    before, asked = dict(read_run(folder)["request"]), dict(request)
+    before, asked = request_of(folder), dict(request)
     if not (folder / SUBSET).exists():
         return False
     if (percent := before.pop(PERCENT, None)) and percent == asked.get(PERCENT):
@@ -148,18 +156,28 @@ def asked_for(request: Mapping[str, object], key: str) -> object:
     return "not given" if request.get(key) in (None, "") else request[key]
 
 
+def list_record(folder: Path) -> dict[str, Any]:
+    """The record beside a run's subset file. Raises UserError where it is none."""
+    beside = sidecar(folder / SUBSET, "provenance")
+    record = read_json(beside)
+    if not isinstance(record, dict):
+        raise UserError(f"{beside} is no record of a list: choose again, into another --out")
+    return record
+
+
 def chosen_names(folder: Path) -> list[str]:
     """The names of the chosen images, in the order of the subset file."""
-    beside = sidecar(folder / SUBSET, "provenance")
-    names = (read_json(beside).get("images") or {}).get("name")
-    if not names:
+    images = list_record(folder).get("images")
+    names = images.get("name") if isinstance(images, dict) else None
+    if not names or not isinstance(names, list):
+        beside = sidecar(folder / SUBSET, "provenance")
         raise UserError(f"{beside} does not name the chosen images: choose again, into another --out")
-    return list(names)
+    return names
 
 
 def check_names(folder: Path) -> list[str]:
     """The names of the images of a run and the rounds before it that were drawn at random, to judge by."""
-    own = read_json(sidecar(folder / SUBSET, "provenance")).get(CHECK) or []
+    own = list_record(folder).get(CHECK) or []
     return list(dict.fromkeys([*(read_run(folder).get(CHECK) or []), *own]))
 
 
@@ -171,11 +189,28 @@ def contents(folder: Path) -> dict[str, str]:
 
 
 def rounds_of(folders: Iterable[Path]) -> list[dict[str, Any]]:
-    """{labels, accuracy, low, high, by} of the rounds that trained run folders tell of in their reports, by labels."""
-    reports = [read_json(folder / REPORT) for folder in folders if (folder / REPORT).exists()]
-    return sorted(
-        {one["labels"]: one for report in reports for one in report["rounds"]}.values(), key=lambda one: one["labels"]
-    )
+    """{labels, accuracy, low, high, drawn, list} of the rounds that trained run folders tell of, by number of labels.
+
+    drawn: images drawn at random that it is judged by, 0 for all labels; list: hash of its list's record, by which a
+    round is known. What its own report says counts before what later ones say of it. Raises UserError where a report is
+    none.
+    """
+    reports = [rounds_in(folder / REPORT) for folder in folders if (folder / REPORT).exists()]
+    told = [*(one for report in reports for one in report[:-1]), *(one for report in reports for one in report[-1:])]
+    found = {one.get("list") or one["labels"]: one for one in told}  # once nothing told rounds of as many labels apart
+    return sorted(found.values(), key=lambda one: one["labels"])
+
+
+def rounds_in(path: Path) -> list[dict[str, Any]]:
+    """The rounds that a report.json tells of, its own the last."""
+    report = read_json(path)
+    rounds = report.get("rounds") if isinstance(report, dict) else None
+    words = ("labels", "accuracy", "low", "high")
+    if not isinstance(rounds, list) or not all(
+        isinstance(one, dict) and all(isinstance(one.get(word), int | float) for word in words) for one in rounds
+    ):
+        raise UserError(f"{path} is no report of train_on_labels.py: train there again, or take it away")
+    return rounds
 
 
 def in_place_of_runs(sources: Iterable[Path | str]) -> list[Path | str]:

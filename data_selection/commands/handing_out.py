@@ -24,12 +24,13 @@ from data_selection.annotation.run_folder import (
     chosen_names,
     contents,
     know_classes,
+    list_record,
     read_run,
 )
 from data_selection.commands.shared import bar_factory
 from data_selection.common.distributed import World
 from data_selection.common.errors import UserError
-from data_selection.common.feature_table import FeatureTable, load_features, sidecar
+from data_selection.common.feature_table import FeatureTable, load_features
 from data_selection.common.files import atomic_write, read_json
 from data_selection.common.listed_names import quoted
 from data_selection.common.subset_files import CHECK, names_files, save_names
@@ -137,7 +138,7 @@ def identity(names: Sequence[str], noted: Mapping[str, str]) -> str:
 
 def why_chosen(out: Path, names: list[str], beliefs: Beliefs) -> str:
     """arrangement.why of the images that were chosen, and how many of `names` were drawn at random beside them."""
-    drawn = set(read_json(sidecar(out / SUBSET, "provenance")).get(CHECK) or ())
+    drawn = set(list_record(out).get(CHECK) or ())
     chosen = [name not in drawn for name in names]
     words = why(Beliefs(beliefs.probabilities[chosen], beliefs.classes))
     return f"{words}; {len(drawn)} more were drawn at random, to judge by" if drawn else words

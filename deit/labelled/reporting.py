@@ -1,6 +1,7 @@
 """What a trained run is reported by: held-out answers, the graph's view of the pool, the learning curve, pictures."""
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,10 @@ import torch
 
 from data_selection.annotation.label_report import Facts, write_report
 from data_selection.annotation.originals import file_address, show
-from data_selection.annotation.run_folder import SUBSET, check_names, read_run
+from data_selection.annotation.run_folder import SUBSET, check_names, list_record, read_run
 from data_selection.common.errors import UserError
 from data_selection.common.feature_table import sidecar
-from data_selection.common.files import read_json
+from data_selection.common.files import sha256
 from data_selection.common.kinds import Features, Log
 from data_selection.common.listed_names import quoted
 from data_selection.common.progress import OpenBar, open_bar
@@ -64,7 +65,7 @@ def report(
     drawn = [row for row, file in enumerate(files) if file in check]
     found = estimate(judged.answers == labels, drawn)
     own = {"labels": len(labels), "accuracy": found.share.value, "low": found.share.low, "high": found.share.high,
-           "drawn": found.drawn}  # fmt: skip
+           "drawn": found.drawn, "list": sha256(sidecar(run.folder / SUBSET, "provenance"))}  # fmt: skip
     facts = Facts(
         title=f"{quoted(run.folder.resolve().name)}: {len(files)} labels, {len(run.names)} images",
         classes=[quoted(word) for word in classes],
@@ -87,18 +88,21 @@ def report(
         test=tested,
         seed=seed,
     )
-
-    def pictures(names: list[str]) -> Mapping[str, Mapping[str, str]]:
-        pool = open_pool(str(run.source))
-        paths = dict(zip(map(quoted, pool.names or pool.paths), pool.paths, strict=True))
-        here = [name for name in names if name in paths and can_be_read(paths[name])]
-        shown = show([paths[name] for name in here], [file_address(paths[name]) for name in here], progress=progress)
-        return {
-            name: {"thumbnail": one.thumbnail, "address": one.address} for name, one in zip(here, shown, strict=True)
-        }
-
     log("report: the map and its pictures")
-    return write_report(run.folder, facts, pictures, progress)
+    return write_report(run.folder, facts, functools.partial(pictures, run.source, progress=progress), progress)
+
+
+def pictures(source: Path, names: list[str], progress: OpenBar | None = None) -> dict[str, dict[str, str]]:
+    """{name: {thumbnail, address}} of images of a pool as a report shows them, those that can be read."""
+    pool = open_pool(str(source))
+    paths = dict(zip(map(quoted, pool.names or pool.paths), pool.paths, strict=True))
+    here = {name: paths[name] for name in names if name in paths and can_be_read(paths[name])}
+    addresses = [file_address(path) for path in here.values()]
+    shown = show(list(here.values()), addresses, progress=progress)
+    return {
+        name: {"thumbnail": one.thumbnail, "address": address}  # not one.address: browsers follow no link to data
+        for name, one, address in zip(here, shown, addresses, strict=True)
+    }
 
 
 def frozen(result: dict[str, Any]) -> bool:
@@ -167,7 +171,7 @@ def notes(run: Labelled) -> list[str]:
 def record_of(run: Labelled, result: dict[str, Any], weights: str = "") -> dict[str, Any]:
     """What, when, with which versions. weights: the backbone's, where they are not those of the features."""
     made, request = pool_provenance(run.table), run.record.get("request") or {}
-    chosen = read_json(sidecar(run.folder / SUBSET, "provenance"))  # a request can leave the method to us
+    chosen = list_record(run.folder)  # a request can leave the method to us
     backbone = made.get("backbone") or {}
     found = {
         "images": str(run.source), "pool": len(run.names), "labels": len(run.answers.labels),

@@ -16,7 +16,7 @@ from data_selection.embedding.backbones import DINO_WEIGHTS
 from data_selection.images.answers import Answers
 from deit.labelled import runs, training
 from deit.labelled.commands import main_train
-from deit.labelled.reporting import NOTHING, covered, notes, record_of
+from deit.labelled.reporting import NOTHING, covered, notes, pictures, record_of
 from deit.labelled.runs import MODEL, Labelled, backbone_flags, open_run, training_folder
 from deit.labelled.training import features_flag, judges, place
 from deit.recipes import FEW_SHOT, recipe_values
@@ -174,6 +174,18 @@ def test_a_record_of_places_that_are_no_text_can_be_written(run):
     assert (record["images"], record["weights"]) == (f'"{run}/caf\\udce9"', r'"\udce9.pth"')
     assert record_of(found, {"mode": "linear"})["weights"] is None
     assert all(str(value).encode() for value in record.values())
+
+
+@pytest.mark.parametrize("ending", ["png", "tif"])
+def test_a_report_links_to_the_images_themselves_whatever_browsers_show_of_them(tmp_path, ending):
+    names = [f"{i}.{ending}" for i in range(3)]
+    write_images(tmp_path, names)
+    (tmp_path / names[1]).write_bytes(b"damaged")
+    found = pictures(tmp_path, [*names, "gone.png"])
+    assert {name: one["address"] for name, one in found.items()} == {
+        name: (tmp_path / name).as_uri() for name in (names[0], names[2])
+    }
+    assert all(one["thumbnail"].startswith("data:image/") for one in found.values())
 
 
 def test_labels_that_judge_are_told_of_all_that_were_drawn():
