@@ -29,6 +29,7 @@ SHOWN_BY_BROWSERS = {
 }  # fmt: skip
 THUMBNAIL, LARGE = 176, 1280  # longest sides in pixels: in the sheet, and of what browsers cannot show themselves
 TINY = 64  # up to this side an image is its own thumbnail, kept to the bit
+LONGEST = 255  # bytes of a file's name that file systems take
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)  # for links, and less for copies
 THREADS = 8  # decoders leave Python to other threads meanwhile
 
@@ -56,12 +57,21 @@ def places(names: Sequence[str]) -> list[str]:
         place = path.as_posix()
         # no absolute path, no step up, and no file where another one needs a folder
         if path.is_absolute() or ".." in path.parts or place.lower() in taken or "\0" in name:
-            place = f"{number}_{path.name}"
+            place = shortened(f"{number}_{path.name}")
             while place.lower() in taken or place.lower() in wanted:
-                place = f"_{place}"
+                place = shortened(f"_{place}")
         result.append(place)
         taken |= {place.lower(), *(parent.as_posix().lower() for parent in PurePosixPath(place).parents)}
     return result
+
+
+def shortened(name: str) -> str:
+    """A file name that file systems take, with its ending."""
+    ending = os.fsencode(PurePosixPath(name).suffix)
+    whole = os.fsencode(name)
+    if len(whole) <= LONGEST:
+        return name
+    return whole[: LONGEST - len(ending)].decode("utf-8", "ignore") + os.fsdecode(ending)
 
 
 def made_places(names: Sequence[str]) -> dict[str, str]:

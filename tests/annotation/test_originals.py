@@ -44,6 +44,16 @@ def test_a_made_up_place_is_not_the_name_of_an_image_that_comes_later():
     assert made_places(names) == {"_0_a.png": "/x/a.png"}
 
 
+def test_a_made_up_place_is_no_longer_than_a_file_system_takes(pool, tmp_path):
+    names = [f"/{folder}/{'é' * 125}{rest}" for folder in "ab" for rest in (".png", "x.png")]  # 254 and 255 bytes
+    found = places([*names, "1_" + "é" * 124 + ".png"])  # which the third would be called otherwise
+    assert all(len(os.fsencode(place)) <= 255 for place in found)
+    assert all(place.endswith(".png") for place in found)
+    assert len(set(found)) == 5
+    put(tmp_path / "out", names, pool[:1] * 4, "link")
+    assert made_places(names).keys() == {path.name for path in (tmp_path / "out").iterdir()}
+
+
 @pytest.mark.parametrize(("first", "then"), [("link", "copy"), ("copy", "link"), ("copy", "copy"), ("link", "link")])
 def test_links_and_copies_replace_each_other_and_leave_the_pool_alone(pool, tmp_path, first, then):
     before = [open(path, "rb").read() for path in pool]  # noqa: PTH123, SIM115
