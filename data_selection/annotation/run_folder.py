@@ -1,5 +1,6 @@
 """The folder that choosing images leaves: what is where in it, and what was asked for."""
 
+import contextlib
 import csv
 import io
 import json
@@ -14,10 +15,11 @@ from data_selection.common.files import atomic_write, read_json
 from data_selection.common.kinds import Log
 from data_selection.common.listed_names import composed, is_text, quoted
 from data_selection.common.subset_files import CHECK
+from data_selection.images.answer_files import LABEL
 from data_selection.images.answers import written_labels
 from data_selection.images.claims import SHOWN
 from data_selection.images.label_files import some
-from data_selection.images.list_files import TABLES, decoded, guessed
+from data_selection.images.list_files import SEPARATORS, TABLES, decoded, guessed
 from data_selection.images.record import load_record
 
 VERSION = 1
@@ -29,6 +31,7 @@ REPORT, WAITING = "report.json", "waiting"
 WEIGHTS = "weights_sha256"  # of a request, where the weights are a file
 PERCENT = "percent"  # of a request, the budget as it was given, where that is no number of images
 ENDINGS = (".txt", *TABLES)  # of a file of class names
+HEADER = (*LABEL, "classes", "class name", "labels")  # of a table of them
 TRAINED = (UNDERSTOOD, "model.pth", "smoothed_pool.npz", "report.html", REPORT, "predictions.csv", "training")
 OWN = (RECORD, SUBSET, ANSWERS, LABELLED, BELIEFS, PAGE, IMAGES, TASKS, CONFIG, MANIFEST, *TRAINED)
 
@@ -58,12 +61,16 @@ def request_of(folder: Path | str) -> dict[str, Any]:
 
 
 def class_words(classes: Sequence[str] | str, log: Log = print) -> list[str]:
-    """Class names from a list, from words apart by comma, or from a text file of one a line, a guess at it told."""
+    """Class names from a list, from words apart by comma, or from a file of one a line, a guess at it told."""
     if isinstance(classes, str):
         path = Path(classes)
         try:
             is_file = os.path.isfile(classes)  # noqa: PTH113 - words may be too many for a path
-            classes = decoded(path.read_bytes()).splitlines() if is_file else apart_by_comma(classes)
+            if is_file:
+                text = decoded(path.read_bytes())
+                classes = one_column(path, text) if path.suffix.lower() in TABLES else text.splitlines()
+            else:
+                classes = apart_by_comma(classes)
             if is_file and (told := guessed(path, classes)):
                 log(told)
         except UnicodeDecodeError as error:
@@ -75,6 +82,18 @@ def class_words(classes: Sequence[str] | str, log: Log = print) -> list[str]:
             f"--classes: {quoted(strange)} is no text in UTF-8, UTF-16 or Windows' cp1252: save the list as UTF-8"
         )
     return list(dict.fromkeys(composed(word.strip()) for word in classes if word.strip()))
+
+
+def one_column(path: Path, text: str) -> list[str]:
+    """The words of a table of one column, without its header. Raises UserError where it has more."""
+    for separator in [mark for mark in SEPARATORS if mark in text] or SEPARATORS[:1]:
+        with contextlib.suppress(csv.Error):
+            rows = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+            words = [[cell for cell in row if cell.strip()] for row in rows]
+            if all(len(row) < 2 for row in words):
+                found = [cell for row in words for cell in row]
+                return found[1:] if found and found[0].strip().lower() in HEADER else found
+    raise UserError(f"--classes {path} is no table of one column: give a text file of one class name a line, or a,b,c")
 
 
 def apart_by_comma(text: str) -> list[str]:

@@ -134,3 +134,28 @@ def test_a_class_word_with_a_comma_stands_in_quotes(tmp_path):
             class_words(wrong)
     (tmp_path / "names.txt").write_text('"a\nb,c\n')  # a line is a name as it is
     assert class_words(str(tmp_path / "names.txt")) == ['"a', "b,c"]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ('class\n"red, white"\nblue\n', ["red, white", "blue"]),
+        ("sep=;\r\ncat;\r\ndog;\r\n", ["cat", "dog"]),
+        ("Label,\ncat,\n\n", ["cat"]),
+        ('"a;b"\nc\n', ["a;b", "c"]),
+        ('5"\ncat\n', ['5"', "cat"]),
+        ("cat\nclass\n", ["cat", "class"]),
+        ('class\n"red, white",3\nblue\n', None),
+        ("a,b\n", None),
+        ('"a\nb\n', None),
+    ],
+)
+def test_a_table_of_class_names_has_one_column(tmp_path, content, words):
+    (tmp_path / "names.csv").write_text(content, newline="")
+    if words is None:
+        with pytest.raises(
+            UserError, match=r"--classes .*names\.csv is no table of one column: give a text file of one"
+        ):
+            class_words(str(tmp_path / "names.csv"))
+    else:
+        assert class_words(str(tmp_path / "names.csv")) == words
