@@ -18,6 +18,7 @@ from urllib.parse import quote
 from PIL import Image
 
 from data_selection.common.errors import UserError
+from data_selection.common.files import named
 from data_selection.common.progress import OpenBar, open_bar
 from data_selection.images.image_files import read_small
 from data_selection.images.label_files import some
@@ -112,7 +113,7 @@ def link(target: Path, path: str) -> None:
     except OSError as error:
         if error.errno not in (None, *NO_ROOM) and Path(path).exists() and os.access(target.parent, os.W_OK):
             raise UserError(f"no link can be made in {target.parent} ({error.strerror}): use --images copy") from None
-        raise
+        raise named(error, target) from None  # the system names the image that it leads to
 
 
 def copy(target: Path, path: str) -> None:
