@@ -9,10 +9,11 @@ import io
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import TypeVar
 from urllib.parse import quote
 
 from PIL import Image
@@ -30,6 +31,7 @@ SHOWN_BY_BROWSERS = {
 }  # fmt: skip
 THUMBNAIL, LARGE = 176, 1280  # longest sides in pixels: in the sheet, and of what browsers cannot show themselves
 TINY = 64  # up to this side an image is its own thumbnail, kept to the bit
+T = TypeVar("T")
 LONGEST = 255  # bytes of a file's name that file systems take
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)  # for links, and less for copies
 THREADS = 8  # decoders leave Python to other threads meanwhile
@@ -139,10 +141,28 @@ def show(
     An image that browsers do not show (TIFF, PGM, ...) becomes a JPEG within the page in any case. Raises UserError
     where one cannot be read.
     """
+    return in_threads(functools.partial(show_one, embed=embed), paths, addresses, progress)
+
+
+def show_readable(paths: Sequence[str], progress: OpenBar | None = None) -> list[Shown | None]:
+    """What a page shows of each image, by its place on this machine; None of one that cannot be read."""
+
+    def shown(path: str, address: str) -> Shown | None:
+        with contextlib.suppress(UserError):
+            return show_one(path, address, embed=False)
+        return None
+
+    return in_threads(shown, paths, [file_address(path) for path in paths], progress)
+
+
+def in_threads(
+    work: Callable[[str, str], T], paths: Sequence[str], addresses: Sequence[str], progress: OpenBar | None
+) -> list[T]:
+    """What work(path, address) gives for each image, in their order."""
     with open_bar(progress, len(paths), "thumbnails", "image") as bar, ThreadPoolExecutor(THREADS) as threads:
         result = []
-        for shown in threads.map(functools.partial(show_one, embed=embed), paths, addresses):
-            result.append(shown)
+        for found in threads.map(work, paths, addresses):
+            result.append(found)
             bar.update(1)
         return result
 

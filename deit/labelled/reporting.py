@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from data_selection.annotation.label_report import Facts, write_report
-from data_selection.annotation.originals import file_address, show
+from data_selection.annotation.originals import file_address, show_readable
 from data_selection.annotation.run_folder import SUBSET, check_names, list_record, read_run
 from data_selection.common.errors import UserError
 from data_selection.common.feature_table import sidecar
@@ -19,7 +19,6 @@ from data_selection.common.listed_names import quoted
 from data_selection.common.progress import OpenBar, open_bar
 from data_selection.common.subset_files import pool_provenance, versions
 from data_selection.images.answers import can_be_judged
-from data_selection.images.image_files import read_image
 from data_selection.images.pools import open_pool
 from data_selection.judging.estimate import estimate
 from data_selection.judging.findings import REPEATS, SHARES, Curve, learning_curve
@@ -96,12 +95,12 @@ def pictures(source: Path, names: list[str], progress: OpenBar | None = None) ->
     """{name: {thumbnail, address}} of images of a pool as a report shows them, those that can be read."""
     pool = open_pool(str(source))
     paths = dict(zip(map(quoted, pool.names or pool.paths), pool.paths, strict=True))
-    here = {name: paths[name] for name in names if name in paths and can_be_read(paths[name])}
-    addresses = [file_address(path) for path in here.values()]
-    shown = show(list(here.values()), addresses, progress=progress)
+    here = [name for name in names if name in paths]
+    shown = show_readable([paths[name] for name in here], progress)
     return {
-        name: {"thumbnail": one.thumbnail, "address": address}  # not one.address: browsers follow no link to data
-        for name, one, address in zip(here, shown, addresses, strict=True)
+        name: {"thumbnail": one.thumbnail, "address": file_address(paths[name])}  # browsers follow no link to data
+        for name, one in zip(here, shown, strict=True)
+        if one is not None
     }
 
 
@@ -119,15 +118,6 @@ def inputs_of_head(checkpoint: Path, source: Path, files: Sequence[str]) -> torc
     if found.unread:
         raise UserError(f"{found.unread[0]} has a label and cannot be read: mend it, or take its label back")
     return torch.cat(caught)
-
-
-def can_be_read(path: str) -> bool:
-    """Whether an image can be shown; a report does without the picture of one that cannot."""
-    try:
-        read_image(path)
-    except UserError:
-        return False
-    return True
 
 
 def curve_of(
