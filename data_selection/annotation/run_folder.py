@@ -216,8 +216,10 @@ def rounds_of(folders: Iterable[Path]) -> list[dict[str, Any]]:
     """
     reports = [rounds_in(folder / REPORT) for folder in folders if (folder / REPORT).exists()]
     told = [*(one for report in reports for one in report[:-1]), *(one for report in reports for one in report[-1:])]
-    found = {one.get("list") or one["labels"]: one for one in told}  # once nothing told rounds of as many labels apart
-    return sorted(found.values(), key=lambda one: one["labels"])
+    found = {one["list"]: one for one in told if one.get("list")}
+    counts = {one["labels"] for one in found.values()}  # by these alone reports told rounds apart once
+    old = {one["labels"]: one for one in told if not one.get("list") and one["labels"] not in counts}
+    return sorted([*found.values(), *old.values()], key=lambda one: one["labels"])
 
 
 def rounds_in(path: Path) -> list[dict[str, Any]]:

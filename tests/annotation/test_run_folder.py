@@ -70,7 +70,10 @@ def test_rounds_of_as_many_labels_are_told_apart_and_a_round_is_what_its_own_rep
     for name, rounds in (("one", [one]), ("other", [other]), ("later", [before, other, later])):
         make_run(tmp_path / name)
         (tmp_path / name / "report.json").write_text(json.dumps({"rounds": rounds}))
-    assert rounds_of([tmp_path / name for name in ("one", "other", "later")]) == [one, other, later]
+    runs = [tmp_path / name for name in ("one", "other", "later")]
+    assert rounds_of(runs) == [one, other, later]
+    (runs[2] / "report.json").write_text(json.dumps({"rounds": [told_round(50, 70.0), told_round(9), later]}))
+    assert rounds_of(runs) == [told_round(9), one, other, later]  # of when a report had no lists of its rounds
 
 
 @pytest.mark.parametrize("report", [[], None, {}, {"rounds": None}, {"rounds": [{}]}, {"rounds": [[]]},
