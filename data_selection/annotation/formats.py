@@ -9,7 +9,9 @@ from urllib.parse import quote
 from xml.etree import ElementTree
 
 from data_selection.annotation.originals import Shown
+from data_selection.annotation.run_folder import CONFIG, TASKS
 from data_selection.common.files import atomic_write, file_digest
+from data_selection.common.listed_names import quoted
 
 
 def write_label_studio(
@@ -26,17 +28,25 @@ def write_label_studio(
         task: dict[str, Any] = {"data": {"image": f"/data/local-files/?d={quote(os.fsencode(address))}", "file": name}}
         if beliefs:
             believed, score = beliefs[place]
-            choice = {"from_name": "label", "to_name": "image", "type": "choices", "value": {"choices": [believed]}}
+            choice = {
+                "from_name": "label",
+                "to_name": "image",
+                "type": "choices",
+                "value": {"choices": [quoted(believed)]},
+            }
             task["predictions"] = [{"model_version": "smoothed probe", "score": round(score, 4), "result": [choice]}]
         tasks.append(task)
-    with atomic_write(folder / "label_studio_tasks.json", "w") as handle:
+    with atomic_write(folder / TASKS, "w") as handle:
         json.dump(tasks, handle, indent=1)
-    with atomic_write(folder / "label_studio_config.xml", "w") as handle:
+    with atomic_write(folder / CONFIG, "w") as handle:
         handle.write(label_studio_config(classes))
 
 
 def label_studio_config(classes: Sequence[str]) -> str:
-    """Label Studio's labelling configuration: one class for each image, keys 1-9 for the first nine."""
+    """Label Studio's labelling configuration: one class for each image, keys 1-9 for the first nine.
+
+    A class that XML has no signs for, as control codes, stands in it as quoted() writes it, and comes back as it was.
+    """
     view = ElementTree.Element("View")
     ElementTree.SubElement(view, "Image", name="image", value="$image")
     if classes:
@@ -44,7 +54,7 @@ def label_studio_config(classes: Sequence[str]) -> str:
             view, "Choices", name="label", toName="image", choice="single", required="true"
         )
         for number, word in enumerate(classes, 1):
-            choice = ElementTree.SubElement(choices, "Choice", value=word)
+            choice = ElementTree.SubElement(choices, "Choice", value=quoted(word))
             if number < 10:
                 choice.set("hotkey", str(number))
     else:

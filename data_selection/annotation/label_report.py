@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from data_selection.annotation.outlook import axes, last_round, outlook
 from data_selection.annotation.pages import render
 from data_selection.annotation.run_folder import REPORT
 from data_selection.common.files import atomic_write
 from data_selection.common.progress import OpenBar
 from data_selection.common.threads import one_sum
-from data_selection.judging.estimate import Estimate
+from data_selection.judging.estimate import FEWEST_DRAWN, Estimate
 from data_selection.judging.findings import Curve, Share, confusion, interval
 from data_selection.judging.report import FEWEST_MAPPED, project_2d
 from data_selection.nearest.similarity import normalise
@@ -26,8 +27,6 @@ CONFUSIONS = 8  # pairs of classes that are shown with their images
 MISTAKES, DOUBTFUL = 24, 24
 REGIONS, REGION_ROWS = 12, 20_000  # parts of the pool, and the rows that they are found on
 MAPPED = 2_000  # labelled images on the map
-UNSURE = 5.0  # points that a round may have brought, from which nobody can say that it did not pay
-PAYS = 0.5  # points of accuracy, below which a round of labels does not
 Values = dict[str, Any]
 
 
@@ -37,10 +36,10 @@ class Facts:
 
     names: of the N pool images. features: (N, D). ids: (n,) labelled rows; labels: (n,) their classes, of `classes`.
     predicted, sure: (n,) what the model said of each and with what probability, not having learned from its label.
-    estimate: the accuracy by these. pool: (N, C) probabilities of the pool. curve: of learning. judged_by: which model
-    and how, in words. quality: numbers on the choice. notes: lines on duplicates and unusual images. record: what,
-    when, with which versions. rounds: up to this one, {labels, accuracy, low, high, drawn}. test: on images of the
-    user, {accuracy, count} or None.
+    estimate: the accuracy by these. drawn, bare: how many images that were drawn at random have a label, and have none.
+    pool: (N, C) probabilities of the pool. curve: of learning. judged_by: which model and how, in words. quality:
+    numbers on the choice. notes: lines on duplicates and unusual images. record: what, when, with which versions.
+    rounds: up to this one, as run_folder.rounds_of gives them. test: on the user's images, {accuracy, count} or None.
     """
 
     title: str
@@ -58,9 +57,11 @@ class Facts:
     quality: Mapping[str, float] = field(default_factory=dict)
     notes: Sequence[str] = ()
     record: Mapping[str, Any] = field(default_factory=dict)
-    rounds: Sequence[Mapping[str, float]] = ()
+    rounds: Sequence[Mapping[str, Any]] = ()
     test: Mapping[str, Any] | None = None  # accuracy in percent, count, absent: classes without a test image
     seed: int = 0
+    drawn: int = 0
+    bare: int = 0
 
 
 def report_values(facts: Facts) -> Values:
@@ -72,6 +73,7 @@ def report_values(facts: Facts) -> Values:
         "title": facts.title,
         "accuracy": share(found.share) | {"drawn": found.drawn, "right": found.right, "labels": len(labels)},
         "accuracy_of_labels": share(plain),
+        "drawn": {"labelled": facts.drawn, "unlabelled": facts.bare, "needed": FEWEST_DRAWN},
         "expected_of_pool": expected(facts),
         "judged_by": facts.judged_by,
         "test": dict(facts.test) if facts.test else None,
@@ -163,48 +165,6 @@ def doubtful(facts: Facts) -> list[Values]:
     ]
 
 
-def outlook(curve: Curve) -> str:
-    """What more labels would bring, in a sentence."""
-    seen = [point for point in curve.points if point.seen]
-    more = [point for point in curve.points if not point.seen]
-    if not seen or not more:
-        return "Too few labels to say what more would bring."
-    last = more[-1]
-    gain, low, high = (value - seen[-1].accuracy for value in (last.accuracy, last.low, last.high))
-    verdict = (
-        "another round pays" if low > PAYS else "another round may pay" if gain > PAYS else "more labels add little"
-    )
-    return (
-        f"With {last.labels} labels the accuracy is expected to change by {gain:+.1f} points ({low:+.1f} to "
-        f"{high:+.1f}) from that with {seen[-1].labels}: {verdict}."
-    )
-
-
-def last_round(rounds: Sequence[Mapping[str, float]]) -> str:
-    """What the last round brought, in a sentence; "" where it is the first."""
-    if len(rounds) < 2:
-        return ""
-    before, now = rounds[-2:]
-    if bool(before.get("drawn")) != bool(now.get("drawn")):
-        return "The last two rounds were judged in different ways, so that what the last one brought cannot be told."
-    gain = now["accuracy"] - before["accuracy"]
-    spread = math.hypot(*((one["high"] - one["low"]) / 2 for one in (before, now)))
-    low, high = gain - spread, gain + spread
-    verdict = (
-        "it paid"
-        if low > PAYS
-        else "it seems to have paid"
-        if gain > PAYS
-        else "too few labels judge it to say more"
-        if high > UNSURE
-        else "it brought little"
-    )
-    return (
-        f"The last round, from {before['labels']} to {now['labels']} labels, moved the accuracy by {gain:+.1f} points "
-        f"({low:+.1f} to {high:+.1f}): {verdict}."
-    )
-
-
 def regions(facts: Facts) -> list[Values]:
     """Parts of the pool (k-means of unit features), largest first: their size, labels, words and labelled images."""
     from sklearn.cluster import KMeans
@@ -271,30 +231,10 @@ def write_report(
     page = render(
         "report.html", ("report.css",), ("report.js",), report=values, map=places(facts, progress),
         pictures=pictures(shown_files(values)), axes=axes(values["curve"]), past=axes(values["rounds"]),
-        names=list(facts.classes),
+        names=list(facts.classes), rounds_by_drawn=sum(bool(one.get("drawn")) for one in facts.rounds),
     )  # fmt: skip
     paths = (folder / "report.html", folder / REPORT)
     for path, text in zip(paths, (page, json.dumps(values, indent=1, allow_nan=False)), strict=True):
         with atomic_write(path, "w") as handle:
             handle.write(text)
     return paths[0], values
-
-
-def axes(curve: Sequence[Mapping[str, float]]) -> Values:
-    """Where the learning curve lies in a picture of 0..100 by 0..100: marks and ends of both axes."""
-    if not curve:
-        return {}
-    low = 10 * math.floor(min(point["low"] for point in curve) / 10)
-    high = min(100, 10 * math.ceil(max(point["high"] for point in curve) / 10))
-    most = max(point["labels"] for point in curve)
-    span = max(high - low, 1)
-
-    def at(labels: float, accuracy: float) -> tuple[float, float]:
-        return round(100 * labels / most, 2), round(100 * (high - accuracy) / span, 2)
-
-    return {
-        "marks": [{"y": at(0, value)[1], "text": f"{value} %"} for value in range(low, high + 1, 10)],
-        "labels": [{"x": at(point["labels"], 0)[0], "text": str(point["labels"])} for point in curve],
-        "points": [{"at": at(point["labels"], point["accuracy"]), "low": at(point["labels"], point["low"]),
-                    "high": at(point["labels"], point["high"])} for point in curve],
-    }  # fmt: skip

@@ -2,22 +2,27 @@
 
 import base64
 import contextlib
+import errno
+import filecmp
 import functools
 import io
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import TypeVar
 from urllib.parse import quote
 
 from PIL import Image
 
 from data_selection.common.errors import UserError
+from data_selection.common.files import named
 from data_selection.common.progress import OpenBar, open_bar
 from data_selection.images.image_files import read_small
+from data_selection.images.label_files import some
 
 HOW = ("link", "copy", "none")
 SHOWN_BY_BROWSERS = {
@@ -26,6 +31,9 @@ SHOWN_BY_BROWSERS = {
 }  # fmt: skip
 THUMBNAIL, LARGE = 176, 1280  # longest sides in pixels: in the sheet, and of what browsers cannot show themselves
 TINY = 64  # up to this side an image is its own thumbnail, kept to the bit
+T = TypeVar("T")
+LONGEST = 255  # bytes of a file's name that file systems take
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)  # for links, and less for copies
 THREADS = 8  # decoders leave Python to other threads meanwhile
 
 
@@ -52,12 +60,21 @@ def places(names: Sequence[str]) -> list[str]:
         place = path.as_posix()
         # no absolute path, no step up, and no file where another one needs a folder
         if path.is_absolute() or ".." in path.parts or place.lower() in taken or "\0" in name:
-            place = f"{number}_{path.name}"
+            place = shortened(f"{number}_{path.name}")
             while place.lower() in taken or place.lower() in wanted:
-                place = f"_{place}"
+                place = shortened(f"_{place}")
         result.append(place)
         taken |= {place.lower(), *(parent.as_posix().lower() for parent in PurePosixPath(place).parents)}
     return result
+
+
+def shortened(name: str) -> str:
+    """A file name that file systems take, with its ending."""
+    ending = os.fsencode(PurePosixPath(name).suffix)
+    whole = os.fsencode(name)
+    if len(whole) <= LONGEST:
+        return name
+    return whole[: LONGEST - len(ending)].decode("utf-8", "ignore") + os.fsdecode(ending)
 
 
 def made_places(names: Sequence[str]) -> dict[str, str]:
@@ -69,28 +86,36 @@ def made_places(names: Sequence[str]) -> dict[str, str]:
 def put(folder: Path, names: Sequence[str], paths: Sequence[str], how: str) -> None:
     """Put the images into a folder as links or copies; those that are there stay.
 
-    Raises UserError where the system makes no links; OSError where the folder cannot be written.
+    Raises UserError where the system makes no links, and, with nothing changed, where a file that is neither a link nor
+    a copy of its image is there; OSError where the folder cannot be written.
     """
-    for place, path in zip(places(names), paths, strict=True):
-        target = folder / place
+    pairs = [(folder / place, path) for place, path in zip(places(names), paths, strict=True)]
+    kept = {target: path for target, path in pairs if target.is_file() and not target.is_symlink()}
+    copies = {target for target, path in kept.items() if filecmp.cmp(target, path, shallow=False)}
+    if others := [str(target) for target in kept if target not in copies]:
+        raise UserError(
+            f"{len(others)} files in {folder} are not the chosen images, as they were edited or replaced: "
+            f"{some(others)}; move them elsewhere, and the same command puts the images there again"
+        )
+    for target, path in pairs:
         target.parent.mkdir(parents=True, exist_ok=True)
         if how == "link":
             link(target, os.path.abspath(path))  # noqa: PTH100 - a link to a link stays one
-        elif target.is_symlink() or not target.exists() or target.stat().st_size != Path(path).stat().st_size:
+        elif target not in copies:
             copy(target, path)
 
 
 def link(target: Path, path: str) -> None:
-    """Make a symbolic link, in place of what is there."""
+    """Make a symbolic link, in place of a copy or another link."""
     if target.is_symlink() and os.readlink(target) == path:  # noqa: PTH115 - Path would tidy what is to be compared
         return
     target.unlink(missing_ok=True)
     try:
         target.symlink_to(path)
     except OSError as error:
-        if error.errno is not None and Path(path).exists() and os.access(target.parent, os.W_OK):
+        if error.errno not in (None, *NO_ROOM) and Path(path).exists() and os.access(target.parent, os.W_OK):
             raise UserError(f"no link can be made in {target.parent} ({error.strerror}): use --images copy") from None
-        raise
+        raise named(error, target) from None  # the system names the image that it leads to
 
 
 def copy(target: Path, path: str) -> None:
@@ -116,10 +141,28 @@ def show(
     An image that browsers do not show (TIFF, PGM, ...) becomes a JPEG within the page in any case. Raises UserError
     where one cannot be read.
     """
+    return in_threads(functools.partial(show_one, embed=embed), paths, addresses, progress)
+
+
+def show_readable(paths: Sequence[str], progress: OpenBar | None = None) -> list[Shown | None]:
+    """What a page shows of each image, by its place on this machine; None of one that cannot be read."""
+
+    def shown(path: str, address: str) -> Shown | None:
+        with contextlib.suppress(UserError):
+            return show_one(path, address, embed=False)
+        return None
+
+    return in_threads(shown, paths, [file_address(path) for path in paths], progress)
+
+
+def in_threads(
+    work: Callable[[str, str], T], paths: Sequence[str], addresses: Sequence[str], progress: OpenBar | None
+) -> list[T]:
+    """What work(path, address) gives for each image, in their order."""
     with open_bar(progress, len(paths), "thumbnails", "image") as bar, ThreadPoolExecutor(THREADS) as threads:
         result = []
-        for shown in threads.map(functools.partial(show_one, embed=embed), paths, addresses):
-            result.append(shown)
+        for found in threads.map(work, paths, addresses):
+            result.append(found)
             bar.update(1)
         return result
 

@@ -1,5 +1,6 @@
 """The folder that choosing images leaves: what is where in it, and what was asked for."""
 
+import contextlib
 import csv
 import io
 import json
@@ -14,22 +15,25 @@ from data_selection.common.files import atomic_write, read_json
 from data_selection.common.kinds import Log
 from data_selection.common.listed_names import composed, is_text, quoted
 from data_selection.common.subset_files import CHECK
+from data_selection.images.answer_files import LABEL
 from data_selection.images.answers import written_labels
 from data_selection.images.claims import SHOWN
 from data_selection.images.label_files import some
-from data_selection.images.list_files import TABLES, decoded, guessed
+from data_selection.images.list_files import SEPARATORS, TABLES, decoded, guessed
 from data_selection.images.record import load_record
 
 VERSION = 1
 RECORD, SUBSET, ANSWERS, LABELLED = "run.json", "subset.json", "annotate.csv", "labelled.csv"
 UNDERSTOOD = "labels.csv"  # all labels, as training has understood them
 BELIEFS, PAGE, FEATURES, IMAGES = "beliefs.json", "annotate.html", "features", "images"
+TASKS, CONFIG, MANIFEST = "label_studio_tasks.json", "label_studio_config.xml", "cvat_manifest.jsonl"
 REPORT, WAITING = "report.json", "waiting"
 WEIGHTS = "weights_sha256"  # of a request, where the weights are a file
 PERCENT = "percent"  # of a request, the budget as it was given, where that is no number of images
 ENDINGS = (".txt", *TABLES)  # of a file of class names
+HEADER = (*LABEL, "classes", "class name", "labels")  # of a table of them
 TRAINED = (UNDERSTOOD, "model.pth", "smoothed_pool.npz", "report.html", REPORT, "predictions.csv", "training")
-OWN = (RECORD, SUBSET, ANSWERS, LABELLED, BELIEFS, PAGE, IMAGES, *TRAINED)
+OWN = (RECORD, SUBSET, ANSWERS, LABELLED, BELIEFS, PAGE, IMAGES, TASKS, CONFIG, MANIFEST, *TRAINED)
 
 
 def read_run(folder: Path | str) -> dict[str, Any]:
@@ -48,13 +52,25 @@ def read_run(folder: Path | str) -> dict[str, Any]:
     return record
 
 
+def request_of(folder: Path | str) -> dict[str, Any]:
+    """What a run folder was asked for. Raises UserError where its record does not say so."""
+    request = read_run(folder).get("request")
+    if not isinstance(request, dict):
+        raise UserError(f"{Path(folder) / RECORD} does not say what was asked for: choose again, into another --out")
+    return dict(request)
+
+
 def class_words(classes: Sequence[str] | str, log: Log = print) -> list[str]:
-    """Class names from a list, from words apart by comma, or from a text file of one a line, a guess at it told."""
+    """Class names from a list, from words apart by comma, or from a file of one a line, a guess at it told."""
     if isinstance(classes, str):
         path = Path(classes)
         try:
             is_file = os.path.isfile(classes)  # noqa: PTH113 - words may be too many for a path
-            classes = decoded(path.read_bytes()).splitlines() if is_file else apart_by_comma(classes)
+            if is_file:
+                text = decoded(path.read_bytes())
+                classes = one_column(path, text) if path.suffix.lower() in TABLES else text.splitlines()
+            else:
+                classes = apart_by_comma(classes)
             if is_file and (told := guessed(path, classes)):
                 log(told)
         except UnicodeDecodeError as error:
@@ -66,6 +82,18 @@ def class_words(classes: Sequence[str] | str, log: Log = print) -> list[str]:
             f"--classes: {quoted(strange)} is no text in UTF-8, UTF-16 or Windows' cp1252: save the list as UTF-8"
         )
     return list(dict.fromkeys(composed(word.strip()) for word in classes if word.strip()))
+
+
+def one_column(path: Path, text: str) -> list[str]:
+    """The words of a table of one column, without its header. Raises UserError where it has more."""
+    for separator in [mark for mark in SEPARATORS if mark in text] or SEPARATORS[:1]:
+        with contextlib.suppress(csv.Error):
+            rows = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+            words = [[cell for cell in row if cell.strip()] for row in rows]
+            if all(len(row) < 2 for row in words):
+                found = [cell for row in words for cell in row]
+                return found[1:] if found and found[0].strip().lower() in HEADER else found
+    raise UserError(f"--classes {path} is no table of one column: give a text file of one class name a line, or a,b,c")
 
 
 def apart_by_comma(text: str) -> list[str]:
@@ -114,7 +142,7 @@ def is_chosen(folder: Path, request: Mapping[str, object], labels: Mapping[str, 
         if strange:
             raise UserError(f"{folder} holds {strange[0]}, which is not from this command: choose another --out")
         return False
-    before, asked = dict(read_run(folder)["request"]), dict(request)
+    before, asked = request_of(folder), dict(request)
     if not (folder / SUBSET).exists():
         return False
     if (percent := before.pop(PERCENT, None)) and percent == asked.get(PERCENT):
@@ -147,18 +175,28 @@ def asked_for(request: Mapping[str, object], key: str) -> object:
     return "not given" if request.get(key) in (None, "") else request[key]
 
 
+def list_record(folder: Path) -> dict[str, Any]:
+    """The record beside a run's subset file. Raises UserError where it is none."""
+    beside = sidecar(folder / SUBSET, "provenance")
+    record = read_json(beside)
+    if not isinstance(record, dict):
+        raise UserError(f"{beside} is no record of a list: choose again, into another --out")
+    return record
+
+
 def chosen_names(folder: Path) -> list[str]:
     """The names of the chosen images, in the order of the subset file."""
-    beside = sidecar(folder / SUBSET, "provenance")
-    names = (read_json(beside).get("images") or {}).get("name")
-    if not names:
+    images = list_record(folder).get("images")
+    names = images.get("name") if isinstance(images, dict) else None
+    if not names or not isinstance(names, list):
+        beside = sidecar(folder / SUBSET, "provenance")
         raise UserError(f"{beside} does not name the chosen images: choose again, into another --out")
-    return list(names)
+    return names
 
 
 def check_names(folder: Path) -> list[str]:
     """The names of the images of a run and the rounds before it that were drawn at random, to judge by."""
-    own = read_json(sidecar(folder / SUBSET, "provenance")).get(CHECK) or []
+    own = list_record(folder).get(CHECK) or []
     return list(dict.fromkeys([*(read_run(folder).get(CHECK) or []), *own]))
 
 
@@ -170,11 +208,30 @@ def contents(folder: Path) -> dict[str, str]:
 
 
 def rounds_of(folders: Iterable[Path]) -> list[dict[str, Any]]:
-    """{labels, accuracy, low, high, by} of the rounds that trained run folders tell of in their reports, by labels."""
-    reports = [read_json(folder / REPORT) for folder in folders if (folder / REPORT).exists()]
-    return sorted(
-        {one["labels"]: one for report in reports for one in report["rounds"]}.values(), key=lambda one: one["labels"]
-    )
+    """{labels, accuracy, low, high, drawn, list} of the rounds that trained run folders tell of, by number of labels.
+
+    drawn: images drawn at random that it is judged by, 0 for all labels; list: hash of its list's record, by which a
+    round is known. What its own report says counts before what later ones say of it. Raises UserError where a report is
+    none.
+    """
+    reports = [rounds_in(folder / REPORT) for folder in folders if (folder / REPORT).exists()]
+    told = [*(one for report in reports for one in report[:-1]), *(one for report in reports for one in report[-1:])]
+    found = {one["list"]: one for one in told if one.get("list")}
+    counts = {one["labels"] for one in found.values()}  # by these alone reports told rounds apart once
+    old = {one["labels"]: one for one in told if not one.get("list") and one["labels"] not in counts}
+    return sorted([*found.values(), *old.values()], key=lambda one: one["labels"])
+
+
+def rounds_in(path: Path) -> list[dict[str, Any]]:
+    """The rounds that a report.json tells of, its own the last."""
+    report = read_json(path)
+    rounds = report.get("rounds") if isinstance(report, dict) else None
+    words = ("labels", "accuracy", "low", "high")
+    if not isinstance(rounds, list) or not all(
+        isinstance(one, dict) and all(isinstance(one.get(word), int | float) for word in words) for one in rounds
+    ):
+        raise UserError(f"{path} is no report of train_on_labels.py: train there again, or take it away")
+    return rounds
 
 
 def in_place_of_runs(sources: Iterable[Path | str]) -> list[Path | str]:

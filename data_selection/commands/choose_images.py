@@ -42,7 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--partial", action="store_true", help="go on without labelled images that are gone or have "
         "another content, and without rows of no image")  # fmt: skip
     add("--classes", default="", help="class names for the page and the tools: a,b,c (one with a comma in "
-        "double quotes) or a text file of one a line")  # fmt: skip
+        "double quotes) or a file of one a line (text or CSV)")  # fmt: skip
     add("--images", choices=HOW, default="link", help="the chosen images in OUT/images: links, copies, or not at all")
     add("--embed", action="store_true", help="put the chosen images into the page itself, not only small ones")
     add("--dry-run", action="store_true", help="say what it would do, how long it takes and what it needs, and stop")

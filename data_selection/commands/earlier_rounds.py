@@ -22,6 +22,7 @@ from data_selection.annotation.run_folder import (
     contents,
     is_run,
     read_run,
+    request_of,
     rounds_of,
 )
 from data_selection.commands.run_extract import moved, name_parts, source_of
@@ -230,8 +231,9 @@ def backbone_of(model: str | None, weights: str, labelled: Sequence[Path | str])
     runs = [Path(source) for source in labelled if is_run(Path(source))]
     if model is not None or not runs:
         return model or MODEL, weights
-    record = read_run(runs[-1])
-    model, own = record["request"]["model"], weights or record.get("weights") or ""
+    model, own = request_of(runs[-1]).get("model"), weights or read_run(runs[-1]).get("weights") or ""
+    if not model:
+        raise UserError(f"{runs[-1]} does not say which backbone embedded its images: name it with --model")
     print(f"the backbone is that of {runs[-1]}: {model}{f', {own}' if own else ''} (--model names another)")
     return model, own
 

@@ -15,22 +15,27 @@ from data_selection.annotation.pages import annotation_page
 from data_selection.annotation.run_folder import (
     ANSWERS,
     BELIEFS,
+    CONFIG,
     IMAGES,
+    MANIFEST,
     PAGE,
     SUBSET,
+    TASKS,
     chosen_names,
     contents,
     know_classes,
+    list_record,
     read_run,
 )
 from data_selection.commands.shared import bar_factory
 from data_selection.common.distributed import World
 from data_selection.common.errors import UserError
-from data_selection.common.feature_table import FeatureTable, load_features, sidecar
+from data_selection.common.feature_table import FeatureTable, load_features
 from data_selection.common.files import atomic_write, read_json
 from data_selection.common.listed_names import quoted
 from data_selection.common.subset_files import CHECK, names_files, save_names
-from data_selection.images.answers import read_answers, write_labels
+from data_selection.images.answers import is_missing, read_answers, write_labels
+from data_selection.images.claims import copies_apart
 from data_selection.images.following import follow, told
 from data_selection.images.pools import Pool
 from data_selection.nearest.graph import NEIGHBOURS
@@ -77,18 +82,18 @@ def hand_out(order: Order, pool: Pool, labels: dict[str, str], world: World) -> 
     if not answers.exists():
         with atomic_write(answers, "w") as handle:
             handle.write(write_labels(dict.fromkeys(names, "")))
-    given = read_answers([answers], names).labels
     table, ids = load_features(out / read_run(out)["features"]), read_json(out / SUBSET)
+    announced = know_classes(out, order.classes)
+    given = labels_so_far(answers, table.names or names, names, announced, noted)
     if not all(file.exists() for file in names_files(out / SUBSET, table)):  # killed after the list was written
         save_names(out / SUBSET, table)
     beliefs = believe(out / BELIEFS, table, labels, ids, world) if len(set(labels.values())) > 1 else None
     likeliest = beliefs.likeliest() if beliefs else None
     reason = why_chosen(out, names, beliefs) if beliefs else ""
-    announced = know_classes(out, order.classes)
     classes = list(dict.fromkeys([*announced, *sorted({*labels.values()}), *sorted({*given.values()})]))
     local = [f"{IMAGES}/{at}" for at in where] if linked else [str(Path(path).absolute())[1:] for path in paths]
     write_label_studio(out, names, local, classes, likeliest)
-    write_cvat(out / "cvat_manifest.jsonl", where if linked else names, paths, shown)
+    write_cvat(out / MANIFEST, where if linked else names, paths, shown)
     files = [quoted(name) for name in names]  # as tables have them, so that any name comes back
     known = {quoted(name): label for name, label in given.items()}
     page = annotation_page(
@@ -104,9 +109,25 @@ def hand_out(order: Order, pool: Pool, labels: dict[str, str], world: World) -> 
     left = f", {len(given)} of them labelled" if given else ""
     print(
         f"wrote {out / PAGE}: open it with a double click to label {len(names)} images{left}; {ANSWERS}, "
-        f"{f'{IMAGES}/, ' if linked else ''}label_studio_tasks.json, label_studio_config.xml and cvat_manifest.jsonl "
-        "are beside it"
+        f"{f'{IMAGES}/, ' if linked else ''}{TASKS}, {CONFIG} and {MANIFEST} are beside it"
     )
+
+
+def labels_so_far(
+    path: Path, pool: Sequence[str], names: Sequence[str], classes: Sequence[str], hashes: Mapping[str, str]
+) -> dict[str, str]:
+    """{name: label} of the chosen images `names` of a pool for the page, read by the rules of training.
+
+    What training would ask about is told; of that, images with two labels, or with a word for none, have none here.
+    """
+    answers = read_answers([path], pool, names, classes)
+    words = {name for name, word in answers.labels.items() if word not in classes and is_missing(word)}
+    if faults := [*answers.faults, *copies_apart(answers, hashes)]:
+        without = len((words | answers.apart).intersection(names))
+        bare = f"; on the page {without} images have no label for that" if without else ""
+        print(f"warning: {path} is not ready for training: {'; '.join(faults)}{bare}")
+    asked = set(names) - words - answers.apart
+    return {name: label for name, label in answers.labels.items() if name in asked}
 
 
 def identity(names: Sequence[str], noted: Mapping[str, str]) -> str:
@@ -117,7 +138,7 @@ def identity(names: Sequence[str], noted: Mapping[str, str]) -> str:
 
 def why_chosen(out: Path, names: list[str], beliefs: Beliefs) -> str:
     """arrangement.why of the images that were chosen, and how many of `names` were drawn at random beside them."""
-    drawn = set(read_json(sidecar(out / SUBSET, "provenance")).get(CHECK) or ())
+    drawn = set(list_record(out).get(CHECK) or ())
     chosen = [name not in drawn for name in names]
     words = why(Beliefs(beliefs.probabilities[chosen], beliefs.classes))
     return f"{words}; {len(drawn)} more were drawn at random, to judge by" if drawn else words

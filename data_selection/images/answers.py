@@ -199,7 +199,13 @@ def write_labels(labels: dict[str, str]) -> str:
 
 
 def written_labels(path: Path) -> dict[str, str]:
-    """The labels of a table as write_labels leaves it; of one that somebody has written otherwise what fits."""
-    with path.open(newline="", encoding="utf-8", errors="replace") as handle:
-        rows = [row for row in csv.reader(handle) if len(row) == 2]
+    """The labels of a table as write_labels leaves it; of one that somebody has written otherwise what fits.
+
+    Raises UserError where it is none at all.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8", errors="replace") as handle:
+            rows = [row for row in csv.reader(handle) if len(row) == 2]
+    except csv.Error as error:
+        raise UserError(f"{path} is no table of file,label ({error}): look for a quote that nothing closes") from None
     return {unquoted(name): composed(unquoted(label)) for name, label in rows[1:] if label}

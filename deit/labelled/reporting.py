@@ -1,6 +1,7 @@
 """What a trained run is reported by: held-out answers, the graph's view of the pool, the learning curve, pictures."""
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,17 +9,16 @@ import numpy as np
 import torch
 
 from data_selection.annotation.label_report import Facts, write_report
-from data_selection.annotation.originals import file_address, show
-from data_selection.annotation.run_folder import SUBSET, check_names, read_run
+from data_selection.annotation.originals import file_address, show_readable
+from data_selection.annotation.run_folder import SUBSET, check_names, list_record, read_run
 from data_selection.common.errors import UserError
 from data_selection.common.feature_table import sidecar
-from data_selection.common.files import read_json
+from data_selection.common.files import sha256
 from data_selection.common.kinds import Features, Log
 from data_selection.common.listed_names import quoted
 from data_selection.common.progress import OpenBar, open_bar
 from data_selection.common.subset_files import pool_provenance, versions
 from data_selection.images.answers import can_be_judged
-from data_selection.images.image_files import read_image
 from data_selection.images.pools import open_pool
 from data_selection.judging.estimate import estimate
 from data_selection.judging.findings import REPEATS, SHARES, Curve, learning_curve
@@ -61,9 +61,10 @@ def report(
     rows = inputs_of_head(training / NEWEST, run.source, files) if weights and ours else features[ids]
     judged = judge(training, result, files, classes, rows, labels, probe, ours=ours)
     check = set(check_names(run.folder))
-    found = estimate(judged.answers == labels, [row for row, file in enumerate(files) if file in check])
+    drawn = [row for row, file in enumerate(files) if file in check]
+    found = estimate(judged.answers == labels, drawn)
     own = {"labels": len(labels), "accuracy": found.share.value, "low": found.share.low, "high": found.share.high,
-           "drawn": found.drawn}  # fmt: skip
+           "drawn": found.drawn, "list": sha256(sidecar(run.folder / SUBSET, "provenance"))}  # fmt: skip
     facts = Facts(
         title=f"{quoted(run.folder.resolve().name)}: {len(files)} labels, {len(run.names)} images",
         classes=[quoted(word) for word in classes],
@@ -74,28 +75,33 @@ def report(
         predicted=judged.answers,
         sure=judged.sure,
         estimate=found,
+        drawn=len(drawn),
+        bare=len(check) - len(drawn),
         pool=probe.pool_probabilities(),
         curve=curve_of(known, labels, len(classes), probe, seed, progress),
         judged_by=judged.by,
         quality=covered(run.table.features, ids),
         notes=notes(run),
-        record=record_of(run, result) | ({"weights": Path(weights).name} if weights else {}),
+        record=record_of(run, result, weights),
         rounds=[*run.record.get("rounds", []), own],
         test=tested,
         seed=seed,
     )
-
-    def pictures(names: list[str]) -> Mapping[str, Mapping[str, str]]:
-        pool = open_pool(str(run.source))
-        paths = dict(zip(map(quoted, pool.names or pool.paths), pool.paths, strict=True))
-        here = [name for name in names if name in paths and can_be_read(paths[name])]
-        shown = show([paths[name] for name in here], [file_address(paths[name]) for name in here], progress=progress)
-        return {
-            name: {"thumbnail": one.thumbnail, "address": one.address} for name, one in zip(here, shown, strict=True)
-        }
-
     log("report: the map and its pictures")
-    return write_report(run.folder, facts, pictures, progress)
+    return write_report(run.folder, facts, functools.partial(pictures, run.source, progress=progress), progress)
+
+
+def pictures(source: Path, names: list[str], progress: OpenBar | None = None) -> dict[str, dict[str, str]]:
+    """{name: {thumbnail, address}} of images of a pool as a report shows them, those that can be read."""
+    pool = open_pool(str(source))
+    paths = dict(zip(map(quoted, pool.names or pool.paths), pool.paths, strict=True))
+    here = [name for name in names if name in paths]
+    shown = show_readable([paths[name] for name in here], progress)
+    return {
+        name: {"thumbnail": one.thumbnail, "address": file_address(paths[name])}  # browsers follow no link to data
+        for name, one in zip(here, shown, strict=True)
+        if one is not None
+    }
 
 
 def frozen(result: dict[str, Any]) -> bool:
@@ -112,15 +118,6 @@ def inputs_of_head(checkpoint: Path, source: Path, files: Sequence[str]) -> torc
     if found.unread:
         raise UserError(f"{found.unread[0]} has a label and cannot be read: mend it, or take its label back")
     return torch.cat(caught)
-
-
-def can_be_read(path: str) -> bool:
-    """Whether an image can be shown; a report does without the picture of one that cannot."""
-    try:
-        read_image(path)
-    except UserError:
-        return False
-    return True
 
 
 def curve_of(
@@ -161,15 +158,17 @@ def notes(run: Labelled) -> list[str]:
     return [*unknown, f"{len(groups)} groups of images are exact duplicates of each other: see {duplicates.name}."]
 
 
-def record_of(run: Labelled, result: dict[str, Any]) -> dict[str, Any]:
-    """What, when, with which versions."""
+def record_of(run: Labelled, result: dict[str, Any], weights: str = "") -> dict[str, Any]:
+    """What, when, with which versions. weights: the backbone's, where they are not those of the features."""
     made, request = pool_provenance(run.table), run.record.get("request") or {}
-    chosen = read_json(sidecar(run.folder / SUBSET, "provenance"))  # a request can leave the method to us
+    chosen = list_record(run.folder)  # a request can leave the method to us
     backbone = made.get("backbone") or {}
-    return {
+    found = {
         "images": str(run.source), "pool": len(run.names), "labels": len(run.answers.labels),
         "chosen by": chosen.get("method"), "seed": request.get("seed"), "backbone": backbone.get("arch"),
-        "weights": backbone.get("weights"), "mode": result.get("mode"), "recipe": result.get("recipe"),
-        "epochs": result.get("epochs_run"), "seconds of training": round(result.get("seconds") or 0),
+        "weights": Path(weights).name or backbone.get("weights"), "mode": result.get("mode"),
+        "recipe": result.get("recipe"), "epochs": result.get("epochs_run"),
+        "seconds of training": round(result.get("seconds") or 0),
         **{name: value for name, value in versions().items() if value},
     }  # fmt: skip
+    return {name: quoted(value) if value and isinstance(value, str) else value for name, value in found.items()}

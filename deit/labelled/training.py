@@ -127,7 +127,7 @@ def train_on_labels(
     on_test = f", {tested['accuracy']:.1f} % on {tested['count']} test images" if tested else ""
     log(
         f"accuracy {accuracy['value']:.1f} % ({accuracy['low']:.1f} to {accuracy['high']:.1f}) by cross-validation on "
-        f"{judges(accuracy)}{doubt}{on_test}; wrote {MODEL}, {page.name}, "
+        f"{judges(values)}{doubt}{on_test}; wrote {MODEL}, {page.name}, "
         f"{page.with_suffix('.json').name} and {LABELS} in {given.folder}"
     )
     predicted, model = given.folder / OF_NEW, given.folder / MODEL
@@ -151,10 +151,12 @@ def tell_relabelled(table: Path, labels: Mapping[str, str], log: Log) -> None:
         log(f"{len(others)} labels are others than those of the training before: {some(others, SHOWN)}")
 
 
-def judges(accuracy: dict[str, Any]) -> str:
+def judges(values: dict[str, Any]) -> str:
     """By which labels the report's accuracy is, in words."""
+    accuracy, drawn = values["accuracy"], values["drawn"]
     if accuracy["drawn"]:
-        return f"{accuracy['drawn']} labels of images drawn at random"
+        whole = f"the {accuracy['drawn'] + drawn['unlabelled']} " if drawn["unlabelled"] else ""
+        return f"{accuracy['drawn']} labels of {whole}images drawn at random"
     return f"{accuracy['labels']} labels"
 
 

@@ -10,6 +10,7 @@ from data_selection.annotation.formats import label_studio_config, write_cvat, w
 from data_selection.annotation.originals import Shown
 from data_selection.annotation.pages import render
 from data_selection.common.files import file_digest
+from data_selection.images.answers import read_answers
 
 CLASSES = ["cat", 'a "b" <c>', *map(str, range(10))]
 
@@ -20,6 +21,21 @@ def test_label_studios_configuration_holds_any_class():
     assert [choice.get("value") for choice in choices] == CLASSES
     assert [choice.get("hotkey") for choice in choices] == [*"123456789", None, None, None]
     assert ElementTree.fromstring(label_studio_config([])).find("TextArea").get("name") == "label"
+
+
+def test_a_class_that_xml_has_no_signs_for_comes_back_from_label_studio(tmp_path):
+    words = ["a\x01b", '"foo"', '"7" inch', "two\nlines"]
+    names = [f"{i}.png" for i in range(4)]
+    write_label_studio(tmp_path, names, names, words, [(word, 0.5) for word in words])
+    view = ElementTree.parse(tmp_path / "label_studio_config.xml")
+    values = [choice.get("value") for choice in view.findall("Choices/Choice")]
+    tasks = json.loads((tmp_path / "label_studio_tasks.json").read_text())
+    assert [task["predictions"][0]["result"][0]["value"]["choices"] for task in tasks] == [[value] for value in values]
+    done = [{"data": {"image": name}, "annotations": [{"result": [{
+        "from_name": "label", "to_name": "image", "type": "choices", "value": {"choices": [value]},
+    }]}]} for name, value in zip(names, values, strict=True)]  # fmt: skip
+    (tmp_path / "done.json").write_text(json.dumps(done))
+    assert read_answers([tmp_path / "done.json"], names).labels == dict(zip(names, words, strict=True))
 
 
 @pytest.mark.parametrize("classes", [CLASSES, []])

@@ -1,13 +1,17 @@
 """Chosen images as links and copies, and what a page shows of them; the pool is never changed."""
 
 import base64
+import errno
 import io
+import os
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import ExifTags, Image, ImageOps
 
 from data_selection.annotation.originals import LARGE, THUMBNAIL, made_places, places, put, relative_address, show
+from data_selection.common.errors import UserError
 
 
 @pytest.fixture
@@ -40,6 +44,16 @@ def test_a_made_up_place_is_not_the_name_of_an_image_that_comes_later():
     assert made_places(names) == {"_0_a.png": "/x/a.png"}
 
 
+def test_a_made_up_place_is_no_longer_than_a_file_system_takes(pool, tmp_path):
+    names = [f"/{folder}/{'é' * 125}{rest}" for folder in "ab" for rest in (".png", "x.png")]  # 254 and 255 bytes
+    found = places([*names, "1_" + "é" * 124 + ".png"])  # which the third would be called otherwise
+    assert all(len(os.fsencode(place)) <= 255 for place in found)
+    assert all(place.endswith(".png") for place in found)
+    assert len(set(found)) == 5
+    put(tmp_path / "out", names, pool[:1] * 4, "link")
+    assert made_places(names).keys() == {path.name for path in (tmp_path / "out").iterdir()}
+
+
 @pytest.mark.parametrize(("first", "then"), [("link", "copy"), ("copy", "link"), ("copy", "copy"), ("link", "link")])
 def test_links_and_copies_replace_each_other_and_leave_the_pool_alone(pool, tmp_path, first, then):
     before = [open(path, "rb").read() for path in pool]  # noqa: PTH123, SIM115
@@ -52,10 +66,37 @@ def test_links_and_copies_replace_each_other_and_leave_the_pool_alone(pool, tmp_
             assert open(path, "rb").read() == content  # noqa: PTH123, SIM115
     if then == "copy":
         assert all((out / name).stat().st_mode & 0o777 == 0o644 for name in NAMES)
-        (out / "a.png").write_bytes(b"mine")  # a copy can be written to, though the original cannot
-        put(out, NAMES, pool, "copy")
-        assert (out / "a.png").read_bytes() == before[0]  # half a copy is made whole
+        (out / "a.png").write_bytes(before[0])  # a copy can be written to, though the original cannot
     assert sorted(path.name for path in out.rglob("*") if path.is_file()) == ["a.png", "a.png", "c.jpg"]
+
+
+@pytest.mark.parametrize("how", ["link", "copy"])
+def test_a_picture_of_the_users_own_in_place_of_a_chosen_one_is_not_replaced(pool, tmp_path, how):
+    out = tmp_path / "out"
+    put(out, NAMES, pool, how)
+    (out / "a.png").unlink()
+    (out / "c.jpg").unlink()
+    for mine in (b"mine", bytes((tmp_path / "pool" / "a.png").stat().st_size)):  # of another size, and of the same one
+        (out / "a.png").write_bytes(mine)
+        with pytest.raises(UserError, match=r"1 files in .*out are not the chosen images, .*a\.png; move them"):
+            put(out, NAMES, pool, how)
+        assert (out / "a.png").read_bytes() == mine
+        assert not (out / "c.jpg").exists()
+
+
+@pytest.mark.parametrize(
+    ("code", "says"),
+    [(errno.EPERM, "no link can be made in .*: use --images copy"), (errno.ENOSPC, r"\[Errno 28\] [^>]*out.a\.png.$")],
+)
+def test_copies_are_advised_where_links_are_not_made_but_not_where_the_disk_is_full(
+    pool, tmp_path, monkeypatch, code, says
+):
+    def fails(self, target):
+        raise OSError(code, os.strerror(code), target, None, self)
+
+    monkeypatch.setattr(Path, "symlink_to", fails)
+    with pytest.raises((UserError, OSError), match=says):
+        put(tmp_path / "out", ["a.png"], pool[:1], "link")
 
 
 def test_a_link_follows_an_image_that_has_moved(pool, tmp_path):

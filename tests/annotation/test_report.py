@@ -9,7 +9,8 @@ from sklearn.cluster import KMeans
 from threadpoolctl import threadpool_info, threadpool_limits
 
 from data_selection.annotation import label_report
-from data_selection.annotation.label_report import axes, last_round, outlook, places, report_values
+from data_selection.annotation.label_report import places, report_values
+from data_selection.annotation.outlook import axes, last_round, outlook
 from data_selection.judging.estimate import Estimate
 from data_selection.judging.findings import Curve, Point, Share
 from tests.support.reports import CURVE, facts, hostile, make_report
@@ -132,6 +133,8 @@ def test_the_last_round_is_told(accuracy, says):
     wide = last_round([ROUND | {"low": 40.0, "high": 80.0}, now | {"accuracy": 60.0, "low": 40.0, "high": 80.0}])
     assert "too few labels judge it" in wide
     assert last_round([ROUND]) == ""
+    assert last_round([ROUND, now | {"labels": 100}]) == ""  # no label came, and with --partial some may have gone
+    assert last_round([ROUND, now | {"labels": 90}]) == ""
     assert "judged in different ways" in last_round([ROUND | {"drawn": 0}, now | {"drawn": 50}])
     assert says in last_round([ROUND | {"drawn": 20}, now | {"drawn": 40}])
 
@@ -154,7 +157,61 @@ def test_the_page_holds_the_words_and_escapes_them(tmp_path):
     assert '<span class="gone">9.png</span>' in page
     assert "The rounds so far" not in page
     assert "<script>window" not in hostile(tmp_path).read_text()
-    drawn = make_report(tmp_path, estimate=Estimate(Share(75.0, 46.8, 91.1), 12, 9))[0].read_text()
-    assert "by 9 of the 12 images drawn at random, by hand." in drawn
-    assert "An estimate without bias" in drawn
-    assert "--check" not in drawn
+
+
+def page_of(folder, estimate=None, **changes):
+    """The words of a report's page, of 6 labels; spaces as people see them."""
+    given = {"estimate": Estimate(*estimate)} if estimate else {}
+    return " ".join(make_report(folder, **given, **changes)[0].read_text().split())
+
+
+def test_images_drawn_at_random_judge_without_bias_unless_some_have_no_label(tmp_path):
+    drawn = Share(75.0, 46.8, 91.1), 4, 3
+    page = page_of(tmp_path, drawn, drawn=4)
+    assert "by 3 of the 4 images drawn at random, by hand." in page
+    assert "An estimate without bias" in page
+    assert "Of all 6 labels, 2 of them of images that were chosen, 66.7 % were right." in page
+    assert "--check" not in page
+    assert "of images that were chosen" not in page_of(tmp_path, drawn, drawn=6)  # all were drawn
+    page = page_of(tmp_path, drawn, drawn=4, bare=2)
+    assert "by 3 of the 4 images drawn at random that have a label, by hand." in page
+    assert "2 of the 6 images drawn at random have no label, and may be harder than the others" in page
+    assert "without bias" not in page
+
+
+@pytest.mark.parametrize(
+    ("drawn", "bare", "hint"), [(5, 7, "label the other 7 drawn ones, too"), (5, 2, "choose with")]
+)
+def test_too_few_labels_of_images_drawn_at_random_are_told(tmp_path, drawn, bare, hint):
+    page = page_of(tmp_path, drawn=drawn, bare=bare)
+    assert f"Of the {drawn + bare} images drawn at random 5 have a label: too few to judge by, as 10 are needed" in page
+    assert "1 of the labelled images was chosen." in page
+    assert f"For a number without this bias {hint}" in page
+    assert "not drawn at random" not in page
+
+
+@pytest.mark.parametrize(
+    ("drawn", "says", "by"),
+    [
+        ((0, 0), "judged on the labels that there were.", "all labels"),
+        ((20, 40), "judged by the images drawn at random, of all rounds so far.", "40 images drawn at random"),
+        ((0, 20), "by all labels that there were, as the table says: the two do not compare.", "all labels"),
+        ((None, 20), "as the table says: the two do not compare.", "all labels"),
+    ],
+)
+def test_each_round_tells_what_it_was_judged_by(tmp_path, drawn, says, by):
+    rounds = [
+        ROUND | ({} if count is None else {"drawn": count}) | {"labels": 100 + i} for i, count in enumerate(drawn)
+    ]
+    page = page_of(tmp_path, rounds=rounds)
+    told = page[page.index("The rounds so far") : page.index('<section id="map">')]
+    assert says in told
+    assert f"<td>{by}</td>" in told
+    assert ("do not compare" in told) == (len({bool(count) for count in drawn}) == 2)
+
+
+@pytest.mark.parametrize("count", [40, 41, 60])
+def test_the_legend_of_the_map_says_how_many_it_leaves_out(tmp_path, count):
+    page = page_of(tmp_path, classes=[f"c{i}" for i in range(count)], pool=torch.full((10, count), 1 / count))
+    assert page.count("<li><i ") == 40
+    assert (f"<li>and {count - 40} more, whose names their points show" in page) == (count > 40)

@@ -4,9 +4,13 @@ import errno
 import json
 from pathlib import Path
 
+import pytest
+
 from data_selection.annotation import round_labels
 from data_selection.annotation.run_folder import RECORD, SUBSET
+from data_selection.common.errors import UserError
 from data_selection.common.feature_table import sidecar
+from data_selection.images.answers import written_labels
 
 
 def test_rounds_that_name_all_before_them_are_looked_at_once_each(tmp_path, monkeypatch):
@@ -42,3 +46,9 @@ def test_a_round_in_a_folder_that_cannot_be_looked_into_is_not_at_hand(tmp_path,
 
     monkeypatch.setattr(Path, "is_file", refused)
     assert round_labels.earlier_runs(run) == [other]
+
+
+def test_a_table_with_a_quote_that_nothing_closes_is_named(tmp_path):
+    (tmp_path / "labels.csv").write_text('file,label\n"a.png,cat\n' + "b.png,dog\n" * 20_000)
+    with pytest.raises(UserError, match=r"labels\.csv is no table of file,label \(field .*\): look for a quote that"):
+        written_labels(tmp_path / "labels.csv")

@@ -4,7 +4,15 @@ import json
 
 import pytest
 
-from data_selection.annotation.run_folder import class_words, is_chosen, read_run, rounds_of
+from data_selection.annotation.run_folder import (
+    check_names,
+    chosen_names,
+    class_words,
+    is_chosen,
+    read_run,
+    rounds_of,
+)
+from data_selection.commands.earlier_rounds import backbone_of
 from data_selection.common.errors import UserError
 
 
@@ -29,8 +37,11 @@ def test_somebodys_link_is_not_replaced_though_it_leads_nowhere(tmp_path):
         is_chosen(tmp_path, {})
 
 
-@pytest.mark.parametrize("name", ["labels.csv", "model.pth", "report.html", "smoothed_pool.npz", "predictions.csv"])
-def test_what_training_would_replace_is_not_taken_into_a_run(tmp_path, name):
+@pytest.mark.parametrize("name", [
+    "labels.csv", "model.pth", "report.html", "smoothed_pool.npz", "predictions.csv", "label_studio_tasks.json",
+    "label_studio_config.xml", "cvat_manifest.jsonl",
+])  # fmt: skip
+def test_what_handing_out_and_training_would_replace_is_not_taken_into_a_run(tmp_path, name):
     (tmp_path / name).write_text("mine")
     with pytest.raises(UserError, match=f"holds {name}, which is not from this command"):
         is_chosen(tmp_path, {})
@@ -38,14 +49,63 @@ def test_what_training_would_replace_is_not_taken_into_a_run(tmp_path, name):
     assert is_chosen(tmp_path, {"budget": 5})
 
 
+def told_round(labels, accuracy=50.0, **more):
+    return {"labels": labels, "accuracy": accuracy, "low": accuracy - 9, "high": accuracy + 9} | more
+
+
 def test_rounds_are_told_in_the_order_of_their_labels(tmp_path):
-    first, second, third = ({"labels": labels, "accuracy": 50.0 + labels} for labels in (9, 30, 100))
+    first, second, third = (told_round(labels) for labels in (9, 30, 100))
     for name, rounds in (("late", [first, third]), ("early", [second])):
         make_run(tmp_path / name)
         (tmp_path / name / "report.json").write_text(json.dumps({"rounds": rounds}))
     (tmp_path / "untrained").mkdir()
     found = rounds_of([tmp_path / name for name in ("late", "untrained", "early")])
     assert found == [first, second, third]
+
+
+def test_rounds_of_as_many_labels_are_told_apart_and_a_round_is_what_its_own_report_says(tmp_path):
+    one, other = told_round(50, 70.0, list="a"), told_round(50, 90.0, list="b")
+    later = told_round(100, list="c")
+    before = one | {"accuracy": 60.0}  # as it was when the third was chosen
+    for name, rounds in (("one", [one]), ("other", [other]), ("later", [before, other, later])):
+        make_run(tmp_path / name)
+        (tmp_path / name / "report.json").write_text(json.dumps({"rounds": rounds}))
+    runs = [tmp_path / name for name in ("one", "other", "later")]
+    assert rounds_of(runs) == [one, other, later]
+    (runs[2] / "report.json").write_text(json.dumps({"rounds": [told_round(50, 70.0), told_round(9), later]}))
+    assert rounds_of(runs) == [told_round(9), one, other, later]  # of when a report had no lists of its rounds
+
+
+@pytest.mark.parametrize("report", [[], None, {}, {"rounds": None}, {"rounds": [{}]}, {"rounds": [[]]},
+                                    {"rounds": [{"labels": 9, "accuracy": None, "low": 1, "high": 2}]}])  # fmt: skip
+def test_a_report_that_is_none_is_named(tmp_path, report):
+    make_run(tmp_path)
+    (tmp_path / "report.json").write_text(json.dumps(report))
+    with pytest.raises(
+        UserError, match=r"report\.json is no report of train_on_labels\.py: train there again, or take"
+    ):
+        rounds_of([tmp_path])
+
+
+@pytest.mark.parametrize("record", [[], {"images": []}, {"images": {"name": {"a": 1}}}, {}])
+def test_a_list_whose_record_names_no_images_is_chosen_again(tmp_path, record):
+    make_run(tmp_path)
+    (tmp_path / "subset.provenance.json").write_text(json.dumps(record))
+    for read in (chosen_names, *([check_names] if record == [] else [])):
+        with pytest.raises(UserError, match=r"subset\.provenance\.json .*: choose again, into another --out"):
+            read(tmp_path)
+
+
+def test_a_record_without_a_request_is_no_choice_to_go_on_with(tmp_path):
+    run = make_run(tmp_path)
+    with pytest.raises(UserError, match=r"run\.json does not say what was asked for: choose again, into another --out"):
+        is_chosen(run, {"budget": 5})
+    with pytest.raises(UserError, match="does not say what was asked for"):
+        backbone_of(None, "", [run])
+    make_run(tmp_path, request={"budget": 5})
+    with pytest.raises(UserError, match="does not say which backbone embedded its images: name it with --model"):
+        backbone_of(None, "", [run])
+    assert backbone_of("demo_vit", "", [run]) == ("demo_vit", "")
 
 
 @pytest.mark.parametrize("record", [[], {"version": 2, "source": "a", "features": "b"}, {"version": 1, "source": "a"},
@@ -77,3 +137,28 @@ def test_a_class_word_with_a_comma_stands_in_quotes(tmp_path):
             class_words(wrong)
     (tmp_path / "names.txt").write_text('"a\nb,c\n')  # a line is a name as it is
     assert class_words(str(tmp_path / "names.txt")) == ['"a', "b,c"]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ('class\n"red, white"\nblue\n', ["red, white", "blue"]),
+        ("sep=;\r\ncat;\r\ndog;\r\n", ["cat", "dog"]),
+        ("Label,\ncat,\n\n", ["cat"]),
+        ('"a;b"\nc\n', ["a;b", "c"]),
+        ('5"\ncat\n', ['5"', "cat"]),
+        ("cat\nclass\n", ["cat", "class"]),
+        ('class\n"red, white",3\nblue\n', None),
+        ("a,b\n", None),
+        ('"a\nb\n', None),
+    ],
+)
+def test_a_table_of_class_names_has_one_column(tmp_path, content, words):
+    (tmp_path / "names.csv").write_text(content, newline="")
+    if words is None:
+        with pytest.raises(
+            UserError, match=r"--classes .*names\.csv is no table of one column: give a text file of one"
+        ):
+            class_words(str(tmp_path / "names.csv"))
+    else:
+        assert class_words(str(tmp_path / "names.csv")) == words

@@ -7,7 +7,8 @@ import torch
 
 from data_selection.annotation import label_report
 from data_selection.annotation.arrangement import arrange
-from data_selection.annotation.label_report import last_round, report_values
+from data_selection.annotation.label_report import report_values
+from data_selection.annotation.outlook import last_round
 from data_selection.annotation.run_folder import rounds_of
 from tests.support.reports import facts
 

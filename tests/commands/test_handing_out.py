@@ -40,6 +40,33 @@ def test_labels_so_far_are_shown_whatever_the_files_are_called(choose, folder, t
     assert page_data(out / "annotate.html")["classes"] == ["a", "b", "c"]
 
 
+def test_what_training_would_ask_about_is_told_and_stands_on_the_page_without_a_label(choose, tmp_path, capsys):
+    out = choose(tmp_path / "run", budget=6)
+    names = chosen_names(out)
+    rows = [*zip(names, ["a", "b", "n/a", "unsure", "a", "?"], strict=True), (names[4], "b"), ("no.png", "a")]
+    (out / "annotate.csv").write_text("file,label\n" + "".join(f"{name},{word}\n" for name, word in rows))
+    before = (out / "annotate.csv").read_bytes()
+    choose(out, budget=6)
+    told = capsys.readouterr().out
+    for word in (
+        "'n/a' (1 images) says",
+        "'unsure' (1",
+        "'?' (1",
+        f"{names[4]} ('a' and 'b'",
+        "of no image of the pool",
+    ):
+        assert word in told
+    assert "on the page 4 images have no label for that" in told
+    assert "6 images, 2 of them labelled" in told
+    data = page_data(out / "annotate.html")
+    assert {image["file"]: image["label"] for image in data["images"] if "label" in image} == dict(rows[:2])
+    assert data["classes"] == ["a", "b"]
+    assert (out / "annotate.csv").read_bytes() == before
+    (out / "annotate.csv").write_text(f"file,label\n{names[0]},unsure\n")
+    choose(out, budget=6, classes="a,unsure")  # a class where it is named as one
+    assert "1 of them labelled" in capsys.readouterr().out
+
+
 def test_classes_of_earlier_rounds_can_be_chosen_at_once(choose, tmp_path):
     one = choose(tmp_path / "one", budget=4)
     labels = dict(zip(chosen_names(one), ["dogs", "cats", "dogs", "cats"], strict=True))

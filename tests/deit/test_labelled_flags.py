@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import re
 from dataclasses import replace
 
@@ -15,9 +16,9 @@ from data_selection.embedding.backbones import DINO_WEIGHTS
 from data_selection.images.answers import Answers
 from deit.labelled import runs, training
 from deit.labelled.commands import main_train
-from deit.labelled.reporting import NOTHING, covered, notes
+from deit.labelled.reporting import NOTHING, covered, notes, pictures, record_of
 from deit.labelled.runs import MODEL, Labelled, backbone_flags, open_run, training_folder
-from deit.labelled.training import features_flag, place
+from deit.labelled.training import features_flag, judges, place
 from deit.recipes import FEW_SHOT, recipe_values
 from deit.runs.saving import NEWEST
 from deit.smoothing import POOL, with_pool
@@ -164,6 +165,35 @@ def test_what_is_to_be_known_of_labels_and_images_is_told_together(run):
     found.answers.labels.clear()
     found.answers.labels.update({"a.png": "cat", "bb.png": "dog"})
     assert notes(found) == [f"The accuracy on this page says nothing: {NOTHING}.", copies]
+
+
+def test_a_record_of_places_that_are_no_text_can_be_written(run):
+    found = open_run(run, [], None, partial=False, log=lambda _: None)
+    found = replace(found, source=run / os.fsdecode(b"caf\xe9"))
+    record = record_of(found, {"mode": "linear"}, os.fsdecode(b"/w/\xe9.pth"))
+    assert (record["images"], record["weights"]) == (f'"{run}/caf\\udce9"', r'"\udce9.pth"')
+    assert record_of(found, {"mode": "linear"})["weights"] is None
+    assert all(str(value).encode() for value in record.values())
+
+
+@pytest.mark.parametrize("ending", ["png", "tif"])
+def test_a_report_links_to_the_images_themselves_whatever_browsers_show_of_them(tmp_path, ending):
+    names = [f"{i}.{ending}" for i in range(3)]
+    write_images(tmp_path, names)
+    (tmp_path / names[1]).write_bytes(b"damaged")
+    found = pictures(tmp_path, [*names, "gone.png"])
+    assert {name: one["address"] for name, one in found.items()} == {
+        name: (tmp_path / name).as_uri() for name in (names[0], names[2])
+    }
+    assert all(one["thumbnail"].startswith("data:image/") for one in found.values())
+
+
+def test_labels_that_judge_are_told_of_all_that_were_drawn():
+    drawn = {"labelled": 10, "unlabelled": 0}
+    assert judges({"accuracy": {"drawn": 0, "labels": 35}, "drawn": drawn}) == "35 labels"
+    some = {"accuracy": {"drawn": 10, "labels": 35}, "drawn": drawn}
+    assert judges(some) == "10 labels of images drawn at random"
+    assert judges(some | {"drawn": drawn | {"unlabelled": 2}}) == "10 labels of the 12 images drawn at random"
 
 
 def test_the_pool_is_covered_on_average_and_for_nearly_all():

@@ -47,6 +47,7 @@ TESTS = {
     "data_selection/judging/rounds.py": ("judging/test_rounds.py",),
     "data_selection/commands/given_labels.py": ("commands/test_next_round.py",),
     "data_selection/annotation/label_report.py": ("annotation/test_report.py",),
+    "data_selection/annotation/outlook.py": ("annotation/test_report.py", "annotation/test_told_right.py"),
     "deit/predicting.py": ("deit/test_predicting.py", "deit/test_smoothed_mode.py"),
     "deit/runs/predictions.py": ("deit/test_predicting.py", "test_any_name.py"),
     "deit/labelled/judging.py": ("deit/test_labelled.py",),
