@@ -151,7 +151,7 @@ def mistakes(facts: Facts) -> list[Values]:
 
 def doubtful(facts: Facts) -> list[Values]:
     """The images without a label of which the model is least certain: the smallest margin of the two best classes."""
-    best = facts.pool.topk(min(2, facts.pool.shape[1]), dim=1)
+    best = facts.pool.topk(2, dim=1)
     margin = best.values[:, 0] - best.values[:, -1]  # a new tensor, that may be changed
     margin[facts.ids] = float("inf")
     order = margin.argsort(stable=True)[: min(DOUBTFUL, len(margin) - len(facts.ids))]

@@ -43,6 +43,11 @@ def test_long_tails_are_for_kmeans(budget):
     assert "long tail" in found.reason
 
 
+def test_a_pool_as_even_as_the_bound_is_even(monkeypatch):
+    monkeypatch.setattr(advice, "EVEN", evenness(EVEN, torch.arange(600)))
+    assert advise(EVEN, 60).method == "facility"
+
+
 def test_evenness_looks_at_what_may_be_chosen():
     everything = torch.arange(600)
     assert evenness(EVEN, everything) > advice.EVEN > evenness(TAIL, torch.arange(620))

@@ -191,6 +191,7 @@ TESTS = {
     "data_selection/common/subset_names.py": ("commands/test_selection.py", "common/test_subset_files.py"),
     "data_selection/methods/table.py": ("methods/test_methods.py", "methods/test_seeds.py"),
     "data_selection/methods/configs": (
+        "commands/test_published_lists.py",
         "methods/test_settings.py",
         "methods/test_clusters.py",
         "commands/test_settings.py",
