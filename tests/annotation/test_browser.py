@@ -108,6 +108,64 @@ def test_a_label_that_was_taken_back_stays_so(anew, tmp_path):
     assert made({one: "cat"}) == {one: "fox", two: "unsure"}
 
 
+@pytest.fixture
+def tabs(visit, plain):
+    """Opens the same page in one more tab of the same browser."""
+    first = visit(plain)
+
+    def another():
+        page = first.context.new_page()
+        page.goto(first.url)
+        return page
+
+    return first, another
+
+
+def labels(page):
+    return page.evaluate("images.map((_, i) => answers.given[i]?.unsure ? '?' : answers.label(i)).join(',').replace(/,*$/, '')")
+
+
+def eventually(page, script):
+    """Waits until an expression holds; the page's policy does not let Playwright wait within it."""
+    for _ in range(200):
+        if page.evaluate(script):
+            return
+        time.sleep(0.02)
+    raise AssertionError(script)
+
+
+def test_two_tabs_of_a_page_keep_the_answers_of_both(tabs):
+    first, another = tabs
+    press(first, "1")
+    second = another()
+    press(second, "2 2 2")
+    eventually(first, "answers.done(3)")
+    press(first, "3 3")  # the first of an image that the second tab has labelled: the last word counts
+    eventually(second, "answers.label(1) === 'fox' && answers.label(4) === 'fox'")
+    press(second, "ArrowRight u")
+    eventually(first, "answers.given[5]?.unsure")
+    assert labels(first) == labels(second) == labels(another()) == "cat,fox,dog,dog,fox,?"
+    press(second, "z z z z z")  # its own steps alone
+    assert labels(second) == "cat,fox,,,fox"
+    eventually(first, "answers.counts().labelled === 3")
+
+
+def test_a_tab_that_was_told_nothing_writes_over_no_other(tabs):
+    first, another = tabs
+    second = another()
+    first.evaluate("window.addEventListener('storage', (event) => event.stopImmediatePropagation(), true)")
+    press(second, "2 2")
+    first.evaluate("single.show(3)")
+    eventually(first, "localStorage.getItem(Object.keys(localStorage)[0]).split('dog').length > 3")
+    press(first, "3")
+    assert labels(first) == labels(another()) == "dog,dog,,fox"
+    eventually(second, "answers.done(3)")
+    second.evaluate("answers.saved()")
+    eventually(first, "answers.takeOver() || !answers.isUnsaved()")
+    press(first, "3")
+    eventually(second, "answers.isUnsaved()")
+
+
 def test_a_table_of_a_spreadsheet_is_taken_and_strange_rows_are_told(visit, plain, tmp_path):
     page = visit(plain)
     (tmp_path / "x.csv").write_bytes("file;label\r\na/00.png;Käse\r\nb/01.png;dog\r\nnone.png;dog\r\n".encode("cp1252"))

@@ -157,6 +157,7 @@ const app = (() => {
   }
 
   function save() {
+    answers.takeOver();
     const rows = images.map((image, i) => [image.file, answers.label(i)]);
     const address = URL.createObjectURL(new Blob([table.write([["file", "label"], ...rows])], { type: "text/csv" }));
     Object.assign(document.createElement("a"), { href: address, download: "annotate.csv" }).click();
