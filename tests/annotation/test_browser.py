@@ -205,6 +205,47 @@ def test_a_new_class_is_typed_once_and_has_keys(visit, tmp_path):
     assert [answer["label"] for answer in given(page).values()] == ["red", "blue", "green", "green"]
 
 
+@pytest.mark.parametrize("known", [[], ["bee"]])
+def test_a_key_means_the_same_class_all_the_time(visit, tmp_path, known):
+    page = visit(make_page(tmp_path / "page", NAMES, classes=known))
+    press(page, "Escape")
+    (tmp_path / "in.csv").write_text(f"file,label\n{NAMES[5]},ant\n{NAMES[6]},bee\n")
+    page.set_input_files("#file", tmp_path / "in.csv")
+    page.wait_for_selector("#notice:has-text('2 labels taken')")
+    keys = page.inner_text("#classes")
+    press(page, "2 2 2")
+    second = "ant" if known else "bee"
+    assert labels(page).split(",")[:3] == [second] * 3
+    page.evaluate("answers.give([0, 1, 2, 5, 6], null)")
+    assert page.inner_text("#classes") == keys
+
+
+def test_classes_of_a_second_start_reach_a_page_that_was_looked_at(visit, tmp_path):
+    page = visit(make_page(tmp_path / "page", NAMES, classes=["cat", "dog"]))
+    page.evaluate("answers.setClasses(['dog', 'owl'])")  # the cat is taken out
+    made = make_page(tmp_path / "anew", NAMES, classes=["cat", "dog", "bird"])
+    (tmp_path / "page" / "annotate.html").write_text(made.read_text())
+    page.context.new_page().goto(page.url)
+    eventually(page, "answers.classes().join() === 'dog,owl,bird'")  # also the tab that is open
+    press(page, "1")
+    for _ in range(2):
+        page.reload()
+        assert page.evaluate("answers.classes()") == ["dog", "owl", "bird"]
+    page.evaluate("answers.setClasses(['dog'])")
+    page.reload()
+    assert page.evaluate("answers.classes()") == ["dog"]
+
+
+def test_a_list_of_classes_is_that_of_both_tabs(tabs):
+    first, another = tabs
+    second = another()
+    second.evaluate("answers.setClasses(['fox', 'dog', 'owl'])")
+    eventually(first, "answers.classes().join() === 'dog,fox,owl'")  # its keys go on in their order
+    press(first, "3")
+    eventually(second, "answers.label(0) === 'owl'")
+    assert second.evaluate("answers.classes()") == ["fox", "dog", "owl"]
+
+
 def test_many_at_once_by_range_row_frame_and_keyboard(visit, plain):
     page = visit(plain)
     press(page, "v")

@@ -137,9 +137,9 @@ const app = (() => {
     const words = answers.classes(), { labelled, unsure, todo, each } = answers.counts();
     if (filter.startsWith("=") && !each.has(filter.slice(1))) filter = "all";
     assignKeys(words);
-    const active = document.activeElement, at = [...$("classes").children].indexOf(active);
+    const active = document.activeElement, held = active.parentElement === $("classes") ? active.title : null;
     $("classes").replaceChildren(...words.map(classButton));
-    if (at >= 0) $("classes").children[at]?.focus();
+    [...$("classes").children].find((button) => button.title === held)?.focus();
     $("known").replaceChildren(...words.map((word) => option(word, word)));
     $("filter").replaceChildren(
       option("all", `all (${images.length})`), option("todo", `without answer (${todo})`), option("unsure", `unsure (${unsure})`),

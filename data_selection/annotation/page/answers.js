@@ -18,6 +18,7 @@ const answers = (() => {
   const listeners = [];
   let typed = []; // class names, in the order of their keys
   let listed = 0; // the time at which somebody changed them
+  let offered = new Set(); // of all pages so far: of these, one that is not typed was taken out of the list
   let spent = 0; // milliseconds of work on `counted` images
   let counted = 0;
   let last = 0;
@@ -56,7 +57,6 @@ const answers = (() => {
 
   function load() {
     const before = look();
-    typed = before?.classes ?? [...data.classes];
     if (before) {
       ({ listed = 0, spent = 0, counted = 0, savedAt = before.unsaved ? -1 : 0, clock = 0 } = before);
       const kept = entries(before), held = mapped(before.filed), cameBefore = mapped(before.came);
@@ -73,7 +73,17 @@ const answers = (() => {
       });
     }
     since = now();
+    offered = new Set(before?.offered);
+    const more = data.classes.filter((word) => !offered.has(word));
+    if (more.length) listed = now();
+    listClasses([...(before?.classes ?? []), ...more]);
+    for (const word of data.classes) offered.add(word);
     write();
+  }
+
+  // Takes words for the list, and adds those that images have besides, which keep their place from then on.
+  function listClasses(words) {
+    typed = [...new Set([...words, ...given.filter((answer) => answer?.label).map((answer) => answer.label)])];
   }
 
   // Whether the file has not changed since: the label is the one that the page came with, or the one that was saved.
@@ -108,19 +118,20 @@ const answers = (() => {
     }
     if ((other.listed ?? 0) > listed) {
       const used = new Set(given.map((answer) => answer?.label));
-      const own = typed.filter((word) => other.classes.includes(word) || used.has(word)); // so that keys stay
-      typed = [...new Set([...own, ...other.classes])];
+      typed = typed.filter((word) => other.classes.includes(word) || used.has(word)).concat(other.classes);
       listed = other.listed;
     }
+    for (const word of other.offered ?? []) offered.add(word);
     if ((other.counted ?? 0) > counted) ({ spent, counted } = other);
     savedAt = Math.max(savedAt, other.savedAt ?? 0);
+    listClasses(typed); // own ones first, so that no key changes its meaning
     return ahead;
   }
 
   function write() {
     const kept = images.map(({ file }, i) => [file, [given[i], when[i]]]).filter(([, [answer, time]]) => answer || time);
     const all = {
-      classes: typed, listed, given: Object.fromEntries(kept), came: Object.fromEntries(came),
+      classes: typed, listed, offered: [...offered], given: Object.fromEntries(kept), came: Object.fromEntries(came),
       filed: bare(images.map(({ file }, i) => [file, filed[i]])), since, spent, counted, savedAt, clock,
     };
     try {
@@ -140,6 +151,7 @@ const answers = (() => {
   function changed() {
     const other = look();
     if (other) merge(other);
+    listClasses(typed);
     write();
     tell();
   }
@@ -191,14 +203,9 @@ const answers = (() => {
     changed();
   }
 
-  // The class names: those typed, then those that images have besides.
-  function classes() {
-    return [...new Set([...typed, ...given.filter((answer) => answer?.label).map((answer) => answer.label)])];
-  }
-
   // Trimmed, without the empty ones and repeats.
   function setClasses(words) {
-    typed = [...new Set(words.map((word) => word.trim()).filter(Boolean))];
+    listClasses(words.map((word) => word.trim()).filter(Boolean));
     listed = now();
     changed();
   }
@@ -229,11 +236,12 @@ const answers = (() => {
   window.addEventListener("pageshow", () => takeOver()); // a page that was gone back to was told nothing meanwhile
 
   return {
-    given, places, load, takeOver, give, put, undo, classes, setClasses, counts, timeLeft,
+    given, places, load, takeOver, give, put, undo, setClasses, counts, timeLeft,
     onChange: (listener) => listeners.push(listener),
     isStored: () => stored,
     isUnsaved: () => when.some((time, i) => time > savedAt && text(given[i]) !== text(filed[i])),
     saved: () => { filed = [...given]; since = savedAt = now(); changed(); },
+    classes: () => [...typed],
     label: (i) => given[i]?.label ?? "",
     done: (i) => given[i] !== null,
   };
