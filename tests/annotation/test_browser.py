@@ -194,6 +194,30 @@ def test_back_skip_unsure_undo_and_filter(visit, plain):
     assert "image" in page.inner_text("#live") or page.inner_text("#live")
 
 
+@pytest.mark.parametrize("view", ["single", "sheet"])
+def test_where_a_filter_leaves_no_image_none_is_seen_and_keys_do_nothing(visit, plain, view):
+    page = visit(plain)
+    page.evaluate("answers.give(images.map((_, i) => i).slice(1), {label: 'cat'})")
+    page.click(f"#to-{view}")
+    page.select_option("#filter", "todo")
+    page.evaluate("document.activeElement.blur()")
+    press(page, "1")
+    assert labels(page) == ",".join(["cat"] * 24)
+    assert page.is_visible("#empty")
+    assert not page.is_visible(f"#{view}")
+    press(page, "2 x u")
+    page.fill("#other", "owl")
+    page.press("#other", "Enter")
+    assert labels(page) == ",".join(["cat"] * 24)
+    assert page.evaluate("answers.classes()") == CLASSES
+    assert page.inner_text("#live") == page.inner_text("#empty")
+    press(page, "z")  # the image is shown again
+    assert page.is_visible(f"#{view}")
+    assert not page.is_visible("#empty")
+    press(page, "3")
+    assert labels(page).startswith("fox,cat")
+
+
 def test_a_new_class_is_typed_once_and_has_keys(visit, tmp_path):
     page = visit(make_page(tmp_path, NAMES))
     page.fill("#class-words", "red\nblue\n\nred\n")  # the page asks for names where it knows none

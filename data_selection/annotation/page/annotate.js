@@ -14,7 +14,7 @@ const app = (() => {
   const isShown = (i) => (FILTERS[filter] ?? ((k) => `=${answers.label(k)}` === filter))(i);
   const shown = () => images.map((_, i) => i).filter(isShown);
   const say = (text) => { $("live").textContent = text; };
-  const targets = () => (view === "sheet" ? sheet.targets() : [single.at()]);
+  const targets = () => (view === "sheet" ? sheet.targets() : images.some((_, i) => isShown(i)) ? [single.at()] : []);
 
   function notice(text) {
     $("notice").textContent = text;
@@ -32,15 +32,10 @@ const app = (() => {
   function setView(name) {
     const i = view === "sheet" ? sheet.at() : single.at();
     view = name;
-    for (const one of ["single", "sheet"]) {
-      $(one).hidden = one !== view;
-      $(`to-${one}`).setAttribute("aria-pressed", String(one === view));
-    }
-    if (view === "sheet") {
-      sheet.build();
-      sheet.update();
-      sheet.focus(isShown(i) ? i : shown()[0] ?? i);
-    } else single.show(i);
+    for (const one of ["single", "sheet"]) $(`to-${one}`).setAttribute("aria-pressed", String(one === view));
+    update();
+    if (view === "sheet") sheet.focus(isShown(i) ? i : shown()[0] ?? i);
+    else single.show(i);
     update();
   }
 
@@ -67,7 +62,10 @@ const app = (() => {
 
   function give(answer, told) {
     const some = targets();
-    if (!some.length) return;
+    if (!some.length) {
+      say($("empty").textContent);
+      return;
+    }
     answers.give(some, answer);
     sheet.pickNone();
     const more = onward(some.at(-1));
@@ -77,7 +75,7 @@ const app = (() => {
   function giveClass(word) {
     const name = word.trim();
     if (!name) return;
-    if (!answers.classes().includes(name)) answers.setClasses([...answers.classes(), name]);
+    if (targets().length && !answers.classes().includes(name)) answers.setClasses([...answers.classes(), name]);
     give({ label: name }, name);
   }
 
@@ -150,9 +148,13 @@ const app = (() => {
     $("told").textContent = `${labelled} of ${images.length} labelled${doubt}${left ? `, ${left}` : ""}`;
     const none = !shown().length;
     $("empty").hidden = !none;
+    for (const one of ["single", "sheet"]) $(one).hidden = none || one !== view;
     $("place").textContent = position();
     single.show(single.at());
-    if (view === "sheet") sheet.update();
+    if (view === "sheet") {
+      sheet.build();
+      sheet.update();
+    }
     if (!answers.isStored()) notice("This browser keeps nothing for this page: save annotate.csv before you close it.");
   }
 
