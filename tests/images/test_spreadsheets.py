@@ -118,6 +118,13 @@ def test_linked_class_folders_are_followed_and_loops_are_not(tmp_path):
     )
 
 
+@pytest.mark.parametrize("separator", [";", "\t"])
+def test_a_row_with_its_label_first_is_no_path_of_folders(tmp_path, separator):
+    path = tmp_path / "labels.csv"
+    path.write_text(f"Cat{separator}cats/b.jpg\n")  # which ends like the image's path
+    assert read_answers([path], ["cats/b.jpg"]).labels == {"cats/b.jpg": "Cat"}
+
+
 @pytest.mark.parametrize("data", [None, "b.jpg", ["b.jpg"], 3])
 def test_a_task_without_data_is_its_own(tmp_path, data):
     tasks = [TASKS[1], TASKS[0] | {"data": data, "image": "cats/b.jpg"}]
