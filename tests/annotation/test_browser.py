@@ -6,20 +6,7 @@ import numpy as np
 import pytest
 
 from data_selection.annotation.arrangement import Beliefs
-from tests.support.pages import HOSTILE, PHONE, exported, make_page, press
-
-NAMES = [f"{'ab'[i % 2]}/{i:02}.png" for i in range(24)]
-CLASSES = ["cat", "dog", "fox"]
-
-
-@pytest.fixture(scope="module")
-def plain(tmp_path_factory):
-    return make_page(tmp_path_factory.mktemp("plain"), NAMES, classes=CLASSES)
-
-
-def given(page):
-    """{file: answer} as the page holds it."""
-    return page.evaluate("Object.fromEntries(images.map((x, i) => [x.file, answers.given[i]]).filter(([, a]) => a))")
+from tests.support.pages import CLASSES, NAMES, PHONE, exported, given, labels, make_page, press
 
 
 def test_ten_labels_by_keys_are_there_after_a_reload_and_go_out_and_in(visit, plain, tmp_path):
@@ -42,137 +29,6 @@ def test_ten_labels_by_keys_are_there_after_a_reload_and_go_out_and_in(visit, pl
     other.set_input_files("#file", tmp_path / "out.csv")
     other.wait_for_selector("#notice:has-text('10 labels taken')")
     assert given(other) == first
-
-
-@pytest.fixture
-def anew(visit, tmp_path):
-    """An opened page, and what makes it anew in its tab with labels of annotate.csv; {file: label} that it shows."""
-    page = visit(make_page(tmp_path / "page", NAMES, classes=CLASSES))
-
-    def made(labels):
-        folder = tmp_path / f"anew {len(list(tmp_path.iterdir()))}"
-        text = make_page(folder, NAMES, classes=CLASSES, labels=labels).read_text()
-        (tmp_path / "page" / "annotate.html").write_text(text)
-        page.reload()
-        return {file: answer.get("label", "unsure") for file, answer in given(page).items()}
-
-    return page, made
-
-
-def say(page, labels):
-    """Answers {file: label, or None for none} given on the page."""
-    for file, label in labels.items():
-        answer = label and ({"unsure": True} if label == "unsure" else {"label": label})
-        page.evaluate("([file, answer]) => answers.give([answers.places.get(file)], answer)", [file, answer])
-
-
-def test_labels_that_another_program_filled_in_show_on_a_page_that_was_looked_at(anew):
-    _, made = anew
-    labels = {name: CLASSES[i % 3] for i, name in enumerate(NAMES[:9])}
-    assert made(labels) == labels
-    assert made({NAMES[0]: "fox"}) == {NAMES[0]: "fox"}
-    assert made({}) == {}
-
-
-def test_an_answer_that_no_file_holds_is_not_replaced_and_one_that_was_saved_is(anew, tmp_path):
-    page, made = anew
-    one, two, three, four, *_ = NAMES
-    say(page, {one: "cat"})
-    assert made({one: "dog", two: "dog"}) == {one: "cat", two: "dog"}
-    exported(page, tmp_path / "out.csv")
-    page.reload()
-    assert given(page) == {one: {"label": "cat"}, two: {"label": "dog"}}  # whether or not the file was put there
-    assert made({one: "fox", two: "dog"}) == {one: "fox", two: "dog"}
-    say(page, {two: "cat", three: "unsure", four: "cat"})
-    exported(page, tmp_path / "out.csv")
-    page.reload()
-    say(page, {one: "dog"})  # which is no reason to keep what was saved
-    assert made({one: "fox", two: "fox", four: "fox"}) == {one: "dog", two: "fox", three: "unsure", four: "fox"}
-
-
-def test_a_label_that_was_taken_back_stays_so(anew, tmp_path):
-    page, made = anew
-    one, two, *_ = NAMES
-    made({one: "cat", two: "dog"})
-    say(page, {one: None})
-    assert made({one: "cat", two: "dog"}) == {two: "dog"}
-    exported(page, tmp_path / "out.csv")
-    assert made({two: "dog"}) == {two: "dog"}
-    say(page, {one: "fox", two: "unsure"})
-    exported(page, tmp_path / "out.csv")
-    assert made({one: "fox"}) == {one: "fox", two: "unsure"}  # a doubt is in no file
-    say(page, {one: "cat"})
-    exported(page, tmp_path / "out.csv")
-    press(page, "z")
-    assert page.evaluate("answers.isUnsaved()")
-    assert made({one: "cat"}) == {one: "fox", two: "unsure"}
-
-
-@pytest.fixture
-def tabs(visit, plain):
-    """Opens the same page in one more tab of the same browser."""
-    first = visit(plain)
-
-    def another():
-        page = first.context.new_page()
-        page.goto(first.url)
-        return page
-
-    return first, another
-
-
-def labels(page):
-    return page.evaluate("images.map((_, i) => answers.given[i]?.unsure ? '?' : answers.label(i)).join(',').replace(/,*$/, '')")
-
-
-def eventually(page, script):
-    """Waits until an expression holds; the page's policy does not let Playwright wait within it."""
-    for _ in range(200):
-        if page.evaluate(script):
-            return
-        time.sleep(0.02)
-    raise AssertionError(script)
-
-
-def test_two_tabs_of_a_page_keep_the_answers_of_both(tabs):
-    first, another = tabs
-    press(first, "1")
-    second = another()
-    press(second, "2 2 2")
-    eventually(first, "answers.done(3)")
-    press(first, "3 3")  # the first of an image that the second tab has labelled: the last word counts
-    eventually(second, "answers.label(1) === 'fox' && answers.label(4) === 'fox'")
-    press(second, "ArrowRight u")
-    eventually(first, "answers.given[5]?.unsure")
-    assert labels(first) == labels(second) == labels(another()) == "cat,fox,dog,dog,fox,?"
-    press(second, "z z z z z")  # its own steps alone
-    assert labels(second) == "cat,fox,,,fox"
-    eventually(first, "answers.counts().labelled === 3")
-
-
-def test_a_tab_that_was_told_nothing_writes_over_no_other(tabs):
-    first, another = tabs
-    second = another()
-    first.evaluate("window.addEventListener('storage', (event) => event.stopImmediatePropagation(), true)")
-    press(second, "2 2")
-    first.evaluate("single.show(3)")
-    eventually(first, "localStorage.getItem(Object.keys(localStorage)[0]).split('dog').length > 3")
-    press(first, "3")
-    assert labels(first) == labels(another()) == "dog,dog,,fox"
-    eventually(second, "answers.done(3)")
-    second.evaluate("answers.saved()")
-    eventually(first, "answers.takeOver() || !answers.isUnsaved()")
-    press(first, "3")
-    eventually(second, "answers.isUnsaved()")
-
-
-def test_a_table_of_a_spreadsheet_is_taken_and_strange_rows_are_told(visit, plain, tmp_path):
-    page = visit(plain)
-    (tmp_path / "x.csv").write_bytes("file;label\r\na/00.png;Käse\r\nb/01.png;dog\r\nnone.png;dog\r\n".encode("cp1252"))
-    page.set_input_files("#file", tmp_path / "x.csv")
-    page.wait_for_selector("#notice:has-text('2 labels taken. 1 rows')")
-    assert given(page) == {"a/00.png": {"label": "Käse"}, "b/01.png": {"label": "dog"}}
-    assert "Käse" in page.inner_text("#classes")
 
 
 def test_back_skip_unsure_undo_and_filter(visit, plain):
@@ -244,32 +100,6 @@ def test_a_key_means_the_same_class_all_the_time(visit, tmp_path, known):
     assert page.inner_text("#classes") == keys
 
 
-def test_classes_of_a_second_start_reach_a_page_that_was_looked_at(visit, tmp_path):
-    page = visit(make_page(tmp_path / "page", NAMES, classes=["cat", "dog"]))
-    page.evaluate("answers.setClasses(['dog', 'owl'])")  # the cat is taken out
-    made = make_page(tmp_path / "anew", NAMES, classes=["cat", "dog", "bird"])
-    (tmp_path / "page" / "annotate.html").write_text(made.read_text())
-    page.context.new_page().goto(page.url)
-    eventually(page, "answers.classes().join() === 'dog,owl,bird'")  # also the tab that is open
-    press(page, "1")
-    for _ in range(2):
-        page.reload()
-        assert page.evaluate("answers.classes()") == ["dog", "owl", "bird"]
-    page.evaluate("answers.setClasses(['dog'])")
-    page.reload()
-    assert page.evaluate("answers.classes()") == ["dog"]
-
-
-def test_a_list_of_classes_is_that_of_both_tabs(tabs):
-    first, another = tabs
-    second = another()
-    second.evaluate("answers.setClasses(['fox', 'dog', 'owl'])")
-    eventually(first, "answers.classes().join() === 'dog,fox,owl'")  # its keys go on in their order
-    press(first, "3")
-    eventually(second, "answers.label(0) === 'owl'")
-    assert second.evaluate("answers.classes()") == ["fox", "dog", "owl"]
-
-
 def test_many_at_once_by_range_row_frame_and_keyboard(visit, plain):
     page = visit(plain)
     press(page, "v")
@@ -316,18 +146,6 @@ def test_a_belief_is_confirmed_by_one_key_alone_or_for_a_row(visit, tmp_path):
     page.evaluate("document.activeElement.blur()")
     press(page, "Enter")
     assert list(given(page).values()).count({"label": "fox"}) == 12
-
-
-def test_hostile_names_do_no_harm_and_come_back_as_they_were(visit, tmp_path):
-    page = visit(make_page(tmp_path, HOSTILE, classes=["</script><script>window.hacked=1</script>", "ok"]))
-    press(page, "v v " + "2 " * len(HOSTILE))
-    assert page.evaluate("window.hacked") is None
-    assert page.title() == "A <b>title</b>"
-    rows = exported(page, tmp_path / "out.csv")[1:]
-    assert sorted(rows) == sorted([name, "ok"] for name in HOSTILE)
-    other = visit(tmp_path / "annotate.html")
-    other.set_input_files("#file", tmp_path / "out.csv")
-    other.wait_for_selector(f"#notice:has-text('{len(HOSTILE)} labels taken')")
 
 
 def test_nothing_is_asked_for_outside(visit, plain):

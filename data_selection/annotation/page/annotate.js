@@ -16,6 +16,9 @@ const app = (() => {
   const say = (text) => { $("live").textContent = text; };
   const targets = () => (view === "sheet" ? sheet.targets() : images.some((_, i) => isShown(i)) ? [single.at()] : []);
 
+  const count = (number, word) => `${number} ${word}${number === 1 ? "" : "s"}`;
+  const some = (words) => words.slice(0, 5).join(", ") + (words.length > 5 ? ` and ${words.length - 5} more` : "");
+
   function notice(text) {
     $("notice").textContent = text;
     $("notice").hidden = !text;
@@ -73,7 +76,7 @@ const app = (() => {
   }
 
   function giveClass(word) {
-    const name = word.trim();
+    const name = word.trim().normalize("NFC"); // as training reads it
     if (!name) return;
     if (targets().length && !answers.classes().includes(name)) answers.setClasses([...answers.classes(), name]);
     give({ label: name }, name);
@@ -160,8 +163,8 @@ const app = (() => {
 
   function save() {
     answers.takeOver();
-    const rows = images.map((image, i) => [image.file, answers.label(i)]);
-    const address = URL.createObjectURL(new Blob([table.write([["file", "label"], ...rows])], { type: "text/csv" }));
+    const pairs = images.map((image, i) => [image.file, answers.label(i)]);
+    const address = URL.createObjectURL(new Blob([table.write(pairs)], { type: "text/csv" }));
     Object.assign(document.createElement("a"), { href: address, download: "annotate.csv" }).click();
     setTimeout(() => URL.revokeObjectURL(address), 60_000);
     answers.saved();
@@ -169,12 +172,24 @@ const app = (() => {
   }
 
   async function open(file) {
-    const rows = table.read(table.decode(await file.arrayBuffer()), answers.places);
-    const pairs = rows.filter((row) => answers.places.has(row[0]) && row[1]?.trim());
-    const unknown = rows.filter((row, at) => at && !answers.places.has(row[0])).length; // the first row may be a header
-    answers.put(pairs.map(([name, label]) => [answers.places.get(name), { label: label.trim() }]), false);
-    const strange = unknown ? ` ${unknown} rows are of images that are not on this page.` : "";
-    notice(`${file.name}: ${pairs.length} labels taken.${strange}`);
+    const { found, unknown, unclear } = table.read(table.decode(await file.arrayBuffer()), answers.places);
+    if (unclear) {
+      notice(`${file.name}: call the column that holds the labels "label" in its first row.`);
+      return;
+    }
+    const words = [...found].map(([i, several]) => [i, [...several]]);
+    const pairs = words.filter(([, several]) => several.length === 1).map(([i, [label]]) => [i, { label }]);
+    const torn = words.filter(([, several]) => several.length > 1);
+    const replaced = pairs.filter(([i, { label }]) => answers.done(i) && answers.label(i) !== label);
+    const over = replaced.map(([i, { label }]) => `${images[i].file} (${single.words(i)} → ${label})`);
+    answers.put(pairs, false);
+    notice([
+      `${file.name}: ${count(pairs.length, "label")} taken`,
+      over.length ? `, ${over.length} of them in place of another answer, which Undo brings back: ${some(over)}.` : ".",
+      torn.length ? ` ${count(torn.length, "image")} with two labels left as before: ${
+        some(torn.map(([i, several]) => `${images[i].file} (${several.join(" and ")})`))}.` : "",
+      unknown ? ` ${count(unknown, "row")} of images that are not on this page.` : "",
+    ].join(""));
     update();
   }
 

@@ -205,7 +205,7 @@ const answers = (() => {
 
   // Trimmed, without the empty ones and repeats.
   function setClasses(words) {
-    listClasses(words.map((word) => word.trim()).filter(Boolean));
+    listClasses(words.map((word) => word.trim().normalize("NFC")).filter(Boolean));
     listed = now();
     changed();
   }
