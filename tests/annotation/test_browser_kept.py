@@ -138,3 +138,16 @@ def test_a_list_of_classes_is_that_of_both_tabs(tabs):
     press(first, "3")
     eventually(second, "answers.label(0) === 'owl'")
     assert second.evaluate("answers.classes()") == ["fox", "dog", "owl"]
+
+
+def test_where_a_browser_keeps_nothing_that_is_told_beside_what_else_is(visit, plain, tmp_path):
+    page = visit(plain)
+    page.add_init_script("Object.defineProperty(window, 'localStorage', { get() { throw new DOMException('no'); } })")
+    page.reload()
+    assert page.is_visible("#unkept")
+    (tmp_path / "x.csv").write_text(f"file,label\n{NAMES[0]},cat\n")
+    page.set_input_files("#file", tmp_path / "x.csv")
+    page.wait_for_selector("#notice:has-text('1 label taken')", timeout=5000)
+    press(page, "2 3")
+    assert page.is_visible("#unkept")
+    assert "1 label taken" in page.inner_text("#notice")

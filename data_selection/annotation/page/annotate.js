@@ -158,7 +158,7 @@ const app = (() => {
       sheet.build();
       sheet.update();
     }
-    if (!answers.isStored()) notice("This browser keeps nothing for this page: save annotate.csv before you close it.");
+    $("unkept").hidden = answers.isStored();
   }
 
   function save() {
