@@ -100,6 +100,50 @@ def test_a_key_means_the_same_class_all_the_time(visit, tmp_path, known):
     assert page.inner_text("#classes") == keys
 
 
+KEYS = """(presses) => presses.map((press) => {
+    const { to = "body", ...init } = press;
+    const event = new KeyboardEvent("keydown", { ...init, bubbles: true, cancelable: true });
+    return !document.querySelector(to).dispatchEvent(event);
+})"""
+
+
+def test_keys_of_other_languages_and_with_capitals_locked(visit, tmp_path):
+    page = visit(make_page(tmp_path, NAMES, classes=["кот", "пёс"]))
+    own = {
+        "\u0433": "KeyU",
+        "ф": "KeyA",
+        "&": "Digit1",
+        "é": "Digit2",
+        "\u0661": "Digit1",
+        "'": "KeyA",
+        "ö": "KeyB",
+        "!": "Digit1",
+    }
+    presses = [{"key": key, "code": code, "shiftKey": key == "!"} for key, code in own.items()]
+    assert page.evaluate(KEYS, presses) == [True] * 5 + [False] * 3
+    assert labels(page) == "?,кот,кот,пёс,кот"
+    control = [
+        {"key": key, "code": code, "ctrlKey": True} for key, code in (("я", "KeyZ"), ("Z", "KeyZ"), ("q", "KeyQ"))
+    ]
+    assert page.evaluate(KEYS, control) == [True, True, False]
+    assert labels(page) == "?,кот,кот"
+    assert page.evaluate(KEYS, [{"key": "V"}, {"key": "R"}]) == [True, True]
+    assert page.locator("[aria-selected=true]").count() > 1
+    with page.expect_download():
+        page.evaluate(KEYS, [{"key": "S", "ctrlKey": True}])
+
+
+def test_the_enter_that_ends_a_composition_gives_no_class(visit, plain):
+    page = visit(plain)
+    page.fill("#other", "ね")
+    for sign in ({"isComposing": True}, {"keyCode": 229}):
+        page.evaluate(KEYS, [{"key": "Enter", "to": "#other", **sign}])
+        assert page.input_value("#other") == "ね"
+    assert page.evaluate("answers.classes()") == CLASSES
+    page.evaluate(KEYS, [{"key": "Enter", "to": "#other"}])
+    assert labels(page) == "ね"
+
+
 def test_many_at_once_by_range_row_frame_and_keyboard(visit, plain):
     page = visit(plain)
     press(page, "v")

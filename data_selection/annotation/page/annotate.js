@@ -1,10 +1,8 @@
 "use strict";
-// The page as a whole: views, filter, classes with their keys, what keys and buttons do.
+// The page as a whole: views, filter, classes, what keys and buttons do.
 const app = (() => {
-  const TAKEN = "uxzvr"; // letters that do something else
   let view = "single";
   let filter = "all";
-  let keys = new Map(); // key -> class
 
   const FILTERS = {
     all: () => true,
@@ -105,20 +103,9 @@ const app = (() => {
 
   const tell = () => say(`${position()}, ${images[single.at()].file}, ${single.words(single.at()) || "no label"}`);
 
-  // Which key gives which class: digits by order, letters by what the name has.
-  function assignKeys(words) {
-    keys = new Map(words.slice(0, 9).map((word, i) => [String(i + 1), word]));
-    const letters = "abcdefghijklmnopqrstuvwxyz";
-    for (const word of words) {
-      const free = (letter) => letters.includes(letter) && !TAKEN.includes(letter) && !keys.has(letter);
-      const letter = [...word.toLowerCase(), ...letters].find(free);
-      if (letter) keys.set(letter, word);
-    }
-  }
-
   function classButton(word) {
     const button = document.createElement("button"), name = document.createElement("span");
-    const own = [...keys].filter(([, other]) => other === word).map(([key]) => key);
+    const own = keys.of(word);
     button.type = "button";
     button.title = word;
     button.setAttribute("aria-keyshortcuts", own.join(" "));
@@ -137,7 +124,7 @@ const app = (() => {
   function update() {
     const words = answers.classes(), { labelled, unsure, todo, each } = answers.counts();
     if (filter.startsWith("=") && !each.has(filter.slice(1))) filter = "all";
-    assignKeys(words);
+    keys.assign(words);
     const active = document.activeElement, held = active.parentElement === $("classes") ? active.title : null;
     $("classes").replaceChildren(...words.map(classButton));
     [...$("classes").children].find((button) => button.title === held)?.focus();
@@ -212,23 +199,25 @@ const app = (() => {
     Escape: () => sheet.pickNone(),
   };
 
+  const IN_CONTROL = { z: undo, s: save, a: () => sheet.pickAll() };
+
+  // What a key does, where it does something.
+  function actionOf(key, event) {
+    if (event.ctrlKey || event.metaKey) return key === "a" && view !== "sheet" ? null : IN_CONTROL[key];
+    if (key.startsWith("Arrow")) {
+      if (view === "sheet") return () => sheet.move(key, event.shiftKey);
+      return key === "ArrowLeft" || key === "ArrowRight" ? () => step(key === "ArrowLeft" ? -1 : 1) : null;
+    }
+    if (key === "Enter") return confirm;
+    if (view === "sheet" && IN_SHEET[key]) return IN_SHEET[key];
+    return ACTIONS[key] ?? (keys.word(key) ? () => giveClass(keys.word(key)) : null);
+  }
+
   function onKey(event) {
-    const { key, target } = event, control = event.ctrlKey || event.metaKey;
+    const { target } = event;
     if (event.altKey || document.querySelector("dialog[open]") || target.closest("input, textarea, select")) return;
-    if (target.closest("button") && (key === "Enter" || key === " ")) return;
-    let action = null;
-    if (control) {
-      if (key === "z") action = undo;
-      else if (key === "a" && view === "sheet") action = sheet.pickAll;
-      else if (key === "s") action = save;
-    } else if (key.startsWith("Arrow")) {
-      if (view === "sheet") action = () => sheet.move(key, event.shiftKey);
-      else if (key === "ArrowLeft" || key === "ArrowRight") action = () => step(key === "ArrowLeft" ? -1 : 1);
-    } else if (key === "Enter") action = confirm;
-    else if (view === "sheet" && IN_SHEET[key]) action = IN_SHEET[key];
-    else if (ACTIONS[key.toLowerCase()]) action = ACTIONS[key.toLowerCase()];
-    else if (keys.has(key.toLowerCase())) action = () => giveClass(keys.get(key.toLowerCase()));
-    if (!action) return;
+    const key = keys.pressed(event, (one) => actionOf(one, event)), action = actionOf(key, event);
+    if (!action || keys.isComposing(event) || (target.closest("button") && (key === "Enter" || key === " "))) return;
     event.preventDefault();
     if (!event.repeat || key.startsWith("Arrow")) action(); // a key that is held down answers once
   }
@@ -260,7 +249,7 @@ const app = (() => {
       update();
     });
     $("other").addEventListener("keydown", (event) => {
-      if (event.key !== "Enter" && event.key !== "Escape") return;
+      if ((event.key !== "Enter" && event.key !== "Escape") || keys.isComposing(event)) return;
       const word = event.key === "Enter" ? $("other").value : "";
       $("other").value = "";
       $("other").blur();
