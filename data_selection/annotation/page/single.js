@@ -21,6 +21,7 @@ const single = (() => {
     if (picture.dataset.of !== String(i)) {
       picture.dataset.of = String(i);
       picture.src = image.src;
+      picture.style.setProperty("--ratio", image.width / image.height);
       picture.alt = `Image ${image.file}`;
       picture.classList.toggle("small", Math.max(image.width, image.height) <= SMALL);
       if (images[i + 1]) new Image().src = images[i + 1].src; // ready when it is wanted
