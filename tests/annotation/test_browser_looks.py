@@ -5,7 +5,7 @@ import re
 import pytest
 
 from data_selection.annotation.pages import PARTS
-from tests.support.pages import NAMES, make_page
+from tests.support.pages import CLASSES, NAMES, make_page, press
 
 SIZE = "(({ width, height }) => [width, height])(document.querySelector('#picture').getBoundingClientRect())"
 
@@ -54,3 +54,19 @@ def test_words_and_borders_stand_out(scheme):
     assert contrast(colours["on-accent"], colours["accent"]) >= 4.5
     assert all(contrast(colours["edge"], colours[ground]) >= 3 for ground in ("ground", "surface"))
     assert re.search(r"button, select, input, textarea \{[^}]*border: 1px solid var\(--edge\)", style)
+
+
+def test_an_answer_in_the_sheet_touches_the_cells_that_it_changes(visit, tmp_path):
+    page = visit(make_page(tmp_path, [f"{i}.png" for i in range(300)], classes=CLASSES, thumbnail=True))
+    press(page, "v 1")
+    page.evaluate("""() => {
+        window.touched = new Set();
+        new MutationObserver((changes) => {
+            for (const { target } of changes) touched.add(target.closest(".cell")); // a text is its element's child
+        }).observe($("rows"), { attributes: true, childList: true, subtree: true });
+    }""")
+    press(page, "2 u 3 z")
+    assert page.evaluate("touched.size") == 4  # with the cell to which the last answer led
+    page.select_option("#filter", "unsure")
+    assert page.locator(".cell:visible").count() == 1
+    assert page.locator(".row:visible").all_inner_texts()[0].split("\n")[0].endswith("(1)")

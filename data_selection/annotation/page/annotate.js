@@ -103,13 +103,13 @@ const app = (() => {
 
   const tell = () => say(`${position()}, ${images[single.at()].file}, ${single.words(single.at()) || "no label"}`);
 
-  function classButton(word) {
+  function classButton(word, marked) {
     const button = document.createElement("button"), name = document.createElement("span");
     const own = keys.of(word);
     button.type = "button";
     button.title = word;
     button.setAttribute("aria-keyshortcuts", own.join(" "));
-    button.setAttribute("aria-pressed", String(targets().some((i) => answers.label(i) === word)));
+    button.setAttribute("aria-pressed", String(marked.has(word)));
     name.textContent = word;
     name.dir = "auto";
     button.append(...own.map((key) => Object.assign(document.createElement("kbd"), { textContent: key })), name);
@@ -125,8 +125,9 @@ const app = (() => {
     const words = answers.classes(), { labelled, unsure, todo, each } = answers.counts();
     if (filter.startsWith("=") && !each.has(filter.slice(1))) filter = "all";
     keys.assign(words);
-    const active = document.activeElement, held = active.parentElement === $("classes") ? active.title : null;
-    $("classes").replaceChildren(...words.map(classButton));
+    const marked = new Set(targets().map(answers.label)), active = document.activeElement;
+    const held = active.parentElement === $("classes") ? active.title : null;
+    $("classes").replaceChildren(...words.map((word) => classButton(word, marked)));
     [...$("classes").children].find((button) => button.title === held)?.focus();
     $("known").replaceChildren(...words.map((word) => option(word, word)));
     $("filter").replaceChildren(
