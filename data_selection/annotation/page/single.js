@@ -57,7 +57,7 @@ const single = (() => {
     const { thumb } = images[current];
     if ($("picture").src === thumb) return;
     $("picture").src = thumb;
-    app.notice("The original images are not where this page looks for them: small pictures are shown instead.");
+    app.notice("Original images are not where this page looks for them, or cannot be shown: small pictures are, instead.");
   });
 
   return { show, words, belief, at: () => current };
