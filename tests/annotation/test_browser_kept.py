@@ -151,3 +151,22 @@ def test_where_a_browser_keeps_nothing_that_is_told_beside_what_else_is(visit, p
     press(page, "2 3")
     assert page.is_visible("#unkept")
     assert "1 label taken" in page.inner_text("#notice")
+
+
+def test_what_an_earlier_version_of_the_page_has_kept_is_taken(visit, plain):
+    page = visit(plain)
+    before = {
+        "classes": ["cat", "owl"], "came": {}, "filed": {NAMES[1]: {"label": "owl"}}, "unsaved": True,
+        "answers": {NAMES[0]: {"label": "cat"}, NAMES[1]: {"label": "owl"}, NAMES[2]: {"unsure": True}, NAMES[3]: None},
+    }  # fmt: skip
+    page.evaluate("(before) => localStorage.setItem(Object.keys(localStorage)[0], JSON.stringify(before))", before)
+    for _ in range(2):
+        page.reload()
+        assert {name: one.get("label", "?") for name, one in given(page).items()} == dict(
+            zip(NAMES, ["cat", "owl", "?"], strict=False)
+        )
+        assert page.evaluate("answers.isUnsaved()")
+        assert page.evaluate("answers.classes()") == ["cat", "owl", "dog", "fox"]
+    press(page, "1")
+    page.reload()
+    assert page.evaluate("answers.counts().labelled") == 3
