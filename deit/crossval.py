@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from data_selection.common.listed_names import quoted
+from data_selection.common.listed_names import as_cell
 from data_selection.embedding.backbones import build_model
 from data_selection.images.pools import Pool
 from data_selection.judging.calibration import temperature
@@ -126,14 +126,14 @@ def temperature_of(verdict: Verdict, asked: Asked, job: Job) -> float:
 
 def asked_table(asked: Asked, pool: Pool) -> str:
     """A CSV of what was Asked: file, label, then each model's answer and how sure it was, by image."""
-    words = tuple(map(quoted, pool.class_names or map(str, range(asked.probe.shape[1]))))
+    words = tuple(map(as_cell, pool.class_names or map(str, range(asked.probe.shape[1]))))
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
     rows.writerow(["file", "label", "probe", "probe_confidence", "finetuned", "finetuned_confidence"])
     answers = [(found.argmax(1).tolist(), found.max(1).values.tolist()) for found in asked[1:]]
     for place in sorted(range(len(asked.ids)), key=asked.ids.__getitem__):
         i = asked.ids[place]
-        cells = [quoted(pool.names[i]) if pool.names else str(i), words[pool.label(i)]]
+        cells = [as_cell(pool.names[i]) if pool.names else str(i), words[pool.label(i)]]
         for found, sure in answers:
             cells += [words[found[place]], f"{sure[place]:.4f}"]
         rows.writerow(cells)

@@ -21,13 +21,13 @@ from PIL import Image
 from data_selection.common.errors import UserError
 from data_selection.common.files import named
 from data_selection.common.progress import OpenBar, open_bar
-from data_selection.images.image_files import read_small
+from data_selection.images.image_files import DEEP, head, read_small
 from data_selection.images.label_files import some
 
 HOW = ("link", "copy", "none")
-SHOWN_BY_BROWSERS = {
-    ".jpg": "jpeg", ".jpeg": "jpeg", ".jfif": "jpeg", ".png": "png", ".gif": "gif", ".bmp": "bmp", ".webp": "webp",
-    ".avif": "avif",
+BROWSERS_OPEN = (".jpg", ".jpeg", ".jfif", ".png", ".gif", ".bmp", ".webp", ".avif")
+BROWSERS_SHOW = {
+    "JPEG": "jpeg", "MPO": "jpeg", "PNG": "png", "GIF": "gif", "BMP": "bmp", "WEBP": "webp", "AVIF": "avif",
 }  # fmt: skip
 THUMBNAIL, LARGE = 176, 1280  # longest sides in pixels: in the sheet, and of what browsers cannot show themselves
 TINY = 64  # up to this side an image is its own thumbnail, kept to the bit
@@ -138,8 +138,8 @@ def show(
 ) -> list[Shown]:
     """What a page shows of each image. addresses: where it finds them; embed: the images themselves as data URIs.
 
-    An image that browsers do not show (TIFF, PGM, ...) becomes a JPEG within the page in any case. Raises UserError
-    where one cannot be read.
+    An image that browsers do not show (TIFF, PGM, ...), or not as people and models should see it, becomes a JPEG
+    within the page in any case. Raises UserError where one cannot be read.
     """
     return in_threads(functools.partial(show_one, embed=embed), paths, addresses, progress)
 
@@ -168,7 +168,7 @@ def in_threads(
 
 
 def show_one(path: str, address: str, embed: bool) -> Shown:
-    kind = SHOWN_BY_BROWSERS.get(Path(path).suffix.lower())
+    kind = browsers_kind(path)
     image, size = read_small(path, 2 * THUMBNAIL if kind else None)
     if kind is None:
         address = data_uri(smaller(image, LARGE), "JPEG", quality=90)
@@ -177,6 +177,16 @@ def show_one(path: str, address: str, embed: bool) -> Shown:
     small = smaller(image, THUMBNAIL)
     tiny = max(size) <= TINY
     return Shown(*size, data_uri(small, "WEBP", quality=80, lossless=tiny, method=2), address)
+
+
+def browsers_kind(path: str) -> str | None:
+    """What browsers call the format of an image file that they show as read_image gives it; None for others.
+
+    By its content, too: a scan may be called .jpg and be a TIFF. Of deep grey they show 12 bits in a file of 16 black.
+    """
+    kind, mode, _ = head(path)
+    plain = Path(path).suffix.lower() in BROWSERS_OPEN and not mode.startswith(DEEP)
+    return BROWSERS_SHOW.get(kind) if plain else None
 
 
 def smaller(image: Image.Image, side: int) -> Image.Image:

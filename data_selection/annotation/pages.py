@@ -11,7 +11,7 @@ from data_selection.annotation.arrangement import Arrangement
 from data_selection.annotation.originals import Shown
 
 PARTS = Path(__file__).parent / "page"
-SCRIPTS = ("answers.js", "table.js", "sheet.js", "single.js", "annotate.js")
+SCRIPTS = ("answers.js", "table.js", "keys.js", "sheet.js", "single.js", "annotate.js")
 
 
 def render(template: str, styles: Sequence[str], scripts: Sequence[str], **values: Any) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 # Control codes, other ends of a line, and bytes that are no UTF-8 (Python reads byte xx of a file name as \udcxx)
 UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+FORMULA = re.compile(r"[=+@]|-(?!\d+(\.\d+)?$)")  # what a spreadsheet computes
 NO_TEXT = re.compile("[\ud800-\udfff]")
 
 
@@ -18,6 +19,11 @@ def quoted(name: str) -> str:
     """
     plain = name == name.strip() and not name.startswith('"') and not UNSAFE.search(name)
     return name if plain and name else json.dumps(name)
+
+
+def as_cell(word: str) -> str:
+    """As quoted(), also where a spreadsheet would compute the word (=1+1, -a.png); unquoted() gives it back."""
+    return json.dumps(word) if FORMULA.match(word) else quoted(word)
 
 
 def unquoted(text: str) -> str:

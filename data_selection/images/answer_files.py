@@ -72,7 +72,10 @@ def read_table(text: str, source: Path, finder: Finder) -> tuple[list[tuple[str,
     """The rows of a table, by the separator and the column in which most cells are images."""
     tables = [(separator, read_rows(text, separator)) for separator in SEPARATORS]
     scored = [(*file_column(rows, finder), -i, separator, rows) for i, (separator, rows) in enumerate(tables)]
-    hits, column, _, separator, rows = max(scored, key=lambda score: (score[0], score[2]))
+    # of tables alike the one of several columns: cat;pets/1.png ends like an image, too
+    hits, column, _, separator, rows = max(
+        scored, key=lambda score: (score[0], any(len(row) > 1 for row in score[4]), score[2])
+    )
     if not rows:
         return [], f"{source}: an empty table"
     words = [cell.lower().strip() for cell in rows[0]]

@@ -13,7 +13,7 @@ from decimal import Decimal, InvalidOperation
 from pathlib import Path
 
 from data_selection.common.errors import UserError
-from data_selection.common.listed_names import composed, is_text, quoted, unquoted
+from data_selection.common.listed_names import as_cell, composed, is_text, quoted, unquoted
 from data_selection.images.answer_files import read_source
 from data_selection.images.claims import Claims, Source
 from data_selection.images.label_files import some
@@ -194,7 +194,7 @@ def write_labels(labels: dict[str, str]) -> str:
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
     rows.writerow(["file", "label"])
-    rows.writerows((quoted(name), label and quoted(label)) for name, label in sorted(labels.items()))
+    rows.writerows((as_cell(name), label and as_cell(label)) for name, label in sorted(labels.items()))
     return text.getvalue()
 
 

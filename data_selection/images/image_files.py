@@ -15,6 +15,7 @@ CODECS = {".jp2": "jpg_2000", ".avif": "avif"}  # what Pillow must have been bui
 HEIF = (".heic", ".heif")  # Pillow reads them where the package pillow-heif is installed
 IMAGE_LIKE = (*EXTENSIONS, *CODECS, *HEIF)
 WHITE = "#ffffff"
+DEEP = ("I", "F")  # what the modes begin with of images whose values are no bytes
 PHOTOMETRIC = 262  # the tag of a TIFF file that says what its values mean: by 0 it is white that is 0
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -67,7 +68,7 @@ def orientation(image: Image.Image) -> Image.Transpose | None:
 
 def flat(image: Image.Image, background: str) -> Image.Image:
     """A loaded image in RGB without transparency."""
-    if image.mode.startswith(("I", "F")):  # convert() would clip at 0 and 255
+    if image.mode.startswith(DEEP):  # convert() would clip at 0 and 255
         grey = shades(np.asarray(image))
         return Image.fromarray(255 - grey if is_negative(image) else grey).convert("RGB")
     if image.has_transparency_data:
@@ -101,15 +102,20 @@ def reads_heif() -> bool:
 
 def image_size(path: Path | str) -> tuple[int, int]:
     """(width, height) by the head of an image file, maybe the other way round; (0, 0) where that cannot be read."""
+    return head(path)[2]
+
+
+def head(path: Path | str) -> tuple[str, str, tuple[int, int]]:
+    """(Pillow's name of the format, its mode, image_size) by what an image file holds; "" where it cannot be read."""
     if str(path).lower().endswith(HEIF):
         reads_heif()
     try:
         with Image.open(path) as image:
-            return image.size
+            return image.format or "", image.mode, image.size
     except MemoryError:
         raise
     except Exception:  # noqa: BLE001 - as above
-        return 0, 0
+        return "", "", (0, 0)
 
 
 def shades(grey: np.ndarray) -> np.ndarray:

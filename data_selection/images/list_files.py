@@ -82,10 +82,10 @@ def is_text(data: bytes) -> bool:
 
 def decoded(data: bytes) -> str:
     """The text of a file's bytes, without a spreadsheet's MARK. Raises UnicodeDecodeError where they are none."""
-    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        return data.decode("utf-16")
     try:
-        if b"\0" in data[:4]:  # UTF-16 without a mark: every other byte of what begins like a path
+        if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            text = data.decode("utf-16")
+        elif b"\0" in data[:4]:  # UTF-16 without a mark: every other byte of what begins like a path
             text = data.decode("utf-16-be" if data[0] == 0 else "utf-16-le")
         else:
             text = data.decode("utf-8-sig")

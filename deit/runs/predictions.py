@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from data_selection.common.files import atomic_write
-from data_selection.common.listed_names import quoted
+from data_selection.common.listed_names import as_cell
 from data_selection.images.pools import Pool
 
 OF_POOL = "pool_predictions.csv"
@@ -38,11 +38,11 @@ class Predictions:
         rows.writerow(TITLE.split(","))
         best = self.probabilities.topk(min(2, len(self.classes)), dim=1)
         for name, places, values in zip(self.names, best.indices.tolist(), best.values.tolist(), strict=True):
-            cells: list[str] = [quoted(name)]
+            cells: list[str] = [as_cell(name)]
             for place, value in zip(places, values, strict=True):
-                cells += [quoted(self.classes[place]), f"{value:.4f}"]
+                cells += [as_cell(self.classes[place]), f"{value:.4f}"]
             rows.writerow(cells)
-        rows.writerows([quoted(name), *[""] * TITLE.count(",")] for name in self.unread)
+        rows.writerows([as_cell(name), *[""] * TITLE.count(",")] for name in self.unread)
         return text.getvalue()
 
     def write(self, path: Path) -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.support.pages import opened_browser
+from tests.support.pages import CLASSES, NAMES, make_page, opened_browser
 
 
 @pytest.fixture(scope="module")
@@ -31,3 +31,8 @@ def visit(browser):
     for context in contexts:
         context.close()
     assert not faults
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    return make_page(tmp_path_factory.mktemp("plain"), NAMES, classes=CLASSES)

@@ -6,20 +6,7 @@ import numpy as np
 import pytest
 
 from data_selection.annotation.arrangement import Beliefs
-from tests.support.pages import HOSTILE, PHONE, exported, make_page, press
-
-NAMES = [f"{'ab'[i % 2]}/{i:02}.png" for i in range(24)]
-CLASSES = ["cat", "dog", "fox"]
-
-
-@pytest.fixture(scope="module")
-def plain(tmp_path_factory):
-    return make_page(tmp_path_factory.mktemp("plain"), NAMES, classes=CLASSES)
-
-
-def given(page):
-    """{file: answer} as the page holds it."""
-    return page.evaluate("Object.fromEntries(images.map((x, i) => [x.file, answers.given[i]]).filter(([, a]) => a))")
+from tests.support.pages import CLASSES, NAMES, PHONE, exported, given, labels, make_page, press
 
 
 def test_ten_labels_by_keys_are_there_after_a_reload_and_go_out_and_in(visit, plain, tmp_path):
@@ -44,79 +31,6 @@ def test_ten_labels_by_keys_are_there_after_a_reload_and_go_out_and_in(visit, pl
     assert given(other) == first
 
 
-@pytest.fixture
-def anew(visit, tmp_path):
-    """An opened page, and what makes it anew in its tab with labels of annotate.csv; {file: label} that it shows."""
-    page = visit(make_page(tmp_path / "page", NAMES, classes=CLASSES))
-
-    def made(labels):
-        folder = tmp_path / f"anew {len(list(tmp_path.iterdir()))}"
-        text = make_page(folder, NAMES, classes=CLASSES, labels=labels).read_text()
-        (tmp_path / "page" / "annotate.html").write_text(text)
-        page.reload()
-        return {file: answer.get("label", "unsure") for file, answer in given(page).items()}
-
-    return page, made
-
-
-def say(page, labels):
-    """Answers {file: label, or None for none} given on the page."""
-    for file, label in labels.items():
-        answer = label and ({"unsure": True} if label == "unsure" else {"label": label})
-        page.evaluate("([file, answer]) => answers.give([answers.places.get(file)], answer)", [file, answer])
-
-
-def test_labels_that_another_program_filled_in_show_on_a_page_that_was_looked_at(anew):
-    _, made = anew
-    labels = {name: CLASSES[i % 3] for i, name in enumerate(NAMES[:9])}
-    assert made(labels) == labels
-    assert made({NAMES[0]: "fox"}) == {NAMES[0]: "fox"}
-    assert made({}) == {}
-
-
-def test_an_answer_that_no_file_holds_is_not_replaced_and_one_that_was_saved_is(anew, tmp_path):
-    page, made = anew
-    one, two, three, four, *_ = NAMES
-    say(page, {one: "cat"})
-    assert made({one: "dog", two: "dog"}) == {one: "cat", two: "dog"}
-    exported(page, tmp_path / "out.csv")
-    page.reload()
-    assert given(page) == {one: {"label": "cat"}, two: {"label": "dog"}}  # whether or not the file was put there
-    assert made({one: "fox", two: "dog"}) == {one: "fox", two: "dog"}
-    say(page, {two: "cat", three: "unsure", four: "cat"})
-    exported(page, tmp_path / "out.csv")
-    page.reload()
-    say(page, {one: "dog"})  # which is no reason to keep what was saved
-    assert made({one: "fox", two: "fox", four: "fox"}) == {one: "dog", two: "fox", three: "unsure", four: "fox"}
-
-
-def test_a_label_that_was_taken_back_stays_so(anew, tmp_path):
-    page, made = anew
-    one, two, *_ = NAMES
-    made({one: "cat", two: "dog"})
-    say(page, {one: None})
-    assert made({one: "cat", two: "dog"}) == {two: "dog"}
-    exported(page, tmp_path / "out.csv")
-    assert made({two: "dog"}) == {two: "dog"}
-    say(page, {one: "fox", two: "unsure"})
-    exported(page, tmp_path / "out.csv")
-    assert made({one: "fox"}) == {one: "fox", two: "unsure"}  # a doubt is in no file
-    say(page, {one: "cat"})
-    exported(page, tmp_path / "out.csv")
-    press(page, "z")
-    assert page.evaluate("answers.isUnsaved()")
-    assert made({one: "cat"}) == {one: "fox", two: "unsure"}
-
-
-def test_a_table_of_a_spreadsheet_is_taken_and_strange_rows_are_told(visit, plain, tmp_path):
-    page = visit(plain)
-    (tmp_path / "x.csv").write_bytes("file;label\r\na/00.png;Käse\r\nb/01.png;dog\r\nnone.png;dog\r\n".encode("cp1252"))
-    page.set_input_files("#file", tmp_path / "x.csv")
-    page.wait_for_selector("#notice:has-text('2 labels taken. 1 rows')")
-    assert given(page) == {"a/00.png": {"label": "Käse"}, "b/01.png": {"label": "dog"}}
-    assert "Käse" in page.inner_text("#classes")
-
-
 def test_back_skip_unsure_undo_and_filter(visit, plain):
     page = visit(plain)
     press(page, "1 u ArrowRight 2")
@@ -136,6 +50,30 @@ def test_back_skip_unsure_undo_and_filter(visit, plain):
     assert "image" in page.inner_text("#live") or page.inner_text("#live")
 
 
+@pytest.mark.parametrize("view", ["single", "sheet"])
+def test_where_a_filter_leaves_no_image_none_is_seen_and_keys_do_nothing(visit, plain, view):
+    page = visit(plain)
+    page.evaluate("answers.give(images.map((_, i) => i).slice(1), {label: 'cat'})")
+    page.click(f"#to-{view}")
+    page.select_option("#filter", "todo")
+    page.evaluate("document.activeElement.blur()")
+    press(page, "1")
+    assert labels(page) == ",".join(["cat"] * 24)
+    assert page.is_visible("#empty")
+    assert not page.is_visible(f"#{view}")
+    press(page, "2 x u")
+    page.fill("#other", "owl")
+    page.press("#other", "Enter")
+    assert labels(page) == ",".join(["cat"] * 24)
+    assert page.evaluate("answers.classes()") == CLASSES
+    assert page.inner_text("#live") == page.inner_text("#empty")
+    press(page, "z")  # the image is shown again
+    assert page.is_visible(f"#{view}")
+    assert not page.is_visible("#empty")
+    press(page, "3")
+    assert labels(page).startswith("fox,cat")
+
+
 def test_a_new_class_is_typed_once_and_has_keys(visit, tmp_path):
     page = visit(make_page(tmp_path, NAMES))
     page.fill("#class-words", "red\nblue\n\nred\n")  # the page asks for names where it knows none
@@ -145,6 +83,65 @@ def test_a_new_class_is_typed_once_and_has_keys(visit, tmp_path):
     page.keyboard.type("green")
     press(page, "Enter g")
     assert [answer["label"] for answer in given(page).values()] == ["red", "blue", "green", "green"]
+
+
+@pytest.mark.parametrize("known", [[], ["bee"]])
+def test_a_key_means_the_same_class_all_the_time(visit, tmp_path, known):
+    page = visit(make_page(tmp_path / "page", NAMES, classes=known))
+    press(page, "Escape")
+    (tmp_path / "in.csv").write_text(f"file,label\n{NAMES[5]},ant\n{NAMES[6]},bee\n")
+    page.set_input_files("#file", tmp_path / "in.csv")
+    page.wait_for_selector("#notice:has-text('2 labels taken')")
+    keys = page.inner_text("#classes")
+    press(page, "2 2 2")
+    second = "ant" if known else "bee"
+    assert labels(page).split(",")[:3] == [second] * 3
+    page.evaluate("answers.give([0, 1, 2, 5, 6], null)")
+    assert page.inner_text("#classes") == keys
+
+
+KEYS = """(presses) => presses.map((press) => {
+    const { to = "body", ...init } = press;
+    const event = new KeyboardEvent("keydown", { ...init, bubbles: true, cancelable: true });
+    return !document.querySelector(to).dispatchEvent(event);
+})"""
+
+
+def test_keys_of_other_languages_and_with_capitals_locked(visit, tmp_path):
+    page = visit(make_page(tmp_path, NAMES, classes=["кот", "пёс"]))
+    own = {
+        "\u0433": "KeyU",
+        "ф": "KeyA",
+        "&": "Digit1",
+        "é": "Digit2",
+        "\u0661": "Digit1",
+        "'": "KeyA",
+        "ö": "KeyB",
+        "!": "Digit1",
+    }
+    presses = [{"key": key, "code": code, "shiftKey": key == "!"} for key, code in own.items()]
+    assert page.evaluate(KEYS, presses) == [True] * 5 + [False] * 3
+    assert labels(page) == "?,кот,кот,пёс,кот"
+    control = [
+        {"key": key, "code": code, "ctrlKey": True} for key, code in (("я", "KeyZ"), ("Z", "KeyZ"), ("q", "KeyQ"))
+    ]
+    assert page.evaluate(KEYS, control) == [True, True, False]
+    assert labels(page) == "?,кот,кот"
+    assert page.evaluate(KEYS, [{"key": "V"}, {"key": "R"}]) == [True, True]
+    assert page.locator("[aria-selected=true]").count() > 1
+    with page.expect_download():
+        page.evaluate(KEYS, [{"key": "S", "ctrlKey": True}])
+
+
+def test_the_enter_that_ends_a_composition_gives_no_class(visit, plain):
+    page = visit(plain)
+    page.fill("#other", "ね")
+    for sign in ({"isComposing": True}, {"keyCode": 229}):
+        page.evaluate(KEYS, [{"key": "Enter", "to": "#other", **sign}])
+        assert page.input_value("#other") == "ね"
+    assert page.evaluate("answers.classes()") == CLASSES
+    page.evaluate(KEYS, [{"key": "Enter", "to": "#other"}])
+    assert labels(page) == "ね"
 
 
 def test_many_at_once_by_range_row_frame_and_keyboard(visit, plain):
@@ -193,18 +190,6 @@ def test_a_belief_is_confirmed_by_one_key_alone_or_for_a_row(visit, tmp_path):
     page.evaluate("document.activeElement.blur()")
     press(page, "Enter")
     assert list(given(page).values()).count({"label": "fox"}) == 12
-
-
-def test_hostile_names_do_no_harm_and_come_back_as_they_were(visit, tmp_path):
-    page = visit(make_page(tmp_path, HOSTILE, classes=["</script><script>window.hacked=1</script>", "ok"]))
-    press(page, "v v " + "2 " * len(HOSTILE))
-    assert page.evaluate("window.hacked") is None
-    assert page.title() == "A <b>title</b>"
-    rows = exported(page, tmp_path / "out.csv")[1:]
-    assert sorted(rows) == sorted([name, "ok"] for name in HOSTILE)
-    other = visit(tmp_path / "annotate.html")
-    other.set_input_files("#file", tmp_path / "out.csv")
-    other.wait_for_selector(f"#notice:has-text('{len(HOSTILE)} labels taken')")
 
 
 def test_nothing_is_asked_for_outside(visit, plain):

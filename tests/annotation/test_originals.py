@@ -12,6 +12,7 @@ from PIL import ExifTags, Image, ImageOps
 
 from data_selection.annotation.originals import LARGE, THUMBNAIL, made_places, places, put, relative_address, show
 from data_selection.common.errors import UserError
+from data_selection.images.image_files import read_image
 
 
 @pytest.fixture
@@ -125,6 +126,22 @@ def test_a_page_shows_thumbnails_and_the_images_where_asked(pool, tmp_path):
     assert max(decoded(shown[4].address).size) == LARGE  # a browser shows no TIFF
     embedded = show(paths[:1], addresses[:1], embed=True)[0]
     assert np.array_equal(np.asarray(decoded(embedded.address)), np.asarray(Image.open(paths[0])))
+
+
+def test_what_a_browser_would_show_otherwise_than_the_model_sees_it_is_a_jpeg_in_the_page(tmp_path):
+    deep = np.tile(np.linspace(0, 4095, 200), (100, 1)).astype(np.uint16)  # 12 bits, as of X-rays
+    plain = Image.fromarray((deep // 16).astype(np.uint8))
+    Image.fromarray(deep).save(tmp_path / "deep.png")
+    plain.save(tmp_path / "scan.jpg", "TIFF")
+    plain.save(tmp_path / "photo.jpg", "MPO", save_all=True, append_images=[plain])  # as cameras write, a JPEG in front
+    plain.save(tmp_path / "other.jpg", "PNG")
+    names = ["deep.png", "scan.jpg", "photo.jpg", "other.jpg"]
+    shown = show([str(tmp_path / name) for name in names], names)
+    assert [one.address for one in shown[2:]] == names[2:]
+    for name, one in zip(names[:2], shown, strict=False):
+        difference = np.asarray(decoded(one.address).convert("RGB"), int) - np.asarray(read_image(tmp_path / name), int)
+        assert np.abs(difference).max() < 8
+    assert show([str(tmp_path / "other.jpg")], ["a"], embed=True)[0].address.startswith("data:image/png;")
 
 
 @pytest.mark.parametrize("turn", range(1, 9))

@@ -35,6 +35,9 @@ TABLES = {
     "train in front": "file;label\ntrain/cats/b.jpg;Cat\ntrain/dogs/c,d.jpg;Dog\n./été.png;Cat\n",
     "accents apart": unicodedata.normalize("NFD", 'file,label\ncats/b.jpg,Cat\n"dogs/c,d.jpg",Dog\nété.png,Cat\n'),
     "a spreadsheet's mark": "sep=;\r\nfile;label\r\ncats/b.jpg;Cat\r\ndogs/c,d.jpg;Dog\r\nété.png;Cat\r\n",
+    "its mark in utf-16": "sep=;\r\nfile;label\r\ncats/b.jpg;Cat\r\ndogs/c,d.jpg;Dog\r\nété.png;Cat\r\n".encode(
+        "utf-16"
+    ),
     "Label Studio": "image,id,choice,annotator\n/data/upload/1/0a1b2c3d-b.jpg,1,Cat,1\n"
     "/data/local-files/?d=pool/dogs/c%2Cd.jpg,2,Dog,1\nhttp://host/%C3%A9t%C3%A9.png,3,Cat,1\n",
 }

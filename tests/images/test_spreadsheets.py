@@ -2,13 +2,14 @@
 
 import io
 import json
+import re
 import zipfile
 
 import pytest
 
 from data_selection.common.errors import UserError
 from data_selection.images.answer_files import in_folders
-from data_selection.images.answers import read_answers
+from data_selection.images.answers import read_answers, write_labels, written_labels
 from data_selection.images.list_files import read_list
 
 NAMES = ["cats/b.jpg", "dogs/c.jpg", "e.v2.png"]
@@ -116,6 +117,20 @@ def test_linked_class_folders_are_followed_and_loops_are_not(tmp_path):
     assert read_answers([tmp_path / "a"], NAMES).faults[0] == (
         f"1 images have two labels: cats/b.jpg ('Also' and 'Cat' in {tmp_path / 'a'}); correct one of the two"
     )
+
+
+@pytest.mark.parametrize("separator", [";", "\t"])
+def test_a_row_with_its_label_first_is_no_path_of_folders(tmp_path, separator):
+    path = tmp_path / "labels.csv"
+    path.write_text(f"Cat{separator}cats/b.jpg\n")  # which ends like the image's path
+    assert read_answers([path], ["cats/b.jpg"]).labels == {"cats/b.jpg": "Cat"}
+
+
+def test_a_spreadsheet_computes_no_word_of_a_table_and_every_one_comes_back(tmp_path):
+    labels, path = {"=1+1.png": "@SUM(A1)", "+1.png": "-x", "-1.png": "-1.5"}, tmp_path / "labels.csv"
+    path.write_text(write_labels(labels))
+    assert written_labels(path) == read_answers([path], [*labels]).labels == labels
+    assert not [cell for cell in re.split("[,\n]", path.read_text()) if re.match("[=+@]|-[^1]", cell)]
 
 
 @pytest.mark.parametrize("data", [None, "b.jpg", ["b.jpg"], 3])

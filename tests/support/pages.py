@@ -5,6 +5,7 @@ import csv
 import json
 import re
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,8 @@ from data_selection.annotation.arrangement import arrange
 from data_selection.annotation.originals import places, put, relative_address, show
 from data_selection.annotation.pages import annotation_page
 
+NAMES = [f"{'ab'[i % 2]}/{i:02}.png" for i in range(24)]
+CLASSES = ["cat", "dog", "fox"]
 PHONE = {"width": 390, "height": 800}
 HOSTILE = [
     "<script>window.hacked = 1</script>.png", "</script><img src=x onerror='window.hacked=1'>.png",
@@ -89,3 +92,23 @@ def exported(page, where):
     download.value.save_as(where)
     with where.open(newline="", encoding="utf-8") as handle:
         return list(csv.reader(handle))
+
+
+def given(page):
+    """{file: answer} as the page holds it."""
+    return page.evaluate("Object.fromEntries(images.map((x, i) => [x.file, answers.given[i]]).filter(([, a]) => a))")
+
+
+def labels(page):
+    return page.evaluate(
+        "images.map((_, i) => answers.given[i]?.unsure ? '?' : answers.label(i)).join(',').replace(/,*$/, '')"
+    )
+
+
+def eventually(page, script):
+    """Waits until an expression holds; the page's policy does not let Playwright wait within it."""
+    for _ in range(200):
+        if page.evaluate(script):
+            return
+        time.sleep(0.02)
+    raise AssertionError(script)

@@ -1,10 +1,8 @@
 "use strict";
-// The page as a whole: views, filter, classes with their keys, what keys and buttons do.
+// The page as a whole: views, filter, classes, what keys and buttons do.
 const app = (() => {
-  const TAKEN = "uxzvr"; // letters that do something else
   let view = "single";
   let filter = "all";
-  let keys = new Map(); // key -> class
 
   const FILTERS = {
     all: () => true,
@@ -14,7 +12,10 @@ const app = (() => {
   const isShown = (i) => (FILTERS[filter] ?? ((k) => `=${answers.label(k)}` === filter))(i);
   const shown = () => images.map((_, i) => i).filter(isShown);
   const say = (text) => { $("live").textContent = text; };
-  const targets = () => (view === "sheet" ? sheet.targets() : [single.at()]);
+  const targets = () => (view === "sheet" ? sheet.targets() : images.some((_, i) => isShown(i)) ? [single.at()] : []);
+
+  const count = (number, word) => `${number} ${word}${number === 1 ? "" : "s"}`;
+  const some = (words) => words.slice(0, 5).join(", ") + (words.length > 5 ? ` and ${words.length - 5} more` : "");
 
   function notice(text) {
     $("notice").textContent = text;
@@ -32,15 +33,10 @@ const app = (() => {
   function setView(name) {
     const i = view === "sheet" ? sheet.at() : single.at();
     view = name;
-    for (const one of ["single", "sheet"]) {
-      $(one).hidden = one !== view;
-      $(`to-${one}`).setAttribute("aria-pressed", String(one === view));
-    }
-    if (view === "sheet") {
-      sheet.build();
-      sheet.update();
-      sheet.focus(isShown(i) ? i : shown()[0] ?? i);
-    } else single.show(i);
+    for (const one of ["single", "sheet"]) $(`to-${one}`).setAttribute("aria-pressed", String(one === view));
+    update();
+    if (view === "sheet") sheet.focus(isShown(i) ? i : shown()[0] ?? i);
+    else single.show(i);
     update();
   }
 
@@ -67,7 +63,10 @@ const app = (() => {
 
   function give(answer, told) {
     const some = targets();
-    if (!some.length) return;
+    if (!some.length) {
+      say($("empty").textContent);
+      return;
+    }
     answers.give(some, answer);
     sheet.pickNone();
     const more = onward(some.at(-1));
@@ -75,9 +74,9 @@ const app = (() => {
   }
 
   function giveClass(word) {
-    const name = word.trim();
+    const name = word.trim().normalize("NFC"); // as training reads it
     if (!name) return;
-    if (!answers.classes().includes(name)) answers.setClasses([...answers.classes(), name]);
+    if (targets().length && !answers.classes().includes(name)) answers.setClasses([...answers.classes(), name]);
     give({ label: name }, name);
   }
 
@@ -104,24 +103,13 @@ const app = (() => {
 
   const tell = () => say(`${position()}, ${images[single.at()].file}, ${single.words(single.at()) || "no label"}`);
 
-  // Which key gives which class: digits by order, letters by what the name has.
-  function assignKeys(words) {
-    keys = new Map(words.slice(0, 9).map((word, i) => [String(i + 1), word]));
-    const letters = "abcdefghijklmnopqrstuvwxyz";
-    for (const word of words) {
-      const free = (letter) => letters.includes(letter) && !TAKEN.includes(letter) && !keys.has(letter);
-      const letter = [...word.toLowerCase(), ...letters].find(free);
-      if (letter) keys.set(letter, word);
-    }
-  }
-
-  function classButton(word) {
+  function classButton(word, marked) {
     const button = document.createElement("button"), name = document.createElement("span");
-    const own = [...keys].filter(([, other]) => other === word).map(([key]) => key);
+    const own = keys.of(word);
     button.type = "button";
     button.title = word;
     button.setAttribute("aria-keyshortcuts", own.join(" "));
-    button.setAttribute("aria-pressed", String(targets().some((i) => answers.label(i) === word)));
+    button.setAttribute("aria-pressed", String(marked.has(word)));
     name.textContent = word;
     name.dir = "auto";
     button.append(...own.map((key) => Object.assign(document.createElement("kbd"), { textContent: key })), name);
@@ -136,10 +124,11 @@ const app = (() => {
   function update() {
     const words = answers.classes(), { labelled, unsure, todo, each } = answers.counts();
     if (filter.startsWith("=") && !each.has(filter.slice(1))) filter = "all";
-    assignKeys(words);
-    const active = document.activeElement, at = [...$("classes").children].indexOf(active);
-    $("classes").replaceChildren(...words.map(classButton));
-    if (at >= 0) $("classes").children[at]?.focus();
+    keys.assign(words);
+    const marked = new Set(targets().map(answers.label)), active = document.activeElement;
+    const held = active.parentElement === $("classes") ? active.title : null;
+    $("classes").replaceChildren(...words.map((word) => classButton(word, marked)));
+    [...$("classes").children].find((button) => button.title === held)?.focus();
     $("known").replaceChildren(...words.map((word) => option(word, word)));
     $("filter").replaceChildren(
       option("all", `all (${images.length})`), option("todo", `without answer (${todo})`), option("unsure", `unsure (${unsure})`),
@@ -150,15 +139,20 @@ const app = (() => {
     $("told").textContent = `${labelled} of ${images.length} labelled${doubt}${left ? `, ${left}` : ""}`;
     const none = !shown().length;
     $("empty").hidden = !none;
+    for (const one of ["single", "sheet"]) $(one).hidden = none || one !== view;
     $("place").textContent = position();
     single.show(single.at());
-    if (view === "sheet") sheet.update();
-    if (!answers.isStored()) notice("This browser keeps nothing for this page: save annotate.csv before you close it.");
+    if (view === "sheet") {
+      sheet.build();
+      sheet.update();
+    }
+    $("unkept").hidden = answers.isStored();
   }
 
   function save() {
-    const rows = images.map((image, i) => [image.file, answers.label(i)]);
-    const address = URL.createObjectURL(new Blob([table.write([["file", "label"], ...rows])], { type: "text/csv" }));
+    answers.takeOver();
+    const pairs = images.map((image, i) => [image.file, answers.label(i)]);
+    const address = URL.createObjectURL(new Blob([table.write(pairs)], { type: "text/csv" }));
     Object.assign(document.createElement("a"), { href: address, download: "annotate.csv" }).click();
     setTimeout(() => URL.revokeObjectURL(address), 60_000);
     answers.saved();
@@ -166,12 +160,24 @@ const app = (() => {
   }
 
   async function open(file) {
-    const rows = table.read(table.decode(await file.arrayBuffer()), answers.places);
-    const pairs = rows.filter((row) => answers.places.has(row[0]) && row[1]?.trim());
-    const unknown = rows.filter((row, at) => at && !answers.places.has(row[0])).length; // the first row may be a header
-    answers.put(pairs.map(([name, label]) => [answers.places.get(name), { label: label.trim() }]), false);
-    const strange = unknown ? ` ${unknown} rows are of images that are not on this page.` : "";
-    notice(`${file.name}: ${pairs.length} labels taken.${strange}`);
+    const { found, unknown, unclear } = table.read(table.decode(await file.arrayBuffer()), answers.places);
+    if (unclear) {
+      notice(`${file.name}: call the column that holds the labels "label" in its first row.`);
+      return;
+    }
+    const words = [...found].map(([i, several]) => [i, [...several]]);
+    const pairs = words.filter(([, several]) => several.length === 1).map(([i, [label]]) => [i, { label }]);
+    const torn = words.filter(([, several]) => several.length > 1);
+    const replaced = pairs.filter(([i, { label }]) => answers.done(i) && answers.label(i) !== label);
+    const over = replaced.map(([i, { label }]) => `${images[i].file} (${single.words(i)} → ${label})`);
+    answers.put(pairs, false);
+    notice([
+      `${file.name}: ${count(pairs.length, "label")} taken`,
+      over.length ? `, ${over.length} of them in place of another answer, which Undo brings back: ${some(over)}.` : ".",
+      torn.length ? ` ${count(torn.length, "image")} with two labels left as before: ${
+        some(torn.map(([i, several]) => `${images[i].file} (${several.join(" and ")})`))}.` : "",
+      unknown ? ` ${count(unknown, "row")} of images that are not on this page.` : "",
+    ].join(""));
     update();
   }
 
@@ -194,23 +200,25 @@ const app = (() => {
     Escape: () => sheet.pickNone(),
   };
 
+  const IN_CONTROL = { z: undo, s: save, a: () => sheet.pickAll() };
+
+  // What a key does, where it does something.
+  function actionOf(key, event) {
+    if (event.ctrlKey || event.metaKey) return key === "a" && view !== "sheet" ? null : IN_CONTROL[key];
+    if (key.startsWith("Arrow")) {
+      if (view === "sheet") return () => sheet.move(key, event.shiftKey);
+      return key === "ArrowLeft" || key === "ArrowRight" ? () => step(key === "ArrowLeft" ? -1 : 1) : null;
+    }
+    if (key === "Enter") return confirm;
+    if (view === "sheet" && IN_SHEET[key]) return IN_SHEET[key];
+    return ACTIONS[key] ?? (keys.word(key) ? () => giveClass(keys.word(key)) : null);
+  }
+
   function onKey(event) {
-    const { key, target } = event, control = event.ctrlKey || event.metaKey;
+    const { target } = event;
     if (event.altKey || document.querySelector("dialog[open]") || target.closest("input, textarea, select")) return;
-    if (target.closest("button") && (key === "Enter" || key === " ")) return;
-    let action = null;
-    if (control) {
-      if (key === "z") action = undo;
-      else if (key === "a" && view === "sheet") action = sheet.pickAll;
-      else if (key === "s") action = save;
-    } else if (key.startsWith("Arrow")) {
-      if (view === "sheet") action = () => sheet.move(key, event.shiftKey);
-      else if (key === "ArrowLeft" || key === "ArrowRight") action = () => step(key === "ArrowLeft" ? -1 : 1);
-    } else if (key === "Enter") action = confirm;
-    else if (view === "sheet" && IN_SHEET[key]) action = IN_SHEET[key];
-    else if (ACTIONS[key.toLowerCase()]) action = ACTIONS[key.toLowerCase()];
-    else if (keys.has(key.toLowerCase())) action = () => giveClass(keys.get(key.toLowerCase()));
-    if (!action) return;
+    const key = keys.pressed(event, (one) => actionOf(one, event)), action = actionOf(key, event);
+    if (!action || keys.isComposing(event) || (target.closest("button") && (key === "Enter" || key === " "))) return;
     event.preventDefault();
     if (!event.repeat || key.startsWith("Arrow")) action(); // a key that is held down answers once
   }
@@ -242,7 +250,7 @@ const app = (() => {
       update();
     });
     $("other").addEventListener("keydown", (event) => {
-      if (event.key !== "Enter" && event.key !== "Escape") return;
+      if ((event.key !== "Enter" && event.key !== "Escape") || keys.isComposing(event)) return;
       const word = event.key === "Enter" ? $("other").value : "";
       $("other").value = "";
       $("other").blur();

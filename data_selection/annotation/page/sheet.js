@@ -3,7 +3,9 @@
 const sheet = (() => {
   const MOVED = 6; // pixels from which a press is the drawing of a frame
   const cells = []; // one for each image, made when the sheet is first seen
-  const rows = []; // {section, members, title}
+  const rows = []; // {section, members, title, count}
+  const hidden = []; // by the filter, for each image
+  const seen = []; // what each cell shows: of many thousands only those are touched that an answer changes
   const picked = new Set();
   let anchor = null; // where a range starts
   let focused = 0;
@@ -27,8 +29,9 @@ const sheet = (() => {
       const cell = element("div", "cell", picture, word);
       cell.setAttribute("role", "option");
       cell.dataset.i = String(i);
-      cell.tabIndex = -1;
+      cell.tabIndex = i === focused ? 0 : -1;
       cell.title = image.file;
+      cell.classList.toggle("twin", image.twins > 0);
       cells.push(cell);
     });
     for (let start = 0; start < images.length;) {
@@ -57,21 +60,26 @@ const sheet = (() => {
   function update() {
     if (!cells.length) return;
     cells.forEach((cell, i) => {
-      const answer = answers.given[i], word = single.words(i), guess = single.belief(i);
-      cell.hidden = !app.isShown(i);
-      if (cell.hidden) picked.delete(i);
+      const answer = answers.given[i], word = single.words(i);
+      hidden[i] = !app.isShown(i);
+      if (hidden[i]) picked.delete(i);
+      const now = `${hidden[i]} ${Boolean(answer?.unsure)} ${picked.has(i)} ${word}`;
+      if (now === seen[i]) return;
+      seen[i] = now;
+      const guess = single.belief(i);
+      cell.hidden = hidden[i];
       cell.classList.toggle("done", Boolean(answer?.label));
       cell.classList.toggle("doubt", Boolean(answer?.unsure));
-      cell.classList.toggle("twin", images[i].twins > 0);
       cell.lastChild.textContent = word || (guess && `${guess}?`);
       cell.setAttribute("aria-selected", String(picked.has(i)));
       cell.setAttribute("aria-label", `${images[i].file}, ${word || "no label"}${guess ? `, model: ${guess}` : ""}`);
-      cell.tabIndex = i === focused ? 0 : -1;
     });
-    for (const { section, members, title, count } of rows) {
-      const left = members.filter((i) => !cells[i].hidden).length;
-      section.hidden = !left;
-      count.textContent = `${title} (${left})`;
+    for (const one of rows) {
+      const left = one.members.reduce((sum, i) => sum + !hidden[i], 0);
+      if (left === one.left) continue;
+      one.left = left;
+      one.section.hidden = !left;
+      one.count.textContent = `${one.title} (${left})`;
     }
     $("picked").textContent = picked.size
       ? `${picked.size} picked: a key or button gives them a class`
@@ -93,7 +101,7 @@ const sheet = (() => {
 
   function pickRow(i) {
     const { members } = rows.find((one) => one.members.includes(i));
-    const shown = members.filter((k) => !cells[k].hidden);
+    const shown = members.filter((k) => !hidden[k]);
     pick(shown, !shown.every((k) => picked.has(k)));
     app.say(`${picked.size} picked`);
   }
@@ -165,7 +173,7 @@ const sheet = (() => {
       for (const i of before) picked.add(i);
       for (const { section, members } of rows) {
         if (section.hidden || !meets(section.getBoundingClientRect())) continue;
-        for (const i of members) if (!cells[i].hidden && meets(cells[i].getBoundingClientRect())) picked.add(i);
+        for (const i of members) if (!hidden[i] && meets(cells[i].getBoundingClientRect())) picked.add(i);
       }
       update();
     };
@@ -201,6 +209,6 @@ const sheet = (() => {
     toggle: (i) => press(i, false),
     pickAll: () => pick(app.shown()),
     pickNone: () => { anchor = null; pick([...picked], false); },
-    targets: () => (picked.size ? [...picked].sort((a, b) => a - b) : cells[focused] && !cells[focused].hidden ? [focused] : []),
+    targets: () => (picked.size ? [...picked].sort((a, b) => a - b) : cells[focused] && !hidden[focused] ? [focused] : []),
   };
 })();

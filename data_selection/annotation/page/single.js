@@ -21,6 +21,7 @@ const single = (() => {
     if (picture.dataset.of !== String(i)) {
       picture.dataset.of = String(i);
       picture.src = image.src;
+      picture.style.setProperty("--ratio", image.width / image.height);
       picture.alt = `Image ${image.file}`;
       picture.classList.toggle("small", Math.max(image.width, image.height) <= SMALL);
       if (images[i + 1]) new Image().src = images[i + 1].src; // ready when it is wanted
@@ -56,7 +57,7 @@ const single = (() => {
     const { thumb } = images[current];
     if ($("picture").src === thumb) return;
     $("picture").src = thumb;
-    app.notice("The original images are not where this page looks for them: small pictures are shown instead.");
+    app.notice("Original images are not where this page looks for them, or cannot be shown: small pictures are, instead.");
   });
 
   return { show, words, belief, at: () => current };

@@ -2,9 +2,28 @@
 // The CSV that goes out and comes back.
 const table = (() => {
   const SEPARATORS = [",", ";", "\t"];
+  const MARK = /^sep=.(\r\n|\r|\n)/; // a first line by which spreadsheets tell each other the separator
+  const LABEL = ["label", "class", "class_name", "category", "choice", "tag"]; // as training knows the column
+  // What a line cannot hold: control codes, other ends of a line, halves of letters
+  const UNSAFE = /[\x00-\x1f\x7f-\x9f\u2028\u2029]|[\ud800-\udbff](?![\udc00-\udfff])|(?<![\ud800-\udbff])[\udc00-\udfff]/;
+  const FORMULA = /^([=+@]|-(?!\d+(\.\d+)?$))/; // what a spreadsheet computes
 
-  // Rows of texts as CSV; a cell is quoted where it has to be.
-  function write(rows) {
+  // A word as training writes and reads it: in JSON's form where it could not come back otherwise.
+  const computed = (word) => (FORMULA.test(word) ? JSON.stringify(word) : word);
+  const quoted = (word) => (word.startsWith('"') || UNSAFE.test(word) ? JSON.stringify(word) : computed(word));
+
+  function unquoted(word) {
+    if (!/^".*"$/s.test(word)) return word;
+    try {
+      return String(JSON.parse(word));
+    } catch { // somebody else's quotes
+      return word;
+    }
+  }
+
+  // CSV of pairs of file, which comes as it is written, and label; a cell is quoted where it has to be.
+  function write(pairs) {
+    const rows = [["file", "label"], ...pairs.map(([file, label]) => [computed(file), quoted(label)])];
     const cell = (text) => (/[",;\t\r\n]|^\s|\s$/.test(text) ? `"${text.replaceAll('"', '""')}"` : text);
     return rows.map((row) => `${row.map(cell).join(",")}\n`).join("");
   }
@@ -14,7 +33,7 @@ const table = (() => {
     const rows = [];
     let row = [], cell = "", quoted = false;
     const endCell = () => { row.push(cell); cell = ""; };
-    const endRow = () => { endCell(); if (row.some((word) => word !== "")) rows.push(row); row = []; };
+    const endRow = () => { endCell(); if (row.some((word) => word.trim())) rows.push(row); row = []; };
     for (let i = 0; i < text.length; i += 1) {
       const letter = text[i];
       if (quoted) {
@@ -23,26 +42,50 @@ const table = (() => {
         else quoted = false;
       } else if (letter === '"' && cell === "") quoted = true;
       else if (letter === separator) endCell();
-      else if (letter === "\n") endRow();
-      else if (letter !== "\r" || text[i + 1] !== "\n") cell += letter;
+      else if (letter === "\n" || letter === "\r") endRow();
+      else cell += letter;
     }
     endRow();
     return rows;
   }
 
-  // The rows by the separator with which most begin with a known file.
-  function read(text, known) {
-    const tables = SEPARATORS.map((separator) => split(text, separator));
-    const hits = tables.map((rows) => rows.filter((row) => row.length > 1 && known.has(row[0])).length);
-    return tables[hits.indexOf(Math.max(...hits))];
+  // What finds the image, of {file: its place on the page}, that a cell means: as it is, or as others write a path.
+  function finder(places) {
+    const plain = (file) => unquoted(file).replaceAll("\\", "/").replace(/^(\.\/)+/, "").normalize("NFC");
+    const alike = new Map();
+    for (const [file, i] of places) alike.set(plain(file), alike.has(plain(file)) ? undefined : i); // no guess at two
+    return (cell) => places.get(cell) ?? places.get(cell.trim()) ?? alike.get(plain(cell.trim()));
+  }
+
+  // The labels of a table, in whatever columns: {place of an image: its words}, how many rows are of no image, and
+  // whether the column of the labels is not to be told.
+  function read(text, places) {
+    const find = finder(places);
+    const columns = SEPARATORS.flatMap((separator) => {
+      const rows = split(text.replace(MARK, ""), separator), width = Math.max(0, ...rows.map((row) => row.length));
+      return Array.from({ length: width }, (_, file) => [rows, file]);
+    });
+    const hits = columns.map(([rows, file]) => rows.filter((row) => row.length > 1 && find(row[file] ?? "") !== undefined).length);
+    const [rows, file] = columns[hits.indexOf(Math.max(...hits))] ?? [[], 0];
+    const head = find(rows[0]?.[file] ?? "") === undefined ? rows.shift() : []; // a header, or an image of elsewhere
+    const words = (head ?? []).map((word) => word.trim().toLowerCase()), called = LABEL.find((word) => words.includes(word));
+    const used = new Set(rows.flatMap((row) => row.flatMap((word, k) => (k !== file && word.trim() ? [k] : []))));
+    const label = called ? words.indexOf(called) : used.size < 2 ? [...used][0] : undefined;
+    const found = new Map();
+    let unknown = 0;
+    for (const row of rows) {
+      const i = find(row[file] ?? ""), word = unquoted(row[label]?.trim() ?? "").trim().normalize("NFC");
+      if (i === undefined) unknown += 1;
+      else if (word) found.set(i, (found.get(i) ?? new Set()).add(word));
+    }
+    return { found, unknown, unclear: label === undefined && used.size > 1 };
   }
 
   // The text of a file's bytes, in UTF-8, UTF-16 or Windows' code page.
   function decode(bytes) {
-    const [one, two] = new Uint8Array(bytes);
-    if ((one === 0xff && two === 0xfe) || (one === 0xfe && two === 0xff)) {
-      return new TextDecoder(one === 0xff ? "utf-16le" : "utf-16be").decode(bytes);
-    }
+    const [one, two, ...more] = new Uint8Array(bytes.slice(0, 4));
+    const wide = (one === 0xff && two === 0xfe) || (one === 0xfe && two === 0xff) || [one, two, ...more].includes(0);
+    if (wide) return new TextDecoder(one === 0xfe || one === 0 ? "utf-16be" : "utf-16le").decode(bytes);
     try {
       return new TextDecoder("utf-8", { fatal: true }).decode(bytes);
     } catch {
