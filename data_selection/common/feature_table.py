@@ -88,8 +88,7 @@ def load_features(path: Path | str, *, label_column: bool = True) -> FeatureTabl
 
 def are_labels(column: np.ndarray) -> bool:
     """Whether every value of a column is a whole number from -1 that int64 and float64 hold exactly."""
-    with np.errstate(invalid="ignore"):
-        return bool(((column >= -1) & (column <= 2**53) & (column == np.floor(column))).all())
+    return bool(((column >= -1) & (column <= 2**53) & (column == np.floor(column))).all())
 
 
 def load_words(path: Path, kind: str, count: int | None = None) -> tuple[str, ...] | None:

@@ -268,7 +268,7 @@ class _Work:
         """(index, similarity), (B, k) each, as they were, by today's names, of rows ids (B,)."""
         plan = self.plan
         assert plan.old is not None
-        before = torch.full((len(self.hashes),), -1)
+        before = torch.zeros(len(self.hashes), dtype=torch.int64)  # of those that stayed alone
         stayed = (plan.place >= 0).nonzero()[:, 0]
         before[plan.place[stayed]] = stayed
         return plan.place[plan.old.index[before[ids]]], plan.old.similarity[before[ids]]

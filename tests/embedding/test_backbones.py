@@ -188,6 +188,7 @@ def test_digest_of_tensors():
     first = state_digest(model)
     assert state_digest(model.half().float()) != first
     assert state_digest(build_model("demo_vit")) != first
+    assert len({state_digest(torch.nn.ModuleDict({name: model.norm})) for name in "ab"}) == 2
 
 
 def test_mistyped_path_is_no_download(tmp_path):

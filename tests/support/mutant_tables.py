@@ -40,6 +40,7 @@ TESTS = {
         *FLAGS,
     ),
     "data_selection/images/label_files.py": ("deit/test_labels.py",),
+    "data_selection/images/claims.py": ("images/test_answers.py", "annotation/test_round_labels.py"),
     "data_selection/images/answers.py": ("images/test_answers.py", "test_any_name.py"),
     "data_selection/images/answer_files.py": ("images/test_answers.py", "test_any_name.py"),
     "data_selection/images/name_finder.py": ("images/test_answers.py", "test_any_name.py"),
@@ -136,6 +137,7 @@ TESTS = {
     ),
     "deit/choosing.py": ("deit/test_choosing.py",),
     "deit/smoothing.py": ("deit/test_smoothed_mode.py",),
+    "deit/labelled/predicted.py": ("deit/test_predicting.py", "deit/test_labelled_pool.py"),
     "deit/labelled/": ("deit/test_labelled_pool.py", "deit/test_labelled.py", "deit/test_labelled_names.py"),
     "deit/learner/known_rows.py": ("deit/test_known_rows.py",),
     "deit/runs/": (
@@ -189,7 +191,12 @@ TESTS = {
         "common/test_parsing.py",
     ),
     "data_selection/common/subset_names.py": ("commands/test_selection.py", "common/test_subset_files.py"),
-    "data_selection/methods/table.py": ("methods/test_methods.py", "methods/test_seeds.py"),
+    "data_selection/images/claims.py": ("images/test_answers.py", "annotation/test_round_labels.py"),
+    "data_selection/methods/table.py": (
+        "methods/test_methods.py",
+        "commands/test_published_lists.py",
+        "methods/test_seeds.py",
+    ),
     "data_selection/methods/configs": (
         "commands/test_published_lists.py",
         "methods/test_settings.py",
@@ -217,6 +224,7 @@ NOTHING = {
         r"sign = 1 if",
     ): "where the sums agree nothing is handed out",
     ("data_selection/methods/bilaf/steps", "argument out dropped", r"torch\.where\(rival"): "room that is used again",
+    ("data_selection/methods/typiclust", "constant halved", r"base = len"): "sizes and counts stay below the pool's",
     ("", "argument strict dropped", ""): "a check of what holds by construction",
     ("", "argument (desc|unit|progress|non_blocking) dropped", ""): "what a bar says, or how a copy is made",
     (
