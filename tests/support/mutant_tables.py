@@ -191,7 +191,6 @@ TESTS = {
         "common/test_parsing.py",
     ),
     "data_selection/common/subset_names.py": ("commands/test_selection.py", "common/test_subset_files.py"),
-    "data_selection/images/claims.py": ("images/test_answers.py", "annotation/test_round_labels.py"),
     "data_selection/methods/table.py": (
         "methods/test_methods.py",
         "commands/test_published_lists.py",
