@@ -224,6 +224,7 @@ NOTHING = {
     ): "where the sums agree nothing is handed out",
     ("data_selection/methods/bilaf/steps", "argument out dropped", r"torch\.where\(rival"): "room that is used again",
     ("data_selection/methods/typiclust", "constant halved", r"base = len"): "sizes and counts stay below the pool's",
+    ("data_selection/methods/design/kernels", "constant halved", "^JITTER"): "what is below is rounding",
     ("", "argument strict dropped", ""): "a check of what holds by construction",
     ("", "argument (desc|unit|progress|non_blocking) dropped", ""): "what a bar says, or how a copy is made",
     (
