@@ -203,17 +203,19 @@ def source_of(dataset: str, data_path: Path | None) -> str:
 def check_own(path: Path, source: str, pool: Pool) -> bool:
     """Whether the feature file is there already, from the same source. Raises UserError where it holds another pool.
 
-    A pool whose folder has moved is the same by its record (see moved). A file that does not say where it comes from
-    has to have the same names.
+    A pool whose folder has moved is the same by its record (see moved). A file whose provenance names no source
+    has to have the same names. One without provenance is somebody else's, as of the released program.
     """
     if not path.exists():
         return False
     beside = sidecar(path, "provenance")
     before = read_json(beside).get("source") if beside.exists() else None
-    if (before != source and not moved(path, pool)) if before else load_words(path, "names") != pool.names:
+    other = (before != source and not moved(path, pool)) if before else load_words(path, "names") != pool.names
+    if other or not beside.exists():
+        held = f"holds the features of {before or 'other images'}, not of {source}"
         raise UserError(
-            f"{path} holds the features of {before or 'other images'}, not of {source}, and is not replaced: choose "
-            "another --extra_name or --output_dir, or move it away"
+            f"{path} {held if beside.exists() else f'was not written by this command (no {beside.name} is there)'}, "
+            "and is not replaced: choose another --extra_name or --output_dir, or move it away"
         )
     return True
 

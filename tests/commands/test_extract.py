@@ -198,6 +198,17 @@ def test_features_of_another_folder_are_not_replaced(weights, tmp_path, capsys):
     assert run(main_extract, command(weights, out, dataset=first)) == 0  # the old file's names are the same
 
 
+def test_a_file_that_another_program_wrote_is_not_replaced(tmp_path, capsys):
+    """As the released one does: an array alone, and the data set has no names that could tell images apart."""
+    np.save(path := tmp_path / "DEMO_test.npy", np.zeros((2000, 385), dtype=np.float32))
+    before = path.read_bytes()
+    assert run(main_extract, ["--dataset", "DEMO", "--split", "test", "--output_dir", str(tmp_path)]) == 2
+    said = capsys.readouterr()
+    assert "DEMO_test.npy was not written by this command (no DEMO_test.provenance.json is there)" in said.err
+    assert "rows are kept" not in said.out
+    assert path.read_bytes() == before
+
+
 def test_a_folder_that_has_moved_is_the_same_by_its_record(weights, tmp_path, capsys):
     here, there = two_folders(tmp_path)
     out = tmp_path / "out"
