@@ -74,7 +74,8 @@ def look(path: Path, request: dict[str, Any], pool: Pool, progress: OpenBar | No
     files = pool.arrays is None
     whole, part = finished(path, request, files, log), unfinished(aside, request, files)
     if aside.exists() and part is None:
-        log(f"{folder} holds unfinished work by another backbone or of other pixels: it is dropped")
+        unlike = "; ".join(differences(read_json(aside / "request.json"), request, files))
+        log(f"{folder} holds unfinished work, which is dropped ({unlike or 'its files are damaged'})")
         shutil.rmtree(aside)
     there = not folder.exists() and is_there(whole, record, pool)
     if there and record != before:  # times and sizes that an earlier version did not know, or that have changed

@@ -110,7 +110,7 @@ def test_unfinished_work_of_another_backbone_is_dropped_with_a_word(greys, tmp_p
     embedded.clear()
     extract(greys, tmp_path)
     assert len(embedded.pop()) == 9
-    assert "holds unfinished work by another backbone or of other pixels: it is dropped" in capsys.readouterr().out
+    assert "unfinished work, which is dropped (n_last_blocks was 2, now 1)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("taken", ["earlier", "partial", "partial.aside"])
