@@ -22,7 +22,7 @@ from data_selection.methods.design.kernels import sampled_distance
 from data_selection.methods.table import METHODS
 from data_selection.nearest.pool_reader import UnitPool, working_memory
 from data_selection.nearest.similarity import normalise
-from scripts.benchmarks.activeft import clustered, high_water
+from scripts.benchmarks.activeft import anew, clustered, high_water
 
 COLUMNS = 384
 DELTA = 0.9  # radius of ProbCover's balls, the same for both
@@ -112,7 +112,7 @@ def choose(request) -> tuple[list[int], float, float]:
     query = theirs(name, features) if whose == "theirs" else None
     mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (mapped + int(most * 1e9), resource.RLIM_INFINITY))
-    before, began = high_water(), time.perf_counter()
+    before, began = anew(), time.perf_counter()
     try:
         if query is None:
             ids = METHODS[name].select(features, budget, config=OURS[name][0](rows), labelled=[FIRST], seed=0).tolist()

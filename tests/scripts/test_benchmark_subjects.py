@@ -2,12 +2,13 @@
 
 import sys
 
+import numpy as np
 import pytest
 
 from data_selection.common.errors import UserError
 from data_selection.methods.table import LABEL_FREE
 from scripts import benchmark
-from scripts.benchmarks import methods, rivals
+from scripts.benchmarks import activeft, bilaf, methods, rivals
 
 
 @pytest.mark.parametrize("subject", benchmark.SUBJECTS)
@@ -44,6 +45,37 @@ def test_every_method_is_timed_or_says_why_not(monkeypatch):
     assert "10" in why
     assert methods.told(seconds, peak, why) == (why, "-")
     assert methods.told(1.25, 70.4, "") == ("1.2", "70")
+
+
+def test_memory_that_was_freed_before_hides_none_of_what_a_choice_takes():
+    """As that in which the pool was made."""
+    freed = np.ones(60_000_000 // 8)
+    del freed
+    before = activeft.anew()
+    taken = np.ones(40_000_000 // 8)
+    assert 30 < activeft.high_water() - before < 60
+    assert len(taken)
+
+
+@pytest.mark.parametrize("module", [methods, rivals, bilaf])
+def test_every_benchmark_of_memory_begins_anew(monkeypatch, module):
+    class BegunError(Exception):
+        pass
+
+    def begun(*_):
+        raise BegunError
+
+    monkeypatch.setattr(rivals.resource, "setrlimit", lambda *_: None)  # this process goes on
+    monkeypatch.setattr(methods.torch, "set_num_threads", lambda _: None)
+    monkeypatch.setattr(module, "anew", begun)
+    flags = bilaf.build_parser().parse_args([])
+    work = {
+        methods: lambda: methods.choose(("random", 30, 3, 1, "cpu")),
+        rivals: lambda: rivals.choose(("ours", "fps", 30, 3, 1, 1.0)),
+        bilaf: lambda: bilaf.row(np.ones((9, 4), np.float32), 2, 4, "paper", False, flags),
+    }
+    with pytest.raises(BegunError):
+        work[module]()
 
 
 def test_the_methods_are_measured_on_the_device_and_told_one_by_one(monkeypatch, capsys):
