@@ -72,11 +72,7 @@ def extract_pool(
     """Check everything that can be checked, then extract, where go_on says so."""
     kind = POOLS.get(args.dataset)
     arch = args.arch if args.arch != "auto" else kind.backbone if kind else "vit_small"
-    if arch not in WIDTHS and args.patch_size != 16:
-        raise UserError(f"--patch_size is for {', '.join(WIDTHS)}; {arch} has its own: leave the flag out")
-    for flag in ("extra_name", "split"):
-        if os.sep in getattr(args, flag):
-            raise UserError(f"--{flag} {getattr(args, flag)!r} is part of a file name and cannot hold {os.sep}")
+    check_flags(args, arch)
     check_address(args.pretrained_weights, "--pretrained_weights", args.allow_http)
     name, split = name_parts(args.dataset, args.split)
     path = args.output_dir / f"{name}{args.extra_name}{split}.npy"
@@ -117,6 +113,21 @@ def extract_pool(
         note_place(path, source)
         say(take_stock(path, pool, stats))
     say(summary(stats, path))
+
+
+def check_flags(args: argparse.Namespace, arch: str) -> None:
+    """Raise UserError where a flag would do nothing, or is no part of a file name."""
+    if arch not in WIDTHS and args.patch_size != 16:
+        raise UserError(f"--patch_size is for {', '.join(WIDTHS)}; {arch} has its own: leave the flag out")
+    if args.dataset not in POOLS and args.data_path is not None and Path(args.dataset).is_dir():
+        raise UserError(f"--data_path is for data sets and lists: {args.dataset} is a folder, leave the flag out")
+    if arch.startswith("timm:") and args.checkpoint_key and not args.pretrained_weights:
+        raise UserError(
+            "--checkpoint_key is for an entry of --pretrained_weights: give the file, or leave the flag out"
+        )
+    for flag in ("extra_name", "split"):
+        if os.sep in getattr(args, flag):
+            raise UserError(f"--{flag} {getattr(args, flag)!r} is part of a file name and cannot hold {os.sep}")
 
 
 def open_images(args: argparse.Namespace) -> Pool:
