@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from data_selection.commands.shared import make_parser
+from data_selection.common.distributed import pick_device
 from data_selection.common.feature_table import load_features
 from data_selection.common.files import atomic_write
 from data_selection.methods.activeft import select_activeft
@@ -42,6 +43,7 @@ def build_parser():
 def main(argv=None):
     args = build_parser().parse_args(argv)
     torch.set_num_threads(args.threads)
+    args.device = str(pick_device(args.device))
     args.workdir.mkdir(parents=True, exist_ok=True)
     if args.imagenet:
         return imagenet(args)

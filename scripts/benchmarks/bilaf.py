@@ -15,6 +15,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from data_selection.commands.shared import times
+from data_selection.common.distributed import pick_device
 from data_selection.methods.bilaf.selection import select_bilaf
 from data_selection.methods.configs import BILAF_PRESETS as PRESETS
 from scripts.benchmarks.activeft import anew, high_water
@@ -41,7 +43,7 @@ def build_parser():
     parser.add_argument("--images", type=int, help="use only so many images and the same share of cores and budget")
     parser.add_argument("--threads", type=int, help="processor cores to use (default: PyTorch's choice)")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--runs", type=int, default=1, help="runs of the fast path; the best counts")
+    parser.add_argument("--runs", type=times, default=1, help="runs of the fast path; the best counts")
     parser.add_argument("--max_memory", type=float, help="working memory in GB")
     return parser
 
@@ -49,6 +51,7 @@ def build_parser():
 def main(argv=None):
     """Print a Markdown table: wall and processor seconds of each case and variant, and peak memory."""
     args = build_parser().parse_args(argv)
+    args.device = str(pick_device(args.device))
     if args.threads:
         torch.set_num_threads(args.threads)
     variants = ["released", "paper"] if args.variant == "both" else [args.variant]

@@ -16,7 +16,7 @@ from PIL import Image
 from torchvision import transforms
 
 from data_selection.commands.run_extract import AMP, cores, pick_amp
-from data_selection.commands.shared import add_device
+from data_selection.commands.shared import add_device, times
 from data_selection.common.distributed import World, pick_device
 from data_selection.embedding.backbones import build_model
 from data_selection.embedding.extraction import extract, images_at_once
@@ -43,7 +43,7 @@ def main(argv=None):
     parser.add_argument("--case", nargs="+", choices=[*CASES, "memory"], default=["demo", "cifar", "memory"],
                         help="pools to measure; memory: how it grows with the pool")  # fmt: skip
     parser.add_argument("--images", type=int, help="images of every round (default: the demo pool, 128 of the others)")
-    parser.add_argument("--rounds", type=int, default=3, help="each measures all three in turn; the median counts")
+    parser.add_argument("--rounds", type=times, default=3, help="each measures all three in turn; the median counts")
     parser.add_argument("--batch", type=int, default=128, help="images in a forward pass")
     parser.add_argument("--amp", default="auto", choices=["auto", *AMP], help="precision of all but the plain approach")
     parser.add_argument("--compile", action="store_true", help="torch.compile, for all but the plain approach")

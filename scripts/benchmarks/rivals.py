@@ -86,14 +86,18 @@ def main(argv=None):
                 in_fresh_process(choose, (whose, name, rows, args.budget, args.threads, args.most))
                 for whose in ("ours", "theirs")
             )
-            shared = f"{len(set(ids) & set(others))} of {args.budget}" if others else ""
+            shared = f"{len(set(ids) & set(others))} of {args.budget}"
             table.append([
-                rows, name, f"{seconds:.2f}", f"{peak:.0f}", f"{their_seconds:.2f}" if others else "-",
-                f"{their_peak:.0f}" if others else "out of memory",
-                ("same list" if ids == others else shared) + (OURS[name][1] if others else ""),
+                rows, name, *told(ids, seconds, peak), *told(others, their_seconds, their_peak),
+                ("same list" if ids == others else shared) + OURS[name][1] if ids and others else "",
             ])  # fmt: skip
     head = ["images", "method", "ours, s", "MB", "scikit-activeml, s", "MB", "chosen by both"]
     print(markdown_table(head, table))
+
+
+def told(ids: list[int], seconds: float, peak: float) -> tuple[str, str]:
+    """Two cells: seconds and MB, where there was enough memory."""
+    return (f"{seconds:.2f}", f"{peak:.0f}") if ids else ("-", "out of memory")
 
 
 def in_fresh_process(function, request):
@@ -118,6 +122,8 @@ def choose(request) -> tuple[list[int], float, float]:
             ids = METHODS[name].select(features, budget, config=OURS[name][0](rows), labelled=[FIRST], seed=0).tolist()
         else:
             ids = query.query(features.numpy(), labels, batch_size=budget).tolist()
-    except MemoryError:
+    except (MemoryError, RuntimeError) as error:  # PyTorch's own allocator raises the second
+        if isinstance(error, RuntimeError) and "memory" not in str(error):
+            raise
         ids = []
     return ids, time.perf_counter() - began, high_water() - before

@@ -1,9 +1,11 @@
 """Every subject of scripts/benchmark.py is there and answers --help."""
 
 import sys
+import types
 
 import numpy as np
 import pytest
+import torch
 
 from data_selection.common.errors import UserError
 from data_selection.methods.table import LABEL_FREE
@@ -32,6 +34,43 @@ def test_the_rivals_pool_and_settings_suit_every_method_of_ours(monkeypatch):
         ids, seconds, _ = rivals.choose(("ours", name, 300, 10, 1, 1.0))
         assert len(set(ids) - {rivals.FIRST}) == 10
         assert seconds > 0
+
+
+@pytest.mark.parametrize("words", [
+    ["activeft", "--device", "cuda:99"], ["bilaf", "--device", "cuda:99"], ["bilaf", "--runs", "0"],
+    ["extraction", "--rounds", "0"],
+])  # fmt: skip
+def test_mistakes_are_no_tracebacks(words, monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
+    with pytest.raises((UserError, SystemExit)) as ended:
+        benchmark.main(words)
+    assert words[2] in str(ended.value) or f"argument {words[1]}: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")])
+def test_a_rival_that_lacks_memory_costs_its_cell_alone(monkeypatch, capsys, error):
+    def lacking(*_, **__):
+        raise error
+
+    monkeypatch.setattr(rivals.resource, "setrlimit", lambda *_: None)  # this process goes on
+    monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
+    monkeypatch.setitem(rivals.METHODS, "fps", types.SimpleNamespace(select=lacking, config=lambda: None))
+    assert rivals.choose(("ours", "fps", 300, 10, 1, 1.0))[0] == []
+    monkeypatch.setitem(sys.modules, "skactiveml", sys)
+    found = iter([([], 1.0, 2.0), ([3], 4.0, 5.0)])
+    monkeypatch.setattr(rivals, "in_fresh_process", lambda *_: next(found))
+    rivals.main(["--methods", "fps"])
+    row = capsys.readouterr().out.splitlines()[-1]
+    assert [cell.strip() for cell in row.strip("|").split("|")] == [
+        "5000",
+        "fps",
+        "-",
+        "out of memory",
+        "4.00",
+        "5",
+        "",
+    ]
 
 
 def test_every_method_is_timed_or_says_why_not(monkeypatch):
