@@ -55,9 +55,10 @@ class Preprocess:
         side = self.size + 2 * margin
         seen = (max(0, left), max(0, top), min(left + side, target[0]), min(top + side, target[1]))
         if max(target) > THIN * min(target):  # of it the part alone that is seen: the same but for rounding
-            box = [place * old / new for place, old, new in zip(seen, image.size * 2, target * 2, strict=True)]
+            x, y = (old / new for old, new in zip(image.size, target, strict=True))
+            box = (seen[0] * x, seen[1] * y, min(seen[2] * x, image.width), min(seen[3] * y, image.height))
             part = (seen[2] - seen[0], seen[3] - seen[1])
-            image, seen = image.resize(part, FILTERS[self.interpolation], (*box,)), (0, 0, *part)
+            image, seen = image.resize(part, FILTERS[self.interpolation], box), (0, 0, *part)
         elif target != image.size:
             image = image.resize(target, FILTERS[self.interpolation])
         array = np.array(image)[seen[1] : seen[3], seen[0] : seen[2]]  # a copy: what comes of it can be written to

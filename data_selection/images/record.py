@@ -171,10 +171,10 @@ def match(
     changed: list[int] = []
     untaken = {value: iter(copies) for value, copies in by_content.items()}  # each copy is looked at once
     for place in waiting:
-        row = next((copy for copy in untaken.get(hashes[place], ()) if copy not in taken), None)
-        if row is not None:
-            found[place] = row
-            taken.add(row)
+        free = next((copy for copy in untaken.get(hashes[place], ()) if copy not in taken), None)
+        if free is not None:
+            found[place] = free
+            taken.add(free)
             if rows is not None or (names[place] is not None and today.names is not None):
                 moved.append(place)
     for place in waiting:
