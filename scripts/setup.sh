@@ -23,12 +23,19 @@ install_requirements() {
     mkdir -p "$VENV" 2>/dev/null || fail "can't write $VENV: choose another place with VENV=/path $0"
     local free_mb
     free_mb=$(df -Pm "$VENV" | awk 'NR == 2 { print $4 }')
-    if ! "$PY" -m pip --version >/dev/null 2>&1; then # also one that an earlier failure left without pip
-        # --clear empties the folder, so it must be an environment or nothing
-        [ -e "$VENV/pyvenv.cfg" ] || rmdir "$VENV" 2>/dev/null ||
-            fail "$VENV exists and is no virtual environment: choose another place with VENV=/path $0"
-        "$PYTHON" -m venv --clear "$VENV" ||
-            fail "'$PYTHON -m venv' failed (see above); Debian and Ubuntu need the package python3-venv"
+    if ! "$PY" -m pip --version >/dev/null 2>&1; then
+        # without pip: made so, as by uv, or by an earlier failure. Whatever is in a folder stays there
+        if [ -x "$PY" ]; then
+            "$PY" -m ensurepip >/dev/null 2>&1 ||
+                fail "$VENV has no pip, and '$PY -m ensurepip' failed (Debian and Ubuntu need the package python3-venv):
+       choose another place with VENV=/path $0, or remove the folder"
+        else
+            [ -e "$VENV/pyvenv.cfg" ] || rmdir "$VENV" 2>/dev/null ||
+                fail "$VENV exists and is no virtual environment: choose another place with VENV=/path $0"
+            "$PYTHON" -m venv "$VENV" ||
+                fail "'$PYTHON -m venv' failed (see above); Debian and Ubuntu need the package python3-venv. If $VENV is
+       an old environment whose interpreter is gone, remove it"
+        fi
     fi
     if ! "$PY" -c 'import torch' 2>/dev/null && [ "$free_mb" -lt 8000 ]; then
         fail "$free_mb MB are free at $VENV and PyTorch with CUDA needs about 8,000: free some, choose another disk with

@@ -72,11 +72,7 @@ def extract_pool(
     """Check everything that can be checked, then extract, where go_on says so."""
     kind = POOLS.get(args.dataset)
     arch = args.arch if args.arch != "auto" else kind.backbone if kind else "vit_small"
-    if arch not in WIDTHS and args.patch_size != 16:
-        raise UserError(f"--patch_size is for {', '.join(WIDTHS)}; {arch} has its own: leave the flag out")
-    for flag in ("extra_name", "split"):
-        if os.sep in getattr(args, flag):
-            raise UserError(f"--{flag} {getattr(args, flag)!r} is part of a file name and cannot hold {os.sep}")
+    check_flags(args, arch)
     check_address(args.pretrained_weights, "--pretrained_weights", args.allow_http)
     name, split = name_parts(args.dataset, args.split)
     path = args.output_dir / f"{name}{args.extra_name}{split}.npy"
@@ -117,6 +113,21 @@ def extract_pool(
         note_place(path, source)
         say(take_stock(path, pool, stats))
     say(summary(stats, path))
+
+
+def check_flags(args: argparse.Namespace, arch: str) -> None:
+    """Raise UserError where a flag would do nothing, or is no part of a file name."""
+    if arch not in WIDTHS and args.patch_size != 16:
+        raise UserError(f"--patch_size is for {', '.join(WIDTHS)}; {arch} has its own: leave the flag out")
+    if args.dataset not in POOLS and args.data_path is not None and Path(args.dataset).is_dir():
+        raise UserError(f"--data_path is for data sets and lists: {args.dataset} is a folder, leave the flag out")
+    if arch.startswith("timm:") and args.checkpoint_key and not args.pretrained_weights:
+        raise UserError(
+            "--checkpoint_key is for an entry of --pretrained_weights: give the file, or leave the flag out"
+        )
+    for flag in ("extra_name", "split"):
+        if os.sep in getattr(args, flag):
+            raise UserError(f"--{flag} {getattr(args, flag)!r} is part of a file name and cannot hold {os.sep}")
 
 
 def open_images(args: argparse.Namespace) -> Pool:
@@ -203,17 +214,19 @@ def source_of(dataset: str, data_path: Path | None) -> str:
 def check_own(path: Path, source: str, pool: Pool) -> bool:
     """Whether the feature file is there already, from the same source. Raises UserError where it holds another pool.
 
-    A pool whose folder has moved is the same by its record (see moved). A file that does not say where it comes from
-    has to have the same names.
+    A pool whose folder has moved is the same by its record (see moved). A file whose provenance names no source
+    has to have the same names. One without provenance is somebody else's, as of the released program.
     """
     if not path.exists():
         return False
     beside = sidecar(path, "provenance")
     before = read_json(beside).get("source") if beside.exists() else None
-    if (before != source and not moved(path, pool)) if before else load_words(path, "names") != pool.names:
+    other = (before != source and not moved(path, pool)) if before else load_words(path, "names") != pool.names
+    if other or not beside.exists():
+        held = f"holds the features of {before or 'other images'}, not of {source}"
         raise UserError(
-            f"{path} holds the features of {before or 'other images'}, not of {source}, and is not replaced: choose "
-            "another --extra_name or --output_dir, or move it away"
+            f"{path} {held if beside.exists() else f'was not written by this command (no {beside.name} is there)'}, "
+            "and is not replaced: choose another --extra_name or --output_dir, or move it away"
         )
     return True
 

@@ -245,7 +245,9 @@ def local_file(source: Path | str, log: Log = print, what: str = "weights file")
 
 def _resample(given: torch.Tensor, model: nn.Module, own: torch.Tensor, log: Log) -> torch.Tensor:
     """pos_embed (1, tokens, D) on the model's patch grid."""
-    extra = getattr(model, "num_prefix_tokens", 1)
+    patches = getattr(getattr(model, "patch_embed", None), "num_patches", None)
+    # the class token and registers have places in it, or have not (DeiT-3, DINOv2 with registers)
+    extra = getattr(model, "num_prefix_tokens", 1) if patches is None else own.shape[1] - patches
     old, new = given.shape[1] - extra, own.shape[1] - extra
     if given.shape == own.shape or round(old**0.5) ** 2 != old:
         return given  # equal, or no square grid: then the shapes are compared and reported

@@ -13,6 +13,7 @@ from data_selection.images.image_files import WHITE
 from data_selection.images.pools import FASHION_MEAN, FASHION_STD, IMAGENET_MEAN, IMAGENET_STD
 
 FILTERS = {name.lower(): getattr(Image.Resampling, name) for name in ("NEAREST", "BILINEAR", "BICUBIC", "LANCZOS")}
+THIN = 100  # times longer than wide: such an image, whole, can take gigabytes once its short side is resized
 
 
 @dataclass(frozen=True)
@@ -50,18 +51,21 @@ class Preprocess:
         Where the image ends before the margin does, its border is reflected.
         """
         target = self.resized(*image.size)
-        if target != image.size:
-            image = image.resize(target, FILTERS[self.interpolation])
-        array = np.array(image)  # a copy: what comes of it can be written to
-        top, left = (round((side - self.size) / 2) - margin for side in array.shape[:2])
+        left, top = (round((side - self.size) / 2) - margin for side in target)
         side = self.size + 2 * margin
-        lack = [
-            (max(0, -low), max(0, low + side - have)) for low, have in zip((top, left), array.shape[:2], strict=True)
-        ]
+        seen = (max(0, left), max(0, top), min(left + side, target[0]), min(top + side, target[1]))
+        if max(target) > THIN * min(target):  # of it the part alone that is seen: the same but for rounding
+            x, y = (old / new for old, new in zip(image.size, target, strict=True))
+            box = (seen[0] * x, seen[1] * y, min(seen[2] * x, image.width), min(seen[3] * y, image.height))
+            part = (seen[2] - seen[0], seen[3] - seen[1])
+            image, seen = image.resize(part, FILTERS[self.interpolation], box), (0, 0, *part)
+        elif target != image.size:
+            image = image.resize(target, FILTERS[self.interpolation])
+        array = np.array(image)[seen[1] : seen[3], seen[0] : seen[2]]  # a copy: what comes of it can be written to
+        lack = [(max(0, -low), max(0, low + side - have)) for low, have in ((top, target[1]), (left, target[0]))]
         if any(map(any, lack)):
             array = np.pad(array, (*lack, (0, 0)), mode="reflect")
-        top, left = max(0, top), max(0, left)
-        return np.ascontiguousarray(array[top : top + side, left : left + side])
+        return np.ascontiguousarray(array)
 
     def record(self) -> dict[str, Any]:
         """The fields as plain data, for provenance files and checkpoints; exif: images are turned upright."""

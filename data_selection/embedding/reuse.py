@@ -15,7 +15,8 @@ from data_selection.common.files import read_json
 from data_selection.common.kinds import Log
 from data_selection.common.progress import OpenBar
 from data_selection.common.system import lock
-from data_selection.embedding.table_writer import MISSING, REUSED, WRITTEN, TableWriter, runs
+from data_selection.embedding.checkpoint_files import listed
+from data_selection.embedding.table_writer import MISSING, REUSED, WORK, WRITTEN, TableWriter, runs
 from data_selection.images.following import follow_labels
 from data_selection.images.list_files import UNKNOWN
 from data_selection.images.pools import Pool
@@ -64,14 +65,17 @@ def look(path: Path, request: dict[str, Any], pool: Pool, progress: OpenBar | No
             before = load_record(path, len(load_features(path)))
     record = measured(record_pool(pool, before, progress), pool, before, progress)
     request = request | {"images_digest": list_digest(record.hashes)}  # another content, another row
-    folder, aside = path.with_suffix(".partial"), path.with_suffix(".earlier")
+    folder, aside = path.with_suffix(".partial"), path.with_suffix(".partial.aside")
+    for unfinished_work in (folder, aside):
+        check_own_folder(unfinished_work)
     if other_request(folder, request):
         shutil.rmtree(aside, ignore_errors=True)  # of a start that was killed before it had taken these rows over
         folder.rename(aside)
     files = pool.arrays is None
     whole, part = finished(path, request, files, log), unfinished(aside, request, files)
     if aside.exists() and part is None:
-        log(f"{folder} holds unfinished work by another backbone or of other pixels: it is dropped")
+        unlike = "; ".join(differences(read_json(aside / "request.json"), request, files))
+        log(f"{folder} holds unfinished work, which is dropped ({unlike or 'its files are damaged'})")
         shutil.rmtree(aside)
     there = not folder.exists() and is_there(whole, record, pool)
     if there and record != before:  # times and sizes that an earlier version did not know, or that have changed
@@ -110,6 +114,18 @@ def kept_labels(path: Path, pool: Pool, log: Log) -> tuple[list[int], tuple[str,
     bare = labels.count(UNKNOWN)
     log(f"the labels in {path} are kept{told}" + (f"; {bare} images have none: give --labels again" if bare else ""))
     return labels, table.class_names
+
+
+def check_own_folder(folder: Path) -> None:
+    """Raise UserError where a folder holds what no extraction has put there, hidden files apart: it will be removed."""
+    if not folder.is_dir():
+        return
+    strange = sorted(entry.name for entry in folder.iterdir() if entry.name not in WORK and entry.name[0] != ".")
+    if strange:
+        raise UserError(
+            f"{folder} is where unfinished work is kept, and holds other files ({listed(strange)}): move them away, or "
+            "choose another --extra_name or --output_dir"
+        )
 
 
 def other_request(folder: Path, request: dict[str, Any]) -> bool:

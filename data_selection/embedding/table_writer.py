@@ -25,6 +25,7 @@ MISSING, WRITTEN, SKIPPED, REUSED = 0, 1, 2, 3  # what the file `done` says of e
 SAVE_SECONDS = 10.0  # at most this much work is lost with the machine; a killed process loses less
 COPY_ROWS = 4096
 READY = "ready"  # within X.partial: the files of a finished extraction, X.npy the last of them
+WORK = {"request.json", "table.npy", "table.images.json", "done", "lock", "stop", "kept.npy", READY}  # within it, all
 LEFT_OUT = ".skipped.txt"
 BESIDE = ("provenance", "classes", "names", "images")  # X.{kind}.json
 

@@ -169,18 +169,19 @@ def match(
     waiting = [place for place, row in enumerate(found) if row is None]
     moved: list[int] = []
     changed: list[int] = []
+    untaken = {value: iter(copies) for value, copies in by_content.items()}  # each copy is looked at once
     for place in waiting:
-        free = [copy for copy in by_content.get(hashes[place], ()) if copy not in taken]
-        if free:
-            found[place] = free[0]
-            taken.add(free[0])
+        free = next((copy for copy in untaken.get(hashes[place], ()) if copy not in taken), None)
+        if free is not None:
+            found[place] = free
+            taken.add(free)
             if rows is not None or (names[place] is not None and today.names is not None):
                 moved.append(place)
     for place in waiting:
-        row = by_name.get(names[place], -1)
-        if found[place] is None and row >= 0 and row not in taken:
-            found[place] = row
-            taken.add(row)
+        same = by_name.get(names[place], -1)
+        if found[place] is None and same >= 0 and same not in taken:
+            found[place] = same
+            taken.add(same)
             changed.append(place)
     return found, moved, changed
 

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from data_selection.commands.shared import make_parser
+from data_selection.common.distributed import pick_device
 from data_selection.common.feature_table import load_features
 from data_selection.common.files import atomic_write
 from data_selection.methods.activeft import select_activeft
@@ -42,6 +43,7 @@ def build_parser():
 def main(argv=None):
     args = build_parser().parse_args(argv)
     torch.set_num_threads(args.threads)
+    args.device = str(pick_device(args.device))
     args.workdir.mkdir(parents=True, exist_ok=True)
     if args.imagenet:
         return imagenet(args)
@@ -156,9 +158,18 @@ def memory(features, budget, workdir):
 
 def peak(path, budget, device):
     features = torch.from_numpy(np.load(path, allow_pickle=False)).to(device)
-    before = high_water(device)
+    before = anew(device)
     select_activeft(features, budget, config=ActiveFTConfig(max_iter=30))
     return high_water(device) - before
+
+
+def anew(device="cpu"):
+    """high_water from here on: without, what has been freed before counts, and hides as much of what comes."""
+    if device != "cpu":
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        Path("/proc/self/clear_refs").write_text("5")
+    return high_water(device)
 
 
 def high_water(device="cpu"):

@@ -8,7 +8,6 @@ The cores are random images: which they are matters little for the time.
 import argparse
 import dataclasses
 import gc
-import resource
 import tempfile
 import time
 from pathlib import Path
@@ -16,8 +15,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from data_selection.commands.shared import times
+from data_selection.common.distributed import pick_device
 from data_selection.methods.bilaf.selection import select_bilaf
 from data_selection.methods.configs import BILAF_PRESETS as PRESETS
+from scripts.benchmarks.activeft import anew, high_water
 from tests.support.oracles_bilaf import released_program
 
 SIZES = {  # images, [(cores, budget)], compared with the plain loops
@@ -33,8 +35,7 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def main(argv=None):
-    """Print a Markdown table: wall and processor seconds of each case and variant, and peak memory."""
+def build_parser():
     parser = argparse.ArgumentParser(description="Time of BiLAF's boundary stage on a made pool of 384 dimensions.")
     parser.add_argument("--size", choices=[*SIZES, "all"], default="all", help="pool of CIFAR's or ImageNet's size")
     parser.add_argument("--variant", choices=["paper", "released", "both"], default="both", help="algorithms to time")
@@ -42,14 +43,20 @@ def main(argv=None):
     parser.add_argument("--images", type=int, help="use only so many images and the same share of cores and budget")
     parser.add_argument("--threads", type=int, help="processor cores to use (default: PyTorch's choice)")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--runs", type=int, default=1, help="runs of the fast path; the best counts")
+    parser.add_argument("--runs", type=times, default=1, help="runs of the fast path; the best counts")
     parser.add_argument("--max_memory", type=float, help="working memory in GB")
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv=None):
+    """Print a Markdown table: wall and processor seconds of each case and variant, and peak memory."""
+    args = build_parser().parse_args(argv)
+    args.device = str(pick_device(args.device))
     if args.threads:
         torch.set_num_threads(args.threads)
     variants = ["released", "paper"] if args.variant == "both" else [args.variant]
     print("| " + " | ".join(COLUMNS) + " |\n" + "|---" * len(COLUMNS) + "|", flush=True)
-    for size in reversed(SIZES) if args.size == "all" else [args.size]:  # the large one first: peak memory only grows
+    for size in SIZES if args.size == "all" else [args.size]:
         images, cases, compare = SIZES[size]
         scale = (args.images or images) / images
         with tempfile.TemporaryDirectory() as folder:
@@ -84,11 +91,12 @@ def row(features, cores, budget, variant, compare, args):
     """One line of the table; the plain loops run in the same process, right after the fast path."""
     chosen = np.random.default_rng(1).permutation(len(features))[:cores].tolist()
     config = dataclasses.replace(PRESETS[variant], max_memory=args.max_memory)
+    anew()  # of this row alone, and not the pages of a pool that was made
     runs = [
         timed(select_bilaf, features, budget, cores=chosen, config=config, device=args.device) for _ in range(args.runs)
     ]
     wall, processor, ids = min(runs, key=lambda run: run[0])
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    peak = high_water() / 1e3 * 1.048576
     plain = ["-"] * 4
     if compare:
         slow, work, expected = timed(released_program, features, chosen, budget)

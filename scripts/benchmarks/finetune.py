@@ -17,12 +17,14 @@ from pathlib import Path
 
 import torch
 
+from data_selection.commands.run_extract import pick_amp
 from data_selection.commands.shared import make_parser
 from data_selection.common.distributed import pick_device
 from data_selection.common.errors import UserError
 from data_selection.common.feature_table import load_features
 from data_selection.common.files import atomic_write, read_json, sha256
-from data_selection.common.subset_files import load_subset, save_subset
+from data_selection.common.subset_files import load_subset, save_subset, versions
+from data_selection.images.record import list_digest
 from data_selection.judging.evaluation import mean_sd
 from data_selection.judging.experiments.store import Store
 from data_selection.judging.report import markdown_table
@@ -108,7 +110,7 @@ def main(argv: list[str] | None = None) -> None:
             raise UserError(f"{table.path} has {len(table)} rows for {len(pool)} images: extract these images")
     ways = list(FACTORS) if args.factors else args.ways
     store = Store(args.output_dir, "scores.jsonl", key)
-    check_same(args)
+    check_same(args, pools, device)
     for cell in cells(args.seeds, args.methods, args.budgets, ways, args.training_seeds):
         if key(cell) in store.known():
             continue
@@ -119,7 +121,7 @@ def main(argv: list[str] | None = None) -> None:
         else:
             words = ["--features", str(args.train)] if way in BY_FEATURES else []
             found = run(args, subset, cell["training"], WAYS[way] + words)
-        store.append(cell | found)
+        store.append(cell | found | {"versions": versions()})
         print(json.dumps(cell | found), file=sys.stderr, flush=True)
     report(store.known(), args.methods, args.budgets, ways, args.seeds, args.training_seeds)
 
@@ -128,26 +130,35 @@ def cells(seeds, methods, budgets, ways, trainings) -> Iterator[dict]:
     """What is to be measured: every list, and each way to use it with every seed of the training, of probes one."""
     for seed, method, budget, way in itertools.product(seeds, methods, budgets, ways):
         for training in [seed] if way in PROBES else trainings or [seed]:
-            yield {"way": way, "method": method, "budget": budget, "seed": seed, "training": training}
+            cell = {"way": way, "method": method, "budget": budget, "seed": seed, "training": training}
+            yield cell | ({"flags": WAYS[way]} if way in WAYS else {})
 
 
-def check_same(args: argparse.Namespace) -> None:
-    """Raise UserError where a folder holds scores of other features or another model: its lines do not tell them."""
+def check_same(args: argparse.Namespace, pools, device: torch.device) -> None:
+    """Raise UserError where a folder holds scores of other features, images, model or device: no line tells them.
+
+    What an earlier version did not note counts as the same.
+    """
     path = args.output_dir / "files.json"
     weights = sha256(args.weights) if args.weights and args.weights.is_file() else str(args.weights)
     mine = {"train": sha256(args.train), "test": sha256(args.test), "model": args.model, "weights": weights,
-            "input_size": args.input_size}  # fmt: skip
+            "input_size": args.input_size, "device": f"{device.type}, {pick_amp('auto', device)}",
+            "images": [list_digest(part) for pool in pools for part in (pool.names, pool.labels)]}  # fmt: skip
     held = read_json(path) if path.exists() else mine
-    if held != mine:
-        other = ", ".join(f"--{name}" for name in mine if held.get(name) != mine[name])
+    other = ", ".join(f"--{name}" for name in mine if held.get(name, mine[name]) != mine[name])
+    if other:
         raise UserError(f"{args.output_dir} holds scores of another {other}: name another --output_dir")
     with atomic_write(path, "w") as handle:
         json.dump(mine, handle)
 
 
 def key(cell: dict) -> tuple:
-    """What was measured: (way, method, budget, seed, seed of the training)."""
-    return (*(cell[name] for name in ("way", "method", "budget", "seed")), cell.get("training", cell["seed"]))
+    """What was measured: (way, its flags, method, budget, seed, seed of the training).
+
+    A line that an earlier version wrote without flags counts as of today's.
+    """
+    flags = " ".join(cell.get("flags", WAYS.get(cell["way"], [])))
+    return cell["way"], flags, cell["method"], cell["budget"], cell["seed"], cell.get("training", cell["seed"])
 
 
 def chosen(folder: Path, table, method: str, budget: int, seed: int, device: torch.device) -> Path:

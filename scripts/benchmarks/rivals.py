@@ -22,7 +22,7 @@ from data_selection.methods.design.kernels import sampled_distance
 from data_selection.methods.table import METHODS
 from data_selection.nearest.pool_reader import UnitPool, working_memory
 from data_selection.nearest.similarity import normalise
-from scripts.benchmarks.activeft import clustered, high_water
+from scripts.benchmarks.activeft import anew, clustered, high_water
 
 COLUMNS = 384
 DELTA = 0.9  # radius of ProbCover's balls, the same for both
@@ -86,14 +86,18 @@ def main(argv=None):
                 in_fresh_process(choose, (whose, name, rows, args.budget, args.threads, args.most))
                 for whose in ("ours", "theirs")
             )
-            shared = f"{len(set(ids) & set(others))} of {args.budget}" if others else ""
+            shared = f"{len(set(ids) & set(others))} of {args.budget}"
             table.append([
-                rows, name, f"{seconds:.2f}", f"{peak:.0f}", f"{their_seconds:.2f}" if others else "-",
-                f"{their_peak:.0f}" if others else "out of memory",
-                ("same list" if ids == others else shared) + (OURS[name][1] if others else ""),
+                rows, name, *told(ids, seconds, peak), *told(others, their_seconds, their_peak),
+                ("same list" if ids == others else shared) + OURS[name][1] if ids and others else "",
             ])  # fmt: skip
     head = ["images", "method", "ours, s", "MB", "scikit-activeml, s", "MB", "chosen by both"]
     print(markdown_table(head, table))
+
+
+def told(ids: list[int], seconds: float, peak: float) -> tuple[str, str]:
+    """Two cells: seconds and MB, where there was enough memory."""
+    return (f"{seconds:.2f}", f"{peak:.0f}") if ids else ("-", "out of memory")
 
 
 def in_fresh_process(function, request):
@@ -112,12 +116,14 @@ def choose(request) -> tuple[list[int], float, float]:
     query = theirs(name, features) if whose == "theirs" else None
     mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (mapped + int(most * 1e9), resource.RLIM_INFINITY))
-    before, began = high_water(), time.perf_counter()
+    before, began = anew(), time.perf_counter()
     try:
         if query is None:
             ids = METHODS[name].select(features, budget, config=OURS[name][0](rows), labelled=[FIRST], seed=0).tolist()
         else:
             ids = query.query(features.numpy(), labels, batch_size=budget).tolist()
-    except MemoryError:
+    except (MemoryError, RuntimeError) as error:  # PyTorch's own allocator raises the second
+        if isinstance(error, RuntimeError) and "memory" not in str(error):
+            raise
         ids = []
     return ids, time.perf_counter() - began, high_water() - before

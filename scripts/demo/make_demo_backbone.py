@@ -24,6 +24,7 @@ from tqdm import tqdm
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
+from data_selection.commands.shared import times
 from data_selection.common.errors import run
 from data_selection.common.files import atomic_write
 from data_selection.embedding.backbones import DEMO_WEIGHTS
@@ -94,7 +95,7 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--source", type=Path, required=True, help="folder with the original idx files")
     parser.add_argument("--output", type=Path, default=DEMO_WEIGHTS, help="file to write (default: %(default)s)")
-    parser.add_argument("--epochs", type=int, default=16, help="passes over the 60,000 images (default: %(default)s)")
+    parser.add_argument("--epochs", type=times, default=16, help="passes over the 60,000 images (default: %(default)s)")
     parser.add_argument("--objective", choices=OBJECTIVES, default="reconstruction", help="(default: %(default)s)")
     parser.add_argument("--warmup-epochs", type=float, default=0.3, help="(default: %(default)s)")
     parser.add_argument("--batch-size", type=int, default=128, help="images per step (default: %(default)s)")

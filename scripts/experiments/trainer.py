@@ -1,7 +1,6 @@
 """Runs of deit/main.py, each in a process of its own: as an evaluation of experiments, and for the benchmarks."""
 
 import ctypes
-import os
 import signal
 import subprocess
 import sys
@@ -27,6 +26,24 @@ GIVEN = ("--subset_ids", "LIST", "--output_dir", "FOLDER", "--auto-resume")  # w
 READS_POOL = ("self-train", "smoothed", "auto")  # modes that learn from the images without a label, too
 PLACES = ("data_path", "device", "num_workers", "pin_mem", "verbose", "tensorboard", "save_interval")  # change nothing
 SCORES = ("last", "best", "ema", "graph")  # the last epoch's, the best one's, the average's, the pool's graph's
+# Runs a program (FILE or -m MODULE) and leaves in a file how many kB it held at most, or one of its processes. What the
+# system counts for a child (ru_maxrss) is never below what its parent holds, which may be a large pool.
+MEASURED = """
+import atexit, os, pathlib, resource, runpy, sys
+peak, status = pathlib.Path(sys.argv.pop(1)), pathlib.Path("/proc/self/status")
+def told():
+    held = [line.split()[1] for line in status.read_text().splitlines() if line.startswith("VmHWM")]
+    peak.write_text(str(max(int(held[0]), resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)))
+if status.exists():
+    atexit.register(told)
+module = sys.argv[1] == "-m"
+del sys.argv[: 1 + module]
+sys.path[0] = os.path.dirname(sys.argv[0])
+if module:
+    runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+else:
+    runpy.run_path(sys.argv[0], run_name="__main__")
+"""
 DEATH = 1  # prctl's PR_SET_PDEATHSIG
 
 
@@ -97,25 +114,25 @@ def train(words, folder, processes=1):
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"] * (processes > 1)
     command = [*launcher, ROOT / "deit" / "main.py", *words, "--output_dir", folder]
     folder.mkdir(parents=True, exist_ok=True)
+    peak = folder.parent / f"{folder.name}.peak"
     began = time.perf_counter()
     with (folder.parent / f"{folder.name}.log").open("ab") as log:
         child = subprocess.Popen(
-            [sys.executable, *map(str, command)], stdout=log, stderr=log,
+            [sys.executable, "-c", MEASURED, *map(str, [peak.absolute(), *command])], stdout=log, stderr=log,
             preexec_fn=die_with_us(signal.SIGTERM if processes > 1 else signal.SIGKILL),
         )  # fmt: skip
-        _, status, usage = os.wait4(child.pid, 0)
+        status = child.wait()
+    held = int(peak.read_text()) if peak.exists() else 0
+    peak.unlink(missing_ok=True)
     if status:
         said = Path(log.name).read_text(errors="replace").strip().splitlines()[-1:]
-        raise UserError(
-            f"the trainer {ended(os.waitstatus_to_exitcode(status))}, {''.join(said)} ({log.name}): "
-            f"{' '.join(map(str, command))}"
-        )
+        raise UserError(f"the trainer {ended(status)}, {''.join(said)} ({log.name}): {' '.join(map(str, command))}")
     Path(log.name).unlink()
     result = read_json(folder / "result.json")
     return {name: result[name] and result[name]["acc1"] for name in SCORES} | {
         "verdict": result["verdict"],
         "minutes": (time.perf_counter() - began) / 60,
-        "gib": usage.ru_maxrss / 2**20,
+        "gib": held / 2**20,
     }
 
 

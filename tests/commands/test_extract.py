@@ -117,6 +117,8 @@ def test_timm_architecture_with_its_own_preprocessing(tmp_path, folder, capsys):
         (["--dataset", "DEMO", "--output_dir", "/proc/x"], "cannot make the output folder /proc/x"),
         (["--dataset", "DEMO", "--device", "cuda:99"], "cuda:99"),
         (["--dataset", "DEMO", "--split", "tran"], "unknown split"),
+        (["--dataset", ".", "--data_path", "/no/place"], "is a folder, leave the flag out"),
+        (["--dataset", "DEMO", "--arch", "timm:test_vit", "--checkpoint_key", "a"], "an entry of --pretrained_weights"),
     ],
 )
 def test_mistakes_are_one_line(flags, match, tmp_path, capsys):
@@ -196,6 +198,16 @@ def test_features_of_another_folder_are_not_replaced(weights, tmp_path, capsys):
         assert (out / "pets_train.npy").read_bytes() == before
     assert run(main_extract, command(weights, out, "--extra_name", "_2_", dataset=second)) == 0
     assert run(main_extract, command(weights, out, dataset=first)) == 0  # the old file's names are the same
+
+
+def test_a_file_that_another_program_wrote_is_not_replaced(tmp_path, capsys):
+    """As the released one does: an array alone, and the data set has no names that could tell images apart."""
+    np.save(path := tmp_path / "DEMO_test.npy", np.zeros((2000, 385), dtype=np.float32))
+    before = path.read_bytes()
+    assert run(main_extract, ["--dataset", "DEMO", "--split", "test", "--output_dir", str(tmp_path)]) == 2
+    expected = "DEMO_test.npy was not written by this command (no DEMO_test.provenance.json is there)"
+    assert expected in capsys.readouterr().err
+    assert path.read_bytes() == before
 
 
 def test_a_folder_that_has_moved_is_the_same_by_its_record(weights, tmp_path, capsys):

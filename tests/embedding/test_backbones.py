@@ -10,6 +10,8 @@ import pytest
 import timm
 import torch
 from safetensors.torch import save_file
+from timm.layers import resample_abs_pos_embed
+from timm.models.vision_transformer import VisionTransformer
 
 from data_selection.common.errors import UserError
 from data_selection.embedding.backbones import (
@@ -133,8 +135,6 @@ def test_weights_of_something_else_stop(tmp_path):
 
 
 def test_position_embedding_is_resized_on_request(tmp_path, weights):
-    from timm.layers import resample_abs_pos_embed
-
     big = build_model("demo_vit").state_dict() | {"pos_embed": torch.randn(1, 1 + 7 * 7, 192)}
     torch.save(big, tmp_path / "w.pth")
     with pytest.raises(UserError, match=r"pos_embed \[1, 50, 192\] instead of \[1, 17, 192\]"):
@@ -143,6 +143,15 @@ def test_position_embedding_is_resized_on_request(tmp_path, weights):
     load_weights(model, tmp_path / "w.pth", resize_pos_embed=True, log=lines.append)
     assert torch.equal(model.pos_embed, resample_abs_pos_embed(big["pos_embed"], [4, 4]))
     assert lines == ["position embedding resampled from 7 x 7 to 4 x 4 patches"]
+
+
+def test_position_embedding_without_a_place_for_the_class_token_is_resized(tmp_path):
+    """As DeiT-3's and that of DINOv2 with registers: of patches alone."""
+    vit = functools.partial(VisionTransformer, patch_size=7, embed_dim=8, depth=1, num_heads=1, num_classes=0)
+    big, model = (vit(img_size=side, no_embed_class=True, reg_tokens=2) for side in (49, 28))
+    torch.save(big.state_dict(), tmp_path / "w.pth")
+    load_weights(model, tmp_path / "w.pth", resize_pos_embed=True, log=lambda _: None)
+    assert torch.equal(model.pos_embed, resample_abs_pos_embed(big.pos_embed, [4, 4], num_prefix_tokens=0))
 
 
 def test_damaged_and_unsafe_files(tmp_path, weights):

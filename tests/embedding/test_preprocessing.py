@@ -12,6 +12,7 @@ from timm.layers import resample_abs_pos_embed
 
 from data_selection.commands.extract import main_extract
 from data_selection.common.errors import UserError, run
+from data_selection.embedding import preprocessing
 from data_selection.embedding.backbones import build_model
 from data_selection.embedding.forward import pooled
 from data_selection.embedding.image_batches import View, to_input
@@ -90,6 +91,22 @@ def test_a_margin_lies_around_the_view_and_reflects_where_the_image_ends(kind, s
         for side in whole.shape[:2]
     )
     assert np.array_equal(framed, whole[rows][:, columns])
+
+
+def test_of_a_very_thin_image_only_what_is_seen_is_resized(monkeypatch):
+    """Its short side as long as the view's, it would have millions of rows: 6.4 GB for a file of some hundred bytes."""
+    view, sizes, whole = Preprocess(28, crop=0.8, squash=False), [], Image.Image.resize
+    monkeypatch.setattr(Image.Image, "resize", lambda self, size, *more: sizes.append(size) or whole(self, size, *more))
+    for size in ((1, 20_000), (20_000, 1)):
+        assert view.pixels(picture(*size), 3).shape == (34, 34, 3)
+    assert max(max(size) for size in sizes) <= 34
+    for place, size in enumerate(((2, 400), (400, 2), (3, 1000))):
+        image = picture(*size, seed=place)
+        monkeypatch.setattr(preprocessing, "THIN", 100)
+        part = view.pixels(image, 9).astype(int)
+        monkeypatch.setattr(preprocessing, "THIN", 10**9)
+        # Pillow's two passes may come in another order, between which it cuts off what is beyond black and white
+        assert np.abs(part - view.pixels(image, 9)).mean() < 3
 
 
 def test_pixels_can_be_written_to_and_leave_the_image_alone():

@@ -110,7 +110,23 @@ def test_unfinished_work_of_another_backbone_is_dropped_with_a_word(greys, tmp_p
     embedded.clear()
     extract(greys, tmp_path)
     assert len(embedded.pop()) == 9
-    assert "holds unfinished work by another backbone or of other pixels: it is dropped" in capsys.readouterr().out
+    assert "unfinished work, which is dropped (n_last_blocks was 2, now 1)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("taken", ["earlier", "partial", "partial.aside"])
+@pytest.mark.parametrize("before", [False, True])
+def test_folders_that_somebody_else_made_are_not_removed(greys, tmp_path, monkeypatch, taken, before):
+    if before:  # which would be put aside
+        interrupt(greys, tmp_path, monkeypatch, "--n_last_blocks", "2")
+    folder = tmp_path / "out" / f"pool_train.{taken}"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "notes.txt").write_text("precious")
+    if taken == "earlier":
+        extract(greys, tmp_path)
+    else:
+        with pytest.raises(UserError, match=rf"pool_train\.{taken} is where .* holds other files \(notes\.txt\)"):
+            extract(greys, tmp_path)
+    assert (folder / "notes.txt").read_text() == "precious"
 
 
 def test_work_that_another_process_is_at_is_not_dropped(greys, tmp_path, embedded, monkeypatch):

@@ -2,6 +2,7 @@
 
 import io
 import os
+from collections import defaultdict
 
 import numpy as np
 import pytest
@@ -129,3 +130,19 @@ def test_bars_of_reading_and_measuring_come_to_their_end(tmp_path):
     assert [(bar.n, bar.desc) for bar in bars] == [(70, "read"), (70, "measure")]
     assert record.widths == tuple(range(1, 71))
     assert len(set(record.hashes)) == 70
+
+
+def test_equal_images_that_were_renamed_are_looked_at_once(monkeypatch):
+    """Blank tiles: 100,000 of them, each beside all the others, take half an hour."""
+    looks = []
+
+    class Copies(list):
+        def __iter__(self):
+            looks.append(1)
+            return super().__iter__()
+
+    monkeypatch.setattr(records, "defaultdict", lambda _: defaultdict(Copies))
+    now = PoolRecord(("same",) * 50, tuple(f"new/{i}.png" for i in range(50)))
+    found = match([f"old/{i}.png" for i in range(50)], ["same"] * 50, now)
+    assert found == (list(range(50)), list(range(50)), [])
+    assert len(looks) == 1

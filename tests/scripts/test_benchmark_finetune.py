@@ -69,6 +69,49 @@ def test_scores_of_other_features_or_another_model_are_not_taken_for_these(flags
         finetune.main(words)
 
 
+def test_a_line_tells_the_flags_that_it_was_measured_with(flags, tmp_path, monkeypatch):
+    """The words of a way change with the code: those of another version are no cells of this table."""
+    asked, scores = [], tmp_path / "out" / "scores.jsonl"
+
+    def run(args, subset, seed, words):
+        asked.append(words)
+        return {"last": 10.0 * len(asked), "minutes": 1}
+
+    monkeypatch.setattr(finetune, "run", run)
+    words = [*flags, "--seeds", "0", "--ways", "few-shot", "self-train"]
+    finetune.main(words)
+    lines = [json.loads(line) for line in scores.read_text().splitlines()]
+    assert [line["flags"] for line in lines] == [[], ["--mode", "self-train"]]
+    assert {"commit", "torch"} <= lines[0]["versions"].keys()
+    for line in lines:  # as before they told them
+        del line["flags"], line["versions"]
+    scores.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    finetune.main(words)
+    assert len(asked) == 2
+    monkeypatch.setitem(finetune.WAYS, "few-shot", ["--folds", "0"])
+    lines[0]["flags"] = []
+    scores.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    finetune.main(words)
+    assert asked[2:] == [["--folds", "0"]]
+
+
+def test_scores_of_other_images_or_another_device_are_not_taken_for_these(flags, tmp_path, monkeypatch):
+    words = [*flags, "--seeds", "0", "--ways", "plain probe"]
+    finetune.main(words)
+    told = json.loads((tmp_path / "out" / "files.json").read_text())
+    monkeypatch.setattr(finetune, "pick_amp", lambda *_: "another precision")
+    with pytest.raises(UserError, match="out holds scores of another --device: name"):
+        finetune.main(words)
+    monkeypatch.undo()  # the whole demo pool, whose labels are others
+    arrays = {key: value[COUNT : 2 * COUNT] for key, value in pools.load_demo().items()}
+    monkeypatch.setattr(pools, "load_demo", lambda: arrays)
+    with pytest.raises(UserError, match="out holds scores of another --images: name"):
+        finetune.main(words)
+    del told["images"], told["device"]  # as an earlier version left it
+    (tmp_path / "out" / "files.json").write_text(json.dumps(told))
+    finetune.main(words)
+
+
 def test_factors_are_the_recipe_with_one_change(flags, tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(

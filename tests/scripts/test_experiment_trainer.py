@@ -3,6 +3,7 @@
 import dataclasses
 import signal
 
+import numpy as np
 import pytest
 import torch
 
@@ -53,6 +54,13 @@ def test_a_run_gives_its_scores_and_leaves_its_folder_alone(train, tmp_path, mon
     assert train(["--seed", 3], tmp_path / "out" / "run")["last"] == 71.0  # in the folder of one that was killed
 
 
+def test_the_memory_of_a_run_is_its_own(train, tmp_path):
+    """The system takes a child for as large as its parent was, which holds a pool."""
+    pool = np.ones(500_000_000 // 8)
+    assert train(["--seed", 3], tmp_path / "run")["gib"] < 0.2
+    assert len(pool)
+
+
 def test_a_run_that_fails_is_told_by_its_last_words_which_stay(train, tmp_path):
     log = tmp_path / "run.log"
     with pytest.raises(UserError, match=rf"ended with 2, error: no such thing \({log}\): .*--seed 3 --fail"):
@@ -76,7 +84,8 @@ def test_several_processes_come_by_a_launcher_and_end_by_its_signal(train, tmp_p
         train(["--seed", 3], tmp_path / "run", processes)
     program = [str(tmp_path / "deit" / "main.py"), "--seed", "3", "--output_dir", str(tmp_path / "run")]
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=3"]
-    assert seen["words"][1:] == ([] if processes == 1 else launcher) + program
+    assert seen["words"][1:3] == ["-c", trainer.MEASURED]
+    assert seen["words"][4:] == ([] if processes == 1 else launcher) + program
     assert seen["last_breath"] == (signal.SIGKILL if processes == 1 else signal.SIGTERM)  # which it hands on
 
 

@@ -14,6 +14,17 @@ ARGS = argparse.Namespace(
 )  # fmt: skip
 
 
+def test_no_epoch_leaves_the_weights_that_are_there(monkeypatch, tmp_path, capsys):
+    """It wrote untrained ones over them."""
+    (weights := tmp_path / "w.safetensors").write_bytes(b"trained")
+    monkeypatch.setattr(script, "find_idx", lambda *_: None)
+    monkeypatch.setattr(script, "read_idx", lambda _: load_demo()["train_images"][:8])
+    with pytest.raises(SystemExit):
+        script.main(["--source", str(tmp_path), "--epochs", "0", "--output", str(weights)])
+    assert "argument --epochs" in capsys.readouterr().err
+    assert weights.read_bytes() == b"trained"
+
+
 @pytest.mark.parametrize("objective", script.OBJECTIVES)
 def test_steps_move_the_backbone_and_a_checkpoint_brings_it_back(objective):
     images = torch.from_numpy(load_demo()["train_images"][:8])

@@ -72,6 +72,11 @@ def test_an_array_shares_an_experiment_and_one_with_gaps_takes_what_is_left(subm
         assert f"{said[0]} ".endswith(f"scripts/run_experiment.py a config.yaml {words} ".replace("  ", " "))
 
 
+def test_an_evaluation_which_has_no_result_is_not_queued_again(submit, tmp_path):
+    done, said = submit("--eval", "--resume", "checkpoint.pth", "--output_dir", tmp_path / "out")
+    assert (done.returncode, len(said)) == (0, 2), done.stderr
+
+
 def test_a_failed_run_is_not_queued_again(submit, tmp_path):
     done, said = submit(f"--output-dir={tmp_path}/out", STATUS="2")
     assert (done.returncode, len(said)) == (2, 1)
