@@ -27,6 +27,8 @@ def test_a_table_of_a_spreadsheet_is_taken_and_strange_rows_are_told(visit, plai
 
 def test_tables_are_read_as_training_reads_them(visit, plain, tmp_path):
     page = visit(plain)
+    offered = page.get_attribute("#file", "accept").split(",")
+    assert {".csv", ".tsv", ".txt"} <= {*offered}  # else the browser's dialog hides them
     read = """(bytes) => {
         const { found, unknown } = table.read(table.decode(Uint8Array.from(bytes).buffer), answers.places);
         return [unknown, [...found].map(([i, words]) => [images[i].file, ...words])];
