@@ -13,7 +13,7 @@ from data_selection.common.errors import UserError
 from data_selection.common.feature_table import load_features, sidecar
 from data_selection.common.files import atomic_write, read_json
 from data_selection.common.kinds import Log
-from data_selection.common.listed_names import composed, is_text, quoted
+from data_selection.common.listed_names import composed, is_text, quoted, unquoted
 from data_selection.common.subset_files import CHECK
 from data_selection.images.answer_files import LABEL
 from data_selection.images.answers import written_labels
@@ -91,8 +91,8 @@ def one_column(path: Path, text: str) -> list[str]:
             rows = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
             words = [[cell for cell in row if cell.strip()] for row in rows]
             if all(len(row) < 2 for row in words):
-                found = [cell for row in words for cell in row]
-                return found[1:] if found and found[0].strip().lower() in HEADER else found
+                found = [unquoted(cell.strip()) for row in words for cell in row]  # as tables of labels have them
+                return found[1:] if found and found[0].lower() in HEADER else found
     raise UserError(f"--classes {path} is no table of one column: give a text file of one class name a line, or a,b,c")
 
 

@@ -17,6 +17,7 @@ from data_selection.annotation.run_folder import (
     BELIEFS,
     CONFIG,
     IMAGES,
+    LABELLED,
     MANIFEST,
     PAGE,
     SUBSET,
@@ -35,7 +36,7 @@ from data_selection.common.files import atomic_write, read_json
 from data_selection.common.listed_names import quoted
 from data_selection.common.subset_files import CHECK, names_files, save_names
 from data_selection.images.answers import is_missing, read_answers, write_labels
-from data_selection.images.claims import copies_apart
+from data_selection.images.claims import Source, copies_apart
 from data_selection.images.following import follow, told
 from data_selection.images.pools import Pool
 from data_selection.nearest.graph import NEIGHBOURS
@@ -84,7 +85,8 @@ def hand_out(order: Order, pool: Pool, labels: dict[str, str], world: World) -> 
             handle.write(write_labels(dict.fromkeys(names, "")))
     table, ids = load_features(out / read_run(out)["features"]), read_json(out / SUBSET)
     announced = know_classes(out, order.classes)
-    given = labels_so_far(answers, table.names or names, names, announced, noted)
+    earlier = Source(out / LABELLED, [*labels.items()], kept=True, earlier=True)
+    given = labels_so_far([earlier, Source(answers)], table.names or names, names, announced, noted)
     if not all(file.exists() for file in names_files(out / SUBSET, table)):  # killed after the list was written
         save_names(out / SUBSET, table)
     beliefs = believe(out / BELIEFS, table, labels, ids, world) if len(set(labels.values())) > 1 else None
@@ -114,18 +116,20 @@ def hand_out(order: Order, pool: Pool, labels: dict[str, str], world: World) -> 
 
 
 def labels_so_far(
-    path: Path, pool: Sequence[str], names: Sequence[str], classes: Sequence[str], hashes: Mapping[str, str]
-) -> dict[str, str]:
+    sources: Sequence[Source], pool: Sequence[str], names: Sequence[str], classes: Sequence[str],
+    hashes: Mapping[str, str],
+) -> dict[str, str]:  # fmt: skip
     """{name: label} of the chosen images `names` of a pool for the page, read by the rules of training.
 
-    What training would ask about is told; of that, images with two labels, or with a word for none, have none here.
+    sources: labels of earlier rounds, beside which a rare word may be none that is misspelt, and annotate.csv. What
+    training would ask about is told; of that, images with two labels, or with a word for none, have none here.
     """
-    answers = read_answers([path], pool, names, classes)
+    answers = read_answers(sources, pool, names, classes)
     words = {name for name, word in answers.labels.items() if word not in classes and is_missing(word)}
     if faults := [*answers.faults, *copies_apart(answers, hashes)]:
         without = len((words | answers.apart).intersection(names))
         bare = f"; on the page {without} images have no label for that" if without else ""
-        print(f"warning: {path} is not ready for training: {'; '.join(faults)}{bare}")
+        print(f"warning: {sources[-1].path} is not ready for training: {'; '.join(faults)}{bare}")
     asked = set(names) - words - answers.apart
     return {name: label for name, label in answers.labels.items() if name in asked}
 

@@ -1,15 +1,12 @@
 """Labels as they come back from annotation: tables of any spreadsheet, Label Studio's and CVAT's exports, folders."""
 
-import contextlib
 import csv
 import difflib
 import io
 import re
-import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from decimal import Decimal, InvalidOperation
 from pathlib import Path
 
 from data_selection.common.errors import UserError
@@ -19,6 +16,7 @@ from data_selection.images.claims import Claims, Source
 from data_selection.images.label_files import some
 from data_selection.images.list_files import NO_LABEL
 from data_selection.images.name_finder import Finder
+from data_selection.images.words_alike import QUOTES, alike, seen
 
 CLOSE = 0.8  # difflib's measure from which two words may be one misspelt
 CLOSE_TO_KNOWN = 0.6  # where one of them is known to be a class: short words have few letters to agree in
@@ -32,8 +30,6 @@ DOUBTS = (  # what annotators write where they give no label, casefolded; the pa
     "cant tell", "cannot tell", "skip", "skipped", "ignore", "ignored", "todo", "to do", "tbd", "unklar", "unsicher",
     "unbekannt", "weiss nicht",
 )  # fmt: skip
-QUOTES = "\"'`\u00ab\u00bb\u2018\u2019\u201a\u201b\u201c\u201d\u201e\u201f\u2039\u203a"  # straight and curly
-WRAPPED = re.compile(f"=?[{QUOTES}](.+)[{QUOTES}]")  # ="007" is how a spreadsheet is made to keep a text
 RARE = 2  # images: a word that more of them have is no slip
 
 
@@ -148,28 +144,6 @@ def is_missing(word: str) -> bool:
     if not shown.strip("? ") or shown in MISSING or shown.rstrip(".") in MISSING:
         return True
     return " ".join(re.sub(f"[{QUOTES}]", "", re.sub("[-_]", " ", shown)).rstrip(".!? ").split()) in DOUBTS
-
-
-def seen(word: str) -> str:
-    """What people see of a word: full-width letters as plain ones, no marks without a width, no spaces around it."""
-    return "".join(mark for mark in unicodedata.normalize("NFKC", word) if unicodedata.category(mark) != "Cf").strip()
-
-
-def alike(word: str) -> object:
-    """What words that look the same to people have in common.
-
-    Left aside are capitals, spaces, dashes and underlines, marks that nobody sees, quotes around the word (a
-    spreadsheet's ="007" and '007, too) and a stop at its end. 007, 7 and 7.0 are one number.
-    """
-    shown = seen(word)
-    bare = shown.rstrip(".,;:").strip()
-    inside = WRAPPED.fullmatch(bare)
-    bare = (inside[1].strip().rstrip(".,;:") if inside else bare.removeprefix("'")).strip()
-    if "_" not in bare:  # Python takes 1_0 for 10
-        with contextlib.suppress(InvalidOperation):
-            if (number := Decimal(bare)).is_finite():
-                return number
-    return tuple(re.sub("[-_]", " ", bare.casefold()).split()) or shown  # signs alone may be classes
 
 
 def closest(word: str, others: Sequence[str], known: set[str]) -> list[str]:

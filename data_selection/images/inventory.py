@@ -8,12 +8,13 @@ import numpy as np
 
 from data_selection.common.files import atomic_write
 from data_selection.common.listed_names import quoted
-from data_selection.images.answers import alike, is_missing
+from data_selection.images.answers import is_missing
 from data_selection.images.folders import in_words
 from data_selection.images.label_files import some
 from data_selection.images.list_files import UNKNOWN
 from data_selection.images.pools import Pool
 from data_selection.images.record import PoolRecord, copies
+from data_selection.images.words_alike import alike
 
 TINY, LONG = 16, 10  # unusual: fewer pixels on a side, a longer side of more than so many shorter ones
 

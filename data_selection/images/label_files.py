@@ -10,6 +10,7 @@ from data_selection.common.listed_names import composed
 from data_selection.images import pools
 from data_selection.images.folders import class_level
 from data_selection.images.list_files import NO_LABEL, TABLES, UNKNOWN, guessed, read_list
+from data_selection.images.words_alike import alike
 
 NONE = "none"  # in place of the folder of evaluation images: there are none
 
@@ -153,7 +154,7 @@ def refuse_strange(
 ) -> None:
     """Raise UserError for a label of source that is no class of the other part."""
     if strange := [name for name in own if name not in class_names]:
-        hint = meant(strange[0], class_names)
+        hint = spelt(strange[0], class_names)
         raise UserError(f"{source} has the label {strange[0]!r}{hint}, no class of {other} ({some(class_names)})")
 
 
@@ -165,9 +166,15 @@ def refuse_misspelt(
     A class of which the other part has no image at all is none of these: rare ones are often absent from few images.
     """
     left = [name for name in class_names if name not in own]
-    refuse_strange([name for name in own if meant(name, left)], class_names, source, other)
+    refuse_strange([name for name in own if spelt(name, left)], class_names, source, other)
     if len(left) == len(class_names):
         refuse_strange(own, class_names, source, other)
+
+
+def spelt(word: str, words: Sequence[str]) -> str:
+    """As errors.meant, of words that look the same first: to difflib cat and CAT have nothing in common."""
+    twins = [other for other in words if alike(other) == alike(word)]
+    return f" (did you mean {twins[0]}?)" if twins else meant(word, words)
 
 
 def take_known(pool: pools.Pool, class_names: tuple[str, ...]) -> None:

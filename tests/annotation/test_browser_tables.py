@@ -9,6 +9,7 @@ TABLES = [
     "file,label\ra/00.png,cat\rb/01.png,Käse\r",  # as Excel writes for a Macintosh
     "sep=;\r\nlabel;who;file\r\ncat;me;a/00.png\r\nKäse;;b/01.png\r\n",
     "file,who,class\n./a/00.png,me,cat\n.\\b\\01.png,you,Käse\n",
+    "label,category\na/00.png,cat\nb/01.png,Käse\n",  # of which one is the file
     "cat\ta/00.png\t\t\nKa\u0308se\tb/01.png\t\t\n",
     'file,label\na/00.png,"""cat"""\n"""b/01.png"""," Käse "\n',
 ]
@@ -26,6 +27,8 @@ def test_a_table_of_a_spreadsheet_is_taken_and_strange_rows_are_told(visit, plai
 
 def test_tables_are_read_as_training_reads_them(visit, plain, tmp_path):
     page = visit(plain)
+    offered = page.get_attribute("#file", "accept").split(",")
+    assert {".csv", ".tsv", ".txt"} <= {*offered}  # else the browser's dialog hides them
     read = """(bytes) => {
         const { found, unknown } = table.read(table.decode(Uint8Array.from(bytes).buffer), answers.places);
         return [unknown, [...found].map(([i, words]) => [images[i].file, ...words])];

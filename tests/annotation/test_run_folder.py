@@ -147,6 +147,7 @@ def test_a_class_word_with_a_comma_stands_in_quotes(tmp_path):
         ("Label,\ncat,\n\n", ["cat"]),
         ('"a;b"\nc\n', ["a;b", "c"]),
         ('5"\ncat\n', ['5"', "cat"]),
+        ('label\n"""=1"""\n', ["=1"]),  # copied from a table of labels
         ("cat\nclass\n", ["cat", "class"]),
         ('class\n"red, white",3\nblue\n', None),
         ("a,b\n", None),

@@ -67,6 +67,19 @@ def test_what_training_would_ask_about_is_told_and_stands_on_the_page_without_a_
     assert "1 of them labelled" in capsys.readouterr().out
 
 
+def test_a_rare_word_that_earlier_rounds_have_often_is_no_slip_of_another(choose, tmp_path, capsys):
+    one = choose(tmp_path / "one", budget=6)
+    (one / "annotate.csv").write_text(write_labels(dict.fromkeys(chosen_names(one), "shoe")))
+    two = choose(tmp_path / "two", budget=4, labelled=[one])
+    names = chosen_names(two)
+    (two / "annotate.csv").write_text(write_labels(dict.fromkeys(names, "shoes") | {names[0]: "shoe"}))
+    open_run(two, [], None, partial=False, log=lambda _: None)  # training takes it
+    choose(two, budget=4, labelled=[one])
+    told = capsys.readouterr().out
+    assert "not ready" not in told
+    assert "4 images, 4 of them labelled" in told
+
+
 def test_classes_of_earlier_rounds_can_be_chosen_at_once(choose, tmp_path):
     one = choose(tmp_path / "one", budget=4)
     labels = dict(zip(chosen_names(one), ["dogs", "cats", "dogs", "cats"], strict=True))

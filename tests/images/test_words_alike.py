@@ -4,7 +4,8 @@ import re
 
 import pytest
 
-from data_selection.images.answers import alike, read_answers
+from data_selection.images.answers import read_answers
+from data_selection.images.words_alike import alike
 
 BOTH = " If both are classes, name all with --classes of choose_images.py"
 

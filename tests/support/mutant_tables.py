@@ -42,6 +42,7 @@ TESTS = {
     "data_selection/images/label_files.py": ("deit/test_labels.py",),
     "data_selection/images/claims.py": ("images/test_answers.py", "annotation/test_round_labels.py"),
     "data_selection/images/answers.py": ("images/test_answers.py", "test_any_name.py"),
+    "data_selection/images/words_alike.py": ("images/test_words_alike.py",),
     "data_selection/images/answer_files.py": ("images/test_answers.py", "test_any_name.py"),
     "data_selection/images/name_finder.py": ("images/test_answers.py", "test_any_name.py"),
     "data_selection/judging/findings.py": ("judging/test_findings.py",),

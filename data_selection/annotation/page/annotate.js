@@ -204,7 +204,7 @@ const app = (() => {
 
   // What a key does, where it does something.
   function actionOf(key, event) {
-    if (event.ctrlKey || event.metaKey) return key === "a" && view !== "sheet" ? null : IN_CONTROL[key];
+    if (event.ctrlKey || event.metaKey) return event.shiftKey || (key === "a" && view !== "sheet") ? null : IN_CONTROL[key];
     if (key.startsWith("Arrow")) {
       if (view === "sheet") return () => sheet.move(key, event.shiftKey);
       return key === "ArrowLeft" || key === "ArrowRight" ? () => step(key === "ArrowLeft" ? -1 : 1) : null;

@@ -68,7 +68,7 @@ const table = (() => {
     const hits = columns.map(([rows, file]) => rows.filter((row) => row.length > 1 && find(row[file] ?? "") !== undefined).length);
     const [rows, file] = columns[hits.indexOf(Math.max(...hits))] ?? [[], 0];
     const head = find(rows[0]?.[file] ?? "") === undefined ? rows.shift() : []; // a header, or an image of elsewhere
-    const words = (head ?? []).map((word) => word.trim().toLowerCase()), called = LABEL.find((word) => words.includes(word));
+    const words = (head ?? []).map((word, k) => (k === file ? "" : word.trim().toLowerCase())), called = LABEL.find((word) => words.includes(word));
     const used = new Set(rows.flatMap((row) => row.flatMap((word, k) => (k !== file && word.trim() ? [k] : []))));
     const label = called ? words.indexOf(called) : used.size < 2 ? [...used][0] : undefined;
     const found = new Map();
