@@ -222,7 +222,7 @@ def test_test_images_are_told_and_decide_nothing(run, folder, tmp_path):
     found = predict_images(run, tmp_path / "test", device="cpu", log=lambda _: None)
     right = sum(row[0].split("/")[0] == row[1] for row in rows(run / "predictions.csv"))
     assert done.test == pytest.approx(100 * right / len(found.names))
-    assert values(run)["test"] == {"accuracy": done.test, "count": COUNT - 50}
+    assert values(run)["test"] == {"accuracy": done.test, "count": COUNT - 50, "absent": []}
     assert (before.test, done.accuracy) == (None, before.accuracy)
 
 
