@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.support.pages import CLASSES, NAMES, make_page, opened_browser
+from tests.support.pages import CLASSES, NAMES, make_page, opened_browser, watched
 
 
 @pytest.fixture(scope="module")
@@ -19,11 +19,7 @@ def visit(browser):
     def go(path, **settings):
         context = browser.new_context(**settings)
         contexts.append(context)
-        page = context.new_page()
-        page.on("pageerror", lambda error: faults.append(str(error)))
-        page.on(
-            "request", lambda request: request.url.startswith(("file:", "data:", "blob:")) or faults.append(request.url)
-        )
+        page = watched(context.new_page(), faults)
         page.goto(path.as_uri())
         return page
 

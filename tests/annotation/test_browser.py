@@ -6,29 +6,7 @@ import numpy as np
 import pytest
 
 from data_selection.annotation.arrangement import Beliefs
-from tests.support.pages import CLASSES, NAMES, PHONE, exported, given, labels, make_page, press
-
-
-def test_ten_labels_by_keys_are_there_after_a_reload_and_go_out_and_in(visit, plain, tmp_path):
-    page = visit(plain)
-    press(page, "1 2 3 c d f 1 1 2 2")
-    assert page.inner_text("#told").startswith("10 of 24 labelled")
-    first = given(page)
-    assert [answer["label"] for answer in first.values()] == [
-        "cat", "dog", "fox", "cat", "dog", "fox", "cat", "cat", "dog", "dog",
-    ]  # fmt: skip
-    page.reload()
-    assert given(page) == first
-    assert page.inner_text("#place") == "11 of 24"  # goes on where it was left
-    rows = exported(page, tmp_path / "out.csv")
-    assert rows[0] == ["file", "label"]
-    assert sorted(file for file, _ in rows[1:]) == sorted(NAMES)
-    assert {file: label for file, label in rows[1:] if label} == {file: one["label"] for file, one in first.items()}
-    other = visit(plain)
-    assert given(other) == {}
-    other.set_input_files("#file", tmp_path / "out.csv")
-    other.wait_for_selector("#notice:has-text('10 labels taken')")
-    assert given(other) == first
+from tests.support.pages import CLASSES, NAMES, PHONE, given, labels, make_page, press
 
 
 def test_back_skip_unsure_undo_and_filter(visit, plain):

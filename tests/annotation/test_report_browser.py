@@ -40,7 +40,6 @@ def test_ten_labels_by_keys_are_trained_on(visit, folder, tmp_path):
     choose_images(folder, 10, out, method="random", model="demo_vit", classes="even,odd", **words)
     page = visit(out / "annotate.html")
     press(page, "1 2 1 2 1 2 1 2 1 2")
-    page.reload()
     saved = exported(page, out / "annotate.csv")
     assert sorted(label for _, label in saved[1:]) == ["even"] * 5 + ["odd"] * 5
     training.train_on_labels(out, mode="linear", **words, log=lambda _: None)

@@ -79,6 +79,15 @@ def write_answers(path, labels):
         csv.writer(handle).writerows([("file", "label"), *labels.items()])
 
 
+def watched(page, faults):
+    """The page, which notes in a list what it raises, and what it asks for outside."""
+    page.on("pageerror", lambda error: faults.append(str(error)))
+    page.on(
+        "request", lambda request: request.url.startswith(("file:", "data:", "blob:")) or faults.append(request.url)
+    )
+    return page
+
+
 def press(page, keys):
     """Press keys, apart by spaces, one after the other."""
     for key in keys.split():
@@ -107,8 +116,12 @@ def labels(page):
 
 def eventually(page, script):
     """Waits until an expression holds; the page's policy does not let Playwright wait within it."""
-    for _ in range(200):
-        if page.evaluate(script):
-            return
+    assert becomes(lambda: bool(page.evaluate(script)), True), script
+
+
+def becomes(get, wanted, seconds=8):
+    """What get() gives once it is as wanted, or after some seconds: a busy browser's store is a little late."""
+    end = time.monotonic() + seconds
+    while (found := get()) != wanted and time.monotonic() < end:
         time.sleep(0.02)
-    raise AssertionError(script)
+    return found

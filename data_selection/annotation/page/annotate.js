@@ -223,8 +223,14 @@ const app = (() => {
     if (!event.repeat || key.startsWith("Arrow")) action(); // a key that is held down answers once
   }
 
+  // Go to the first image without an answer, as far as answers are known.
+  function goOn() {
+    single.show(shown().find((i) => !answers.done(i)) ?? 0);
+    update();
+  }
+
   function start() {
-    answers.load();
+    answers.load(goOn);
     answers.onChange(update);
     const press = (id, action) => $(id)?.addEventListener("click", action);
     press("to-single", () => setView("single"));
@@ -264,9 +270,7 @@ const app = (() => {
     window.addEventListener("beforeunload", (event) => {
       if (!answers.isStored() && answers.isUnsaved()) event.preventDefault();
     });
-    const first = shown().find((i) => !answers.done(i)) ?? 0;
-    single.show(first);
-    update();
+    goOn();
     if (!answers.classes().length) editClasses();
   }
 

@@ -26,6 +26,8 @@ const answers = (() => {
   let stored = true;
   let written = null; // what the browser kept when this tab looked last
   let clock = 0; // the latest time that any tab has given
+  let fresh = true; // nothing that was kept was found, and nothing has been answered since
+  let found; // what to do once it is found after all
 
   const text = (answer) => JSON.stringify(answer ?? null);
   const mapped = (object) => new Map(Object.entries(object ?? {})); // an image may be called `constructor`
@@ -55,9 +57,17 @@ const answers = (() => {
     }
   }
 
-  function load() {
-    const before = look();
+  // What was kept a moment ago may be found a moment later: a busy browser may show a page that is loaded an empty
+  // store first. So a page that has found nothing writes nothing, and looks again.
+  function load(whenFound) {
+    found = whenFound;
+    begin(look());
+    for (const pause of [50, 500, 5_000]) setTimeout(() => takeOver(), pause);
+  }
+
+  function begin(before) {
     if (before) {
+      fresh = false;
       ({ listed = 0, spent = 0, counted = 0, savedAt = before.unsaved ? -1 : 0, clock = 0 } = before);
       const kept = entries(before), held = mapped(before.filed), cameBefore = mapped(before.came);
       images.forEach((image, i) => {
@@ -72,12 +82,14 @@ const answers = (() => {
         if (cameBefore.get(image.file) === image.label) filed[i] = saved;
       });
     }
-    since = now();
     offered = new Set(before?.offered);
     const more = data.classes.filter((word) => !offered.has(word));
-    if (more.length) listed = now();
-    listClasses([...(before?.classes ?? []), ...more]);
+    const words = before?.classes ?? [];
+    listClasses([...typed.filter((word) => words.includes(word)), ...words, ...more]); // as they are seen, if they are
     for (const word of data.classes) offered.add(word);
+    if (fresh) return;
+    since = now();
+    if (more.length) listed = now();
     write();
   }
 
@@ -149,6 +161,7 @@ const answers = (() => {
   }
 
   function changed() {
+    fresh = false;
     const other = look();
     if (other) merge(other);
     listClasses(typed);
@@ -160,7 +173,10 @@ const answers = (() => {
   // answers, they are kept again.
   function takeOver(other = look()) {
     if (!other) return;
-    if (merge(other)) write();
+    if (fresh) {
+      begin(other);
+      found();
+    } else if (merge(other)) write();
     tell();
   }
 
@@ -171,6 +187,7 @@ const answers = (() => {
 
   // The same for pairs of index and answer, as one step.
   function put(pairs, timed = true) {
+    takeOver();
     const step = pairs.filter(([i, answer]) => text(given[i]) !== text(answer)).map(([i]) => [i, given[i]]);
     const began = performance.now();
     if (timed) {
@@ -205,6 +222,7 @@ const answers = (() => {
 
   // Trimmed, without the empty ones and repeats.
   function setClasses(words) {
+    takeOver();
     listClasses(words.map((word) => word.trim().normalize("NFC")).filter(Boolean));
     listed = now();
     changed();
