@@ -223,6 +223,8 @@ const app = (() => {
     if (!event.repeat || key.startsWith("Arrow")) action(); // a key that is held down answers once
   }
 
+  let began; // the image that was shown first
+
   // Go to the first image without an answer, as far as answers are known.
   function goOn() {
     single.show(shown().find((i) => !answers.done(i)) ?? 0);
@@ -230,7 +232,7 @@ const app = (() => {
   }
 
   function start() {
-    answers.load(goOn);
+    answers.load(() => (single.at() === began ? goOn() : update()));
     answers.onChange(update);
     const press = (id, action) => $(id)?.addEventListener("click", action);
     press("to-single", () => setView("single"));
@@ -271,6 +273,7 @@ const app = (() => {
       if (!answers.isStored() && answers.isUnsaved()) event.preventDefault();
     });
     goOn();
+    began = single.at();
     if (!answers.classes().length) editClasses();
   }
 
