@@ -75,7 +75,7 @@ def look(path: Path, request: dict[str, Any], pool: Pool, progress: OpenBar | No
     whole, part = finished(path, request, files, log), unfinished(aside, request, files)
     if aside.exists() and part is None:
         unlike = "; ".join(differences(read_json(aside / "request.json"), request, files))
-        log(f"{folder} holds unfinished work, which is dropped ({unlike or 'its files are damaged'})")
+        log(f"{folder} holds unfinished work, which is dropped ({unlike or 'of other images, or damaged'})")
         shutil.rmtree(aside)
     there = not folder.exists() and is_there(whole, record, pool)
     if there and record != before:  # times and sizes that an earlier version did not know, or that have changed

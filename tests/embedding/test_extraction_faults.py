@@ -69,7 +69,7 @@ def test_unfinished_work_of_another_command_is_dropped_with_a_word(model, tmp_pa
     written = save(small_pool(count), model, tmp_path / "t.npy", request={"weights": weights}, log=said.append)
     assert len(written) == count
     assert [line.split("holds")[1] for line in said] == [
-        " unfinished work by another backbone or of other pixels: it is dropped"
+        " unfinished work, which is dropped (of other images, or damaged)"
     ]
 
 
