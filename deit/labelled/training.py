@@ -205,16 +205,16 @@ def tested_on(pool: Pool, words: Sequence[str], folder: Path, log: Log) -> dict[
     today = list_digest(
         [*record.hashes, *map(str, pool.labels or ()), *(pool.class_names or ()), sha256(folder / NEWEST)]
     )
-    before = read_json(kept) if kept.exists() else {}
+    before, absent = read_json(kept) if kept.exists() else {}, absent_classes(pool, range(len(pool)))
     if before.get("images") == today:
-        return {"accuracy": before["accuracy"], "count": before["count"], "absent": absent_classes(pool)}
+        return {"accuracy": before["accuracy"], "count": before["count"], "absent": absent}
     log(f"asking the trained model about {len(pool)} test images")
     found = train(parse(["--data-set", "FOLDER", "--eval", "--resume", str(folder / NEWEST), *words]))
     assert found is not None  # of one process
     values = {"accuracy": found["acc1"], "count": len(pool)}
     with atomic_write(kept, "w") as handle:
         json.dump({"images": today, **values}, handle)
-    return values | {"absent": absent_classes(pool)}
+    return values | {"absent": absent}
 
 
 def of_the_features(given: Labelled, weights: str) -> bool:

@@ -187,15 +187,16 @@ def say_of_unread(log: Log, **parts: pools.Pool) -> None:
             )
 
 
-def absent_classes(test: pools.Pool) -> list[str]:
-    """The classes of which an evaluation pool has no image; none of a pool without names or images."""
-    there = {test.label(i) for i in range(len(test))}
-    return [word for label, word in enumerate(test.class_names or ()) if label not in there] if there else []
+def absent_classes(pool: pools.Pool, ids: Sequence[int]) -> list[str]:
+    """The classes, by name or number, of which none of the images `ids` of a pool is."""
+    words, there = pool.class_names or tuple(map(str, range(pool.classes or 0))), {pool.label(i) for i in ids}
+    return [word for label, word in enumerate(words) if label not in there]
 
 
 def say_of_absent(test: pools.Pool, log: Log) -> None:
-    """A line where classes have no evaluation image."""
-    if absent := absent_classes(test):
+    """A line where classes have no evaluation image, and others have some."""
+    absent = absent_classes(test, range(len(test)))
+    if absent and len(test):
         log(
             f"warning: {len(absent)} of {test.classes} classes without an evaluation image, of which the accuracy says "
             f"nothing: {some(absent)}"
@@ -267,10 +268,8 @@ def say_of_labels(mode: str, pool: pools.Pool, ids: Sequence[int], log: Log) -> 
 
     One for full finetuning under 10 labels a class: there frozen modes usually win (as FACT reports, arXiv 2606.02079).
     """
-    classes, present = pool.classes or 0, {pool.label(i) for i in ids}
-    if len(present) < classes:
-        words = pool.class_names or tuple(map(str, range(classes)))
-        bare = [words[label] for label in range(classes) if label not in present]
+    classes = pool.classes or 0
+    if bare := absent_classes(pool, ids):
         log(f"warning: {len(bare)} of {classes} classes without a training image: {some(bare)}")
     if same := twins(pool.class_names or ()):
         log(f"warning: classes that may be meant for one: {some(same)}; mend the labels if so")

@@ -27,7 +27,8 @@ def reload(page):
     with page.expect_navigation():
         page.evaluate("() => void location.reload()")
     if held and not becomes(lambda: page.evaluate("localStorage.length > 0"), True):
-        pytest.skip("the browser has given a page that was loaded again an empty store")  # as pages here empty none
+        assert page.opener().evaluate("localStorage.length"), "the page has emptied its store"
+        pytest.skip("the browser has given a page that was loaded again another store than the page that opened it")
 
 
 @pytest.fixture

@@ -204,7 +204,7 @@ def test_from_an_unlabelled_folder_to_a_trained_model(tmp_path, capsys):
         main(command(images, tmp_path / "out", **linear))
 
 
-def test_evaluation_images_that_were_trained_on_are_told(tmp_path, capsys):
+def test_evaluation_images_that_were_trained_on_and_classes_without_any_are_told(tmp_path, capsys):
     images = make_images(tmp_path / "images")
     flags = {
         "data_set": "FOLDERSUBSET", "data_path": images, "subset_ids": images / "subset.json", "mode": "linear",
@@ -214,13 +214,20 @@ def test_evaluation_images_that_were_trained_on_are_told(tmp_path, capsys):
     learned, spared = (images / "train" / names[i] for i in (2, 0))  # the list's first, and one that it leaves out
     shutil.copy(spared, images / "val/class1/spared.png")
     main(words(flags))
-    assert "copies of images" not in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert ("copies of images" in said, "without an evaluation image" in said) == (False, False)
     shutil.copy(learned, images / "val/class1/copied.png")
     main(words(flags))
     assert (
         "\nwarning: 1 of 12 evaluation images are copies of images to train on, and make the accuracy look better than "
         f"it is: {images / 'val/class1/copied.png'}\n"
     ) in capsys.readouterr().out
+    shutil.rmtree(images / "val/class0")
+    labels = "".join(f"{name},{name.split('/')[0]}\n" for name in names)
+    main(words(flags | {"labels": write(images / "l.csv", labels)}))
+    assert "1 of 2 classes without an evaluation image, of which the accuracy says nothing: class0" in (
+        capsys.readouterr().out
+    )
 
 
 def test_files_that_are_gone_and_pools_in_memory_are_not_looked_at(tmp_path):
