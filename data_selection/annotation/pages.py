@@ -9,6 +9,7 @@ from markupsafe import Markup
 
 from data_selection.annotation.arrangement import Arrangement
 from data_selection.annotation.originals import Shown
+from data_selection.images.answers import DOUBTS, MISSING
 
 PARTS = Path(__file__).parent / "page"
 SCRIPTS = ("answers.js", "table.js", "keys.js", "sheet.js", "single.js", "annotate.js")
@@ -55,7 +56,10 @@ def annotation_page(
         if beliefs:
             image["belief"], image["sure"] = beliefs[place][0], round(beliefs[place][1], 3)
         images.append(image)
-    data = {"id": identity, "classes": list(classes), "groups": arranged.titles, "images": images}
+    data = {
+        "id": identity, "classes": list(classes), "groups": arranged.titles, "images": images,
+        "missing": list(MISSING), "doubts": list(DOUBTS),
+    }  # fmt: skip
     return render(
         "annotate.html", ("annotate.css",), SCRIPTS, title=title, why=why, count=len(images), data=data,
         believed=bool(beliefs),

@@ -162,7 +162,7 @@ def test_a_belief_is_confirmed_by_one_key_alone_or_for_a_row(visit, tmp_path):
     press(page, "Enter 2")
     assert list(given(page).values()) == [{"label": "cat"}, {"label": "dog"}]
     press(page, "v")
-    assert [one.split(" (")[0] for one in page.locator(".row > div:first-child > span").all_inner_texts()] == [
+    assert [one.split(" (")[0] for one in page.locator(".row > div:first-child > span").all_text_contents()] == [
         "The model believes: cat", "The model believes: fox",
     ]  # fmt: skip
     page.locator(".row button").nth(1).click()

@@ -1,7 +1,7 @@
 """Tables that the page for labelling reads and writes."""
 
 from data_selection.common.listed_names import unquoted
-from data_selection.images.answers import read_answers
+from data_selection.images.answers import DOUBTS, MISSING, is_missing, read_answers
 from tests.support.pages import HOSTILE, NAMES, exported, given, labels, make_page, press
 
 NAMED = {"a/00.png": "cat", "b/01.png": "Käse"}
@@ -60,6 +60,75 @@ def test_an_opened_table_tells_what_it_replaces_and_leaves_images_of_two_labels(
     page.set_input_files("#file", tmp_path / "x.csv")
     page.wait_for_selector("#notice:has-text('call the column')")
     assert labels(page) == "cat,cat,cat,?"
+
+
+def test_rows_that_say_that_there_is_no_label_give_none(visit, plain, tmp_path):
+    page = visit(plain)
+    files = page.evaluate("images.map((image) => image.file)")
+    words = ["n/a", "Not sure.", "don't know", "??", "-1", "N_A", "cat", "unknown"]
+    (tmp_path / "x.csv").write_text(
+        "file,label\n" + "".join(f"{file},{word}\n" for file, word in zip(files, words, strict=False))
+    )
+    page.set_input_files("#file", tmp_path / "x.csv")
+    page.wait_for_selector("#notice:has-text('2 labels taken')")
+    assert given(page) == {files[5]: {"label": "N_A"}, files[6]: {"label": "cat"}}
+    assert page.inner_text("#notice") == (
+        "x.csv: 2 labels taken. Taken for no label: n/a, Not sure., don't know, ??, -1 and 1 more; if it is a class, "
+        "put it into the list of classes first."
+    )
+    page.evaluate("answers.setClasses([...answers.classes(), 'unknown'])")
+    page.set_input_files("#file", tmp_path / "x.csv")
+    page.wait_for_selector("#notice:has-text('3 labels taken')")
+    assert given(page)[files[7]] == {"label": "unknown"}
+
+
+def test_the_page_knows_the_words_for_no_label_that_training_knows(visit, plain):
+    page = visit(plain)
+    words = [
+        *MISSING,
+        *DOUBTS,
+        "Unsure",
+        "to-do",
+        "can\u2019t tell!",
+        "n/a.",
+        "cat",
+        "no",
+        "-2",
+        "nano",
+        "skipper",
+        "not",
+    ]
+    read = "(word) => table.read(`file,label\\na/00.png,${word}\\n`, answers.places).empty.length"
+    assert [bool(page.evaluate(read, word)) for word in words] == [is_missing(word) for word in words]
+
+
+def test_a_table_may_name_images_from_another_root_or_without_folders(visit, tmp_path):
+    page = visit(make_page(tmp_path, ["a/one.png", "b/one.png", "b/two.png", "c/d/two.png", "three.png"]))
+    rows = {
+        "/data/pool/a/one.png": "cat", r"C:\pool\b\one.png": "dog", "d/two.png": "fox", "x/three.png": "cat",
+        "one.png": "no", "/else/two.png": "no", "four.png": "no",
+    }  # fmt: skip
+    (tmp_path / "x.csv").write_text("file,label\n" + "".join(f"{file},{word}\n" for file, word in rows.items()))
+    page.set_input_files("#file", tmp_path / "x.csv")
+    page.wait_for_selector("#notice:has-text('4 labels taken. 3 rows of images that are not on this page')")
+    told = {file: answer["label"] for file, answer in given(page).items()}
+    assert told == {"a/one.png": "cat", "b/one.png": "dog", "c/d/two.png": "fox", "three.png": "cat"}
+
+
+def test_undo_of_a_table_takes_its_classes_back(visit, plain, tmp_path):
+    page = visit(plain)
+    before = page.evaluate("answers.classes()")
+    (tmp_path / "x.csv").write_text("file,label\na/00.png,wrong\nb/01.png,worse\n")
+    page.set_input_files("#file", tmp_path / "x.csv")
+    page.wait_for_selector("#notice:has-text('2 labels taken')")
+    page.click("#undo")
+    assert page.evaluate("answers.classes()") == before
+    assert "wrong" not in page.inner_text("#classes")
+    page.set_input_files("#file", tmp_path / "x.csv")
+    page.wait_for_selector("#classes:has-text('worse')")
+    page.evaluate("answers.setClasses(answers.classes().filter((word) => word !== 'wrong').concat('more'))")
+    page.click("#undo")  # of a list that somebody has written since, nothing is taken
+    assert page.evaluate("answers.classes()") == [*before, "worse", "more", "wrong"]
 
 
 def test_any_word_comes_back_from_the_table_that_is_saved(visit, plain, tmp_path):

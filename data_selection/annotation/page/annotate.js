@@ -160,7 +160,8 @@ const app = (() => {
   }
 
   async function open(file) {
-    const { found, unknown, unclear } = table.read(table.decode(await file.arrayBuffer()), answers.places);
+    const text = table.decode(await file.arrayBuffer());
+    const { found, unknown, empty, unclear } = table.read(text, answers.places, answers.classes());
     if (unclear) {
       notice(`${file.name}: call the column that holds the labels "label" in its first row.`);
       return;
@@ -176,6 +177,7 @@ const app = (() => {
       over.length ? `, ${over.length} of them in place of another answer, which Undo brings back: ${some(over)}.` : ".",
       torn.length ? ` ${count(torn.length, "image")} with two labels left as before: ${
         some(torn.map(([i, several]) => `${images[i].file} (${several.join(" and ")})`))}.` : "",
+      empty.length ? ` Taken for no label: ${some(empty)}; if it is a class, put it into the list of classes first.` : "",
       unknown ? ` ${count(unknown, "row")} of images that are not on this page.` : "",
     ].join(""));
     update();

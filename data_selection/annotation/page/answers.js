@@ -119,8 +119,8 @@ const answers = (() => {
       when[i] = time;
     });
     if (taken.size) { // undo is of one's own steps, and leaves alone what somebody has answered after them
-      const left = past.map((step) => step.filter(([i]) => !taken.has(i))).filter((step) => step.length);
-      past.splice(0, past.length, ...left);
+      const left = past.map((step) => ({ ...step, pairs: step.pairs.filter(([i]) => !taken.has(i)) }));
+      past.splice(0, past.length, ...left.filter((step) => step.pairs.length));
     }
     if ((other.since ?? 0) > since) {
       const held = mapped(other.filed);
@@ -198,25 +198,29 @@ const answers = (() => {
       last = began;
     }
     if (!step.length) return 0;
-    past.push(step);
+    past.push({ pairs: step, words: typed, listed });
     if (past.length > STEPS) past.shift();
     set(step.map(([i]) => i), new Map(pairs));
     return step.length;
   }
 
-  // Take the last step back. Returns the images that it had changed.
+  // Take the last step back, and the classes that it had brought. Returns the images that it had changed.
   function undo() {
-    const step = past.pop() ?? [];
-    if (step.length) set(step.map(([i]) => i), new Map(step));
-    return step.map(([i]) => i);
+    const step = past.pop();
+    if (!step) return [];
+    const changed = step.pairs.map(([i]) => i);
+    set(changed, new Map(step.pairs), step.listed === listed ? new Set(step.words) : null);
+    return changed;
   }
 
-  function set(indices, answer) {
+  // The answers of images, and, where words are given, only these and those in use are left as classes.
+  function set(indices, answer, words = null) {
     const time = now();
     for (const i of indices) {
       given[i] = answer.get(i);
       when[i] = time;
     }
+    if (words) typed = typed.filter((word) => words.has(word)); // changed() lists those that are in use
     changed();
   }
 

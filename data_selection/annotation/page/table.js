@@ -49,17 +49,45 @@ const table = (() => {
     return rows;
   }
 
-  // What finds the image, of {file: its place on the page}, that a cell means: as it is, or as others write a path.
+  // What finds the image, of {file: its place on the page}, that a cell means: as it is, as others write a path, or,
+  // from another root or without folders, the one whose path has most in common with it, counted from the end.
   function finder(places) {
     const plain = (file) => unquoted(file).replaceAll("\\", "/").replace(/^(\.\/)+/, "").normalize("NFC");
-    const alike = new Map();
-    for (const [file, i] of places) alike.set(plain(file), alike.has(plain(file)) ? undefined : i); // no guess at two
-    return (cell) => places.get(cell) ?? places.get(cell.trim()) ?? alike.get(plain(cell.trim()));
+    const alike = new Map(), ends = new Map();
+    for (const [file, i] of places) {
+      const path = plain(file), parts = path.split("/").reverse();
+      alike.set(path, alike.has(path) ? undefined : i); // no guess at two
+      ends.set(parts[0], [...(ends.get(parts[0]) ?? []), [parts, i]]);
+    }
+    function nearest(path) {
+      const parts = path.split("/").reverse();
+      let most = 0, found;
+      for (const [own, i] of ends.get(parts[0]) ?? []) {
+        const apart = own.findIndex((part, k) => part !== parts[k]), shared = apart < 0 ? own.length : apart;
+        found = shared > most ? i : shared === most ? undefined : found;
+        most = Math.max(most, shared);
+      }
+      return found;
+    }
+    function find(cell) {
+      const path = plain(cell.trim());
+      return places.get(cell) ?? places.get(cell.trim()) ?? alike.get(path) ?? nearest(path);
+    }
+    const known = new Map();
+    return (cell) => (known.has(cell) ? known : known.set(cell, find(cell))).get(cell);
   }
 
-  // The labels of a table, in whatever columns: {place of an image: its words}, how many rows are of no image, and
-  // whether the column of the labels is not to be told.
-  function read(text, places) {
+  // What people and programs write for no label, as training knows it.
+  function saysNothing(word) {
+    const shown = word.toLowerCase(), plain = shown.replace(/[-_]/g, " ").replace(/['"`´‘’“”„]/g, "");
+    const words = plain.replace(/[.!? ]+$/, "").split(/\s+/).join(" ");
+    return /^[? ]*$/.test(shown) || data.missing.includes(shown.replace(/\.+$/, "")) || data.doubts.includes(words);
+  }
+
+  // The labels of a table, in whatever columns: {place of an image: its words}, how many rows are of no image, the
+  // words that say that there is no label, and whether the column of the labels is not to be told. classes: words
+  // that are labels whatever they say.
+  function read(text, places, classes = []) {
     const find = finder(places);
     const columns = SEPARATORS.flatMap((separator) => {
       const rows = split(text.replace(MARK, ""), separator), width = Math.max(0, ...rows.map((row) => row.length));
@@ -71,14 +99,15 @@ const table = (() => {
     const words = (head ?? []).map((word, k) => (k === file ? "" : word.trim().toLowerCase())), called = LABEL.find((word) => words.includes(word));
     const used = new Set(rows.flatMap((row) => row.flatMap((word, k) => (k !== file && word.trim() ? [k] : []))));
     const label = called ? words.indexOf(called) : used.size < 2 ? [...used][0] : undefined;
-    const found = new Map();
+    const found = new Map(), empty = new Set();
     let unknown = 0;
     for (const row of rows) {
       const i = find(row[file] ?? ""), word = unquoted(row[label]?.trim() ?? "").trim().normalize("NFC");
       if (i === undefined) unknown += 1;
+      else if (word && saysNothing(word) && !classes.includes(word)) empty.add(word);
       else if (word) found.set(i, (found.get(i) ?? new Set()).add(word));
     }
-    return { found, unknown, unclear: label === undefined && used.size > 1 };
+    return { found, unknown, empty: [...empty], unclear: label === undefined && used.size > 1 };
   }
 
   // The text of a file's bytes, in UTF-8, UTF-16 or Windows' code page.
