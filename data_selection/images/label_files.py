@@ -25,10 +25,10 @@ def open_folders(
 ) -> tuple[pools.Pool, pools.Pool]:
     """(pool of root/train, pool of root/val), images in the order of feature extraction, classes in sorted order.
 
-    labels, val_labels: CSV files with the labels of either part, else they are its class folders. Both parts must have
-    the same class folders; a CSV of evaluation labels may leave classes out, but not add any. Evaluation images decide
-    nothing: of classes that the training part's CSV lacks they have no label, and stand in `strange`; and such a CSV
-    may name classes that they lack, unless these look like another spelling of theirs.
+    labels, val_labels: CSV files with the labels of either part, else they are its class folders. Evaluation labels
+    may leave classes out, but not add any to the class folders of the training part. Evaluation images decide nothing:
+    of classes that the training part's CSV lacks they have no label, and stand in `strange`; and such a CSV may name
+    classes that they lack, unless these look like another spelling of theirs.
 
     train_path, val_path: other folders, or lists of paths, for either part; val_path `none`: the second pool is empty.
     base: what relative paths of such a list start from, by default the list's folder.
@@ -39,13 +39,8 @@ def open_folders(
         return train, pools.Pool(labels=(), names=(), classes=train.classes, class_names=train.class_names)
     test = evaluation_folder(val_folder, val_labels, base)
     ours, theirs = train.class_names or (), test.class_names or ()
-    if labels is None and val_labels is None and ours != theirs:
-        raise UserError(
-            f"{train_folder} has the classes {some(ours)} but {val_folder} has {some(theirs)}: both need the same "
-            "class folders"
-        )
     if labels is None:
-        renumber(test, ours, val_labels, train_folder)
+        renumber(test, ours, val_labels or val_folder, train_folder)
     else:
         refuse_misspelt(ours, theirs, labels, val_labels or val_folder)
         take_known(test, ours)

@@ -45,7 +45,7 @@ def make_scheduler(
             optimizer, num_epochs=epochs, min_lr=args.min_lr, warmup_lr=args.warmup_lr,
             step_on_epochs=by_epoch, updates_per_epoch=0 if by_epoch else updates,
             noise=args.lr_noise or None,  # type: ignore[arg-type]  # None: no noise, timm's type forgot it
-            noise_pct=args.lr_noise_pct, noise_std=args.lr_noise_std, **shape_of(args, epochs, part, warmup),
+            noise_pct=args.lr_noise_pct, noise_std=args.lr_noise_std, **shape_of(args, epochs, part, warmup, 1 if by_epoch else updates),
         )  # fmt: skip
     except (AssertionError, ValueError) as error:
         raise UserError(f"--sched {args.sched} with {epochs} epochs: {error}") from None
@@ -56,18 +56,25 @@ def make_scheduler(
     return scheduler
 
 
-def shape_of(args: argparse.Namespace, epochs: int, part: float, warmup: float) -> dict[str, Any]:
-    """The keywords of create_scheduler_v2 that say how the rate goes over `epochs`, that `part` of the flags' own."""
+def shape_of(args: argparse.Namespace, epochs: int, part: float, warmup: float, updates: int) -> dict[str, Any]:
+    """The keywords of create_scheduler_v2 that say how the rate goes over `epochs`, that `part` of the flags' own.
+
+    updates: how often in an epoch the rate is set.
+    """
     long = args.sched in ("wsd", "rsqrt")  # warm-up, a long stretch, a fall
     if long and not hasattr(timm.scheduler, "WSDLRScheduler"):
         raise UserError(f"--sched {args.sched} needs timm 1.0.31 or newer, this is {timm.__version__}")
     decay = args.decay_epochs * part if args.decay_epochs else 30.0 if epochs > 30 else epochs / 3
     if long:  # parts of a run may be shorter than its warm-up and its fall; timm takes less than 1 for a share
         warmup = min(warmup, epochs / 2)
+        if (epochs - warmup) * updates < 1:
+            warmup = 0.0
         room, fall = epochs - warmup, args.decay_epochs or 0.2
         decay = fall if fall < 1 else min(fall * part, room) / room
         if args.sched_unit == "epoch":
             decay = max(1, math.floor(decay * room + 0.5))
+        elif decay * room * updates < 1:  # the last step at least
+            decay = 1 / (room * updates)
     shape: dict[str, Any] = {
         "sched": args.sched,
         "decay_epochs": decay,

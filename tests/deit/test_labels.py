@@ -92,10 +92,16 @@ def test_no_class_is_made_of_no_label(folder):
         open_folders(folder, write(folder / "l.csv", "c.png,-1\n"))
 
 
+def test_class_folders_of_evaluation_may_be_fewer_and_are_numbered_alike(tmp_path):
+    write_images(tmp_path, ["train/a/1.png", "train/b/1.png", "train/c/1.png", "val/b/1.png", "val/c/1.png"])
+    _, test = open_folders(tmp_path)
+    assert (test.labels, test.class_names, test.classes) == ([1, 2], ("a", "b", "c"), 3)
+
+
 def test_the_folders_that_were_looked_at_are_named(tmp_path):
     write_images(tmp_path, ["mine/a/1.png", "mine/b/1.png", "yours/a/1.png", "yours/c/1.png"])
     mine, yours = tmp_path / "mine", tmp_path / "yours"
-    with pytest.raises(UserError, match=f"^{mine} has the classes a, b but {yours} has a, c: both need the same"):
+    with pytest.raises(UserError, match=f"^{yours} has the label 'c', no class of {mine} \\(a, b\\)"):
         open_folders(tmp_path, train_path=mine, val_path=yours)
     labels = write(tmp_path / "l.csv", "a/1.png,a\nc/1.png,c\n")
     with pytest.raises(UserError, match=f"has the label 'c', no class of {mine} \\(a, b\\)"):

@@ -1,8 +1,10 @@
 """The course of the rate in runs that are shorter than the flags say: parts, rounds of the pool, --minutes."""
 
 import dataclasses
+import itertools
 
 import pytest
+import timm
 import torch
 
 from deit.job import part_of
@@ -70,6 +72,17 @@ def test_a_round_of_the_pool_climbs_and_falls(more, top):
     assert seen.index(max(seen)) == pytest.approx(200 * top, abs=1)
     assert max(seen) > 0.85
     assert seen[-1] < 0.01
+
+
+@pytest.mark.skipif(not hasattr(timm.scheduler, "WSDLRScheduler"), reason="timm before 1.0.31 has no such schedule")
+@pytest.mark.parametrize("sched", ["wsd", "rsqrt"])
+@pytest.mark.parametrize("unit", ["step", "epoch"])
+def test_the_long_schedules_work_in_runs_of_a_few_steps(sched, unit):
+    for epochs, updates in itertools.product((1, 2, 3), (1, 2, 3, 4, 5)):
+        args = words("--sched", sched, "--sched-unit", unit, "--warmup-epochs", "5", epochs=20)
+        seen = course(args, updates, epochs)
+        assert max(seen) > 0.6
+        assert seen[-1] > 0
 
 
 def test_what_cross_validation_trains_is_warm_within_it(job_of):
