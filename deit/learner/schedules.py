@@ -45,7 +45,8 @@ def make_scheduler(
             optimizer, num_epochs=epochs, min_lr=args.min_lr, warmup_lr=args.warmup_lr,
             step_on_epochs=by_epoch, updates_per_epoch=0 if by_epoch else updates,
             noise=args.lr_noise or None,  # type: ignore[arg-type]  # None: no noise, timm's type forgot it
-            noise_pct=args.lr_noise_pct, noise_std=args.lr_noise_std, **shape_of(args, epochs, part, warmup, 1 if by_epoch else updates),
+            noise_pct=args.lr_noise_pct, noise_std=args.lr_noise_std,
+            **shape_of(args, epochs, part, warmup, 1 if by_epoch else updates),
         )  # fmt: skip
     except (AssertionError, ValueError) as error:
         raise UserError(f"--sched {args.sched} with {epochs} epochs: {error}") from None
