@@ -10,6 +10,14 @@ FLAGS = (
     "deit/test_flag_files.py",
     "deit/test_flag_epochs.py",
 )
+IMAGES = (
+    "images/test_folders.py",
+    "images/test_pools.py",
+    "images/test_list_files.py",
+    "images/test_image_files.py",
+    "images/test_dataset_files.py",
+    "images/test_inaturalist.py",
+)
 TESTS = {
     "deit/engine.py": (*FLAGS, "deit/test_recipe.py", "deit/test_few_shot.py"),
     "deit/losses.py": (*FLAGS, "deit/test_run.py"),
@@ -117,14 +125,8 @@ TESTS = {
     "data_selection/embedding/": ("embedding/test_extraction.py", "embedding/test_forward.py"),
     "data_selection/images/known_lists.py": ("images/test_known_lists.py", "commands/test_lists.py"),
     "data_selection/images/record.py": ("images/test_record.py", "commands/test_inventory.py"),
-    "data_selection/images/": (
-        "images/test_folders.py",
-        "images/test_pools.py",
-        "images/test_list_files.py",
-        "images/test_image_files.py",
-        "images/test_dataset_files.py",
-        "images/test_inaturalist.py",
-    ),
+    "data_selection/images/pools.py": (*IMAGES, "deit/test_predicting.py"),
+    "data_selection/images/": IMAGES,
     "data_selection/judging/estimate.py": ("judging/test_estimate.py",),
     "data_selection/judging/report.py": ("judging/test_report.py",),
     "data_selection/judging/experiments/": (
