@@ -228,6 +228,12 @@ NOTHING = {
     ("data_selection/methods/bilaf/steps", "argument out dropped", r"torch\.where\(rival"): "room that is used again",
     ("data_selection/methods/typiclust", "constant halved", r"base = len"): "sizes and counts stay below the pool's",
     ("data_selection/methods/design/kernels", "constant halved", "^JITTER"): "what is below is rounding",
+    ("", "constant halved", r"bar\.update\(1\)"): "what a bar says",
+    (
+        "data_selection/methods/activeft_objective",
+        "constant halved|operator swapped",
+        r"square\(\)\.sum\(1\) < 0\.5",
+    ): "rows are of length 1 or 0",
     ("", "argument strict dropped", ""): "a check of what holds by construction",
     ("", "argument (desc|unit|progress|non_blocking) dropped", ""): "what a bar says, or how a copy is made",
     (
@@ -237,7 +243,7 @@ NOTHING = {
         r"|perf_counter|narrow_is_faster|short\.copy_",
     ): "how much at a time, or which of two ways to one result: speed and memory",
     ("data_selection/common/listed_names", "", r"len\(ways\) == 1"): "what is known of one reading changes nothing",
-    ("deit/runs/agreement", "constant halved", r"world\.size > 1"): "one process agrees with itself",
+    ("deit/runs/agreement", "constant halved|operator swapped", r"world\.size > 1"): "one process agrees with itself",
     ("deit/selftrain", "operator swapped", r"epoch - 1 <= job"): "before the pool's first step are the labelled ones",
     ("deit/runs/predictions", "argument dim dropped", ""): "the last axis is 1",
     ("deit/samples/", "operator swapped", r"< 0\.5"): "no draw is one half",
