@@ -105,6 +105,28 @@ def test_packed_blocks_are_timms(options):
     assert distance(found, expected) < 1.3 * distance(timms, expected)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"init_values": 0.1}, {"proj_bias": False}, {"act_layer": partial(nn.GELU, approximate="tanh")}],
+)
+@torch.inference_mode()
+def test_the_steps_of_a_packed_block_are_timms_on_every_processor(options, monkeypatch):
+    """Those between the products, which are float32 here."""
+
+    def packed(linear, scale=1.0):
+        scale = torch.as_tensor(scale)
+        return linear.weight * scale[..., None], None if linear.bias is None else linear.bias * scale
+
+    def product(x, layer, activation="none", algorithm=""):
+        x = nn.functional.linear(x, *layer)
+        return nn.functional.gelu(x, approximate=algorithm) if activation == "gelu" else x
+
+    monkeypatch.setattr(packed_blocks, "packed", packed)
+    monkeypatch.setattr(packed_blocks, "product", product)
+    block, x = small_vit(**options).blocks[0], torch.randn(4, 17, 48, generator=torch.Generator().manual_seed(3))
+    assert distance(PackedBlock(block)(x), block(x)) < 1e-5
+
+
 @packs
 @pytest.mark.parametrize("options", [{"mlp_layer": SwiGLU}, {"act_layer": nn.SiLU}, {"scale_mlp_norm": True}])
 def test_other_blocks_are_not_packed(options):

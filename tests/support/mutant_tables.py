@@ -204,6 +204,7 @@ TESTS = {
         "methods/test_settings.py",
         "methods/test_clusters.py",
         "commands/test_settings.py",
+        "methods/test_activeft.py",
     ),
 }
 
@@ -240,7 +241,7 @@ NOTHING = {
         "data_selection/(nearest|methods)/",
         "",
         r"BLOCK|FEW_|MANY_|MOST_|SPARE_|OPEN_|CHUNK|max_bytes|block_rows|row_blocks|hold |resident|screen"
-        r"|perf_counter|narrow_is_faster|short\.copy_",
+        r"|perf_counter|<= most|narrow_is_faster|short\.copy_",
     ): "how much at a time, or which of two ways to one result: speed and memory",
     ("data_selection/common/listed_names", "", r"len\(ways\) == 1"): "what is known of one reading changes nothing",
     ("deit/runs/agreement", "constant halved|operator swapped", r"world\.size > 1"): "one process agrees with itself",
@@ -255,6 +256,7 @@ NOTHING = {
     ("data_selection/images/record", "constant halved", r"^(THREADS|SPAN|BLOCK) ="): "how much at a time: speed",
     ("", "argument repr dropped", ""): "what is shown in a debugger",
     ("", "argument frozen dropped", ""): "nobody changes these",
+    ("", "argument metavar dropped", ""): "what --help calls a value",
     ("", "argument help dropped", ""): "test_documentation.py asks for a text of every flag",
     ("data_selection/judging/experiments/curves", "", "linewidth="): "how thick a line is",
     ("data_selection/judging/rounds", "argument correct dropped", ""): "what is not asked for: time",
