@@ -85,7 +85,7 @@ def hand_out(order: Order, pool: Pool, labels: dict[str, str], world: World) -> 
             handle.write(write_labels(dict.fromkeys(names, "")))
     table, ids = load_features(out / read_run(out)["features"]), read_json(out / SUBSET)
     announced = know_classes(out, order.classes)
-    earlier = Source(out / LABELLED, [*labels.items()], kept=True, earlier=True)
+    earlier = Source(out / LABELLED, [*labels.items()], kept=True)
     given = labels_so_far([earlier, Source(answers)], table.names or names, names, announced, noted)
     if not all(file.exists() for file in names_files(out / SUBSET, table)):  # killed after the list was written
         save_names(out / SUBSET, table)

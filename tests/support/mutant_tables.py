@@ -228,7 +228,12 @@ NOTHING = {
     ): "where the sums agree nothing is handed out",
     ("data_selection/methods/bilaf/steps", "argument out dropped", r"torch\.where\(rival"): "room that is used again",
     ("data_selection/methods/typiclust", "constant halved", r"base = len"): "sizes and counts stay below the pool's",
-    ("data_selection/methods/design/kernels", "constant halved", "^JITTER"): "what is below is rounding",
+    (
+        "data_selection/methods/design/kernels",
+        "constant halved|operator swapped",
+        r"^JITTER|> JITTER$",
+    ): "what is below is rounding",
+    ("", "argument reducing_gap dropped", ""): "speed",
     ("", "constant halved", r"bar\.update\(1\)"): "what a bar says",
     (
         "data_selection/methods/activeft_objective",
