@@ -57,7 +57,8 @@ const table = (() => {
     for (const [file, i] of places) {
       const path = plain(file), parts = path.split("/").reverse();
       alike.set(path, alike.has(path) ? undefined : i); // no guess at two
-      ends.set(parts[0], [...(ends.get(parts[0]) ?? []), [parts, i]]);
+      if (!ends.has(parts[0])) ends.set(parts[0], []);
+      ends.get(parts[0]).push([parts, i]);
     }
     function nearest(path) {
       const parts = path.split("/").reverse();
