@@ -124,8 +124,8 @@ def test_a_class_is_the_first_folder_that_not_all_images_share(tmp_path):
 def test_folders_that_do_not_fit_are_named(tmp_path):
     with pytest.raises(UserError, match=r"train does not exist: --data-path must hold train/<class>/"):
         open_images("FOLDER", tmp_path)
-    write_images(tmp_path, ["train/a/1.png", "train/b/1.png", "val/a/1.png"])
-    with pytest.raises(UserError, match=r"has the classes a, b but .*val has a"):
+    write_images(tmp_path, ["train/a/1.png", "train/b/1.png", "val/a/1.png", "val/c/1.png"])
+    with pytest.raises(UserError, match=r"val has the label 'c', no class of .*train \(a, b\)"):
         open_images("FOLDER", tmp_path)
     write_images(tmp_path, ["val/1.png"])
     with pytest.raises(UserError, match=r"1\.png lies in no class folder"):
