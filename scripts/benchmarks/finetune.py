@@ -100,7 +100,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Measure what is missing, then print two Markdown tables: accuracies, and minutes and memory of a run."""
+    """Measure what is missing, then print tables in Markdown: accuracies, differences, minutes and memory of a run."""
     args = build_parser().parse_args(argv)
     train, test = load_features(args.train), load_features(args.test)
     device = pick_device(args.device)
@@ -200,14 +200,18 @@ def run(args: argparse.Namespace, subset: Path, seed: int, words: list[str]) -> 
 
 
 def report(known: dict[tuple, dict], methods, budgets, ways, seeds, trainings) -> None:
-    """Print accuracy after the last epoch (mean, sd, lists), mean minutes and largest GiB, of what is known."""
-    tables: dict[str, list] = {"last epoch, %": [], "minutes, GiB": []}
+    """Print accuracy after the last epoch (mean, sd, lists), differences to the first row, list by list, and costs."""
+    apart = f"difference to {ways[0]} on {methods[0]} of the same seed"
+    tables: dict[str, list] = {"last epoch, %": [], apart: [], "minutes, GiB": []}
+    first: list[list[dict]] = []
     for method in methods:
         for way in ways:
             row = [
                 [known[key(cell)] for cell in cells(seeds, [method], [budget], [way], trainings) if key(cell) in known]
                 for budget in budgets
             ]
+            first = first or row
+            tables[apart].append([method, way, *map(difference, row, first)])
             tables["last epoch, %"].append([method, way, *(accuracy(some, "last") for some in row)])
             tables["minutes, GiB"].append([method, way, *(cost(some) for some in row)])
             if any(cell.get("graph") for some in row for cell in some):
@@ -220,12 +224,25 @@ def accuracy(found: list[dict], name: str) -> str:
     """Mean over the lists of their trainings' means, sd and number of lists; and the sd of the trainings of a list."""
     if not found:
         return ""
-    lists: dict[int, list[float]] = {}
-    for cell in found:
-        lists.setdefault(cell["seed"], []).append(cell[name])
+    lists = by_list(found, name)
     words = f"{mean_sd(map(statistics.fmean, lists.values()))} ({len(lists)})"
     spreads = [statistics.variance(values) for values in lists.values() if len(values) > 1]
     return words + (f", training ± {statistics.fmean(spreads) ** 0.5:.2f}" if spreads else "")
+
+
+def by_list(found: list[dict], name: str) -> dict[int, list[float]]:
+    """{seed of the list: what its trainings have}."""
+    lists: dict[int, list[float]] = {}
+    for cell in found:
+        lists.setdefault(cell["seed"], []).append(cell[name])
+    return lists
+
+
+def difference(found: list[dict], others: list[dict]) -> str:
+    """Mean, sd and number of the differences of accuracy to others, list by list; "" where they share no seed."""
+    ours, theirs = by_list(found, "last"), by_list(others, "last")
+    pairs = [statistics.fmean(ours[seed]) - statistics.fmean(theirs[seed]) for seed in ours if seed in theirs]
+    return f"{'+' if statistics.fmean(pairs) > 0 else ''}{mean_sd(pairs)} ({len(pairs)})" if pairs else ""
 
 
 def cost(found: list[dict]) -> str:

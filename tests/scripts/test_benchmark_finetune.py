@@ -142,6 +142,23 @@ def test_the_spread_of_the_training_is_told_apart_from_that_of_the_lists(flags, 
     assert "| 10.50 ± 0.71 (2) " in capsys.readouterr().out
 
 
+def test_differences_are_those_of_lists_of_the_same_seed(flags, monkeypatch, capsys):
+    """Of three lists the second way has 1, 2 and 6 points more than the first."""
+    found = {"linear": [20.0, 30.0, 40.0], "smoothed": [21.0, 32.0, 46.0]}
+
+    def run(args, subset, training, words):
+        return {"last": found["smoothed" if "smoothed" in words else "linear"][training], "minutes": 1}
+
+    monkeypatch.setattr(finetune, "run", run)
+    finetune.main([*flags, "--seeds", "0", "1", "2", "--ways", "linear", "smoothed"])
+    table = capsys.readouterr().out.split("difference to linear on random of the same seed")[1]
+    assert "0.00 ± 0.00 (3)" in table
+    assert f"+3.00 ± {7**0.5:.2f} (3)" in table  # the lists' own spread is 10 and more
+    row = [{"seed": 1, "last": 5.0}, {"seed": 2, "last": 4.0}]
+    assert finetune.difference(row, row[1:]) == "0.00 (1)"
+    assert finetune.difference(row[:1], row[1:]) == ""
+
+
 def test_the_device_is_that_of_the_choice_the_probes_and_the_trainer(flags, monkeypatch):
     asked = []
     monkeypatch.setattr(finetune, "train", lambda words, folder: asked.append(words) or {"last": 1.0, "minutes": 1})
